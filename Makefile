@@ -1,0 +1,57 @@
+# make run    the eight parts from end to end on sample scenes, results under runs/
+# make test   every check of the project
+# make lab    JupyterLab on Part 1, in a work folder of your own
+# Each sets up .venv by itself the first time (about 6.5 GB, a few minutes).
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# what the notebooks' own tests make lies apart from your runs
+SMOKE := RVTUTORIAL_PRESET=smoke RVTUTORIAL_SITE=local RVTUTORIAL_HOME=$(CURDIR)/build/smoke
+
+.PHONY: run test lab lint notebooks pytest export format outputs clean help
+
+help:
+	@sed -n 's/^# //p' Makefile | head -4
+
+run: $(VENV)/.ready
+	@$(BIN)/python -m rvtutorial.jobs lessons nbs --out runs
+
+test: lint notebooks pytest
+
+lab: $(VENV)/.ready
+	@mkdir -p work && cp -n nbs/[0-9A-C]*.ipynb work/
+	@cd work && ../$(BIN)/jupyter lab 01_tutorial_setup.ipynb
+
+# --- the checks, one by one
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check nbs rvtutorial tests
+	$(BIN)/ruff check --select F821 rvtutorial
+	$(BIN)/ruff format --check nbs tests
+
+notebooks: $(VENV)/.ready
+	@rm -rf build/smoke && mkdir -p build/smoke
+	$(SMOKE) $(BIN)/nbdev_test --n_workers 1 --do_print --timing
+
+pytest: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+# --- for contributors
+
+export: $(VENV)/.ready
+	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix nbs tests && $(BIN)/ruff format nbs tests && $(BIN)/nbdev_clean
+
+# run every part and keep its new outputs in nbs/
+outputs: run
+	@cp runs/lessons/*.ipynb nbs/ && $(BIN)/nbdev_clean
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.ready: pyproject.toml constraints.txt setup.sh
+	@PYTHON=$(PYTHON) bash setup.sh $(VENV)

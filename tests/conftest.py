@@ -1,0 +1,21 @@
+"""Fixtures shared by the tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    "A function that finds a folder of real imagery, or skips and says so."
+    base = Path(os.environ.get("RVTUTORIAL_REAL_DATA", ROOT.parent / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (base / name).is_dir():
+            pytest.skip(f"real imagery {name} is not on this machine (looked in {base})")
+        return base / name
+
+    return find
