@@ -52,3 +52,175 @@ def check(
         return Verdict(number, None, f"not answered yet. {asked}")
     message = CHECKS[number](answer)
     return Verdict(number, message is None, message or "well done.")
+
+# %% ../nbs/C6_exercises.ipynb #f7b573b4
+@exercise("2.1")
+def _covering_stride(answer):
+    "A whole number of pixels, at most 220."
+    from rvtutorial.chips import coverage, windows
+
+    if isinstance(answer, bool) or not isinstance(answer, (int, float)):
+        return f"a stride is one number of pixels; {answer!r} is not a number."
+    if answer != int(answer) or answer < 1:
+        return f"{answer} is not a whole number of pixels from 1 up."
+    if answer > 220:
+        return f"with a stride of {answer} there are gaps between chips of 220."
+    answer = int(answer)
+    share = coverage((650, 650), 220, answer, pad=False)
+    if share < 1:
+        end = windows(650, 220, answer, pad=False)[-1] + 220
+        return f"{answer} covers {share:.1%}: the last chip ends at pixel {end}, not at 650."
+    if answer < 215:
+        return f"{answer} covers everything, but it is not the largest stride that does."
+    return None
+
+# %% ../nbs/C6_exercises.ipynb #0d344928
+@exercise("2.2")
+def _updates(answer):
+    "A whole number: batches an epoch, times epochs."
+    known = {
+        40_000: "40,000 is how many chips go through; the dials turn once a batch.",
+        5_000: "5,000 is the chips of one epoch; the dials turn once a batch.",
+        8_000: "8,000 is one update for each scene and epoch; a batch holds 24 chips.",
+        209: "209 is right for one epoch; there are eight.",
+        208: "208 full batches make one epoch; count the last one, and there are eight.",
+        1_664: "1,664 forgets the last batch of each epoch: its 8 chips count too.",
+        1_667: "1,667 carries chips over from one epoch to the next; each starts anew.",
+        336: "336 counts one chip a scene; each epoch draws five.",
+        8: "8 is the number of epochs; the dials turn once a batch.",
+    }
+    if answer == 1_672:
+        return None
+    if isinstance(answer, bool) or not isinstance(answer, (int, float)):
+        return f"the answer is one number; {answer!r} is not."
+    if isinstance(answer, float) and not answer.is_integer():
+        return f"{answer} is not whole: a batch that is not full is still one batch."
+    other = "start with the batches of one epoch: 5,000 chips, 24 at a time."
+    return known.get(answer, f"{answer:g} is not it; {other}")
+
+# %% ../nbs/C6_exercises.ipynb #cda96425
+_TASKS = {
+    "cars": "object detection",
+    "asphalt": "semantic segmentation",
+    "chips": "chip classification",
+}
+_WRONG_TASK = {
+    ("cars", "semantic segmentation"): "pixels that are cars do not say how many cars: parked bumper to bumper they are one blot.",
+    ("cars", "chip classification"): "a label for each chip says that there are cars in it, not how many.",
+    ("asphalt", "object detection"): "boxes around asphalt contain much else; hectares need the class of each pixel.",
+    ("asphalt", "chip classification"): "one label a chip counts a chip that is half asphalt as all of it.",
+    ("chips", "object detection"): "boxes would do, but boxes must first be drawn by hand; one label a chip is enough.",
+    ("chips", "semantic segmentation"): "a class for each pixel would do, but one label a chip is enough and far cheaper to make.",
+}
+
+
+@exercise("2.3")
+def _tasks(answer):
+    "A dictionary from question to task."
+    if not isinstance(answer, dict):
+        return f"the answer is a dictionary with the keys {', '.join(_TASKS)}."
+    missing = [key for key in _TASKS if key not in answer]
+    if missing:
+        return f"the dictionary has no entry for {', '.join(missing)}."
+    for key, right in _TASKS.items():
+        given = str(answer[key]).strip().lower().replace("_", " ")
+        if given not in _TASKS.values():
+            return f"{answer[key]!r} is none of the three tasks."
+        if given != right:
+            return _WRONG_TASK[key, given]
+    return None
+
+# %% ../nbs/C6_exercises.ipynb #bc9fae8a
+@exercise("5.1")
+def _path_in_the_tree(answer):
+    "The path of the number of epochs, from the root of the configuration."
+    if not isinstance(answer, str):
+        return f"a path is a text such as 'predict_options.stride', got {answer!r}."
+    path = answer.strip().removeprefix("config.")
+    if path in ("solver.num_epochs", "num_epochs"):
+        return "that is the right end of it; the path begins at the root of the tree."
+    if path.endswith(".epochs") or path == "epochs":
+        return (
+            "`epochs` is our name for it. Raster Vision calls it something else: look "
+            "at the last column of the table."
+        )
+    if path == "backend.solver.lr":
+        return "that is the learning rate. The number of epochs is its neighbour."
+    if path.startswith("backend.model"):
+        return "the model says what is trained, not for how long."
+    if path != "backend.solver.num_epochs":
+        return "no; print `outline(config)` and look for the object that solves."
+    return None
+
+# %% ../nbs/C6_exercises.ipynb #9ed3946e
+@exercise("5.2")
+def _padding_of_stock(answer):
+    "The changes to version 2, as a dict, that bring back Raster Vision's padding."
+    from rvtutorial.runs import STOCK, Hyperparams
+
+    if not isinstance(answer, dict):
+        return f"changes are a dict of names and values, got {answer!r}."
+    if set(answer) >= set(STOCK):
+        return "that takes back every departure at once; only one was asked for."
+    try:
+        changed = Hyperparams.of("version2", **answer)
+    except ValueError as err:
+        return f"Hyperparams refuses it: {err}."
+    usual = Hyperparams.of("version2")
+    others = [k for k, v in changed.asdict().items() if v != usual.asdict()[k]]
+    if changed.padding == usual.chip_sz // 2:
+        return (
+            "110 pixels are half of version 2's chip, so the windows are the same, but "
+            "only until chip_sz changes. Raster Vision's own value is no number."
+        )
+    if not others:
+        return "nothing changed: 0 is our own value. Look at STOCK."
+    if changed.padding is not None:
+        return f"padding is {changed.padding}; Raster Vision's own value is in STOCK."
+    if others != ["padding"]:
+        return f"more than padding changed: {', '.join(others)}."
+    return None
+
+# %% ../nbs/C6_exercises.ipynb #a64f68c4
+@exercise("5.3")
+def _largest_input(answer):
+    "The largest number the network sees, for values to 255 in uint16 and no scaling."
+    import math
+    from numbers import Real
+
+    if isinstance(answer, bool) or not isinstance(answer, Real):
+        return f"a number is asked for, got {answer!r}."
+    if math.isclose(answer, 1):
+        return "that would be so in a uint8 file. It is the file type that counts."
+    if math.isclose(answer, 255):
+        return "Raster Vision does divide: by the largest value of the file type."
+    if math.isclose(answer, 2047 / 65535, rel_tol=0.02):
+        return "that is for imagery of 11 bits; here values end at 255."
+    if math.isclose(answer, 255 / 2047, rel_tol=0.02):
+        return "it divides by what the type could hold, not by 11 bits."
+    if not math.isclose(answer, 255 / 65535, rel_tol=0.02):
+        return "no; divide the largest value by the largest that uint16 can hold."
+    return None
+
+# %% ../nbs/C6_exercises.ipynb #a96bb934
+@exercise("5.4")
+def _other_settings(answer):
+    "The names that open_for lists as different, as a set."
+    if isinstance(answer, str | dict) or not hasattr(answer, "__iter__"):
+        return f"a set of names is asked for, such as {{'lr', 'seed'}}, got {answer!r}."
+    names = {str(name).removeprefix("hyperparams.") for name in answer}
+    if "lr" in names:
+        return "'1e-3' is cast when Hyperparams takes it, and is 0.001 from then on."
+    if "preset" in names:
+        return "a preset is a name for values; the values are compared, not the name."
+    if "data.path" in names:
+        return "data may move: as long as the fingerprint is the same, so are they."
+    if "data.digest" in names:
+        return "the two fingerprints are the same; look again."
+    if "seed" not in names:
+        return "another seed gives another model, so the seed counts."
+    if "epochs" not in names:
+        return "more epochs stretch the schedule of lr: that is another run."
+    if names != {"epochs", "seed"}:
+        return f"there is no {', '.join(sorted(names - {'epochs', 'seed'}))} in the list."
+    return None

@@ -1,0 +1,52 @@
+"""Who may import whom: a module imports only from the floors below its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).resolve().parent.parent / "rvtutorial"
+FLOORS = {
+    0: {"chips", "container", "runs", "sources"},
+    1: {"scenes", "slurm", "models", "metrics", "sweepfile"},
+    2: {"config", "engine", "jobs", "tiles"},
+    3: {"sweep", "viz", "thresholds", "buildings"},
+    4: {"training", "report", "exercises"},
+    5: {"cli"},
+}
+FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
+# engine runs the configs that config builds: both on floor 2, and only this way round
+SAME_FLOOR = {("engine", "config")}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                found |= {module} if module else {a.name for a in node.names}
+            elif module == "rvtutorial":
+                found |= {a.name for a in node.names}
+            elif module.startswith("rvtutorial."):
+                found.add(module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {
+                a.name.split(".")[1]
+                for a in node.names
+                if a.name.startswith("rvtutorial.")
+            }
+    return {name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in LIBRARY.glob("*.py") if not p.stem.startswith("_")),
+    ids=lambda p: p.stem,
+)
+def test_imports_go_down(path):
+    mine = path.stem
+    assert mine in FLOOR, f"{mine} stands on no floor: add it to FLOORS and the design"
+    for other in imported(path) & FLOOR.keys():
+        allowed = FLOOR[other] < FLOOR[mine] or (mine, other) in SAME_FLOOR
+        assert allowed, f"{mine} (floor {FLOOR[mine]}) imports {other}"
