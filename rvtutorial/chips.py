@@ -162,12 +162,10 @@ def plot_windows(
 
 
 def _draw_chips(ax, chips):
-    "Draw each window a little smaller than it is, so that neighbours can be told apart."
-    for i, (row, col, height, width) in enumerate(chips):
-        gap = 0.02 * height * (1 + i % 2)
-        box = (row + gap, col + gap, height - 2 * gap, width - 2 * gap)
-        style = dict(edgecolor="#0072B2", facecolor=("#56B4E9", 0.15), linewidth=1.2)
-        ax.add_patch(_rectangle(*box, **style))
+    "Draw the windows, see-through, so that overlaps show darker."
+    style = dict(edgecolor="#0072B2", facecolor=("#56B4E9", 0.25), linewidth=1.5)
+    for window in chips:
+        ax.add_patch(_rectangle(*(window - (0.5, 0.5, 0, 0)), **style))
 
 # %% ../nbs/02_deep_learning_overview.ipynb #a8f11a2f
 def random_windows(
@@ -175,7 +173,7 @@ def random_windows(
     chip_sz: int,  # Pixels along one side of a chip
     n: int,  # How many windows to draw
     seed: int,  # The same seed draws the same windows
-    padding: int = 0,  # Pixels a window may hang over each side (stock: chip_sz // 2)
+    padding: int = 0,  # Pixels a window may hang over (stock: (chip_sz + 1) // 2)
 ) -> np.ndarray:  # (n, 4) integers: row, col, height, width
     """Windows drawn anywhere in a scene, each place as likely as another.
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EXIT_OK', 'EXIT_FAILED', 'EXIT_REQUEUE', 'EXIT_TERMINATED', 'SOCKET_LIMIT', 'SECONDS', 'now', 'socket_folder',
            'kernel_options', 'kernel_env', 'Stop', 'Signals', 'use_engine', 'use_atomic_files', 'Busy', 'alive', 'lock',
-           'attempt_record', 'why_failed', 'execute', 'run_params', 'keep_failed_notebook', 'stamp_notebook', 'work',
-           'log_to', 'run_job', 'run_member', 'LessonFailed', 'skip_flags', 'skipped', 'lesson_client', 'save_notebook',
-           'save_figures', 'failed_cell', 'run_lesson', 'clock', 'Progress', 'minutes', 'runs_table', 'run_lessons',
-           'closing_words', 'main', 'main_lessons']
+           'attempt_record', 'why_failed', 'run_notebook', 'execute', 'run_params', 'keep_failed_notebook',
+           'stamp_notebook', 'work', 'log_to', 'run_job', 'run_member', 'LessonFailed', 'skip_flags', 'skipped',
+           'lesson_client', 'save_notebook', 'save_figures', 'failed_cell', 'run_lesson', 'clock', 'Progress',
+           'minutes', 'runs_table', 'run_lessons', 'closing_words', 'main', 'main_lessons']
 
-# %% ../nbs/C4_jobs.ipynb #00769f01
+# %% ../nbs/C4_jobs.ipynb #37fbf9cb
 import contextlib
 import fcntl
 import json
@@ -26,20 +26,27 @@ import sys
 import tempfile
 import time
 import traceback
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
-from .runs import Run, Workspace, atomic_path, find_runs, read_json, write_json
-from .slurm import differences, job_notebook, parameters
+from rvtutorial.runs import (
+    Run,
+    Workspace,
+    atomic_path,
+    find_runs,
+    read_json,
+    write_json,
+)
+from .queues import differences, job_notebook, parameters
 
-# %% ../nbs/C4_jobs.ipynb #fe32e5c9
+# %% ../nbs/C4_jobs.ipynb #54319e85
 EXIT_OK, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED = 0, 1, 75, 143
 SOCKET_LIMIT = 107  # bytes of a Unix socket's path
 
 
 def now() -> str:  # Such as 2026-11-20T08:15:00+00:00
     "The time, in a form that sorts and that every language reads."
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def socket_folder() -> Path:  # A new, private folder
@@ -53,7 +60,7 @@ def socket_folder() -> Path:  # A new, private folder
         f"A kernel's socket path may have {SOCKET_LIMIT} bytes: set TMPDIR"
     )
 
-# %% ../nbs/C4_jobs.ipynb #aac83c1f
+# %% ../nbs/C4_jobs.ipynb #6983190b
 def kernel_options(
     sockets: Path,  # Short folder for the sockets
 ) -> dict:  # Arguments for nbclient's client
@@ -90,7 +97,7 @@ def kernel_env(
     quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     return kept | quiet | {"IPYTHONDIR": str(Path(sockets) / "ipython")} | (env or {})
 
-# %% ../nbs/C4_jobs.ipynb #df251036
+# %% ../nbs/C4_jobs.ipynb #9d75e56f
 class Stop(BaseException):
     "Raised in the middle of a job when a signal asks it to leave at once."
 
@@ -98,7 +105,12 @@ class Stop(BaseException):
 class Signals:
     "While this context lasts, a signal interrupts the job's kernel, never the job itself."
 
-    grace = {signal.SIGUSR1: 90, signal.SIGTERM: 10, signal.SIGHUP: 10, signal.SIGINT: 10}
+    grace = {
+        signal.SIGUSR1: 90,
+        signal.SIGTERM: 10,
+        signal.SIGHUP: 10,
+        signal.SIGINT: 10,
+    }
 
     def __init__(self):
         self.got, self.process, self.client, self.before = [], None, None, {}
@@ -112,7 +124,6 @@ class Signals:
         signal.alarm(0)
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        self.kill(signal.SIGKILL)
 
     def kill(self, number):
         "Send a signal to the kernel and to everything that it has started."
@@ -125,7 +136,9 @@ class Signals:
         if number == signal.SIGALRM or self.process is None:
             self.got or self.got.append(signal.Signals(number).name)
             raise Stop(self.got[0])
-        os.write(2, f"got {signal.Signals(number).name}\n".encode())  # print() may be busy
+        os.write(
+            2, f"got {signal.Signals(number).name}\n".encode()
+        )  # print() may be busy
         if not self.got:
             self.kill(signal.SIGINT)
         self.got.append(signal.Signals(number).name)
@@ -146,7 +159,7 @@ class Signals:
     def exit_code(self) -> int:
         return EXIT_REQUEUE if self.got[:1] == ["SIGUSR1"] else EXIT_TERMINATED
 
-# %% ../nbs/C4_jobs.ipynb #67120645
+# %% ../nbs/C4_jobs.ipynb #7cffd32e
 def use_engine(
     signals: Signals,  # Knows which kernel to interrupt
     sockets: Path,  # Short folder for the sockets
@@ -186,7 +199,7 @@ def use_atomic_files(
 
     papermill_io.register(str(folder), Atomic())
 
-# %% ../nbs/C4_jobs.ipynb #6894217c
+# %% ../nbs/C4_jobs.ipynb #0899b0d8
 class Busy(RuntimeError):
     "Another live process works in this run folder."
 
@@ -229,7 +242,7 @@ def lock(folder: Path):
         yield
         file.truncate(0)
 
-# %% ../nbs/C4_jobs.ipynb #3c7131a0
+# %% ../nbs/C4_jobs.ipynb #559f041a
 def attempt_record(submission: str | None, index: int | None) -> dict:
     "What is known when an attempt begins."
     names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
@@ -259,43 +272,52 @@ def why_failed(error: BaseException, signals: Signals) -> str:
         return f"the kernel died ({how}{more})"
     return f"{name}: {error}"
 
-# %% ../nbs/C4_jobs.ipynb #85a0b7e5
-def execute(
+# %% ../nbs/C4_jobs.ipynb #90b604fd
+def run_notebook(
     notebook: Path,  # The job notebook
     folder: Path,  # Run folder: the executed notebook goes there
     params: dict,  # Scalars by name
-) -> tuple[str, str | None, int]:  # State, reason, exit code
-    "Run a job notebook by papermill and say how it went, whatever happens."
+    signals: Signals,  # Interrupts the kernel
+) -> None:
+    "Run a job notebook by papermill; raises what ended it."
     import papermill
 
     sockets = socket_folder()
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, sockets, ignore_errors=True)
-        signals = stack.enter_context(Signals())
-        use_atomic_files(folder)
-        plain = [str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, folder)]
-        try:
-            papermill.execute_notebook(
-                plain[0],
-                plain[1] + "/notebook.ipynb",
-                parameters=params,
-                engine_name=use_engine(signals, sockets),
-                kernel_name="python3",
-                progress_bar=False,
-                autosave_cell_every=10,
-                cwd=str(folder),
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
-            )
-            return "succeeded", None, EXIT_OK
-        except (Stop, Exception) as error:
-            if signals.got:
-                return "interrupted", signals.got[0], signals.exit_code
-            if type(error).__name__ != "PapermillExecutionError":
-                traceback.print_exc()
-            return "failed", why_failed(error, signals), EXIT_FAILED
+    use_atomic_files(folder)
+    plain = [str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, folder)]
+    try:
+        papermill.execute_notebook(
+            plain[0],
+            plain[1] + "/notebook.ipynb",
+            parameters=params,
+            engine_name=use_engine(signals, sockets),
+            kernel_name="python3",
+            progress_bar=False,
+            autosave_cell_every=10,
+            cwd=str(folder),
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    finally:
+        signals.kill(signal.SIGKILL)
+        shutil.rmtree(sockets, ignore_errors=True)
 
-# %% ../nbs/C4_jobs.ipynb #71face10
+
+def execute(
+    notebook: Path, folder: Path, params: dict, signals: Signals
+) -> tuple[str, str | None, int]:  # State, reason, exit code
+    "Run a job notebook and say how it went, whatever happens."
+    try:
+        run_notebook(notebook, folder, params, signals)
+        return "succeeded", None, EXIT_OK
+    except (Stop, Exception) as error:
+        if signals.got:
+            return "interrupted", signals.got[0], signals.exit_code
+        if type(error).__name__ != "PapermillExecutionError":
+            traceback.print_exc()
+        return "failed", why_failed(error, signals), EXIT_FAILED
+
+# %% ../nbs/C4_jobs.ipynb #92afda7f
 def run_params(notebook: Path, folder: Path) -> dict:
     "The parameters of a run folder, with the folder itself where the notebook asks for it."
     path = Path(folder) / "params.json"
@@ -324,12 +346,13 @@ def stamp_notebook(path: Path, **words) -> None:
         book["metadata"]["rvtutorial"] = words
         write_json(path, book)
 
-# %% ../nbs/C4_jobs.ipynb #a63b3155
+# %% ../nbs/C4_jobs.ipynb #fad2be67
 def work(
     folder: Path,  # Run folder, locked by us
     notebook: Path,  # Job notebook
     params: dict,  # Scalars by name
     record: dict,  # Made by `attempt_record`
+    signals: Signals,  # Interrupts the kernel
 ) -> int:  # Exit code
     "One attempt: record its beginning, run it, record its end."
     run = Run(folder)
@@ -340,15 +363,19 @@ def work(
     job = dict(went.get("job") or {}, notebook=Path(notebook).stem, params=given)
     attempts.append(record)
     run.update("went", state="running", why=None, attempts=attempts, job=job)
-    reserve = folder / ".reserve"  # so that a full disk still has room for the last word
+    reserve = (
+        folder / ".reserve"
+    )  # so that a full disk still has room for the last word
     reserve.write_bytes(os.urandom(65536))
-    state, why, code = execute(notebook, folder, params)
+    state, why, code = execute(notebook, folder, params, signals)
     reserve.unlink(missing_ok=True)
     record.update(ended=now(), state=state, why=why)
     kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     peak = dict(peak_memory_mb=round(kilobytes / 1024))
     run.update("went", state=state, why=why, attempts=attempts, **peak)
-    stamp_notebook(folder / "notebook.ipynb", state=state, why=why, attempt=len(attempts))
+    stamp_notebook(
+        folder / "notebook.ipynb", state=state, why=why, attempt=len(attempts)
+    )
     print(f"{now()} {state}" + (f": {why}" if why else ""))
     return code
 
@@ -371,7 +398,7 @@ def log_to(path: Path):
             sys.stdout.flush(), sys.stderr.flush()
         os.dup2(kept[0], 1), os.dup2(kept[1], 2)
 
-# %% ../nbs/C4_jobs.ipynb #ab0c68fb
+# %% ../nbs/C4_jobs.ipynb #76528093
 def run_job(
     folder: str | Path,  # Run folder that holds params.json
     notebook: str | Path | None = None,  # Name or path; None: what was submitted
@@ -384,11 +411,13 @@ def run_job(
     notebook = job_notebook(notebook or asked or "train_rastervision")
     params = run_params(notebook, folder)
     try:
-        with lock(folder):
+        with Signals() as signals, lock(folder):
             given = read_json(folder / "params.json", {})
             other = differences(folder, given, notebook)
             if other:
-                print(f"{folder} holds another run: {'; '.join(other)}", file=sys.stderr)
+                print(
+                    f"{folder} holds another run: {'; '.join(other)}", file=sys.stderr
+                )
                 return EXIT_FAILED
             if Run(folder).state == "succeeded":
                 print(f"{folder} has succeeded already: nothing to do")
@@ -396,10 +425,12 @@ def run_job(
             print(f"{now()} {notebook.stem} in {folder}, log in job.log", flush=True)
             with log_to(folder / "job.log"):
                 record = attempt_record(submission, index)
-                return work(folder, notebook, params, record)
+                return work(folder, notebook, params, record, signals)
     except Busy as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
+    except Stop:
+        return signals.exit_code
 
 
 def run_member(tasks: str | Path, index: int) -> int:
@@ -410,7 +441,7 @@ def run_member(tasks: str | Path, index: int) -> int:
     home = Path(tasks).resolve().parent
     return run_job(doc["folders"][index], home / doc["notebook"], str(home), index)
 
-# %% ../nbs/C4_jobs.ipynb #79761b8e
+# %% ../nbs/C4_jobs.ipynb #08a3368d
 class LessonFailed(RuntimeError):
     "A lesson stopped at an error; the message holds the cell and the traceback."
 
@@ -437,7 +468,7 @@ def skipped(
     said = re.findall(r"^\s*#\s*\|\s*(.*?)\s*$", cell["source"], re.M)
     return any(re.fullmatch(r"eval:\s*false", d) or d in flags for d in said)
 
-# %% ../nbs/C4_jobs.ipynb #553be225
+# %% ../nbs/C4_jobs.ipynb #61757f33
 def lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
     "A client of nbclient that skips what is marked and calls `after` behind each cell."
     from nbclient import NotebookClient
@@ -488,7 +519,7 @@ def save_figures(
                 made.append(path)
     return made
 
-# %% ../nbs/C4_jobs.ipynb #72012c23
+# %% ../nbs/C4_jobs.ipynb #ae3394d8
 def failed_cell(book, name: str, error: Exception) -> str:
     "Which cell stopped a lesson, what it says, and where it happened."
     for number, cell in enumerate(book.cells):
@@ -538,8 +569,17 @@ def run_lesson(
         save_figures(book, out / "figures", notebook.stem)
     return path
 
-# %% ../nbs/C4_jobs.ipynb #594f6cfb
-SECONDS = {"01": 15, "02": 10, "03": 10, "04": 30, "05": 30, "06": 100, "07": 40, "08": 240}
+# %% ../nbs/C4_jobs.ipynb #b5a6c007
+SECONDS = {
+    "01": 15,
+    "02": 10,
+    "03": 10,
+    "04": 30,
+    "05": 30,
+    "06": 100,
+    "07": 40,
+    "08": 240,
+}
 
 
 def clock(seconds: float) -> str:  # Such as 3:07
@@ -577,7 +617,7 @@ class Progress:
         self.out.write("\n" if last or not live else "")
         self.out.flush()
 
-# %% ../nbs/C4_jobs.ipynb #431ea599
+# %% ../nbs/C4_jobs.ipynb #15a6d7a8
 def minutes(went: dict) -> float | None:
     "How long a run worked, all its attempts together."
     spans = [
@@ -598,14 +638,17 @@ def runs_table(
     for run in find_runs(folder):
         results = run.results
         val, test = results.get("validation") or {}, results.get("test") or {}
-        row = {"run": str(run.path.relative_to(Path(folder).resolve())), "state": run.state}
+        row = {
+            "run": str(run.path.relative_to(Path(folder).resolve())),
+            "state": run.state,
+        }
         row |= {"val F1": val.get("f1"), "val IoU": val.get("iou")}
         row |= {"test F1": test.get("f1")}
         row |= {"minutes": minutes(run.manifest.get("went", {})), "path": str(run.path)}
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/C4_jobs.ipynb #f5eecbe1
+# %% ../nbs/C4_jobs.ipynb #559646c0
 def run_lessons(
     folder_of_parts: str | Path,  # Folder with 01_... to 08_...
     out: str | Path,  # Where the executed copies go
@@ -627,7 +670,9 @@ def run_lessons(
         begun = time.monotonic()
         line.show(number)
         try:
-            run_lesson(part, out, env, lambda d, t, n=number: line.show(n, d, t, d == t))
+            run_lesson(
+                part, out, env, lambda d, t, n=number: line.show(n, d, t, d == t)
+            )
         except LessonFailed as error:
             print(f"\n\n{part.stem} stopped. {error}", file=sys.stderr)
             return EXIT_FAILED
@@ -642,7 +687,9 @@ def closing_words(runs: Path, out: Path, seconds: float) -> str:
     table = runs_table(runs) if runs.is_dir() else None
     text = "no runs were made"
     if table is not None and len(table):
-        text = table.to_string(index=False, na_rep="-", float_format=lambda v: f"{v:.3f}")
+        text = table.to_string(
+            index=False, na_rep="-", float_format=lambda v: f"{v:.3f}"
+        )
     figures = len(list((out / "figures").glob("*")))
     return (
         f"\nAll parts done in {clock(seconds)}. Runs (scores are those of whole scenes):\n\n"
@@ -650,7 +697,7 @@ def closing_words(runs: Path, out: Path, seconds: float) -> str:
         f"figures ({figures})        {out / 'figures'}\nrun folders         {runs}"
     )
 
-# %% ../nbs/C4_jobs.ipynb #3403f95e
+# %% ../nbs/C4_jobs.ipynb #9d3b07c9
 def main(argv: list[str] | None = None) -> int:
     "The command line: `python -m rvtutorial.jobs RUN_FOLDER`."
     import argparse
@@ -674,11 +721,13 @@ def main_lessons(argv: list[str]) -> int:
     home = Workspace().home
     parser = argparse.ArgumentParser(prog="python -m rvtutorial.jobs lessons")
     parser.add_argument("--parts", default=home / "nbs", help="folder of the parts")
-    parser.add_argument("--out", default=home / "runs" / "lessons", help="executed copies")
+    parser.add_argument(
+        "--out", default=home / "runs" / "lessons", help="executed copies"
+    )
     parser.add_argument("--only", nargs="*", help="such as 01 04")
     given = parser.parse_args(argv)
     return run_lessons(given.parts, given.out, home, given.only)
 
-# %% ../nbs/C4_jobs.ipynb #5e6c2e77
+# %% ../nbs/C4_jobs.ipynb #ffe25891
 if __name__ == "__main__" and __spec__ is not None:  # not inside a notebook
     sys.exit(main())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'STOCK', 'near_match', 'packaged', 'Workspace', 'outline', 'knob', 'Chips', 'Network', 'Learning', 'Habits',
            'Hyperparams', 'atomic_path', 'write_json', 'read_json', 'natural_key', 'differences', 'headline', 'Run',
-           'find_runs', 'made_with']
+           'find_runs']
 
 # %% ../nbs/05_model_configuration.ipynb #8ac4d60e
 import difflib
@@ -16,8 +16,6 @@ import math
 import os
 import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -26,6 +24,18 @@ from inspect import Parameter, Signature
 from pathlib import Path
 
 # %% ../nbs/05_model_configuration.ipynb #81b8ca54
+_UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
+PRESETS: dict[str, dict] = {
+    "version1": {"chip_sz": 300, "stride_length": 300, "epochs": 3, "batch_sz": 2},
+    "version2": {},
+    "sample": {**_UNET, "batch_sz": 8},
+    "smoke": {
+        **_UNET, "chip_sz": 128, "stride_length": 120, "max_windows": 2, "epochs": 2,
+        "batch_sz": 4,
+    },
+}  # fmt: skip
+
+
 def near_match(
     word: str,  # What was written
     known,  # What could have been meant
@@ -140,18 +150,6 @@ class Workspace:
             if os.environ.get(f"RVTUTORIAL_{name}") and (real or name != "DATA"):
                 lines[i] += f"  (set by RVTUTORIAL_{name})"
         return "\n".join(lines)
-
-# %% ../nbs/05_model_configuration.ipynb #f971874c
-_UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
-PRESETS: dict[str, dict] = {
-    "version1": {"chip_sz": 300, "stride_length": 300, "epochs": 3, "batch_sz": 2},
-    "version2": {},
-    "sample": {**_UNET, "batch_sz": 8},
-    "smoke": {
-        **_UNET, "chip_sz": 128, "stride_length": 120, "max_windows": 2, "epochs": 2,
-        "batch_sz": 4,
-    },
-}  # fmt: skip
 
 # %% ../nbs/05_model_configuration.ipynb #89d2e167
 def outline(
@@ -432,16 +430,14 @@ def _text(value) -> str:
     "A value as one would write it on a command line."
     if isinstance(value, tuple | list):
         return ",".join(_text(item) for item in value)
-    return str(value).lower() if value is None or isinstance(value, bool) else f"{value}"
+    return (
+        str(value).lower() if value is None or isinstance(value, bool) else f"{value}"
+    )
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Hyperparams(Habits, Learning, Network, Chips):
-    """Every value a run depends on, except its data; the defaults are version 2's.
-
-    Values may be texts, as on a command line. Raises ValueError for a name that is not
-    known, a value of the wrong type or out of range, and for contradictions.
-    """
+class _Values(Habits, Learning, Network, Chips):
+    "All hyperparameters, cast and checked as they come in."
 
     def __init__(self, **values):
         known = {spec.name: spec for spec in fields(self)}
@@ -455,6 +451,29 @@ class Hyperparams(Habits, Learning, Network, Chips):
         for wrong in _contradictions(self):
             raise ValueError(wrong)
 
+    def asdict(self) -> dict:
+        "Names and values, ready for JSON."
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def args(self) -> dict[str, str]:
+        "Names and values as texts, ready for a command line."
+        return {name: _text(value) for name, value in self.asdict().items()}
+
+    def __repr__(self):
+        about = {spec.name: spec.metadata["what"] for spec in fields(self)}
+        rows = [f"{k:<14} {v:<12} {about[k]}" for k, v in self.args().items()]
+        return "\n".join(rows + [f"note: {note}" for note in _notes(self)])
+
+# %% ../nbs/05_model_configuration.ipynb #85da6058
+@dataclass(frozen=True, init=False, repr=False)
+class Hyperparams(_Values):
+    """Every value a run depends on, except its data; the defaults are version 2's.
+
+    Values may be texts, as on a command line. Raises ValueError for a name that is not
+    known, a value of the wrong type or out of range, and for contradictions.
+    """
+
     @classmethod
     def of(
         cls,
@@ -467,15 +486,6 @@ class Hyperparams(Habits, Learning, Network, Chips):
             hint = near_match(preset, PRESETS)
             raise ValueError(f"there is no preset {preset!r}; {hint}")
         return cls(**{**PRESETS[preset], **(STOCK if stock else {}), **changes})
-
-    def asdict(self) -> dict:
-        "Names and values, ready for JSON."
-        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-    def args(self) -> dict[str, str]:
-        "Names and values as texts, ready for a command line."
-        return {name: _text(value) for name, value in self.asdict().items()}
 
     def replace(self, **changes) -> "Hyperparams":
         "The same values with some changed, checked again."
@@ -498,22 +508,16 @@ class Hyperparams(Habits, Learning, Network, Chips):
         "A DataFrame: value, what is allowed, what it is, where Raster Vision keeps it."
         return _table(self)
 
-    def __repr__(self):
-        rows = [
-            f"{spec.name:<14} {_text(getattr(self, spec.name)):<12} "
-            f"{spec.metadata['what']}"
-            for spec in fields(self)
-        ]
-        return "\n".join(rows + [f"note: {note}" for note in self.notes])
-
 # %% ../nbs/05_model_configuration.ipynb #d59bd0aa
 Hyperparams.__signature__ = Signature(
     Parameter(s.name, Parameter.KEYWORD_ONLY, default=s.default, annotation=s.type)
     for s in fields(Hyperparams)
 )
 
-STOCK: dict = {
-    s.name: s.metadata["stock"] for s in fields(Hyperparams) if "stock" in s.metadata
+STOCK: dict = {  # None is written none, since to `get_config` it means the preset's
+    s.name: "none" if s.metadata["stock"] is None else s.metadata["stock"]
+    for s in fields(Hyperparams)
+    if "stock" in s.metadata
 }
 
 
@@ -671,7 +675,9 @@ class _Record:
         "What `run.json` holds now; empty for a run of plain Raster Vision."
         found = read_json(self.path / "run.json", {})
         if found.get("schema", 1) > 1:
-            raise ValueError(f"{self.path}/run.json is of a newer rvtutorial; update it")
+            raise ValueError(
+                f"{self.path}/run.json is of a newer rvtutorial; update it"
+            )
         return found
 
     @property
@@ -881,7 +887,7 @@ class Run(_Inputs):
 # %% ../nbs/05_model_configuration.ipynb #4a3745e8
 _OURS = (
     "run.json", "notebook*.ipynb", "params*.json", "job*", "*.log", "*.out", "*.err",
-    "*.sh", "checkpoint.pt", ".*",
+    "*.sh", "tasks.json", "queue.json", "cancelled.json", "checkpoint.pt", ".*",
 )  # fmt: skip
 
 
@@ -925,7 +931,7 @@ def _hyperparams_in(config: dict) -> dict:
     found["class_weights"] = solver.get("class_loss_weights")
     return {k: v for k, v in found.items() if v is not None or k == "padding"}
 
-# %% ../nbs/05_model_configuration.ipynb #72c21303
+
 def find_runs(
     folder: str | Path,  # Where to look
 ) -> list[Run]:  # In natural order of their paths
@@ -933,36 +939,3 @@ def find_runs(
     marks = ("run.json", "pipeline-config.json")
     found = {path.parent for mark in marks for path in Path(folder).rglob(mark)}
     return [Run(path) for path in sorted(found, key=natural_key)]
-
-
-def made_with(
-    device: str | None = None,  # What the network runs on, in words
-) -> dict:  # The section `made_with` of `run.json`
-    "Versions, commit, container, threads: what a run was made with."
-    from importlib import metadata
-
-    names = ("rvtutorial", "rastervision", "torch", "torchvision", "numpy", "rasterio")
-    have = {name: metadata.version(name) for name in names if _installed(name)}
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    try:
-        git = subprocess.run(
-            command, cwd=_home(), capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        git = None
-    image = os.environ.get("APPTAINER_CONTAINER", os.environ.get("SINGULARITY_CONTAINER"))
-    return {
-        "versions": have,
-        "python": sys.version.split()[0],
-        "device": device,
-        "threads": len(os.sched_getaffinity(0)),
-        "git": git.stdout.strip() or None if git else None,
-        "container": image,
-    }
-
-
-def _installed(name: str) -> bool:
-    "Is a package there, without importing it?"
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None

@@ -1,5 +1,7 @@
-# Shared by run_model1.sh and run_model2.sh; sourced, not run.
+# Shared by run_model1.sh and run_model2.sh; sourced, not run. They set me, root, site,
+# output, dry_run and inside_job; read_settings sets what begins with site_.
 # shellcheck shell=bash
+# shellcheck disable=SC2154
 
 die() { # message: say it on standard error and stop with 2
     printf '%s: %s\n' "${me:-rvtutorial}" "$1" >&2
@@ -21,6 +23,7 @@ find_python() { # print the first Python that is new enough to read site files
 read_settings() { # site preset output [name value ...]: check, set the variables below
     local text
     text=$(PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "$python" - "$@" <<'PY'
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -30,7 +33,7 @@ from rvtutorial import runs, slurm
 site_name, preset, output, *pairs = sys.argv[1:]
 given = dict(zip(pairs[::2], pairs[1::2]))
 try:
-    site = slurm.read_site(site_name)
+    site = slurm.Site.read(site_name)
     asked = runs.Hyperparams.of(preset, **given).asdict()
     old = runs.Run(Path(output)).manifest.get("asked", {}).get("hyperparams", {})
     changes = runs.differences(old, asked) if old else {}
@@ -42,7 +45,9 @@ except (ValueError, FileNotFoundError) as err:
 for name in "account partition qos gres mem time cpus image data scratch".split():
     value = getattr(site, name)
     if value is not None and name in ("image", "data", "scratch"):
-        value = slurm._expand(name, value)
+        value = os.path.expanduser(os.path.expandvars(value))
+        if "$" in value:
+            sys.exit(f"site field {name} names a variable that is not set: {value}")
     print(f"site_{name}={shlex.quote('' if value is None else str(value))}")
 for name in ("modules", "binds", "extra"):
     print(f"site_{name}=({shlex.join(getattr(site, name))})")
@@ -114,7 +119,7 @@ launch() { # run the job here, queue it, or only show it
     fi
     mkdir -p "$output" || die "cannot make the folder $output"
     if [ "$site_queue" = local ] || [ "$inside_job" = 1 ]; then
-        job_text | bash
+        bash -c "$(job_text)"
         return
     fi
     sbatch_options

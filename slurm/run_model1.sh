@@ -14,7 +14,8 @@ scene, 3 epochs, batches of 2, learning rate 1e-4) with plain Raster Vision.
   -n       show what would run, and run nothing
   -h       show this text
 
-The scenes lie where the site file or $RVTUTORIAL_DATA says.
+The scenes lie where the site file or $RVTUTORIAL_DATA says. Start this with bash,
+also on a cluster: it checks all values and then calls sbatch itself.
 TEXT
 }
 

@@ -19,7 +19,8 @@ Train, predict and evaluate version 2 of the model with plain Raster Vision.
   -n         show what would run, and run nothing
   -h         show this text
 
-The scenes lie where the site file or $RVTUTORIAL_DATA says.
+The scenes lie where the site file or $RVTUTORIAL_DATA says. Start this with bash,
+also on a cluster: it checks all values and then calls sbatch itself.
 TEXT
 }
 

@@ -7,6 +7,9 @@ import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
+# peak memory in MB of a process itself; ru_maxrss would be its parent's at first
+PEAK = "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024"
+
 NAMES = ("building", "background", "null")
 VEGAS = from_origin(-115.2, 36.2, 2.7e-06, 2.7e-06)  # 0.24 m by 0.3 m
 
@@ -17,7 +20,9 @@ def write_raster(path, bands, transform=VEGAS, crs="EPSG:4326", **more):
     shape = dict(count=bands.shape[0], height=bands.shape[1], width=bands.shape[2])
     place = dict(transform=transform, crs=crs) if crs else {}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(path, "w", driver="GTiff", dtype=bands.dtype, **shape, **place, **more) as out:
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=bands.dtype, **shape, **place, **more
+    ) as out:
         out.write(bands)
     return Path(path)
 
@@ -26,14 +31,23 @@ def write_boxes(path, boxes, transform=VEGAS):
     "Write boxes of pixels (row, column, rows, columns) as GeoJSON polygons."
     features = []
     for row, column, rows, columns in boxes:
-        corners = [(column, row), (column + columns, row), (column + columns, row + rows)]
+        corners = [
+            (column, row),
+            (column + columns, row),
+            (column + columns, row + rows),
+        ]
         corners += [(column, row + rows), (column, row)]
         # a hair inside, so that cutting to whole pixels gives the corner back
-        ring = [list(transform * (c + 1e-3, r + 1e-3)) for c, r in corners]
+        ring = [
+            list(rasterio.transform.xy(transform, r + 1e-3, c + 1e-3, offset="ul"))
+            for c, r in corners
+        ]
         shape = {"type": "Polygon", "coordinates": [ring]}
         features.append({"type": "Feature", "properties": {}, "geometry": shape})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    Path(path).write_text(
+        json.dumps({"type": "FeatureCollection", "features": features})
+    )
     return Path(path)
 
 
@@ -83,12 +97,19 @@ def _items(matrix, names):
 
 def _scene_config(scene, image, label, background=1):
     vector = {"type_hint": "geojson_vector_source", "uris": str(label)}
-    source = {"vector_source": vector, "rasterizer_config": {"background_class_id": background}}
+    source = {
+        "vector_source": vector,
+        "rasterizer_config": {"background_class_id": background},
+    }
     if Path(label).suffix == ".tif":
         maps = [{"type_hint": "reclass_transformer", "mapping": {"255": 0, "0": 1}}]
         source = {"uris": [str(label)], "transformers": maps}
     raster = {"type_hint": "rasterio_source", "uris": [str(image)]}
-    return {"id": str(scene), "raster_source": raster, "label_source": {"raster_source": source}}
+    return {
+        "id": str(scene),
+        "raster_source": raster,
+        "label_source": {"raster_source": source},
+    }
 
 
 def write_log(path, epochs, f1=0.8):
@@ -99,19 +120,30 @@ def write_log(path, epochs, f1=0.8):
     lines = [columns + ",valid_time"]
     for epoch in range(epochs):
         loss, now = 1 / (epoch + 1), f1 * (epoch + 1) / epochs
-        numbers = [loss, "0:00:05", 0.9 * loss, *(3 * [now]), *(6 * [now]), *(3 * [0.0])]
+        numbers = [
+            loss,
+            "0:00:05",
+            0.9 * loss,
+            *(3 * [now]),
+            *(6 * [now]),
+            *(3 * [0.0]),
+        ]
         lines.append(",".join(map(str, [epoch, *numbers, "0:00:01"])))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("\n".join(lines) + "\n")
 
 
-def fake_run(folder, scenes, shift=1, epochs=3, stages=("train", "predict", "eval", "bundle")):
+def fake_run(
+    folder, scenes, shift=1, epochs=3, stages=("train", "predict", "eval", "bundle")
+):
     """A run that predicts every box `shift` pixels too far to the right.
 
     `scenes`: {id: (image, label, boxes, shape)} of the validation split.
     """
     folder = Path(folder)
-    configs = [_scene_config(i, image, label) for i, (image, label, *_) in scenes.items()]
+    configs = [
+        _scene_config(i, image, label) for i, (image, label, *_) in scenes.items()
+    ]
     classes = {"names": list(NAMES), "null_class": "null"}
     splits = {"train_scenes": [], "validation_scenes": configs, "test_scenes": []}
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +155,9 @@ def fake_run(folder, scenes, shift=1, epochs=3, stages=("train", "predict", "eva
     for scene, (image, _, boxes, shape) in scenes.items():
         truth = truth_of(boxes, shape)
         drawn = truth_of([(r, c + shift, h, w) for r, c, h, w in boxes], shape)
-        matrices[scene] = np.bincount(3 * truth.ravel() + drawn.ravel(), minlength=9).reshape(3, 3)
+        matrices[scene] = np.bincount(
+            3 * truth.ravel() + drawn.ravel(), minlength=9
+        ).reshape(3, 3)
         if "predict" in stages:
             with rasterio.open(image) as source:
                 place = dict(transform=source.transform, crs=source.crs)

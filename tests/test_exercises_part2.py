@@ -1,0 +1,95 @@
+"""Part 2's checks: the right answer passes, each usual mistake gets a word of its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rvtutorial.exercises import check
+
+PART = Path(__file__).parent.parent / "nbs" / "02_deep_learning_overview.ipynb"
+
+RIGHT = {
+    "2.1": [215, 215.0],
+    "2.2": [1672, 1672.0],
+    "2.3": [
+        {
+            "cars": "object detection",
+            "asphalt": "Semantic Segmentation",
+            "chips": "chip_classification",
+        }
+    ],
+}
+TASKS = RIGHT["2.3"][0]
+WRONG = {
+    "2.1": [
+        (220, "220 covers 45.8%: the last chip ends at pixel 440"),
+        (430, "there are gaps between chips of 220"),
+        (86, "not the largest"),
+        (213, "213 covers 98.8%: the last chip ends at pixel 646"),
+        (-5, "not a whole number"),
+        (214.5, "not a whole number"),
+        ("215 px", "is not a number"),
+    ],
+    "2.2": [
+        (40_000, "how many chips go through"),
+        (5_000, "chips of one epoch"),
+        (209, "right for one epoch"),
+        (208, "208 full batches"),
+        (1_664, "forgets the last batch of each epoch"),
+        (1_667, "each starts anew"),
+        (336, "one chip a scene"),
+        (8, "number of epochs"),
+        (1666.7, "is not whole"),
+        (17, "start with the batches"),
+        ("many", "one number"),
+    ],
+    "2.3": [
+        (TASKS | {"cars": "semantic segmentation"}, "do not say how many cars"),
+        (TASKS | {"cars": "chip classification"}, "that there are cars in it"),
+        (TASKS | {"asphalt": "object detection"}, "boxes around asphalt"),
+        (TASKS | {"asphalt": "chip classification"}, "half asphalt"),
+        (TASKS | {"chips": "object detection"}, "drawn by hand"),
+        (TASKS | {"chips": "semantic segmentation"}, "far cheaper"),
+        (TASKS | {"cars": "counting"}, "none of the three tasks"),
+        ({"cars": "object detection"}, "no entry for asphalt, chips"),
+        ("object detection", "is a dictionary"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"), [(n, a) for n in RIGHT for a in RIGHT[n]]
+)
+def test_right(number, answer):
+    assert check(number, answer)
+
+
+@pytest.mark.parametrize(
+    ("number", "answer", "words"), [(n, *w) for n in WRONG for w in WRONG[n]]
+)
+def test_wrong(number, answer, words):
+    verdict = check(number, answer)
+    assert verdict.right is False and words in verdict.message
+
+
+@pytest.mark.parametrize("number", WRONG)
+def test_messages_differ(number):
+    messages = [check(number, answer).message for answer, _ in WRONG[number]]
+    assert len(set(messages)) == len(messages)
+
+
+@pytest.mark.parametrize("number", RIGHT)
+def test_open_until_answered(number):
+    assert check(number).right is None
+
+
+def test_each_has_a_question_and_a_solution():
+    cells = json.loads(PART.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for number in RIGHT:
+        assert sum(f'check("{number}", answer)' in source for source in sources) == 2
+        assert (
+            sum(f'assert check("{number}", answer)' in source for source in sources)
+            == 1
+        )
