@@ -270,6 +270,81 @@ def _where_results_are(answer):
         return None
     return wrong.get(given, f"{answer!r} is none of image, host, input and nowhere.")
 
+# %% ../nbs/C6_exercises.ipynb #92bae014
+@exercise("4.1")
+def _dubai_patterns(answer):  # (image pattern, label pattern)
+    "Give two patterns, for images and for masks, each with one {id}."
+    if not (isinstance(answer, (tuple, list)) and len(answer) == 2):
+        return "two patterns are asked, as a tuple: (images, masks)."
+    image, label = (str(part) for part in answer)
+    if "{id}" not in image or "{id}" not in label:
+        return "there is no {id} in it: put {id} where the number stands, 001 to 009, in both."
+    if "Tile" in image or "Tile" in label:
+        return "the folder is already 'Tile 1'; a pattern counts from there. With Tile {id} all nine parts would share one id."
+    if "images/" not in image or "masks/" not in label:
+        return "the files lie one folder deeper; name images/ and masks/ in the patterns."
+    if image.endswith("png") or label.endswith("jpg"):
+        return "look at the endings: the images are jpg, the masks png."
+    right = {"images/image_part_{id}.jpg", "images/image_part_00{id}.jpg", "images/{id}.jpg"}
+    same = image[len("images/") : -len(".jpg")] == label[len("masks/") : -len(".png")]
+    if image not in right or not same:
+        return "the id must be the same text in both names; compare image_part_001.jpg with image_part_001.png."
+    return None
+
+# %% ../nbs/C6_exercises.ipynb #1e3eab35
+@exercise("4.2")
+def _f1_of_nothing(answer):  # (all background, all building)
+    "Give two numbers: F1 for background everywhere, F1 for building everywhere."
+    try:
+        none, everything = (float(part) for part in answer)
+    except (TypeError, ValueError):
+        return "two numbers are asked, as a tuple."
+    if abs(none - 0.76) < 0.006 or abs(none - 0.86) < 0.011:
+        return "that is accuracy, or the F1 of background; F1 of building needs hits, and there are none."
+    if none != 0:
+        return "without a single hit F1 of building is 0, whatever the accuracy."
+    if abs(everything - 0.24) < 0.006:
+        return "0.24 is the precision (and the accuracy); recall is 1, and F1 lies between the two."
+    if abs(everything - 0.62) < 0.006:
+        return "0.62 is the plain mean of precision 0.24 and recall 1; F1 is the harmonic mean."
+    if abs(everything - 1) < 0.006:
+        return "1 is the recall: every building is found, but three calls of four are wrong."
+    if abs(everything - 0.39) > 0.006:
+        return "with building everywhere precision is 0.24 and recall 1: 2pr / (p + r)."
+    return None
+
+# %% ../nbs/C6_exercises.ipynb #76accee6
+@exercise("4.3")
+def _stretched_pixel(answer):  # (stretched, divided)
+    "Give two numbers: the stretched value of 610 and 610 / 65535."
+    try:
+        stretched, divided = (float(part) for part in answer)
+    except (TypeError, ValueError):
+        return "two numbers are asked, as a tuple."
+    if abs(stretched - 610 / 2047) < 0.004:
+        return "2047 is the maximum, not the 98th percentile; one shining pixel would then rule the scene."
+    if abs(stretched - 610 / 1100) < 0.004:
+        return "black lies at the 2nd percentile: take 120 off before dividing."
+    if abs(stretched - 490 / 1100) < 0.006:
+        return "the width of the range is 1100 - 120, not 1100."
+    if abs(stretched - 0.5) > 0.004:
+        return "(value - low) / (high - low), with the two percentiles."
+    if abs(divided - 610 / 65535) > 0.00006:
+        return "the second is 610 / 65535: about one per cent of the range that a network expects."
+    return None
+
+# %% ../nbs/C6_exercises.ipynb #ea6d8c4b
+@exercise("4.4")
+def _silent_failure(answer):  # one of three sentences
+    "Give one of the three sentences."
+    if answer == "an error":
+        return "Raster Vision has no reason to raise one: an image without buildings is legal."
+    if answer == "a loss that does not fall":
+        return "calling every pixel background is easy to learn and right for these labels, so the loss falls."
+    if answer != "a falling loss and an empty map":
+        return "one of the three sentences is asked, word for word."
+    return None
+
 # %% ../nbs/C6_exercises.ipynb #bc9fae8a
 @exercise("5.1")
 def _path_in_the_tree(answer):
@@ -365,6 +440,86 @@ def _other_settings(answer):
     if names != {"epochs", "seed"}:
         return f"there is no {', '.join(sorted(names - {'epochs', 'seed'}))} in the list."
     return None
+
+# %% ../nbs/C6_exercises.ipynb #f5f8cc19
+@exercise("6.1")
+def _validation_chips(answer):  # chips scored after an epoch
+    "How many chips are scored after each epoch? A whole number."
+    if isinstance(answer, bool) or not isinstance(answer, int):
+        return f"a number of chips is a whole number, not {answer!r}"
+    hints = {
+        9: "9 is one scene; there are eight of them",
+        24: "three chips a scene: that is one row of the grid, which has three rows",
+        40: "5 chips from each of 8 scenes: so it would be with random windows, but validation has a grid",
+        80: "10 chips from each of 8 scenes: so it would be with random windows, but validation has a grid",
+        128: "16 chips a scene would be a grid of 4 by 4; the third chip of a row already ends at the edge",
+        216: "9 chips of each of 24 scenes: those are the training scenes, and nobody cuts them on a grid",
+    }
+    if answer in hints:
+        return hints[answer]
+    if answer != 72:
+        return f"count how many chips begin along one side (0, 215, ...): not {answer}"
+
+# %% ../nbs/C6_exercises.ipynb #5998ef18
+@exercise("6.2")
+def _label_values(answer):  # text for label_values
+    "What must `label_values` say? A text."
+    if isinstance(answer, dict):
+        return "a dict is understood too, but a command line can only give a text"
+    if not isinstance(answer, str) or ":" not in answer:
+        return "label_values is a text of pairs value:class, with commas between them"
+    pairs = [tuple(w.strip() for w in p.split(":", 1)) for p in answer.split(",")]
+    found = dict(pairs)
+    if set(found) & {"building", "background"}:
+        return "the other way round: first the number in the raster, then the class"
+    if found == {"255": "background", "0": "building"}:
+        return "this makes a building of all that is not one"
+    if set(found.values()) <= {"0", "1"}:
+        return "classes are named, not numbered: their numbers may change, their names do not"
+    if set(found) != {"255", "0"}:
+        return "every value in the raster needs a class: 255 and 0, each once"
+    if found != {"255": "building", "0": "background"}:
+        return f"the classes are building and background, not {', '.join(found.values())}"
+
+# %% ../nbs/C6_exercises.ipynb #8aa89c3f
+@exercise("6.3")
+def _rastervision_command(answer):  # a command line
+    "Which command trains in runs/second with lr 1e-3, one stage after the other? A text."
+    import shlex
+
+    if not isinstance(answer, str):
+        return "a command is a text"
+    words = shlex.split(answer)
+    if words[:2] != ["rastervision", "run"]:
+        return "the command begins with rastervision run"
+    if any("=" in word for word in words):
+        return "-a takes two words, a name and a value: no equals sign between them"
+    if any(word.startswith("--") and word != "--arg" for word in words):
+        return "Raster Vision has no option of that name; what get_config takes goes after -a"
+    pairs, rest, i = {}, [], 2
+    while i < len(words):
+        if words[i] in ("-a", "--arg"):
+            pairs[words[i + 1] if i + 1 < len(words) else ""] = words[i + 2 : i + 3]
+            i += 3
+        else:
+            rest.append(words[i])
+            i += 1
+    if "local" in rest:
+        return "local starts a process for every stage; here one process is asked for"
+    if rest != ["inprocess", "rvtutorial.config"]:
+        return "two words stand without -a: the runner, then the module with get_config"
+    if "output_uri" not in pairs:
+        return "no output_uri: the run would go to the folder called output"
+    if pairs["output_uri"] != ["runs/second"]:
+        return "another folder: output_uri must be runs/second"
+    if "lr" not in pairs:
+        return "no lr: the run would train with the preset's learning rate"
+    try:
+        lr = float(pairs["lr"][0])
+    except (IndexError, ValueError):
+        return "lr needs a number"
+    if lr != 1e-3:
+        return f"the learning rate is {lr:g}, not 1e-3"
 
 # %% ../nbs/C6_exercises.ipynb #7216ff83
 def _near(answer, value, tolerance=0.0015):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLE', 'METRICS', 'confusion', 'Counts', 'add', 'count_arrays', 'as_classes', 'count_rasters', 'table',
            'first_class', 'score', 'scores', 'overall', 'counts_from', 'counts_of', 'Interval', 'bootstrap',
-           'Comparison', 'compare', 'leaderboard']
+           'jackknife', 'Comparison', 'compare', 'leaderboard']
 
 # %% ../nbs/A4_metrics.ipynb #275452dc
 from collections.abc import Iterator, Mapping, Sequence
@@ -379,6 +379,41 @@ def _middle(drawn, level):
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
+# %% ../nbs/A4_metrics.ipynb #52781e03
+def jackknife(
+    counts: pd.DataFrame | Counts,  # A row of tp, fp, fn, tn, right for each scene
+    metric: str = "f1",  # One of METRICS
+    level: float = 0.95,
+) -> Interval:
+    """Score all scenes together, with an interval that holds for few scenes too.
+
+    There is none for a single scene, nor where a score has no value once some scene
+    is left out.
+    """
+    numbers = _numbers(counts)
+    total, scenes = numbers.sum(axis=0), len(numbers)
+    value = float(score(total, metric))
+    low = high = np.nan
+    if scenes > 1:
+        left_out = _logit(score(total - numbers, metric))
+        reach = _reach(left_out, level)
+        low, high = 1 / (1 + np.exp(-(_logit(value) + np.array([-reach, reach]))))
+    return Interval(value, float(low), float(high), _metric(metric), scenes, level)
+
+# %% ../nbs/A4_metrics.ipynb #acc1b7f5
+def _logit(share):
+    share = np.clip(share, 1e-9, 1 - 1e-9)
+    return np.log(share / (1 - share))
+
+
+def _reach(left_out, level):
+    "Half the width of an interval, from the results without each of the scenes."
+    from scipy.special import stdtrit
+
+    n = len(left_out)
+    error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
+    return stdtrit(n - 1, (1 + level) / 2) * error
+
 # %% ../nbs/A4_metrics.ipynb #f307d52f
 @dataclass(frozen=True)
 class Comparison:
@@ -426,29 +461,44 @@ def compare(
     metric: str = "f1",
     split: str = "validation",  # For runs: which scenes
     names: tuple[str, str] | None = None,  # What to call them in the verdict
-    n: int = 2000,
-    seed: int = 0,
     level: float = 0.95,
+    method: str = "jackknife",  # Or "bootstrap"
+    n: int = 2000,  # Draws, and their seed, of the bootstrap
+    seed: int = 0,
 ) -> Comparison:
     "Compare two runs on the scenes both have; raises `ValueError` if there are none."
     first, second = _rows(a, split), _rows(b, split)
     common = [scene for scene in first.index if scene in second.index]
     if not common:
-        raise ValueError(
-            f"no scene in common: {list(first.index)[:3]} and {list(second.index)[:3]}"
-        )
+        has = f"{list(first.index)[:3]} and {list(second.index)[:3]}"
+        raise ValueError(f"no scene in common: {has}")
     left_out = tuple(sorted({*first.index, *second.index} - {*common}))
     both = [_numbers(rows.loc[common]) for rows in (first, second)]
     values = tuple(float(score(rows.sum(axis=0), metric)) for rows in both)
-    low = high = np.nan
-    if len(common) > 1:
-        draws = _draws(len(common), n, seed)
-        drawn = [score(draws @ rows, metric) for rows in both]
-        low, high = _middle(drawn[0] - drawn[1], level)
-    called = names or tuple(_called(x, other) for x, other in ((a, "first"), (b, "second")))
-    return Comparison(
-        called, values, low, high, _metric(metric), len(common), level, left_out
-    )
+    low, high = _between(both, metric, level, method, n, seed)
+    called = (_called(a, "first"), _called(b, "second"))
+    found = (names or called, values, low, high, _metric(metric), len(common))
+    return Comparison(*found, level, left_out)
+
+# %% ../nbs/A4_metrics.ipynb #34ea20df
+def _check_method(method):
+    if method not in ("jackknife", "bootstrap"):
+        raise ValueError(f'method must be "jackknife" or "bootstrap", got {method!r}')
+    return method
+
+
+def _between(both, metric, level, method, n, seed):
+    "Interval of the difference between two sets of counts of the same scenes."
+    _check_method(method)
+    if len(both[0]) < 2:
+        return np.nan, np.nan
+    if method == "bootstrap":
+        drawn = [score(_draws(len(rows), n, seed) @ rows, metric) for rows in both]
+        return _middle(drawn[0] - drawn[1], level)
+    a, b = (score(rows.sum(axis=0), metric) for rows in both)
+    without = [score(rows.sum(axis=0) - rows, metric) for rows in both]
+    reach = _reach(without[0] - without[1], level)
+    return float(a - b - reach), float(a - b + reach)
 
 # %% ../nbs/A4_metrics.ipynb #e2c6316b
 def _rows(x, split):
@@ -465,8 +515,7 @@ def leaderboard(
     runs: Mapping,  # Name -> run, path, Counts, or table of counts
     metric: str = "f1",  # What decides the order
     split: str = "validation",  # On which scenes
-    n: int = 2000,
-    seed: int = 0,
+    method: str = "jackknife",  # Or "bootstrap"
 ) -> pd.DataFrame:  # Index: run, highest first
     """Score runs over whole scenes, with an interval each and a comparison with the first.
 
@@ -476,18 +525,20 @@ def leaderboard(
     if not runs:
         raise ValueError("no runs to compare: give at least one")
     rows = {name: _rows(run, split) for name, run in runs.items()}
-    found = {name: bootstrap(table, metric, n, seed) for name, table in rows.items()}
+    interval = bootstrap if _check_method(method) == "bootstrap" else jackknife
+    found = {name: interval(table, metric) for name, table in rows.items()}
     order = sorted(rows, key=lambda name: -np.nan_to_num(found[name].value, nan=-1))
-    lines = [_line(order[0], name, rows, found[name], n, seed) for name in order]
+    lines = [_line(order[0], name, rows, found[name], method) for name in order]
     board = pd.DataFrame(lines, index=pd.Index(order, name="run"))
     board.insert(1, "split", split)
     rest = [kind for kind in ("iou", "precision", "recall", "accuracy") if kind != _metric(metric)]
     return board.join(scores(pd.DataFrame({name: rows[name].sum() for name in order}).T, rest))
 
 
-def _line(best, name, rows, found, n, seed):
+def _line(best, name, rows, found, method):
     "One run's line of the leaderboard."
-    pair = compare(rows[best], rows[name], found.metric, None, (best, name), n, seed)
+    pair = (rows[best], rows[name], found.metric, None, (best, name))
+    pair = compare(*pair, method=method)
     line = {f"pixel_{found.metric}": found.value, "low": found.low, "high": found.high}
     line |= {"scenes": found.scenes, "behind": pair.difference}
     line |= {"tied": name == best or pair.winner is None}

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LIVE', 'CANCELLING', 'WORDS', 'SlurmError', 'JobFailed', 'job_notebook', 'parameters', 'scalar', 'hyperparams',
-           'check_params', 'differences', 'queue_folder', 'free', 'turn', 'LocalQueue', 'run_member', 'run_queue',
-           'merge', 'ask_slurm', 'ask_local', 'ask_slurm_seldom', 'ask', 'at_work', 'cancel_members', 'tail', 'epochs',
-           'words', 'Line', 'in_notebook', 'Watch', 'run_sbatch', 'start_local', 'run_folder', 'States', 'Job',
-           'last_words', 'report']
+           'check_params', 'differences', 'queue_folder', 'free', 'turn', 'LocalQueue', 'run_member',
+           'cancel_on_signal', 'wait_or_leave', 'run_queue', 'merge', 'ask_slurm', 'ask_local', 'ask_slurm_seldom',
+           'ask', 'at_work', 'cancel_members', 'tail', 'epochs', 'words', 'Line', 'in_notebook', 'Watch', 'run_sbatch',
+           'start_local', 'run_folder', 'States', 'Waiting', 'Job', 'last_words', 'report']
 
 # %% ../nbs/C8_queues.ipynb #35a17d39
 import ast
@@ -189,6 +189,8 @@ def free(path: Path) -> bool:
         return True
     except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        return True
 
 # %% ../nbs/C8_queues.ipynb #89646be0
 def _take(file) -> bool:
@@ -264,31 +266,38 @@ def run_member(queue: LocalQueue, member: int) -> None:
     state = "CANCELLED" if code and queue.cancelled(member) else state
     queue.save(member, state=state, code=code)
 
+# %% ../nbs/C8_queues.ipynb #6d1cc917
+def cancel_on_signal(queue: LocalQueue) -> None:
+    "A signal to the queue cancels all its members; a closed terminal does not."
+
+    def stop(number, frame):
+        write_json(queue.home / "cancelled.json", list(range(len(queue.members))))
+        if queue.child is not None:
+            queue.child.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def wait_or_leave(queue: LocalQueue) -> None:
+    "While others have their turn: say so, and leave when all is cancelled."
+    if all(queue.cancelled(m) for m in range(len(queue.members))):
+        raise SystemExit(0)
+    for member, known in enumerate(queue.members):
+        if known["reason"] == "":
+            queue.save(member, reason="behind another job")
+
 
 def run_queue(home: str | Path) -> None:
     "Wait for the turn of a submission, then run all its members."
     queue = LocalQueue(home)
     everyone = range(len(queue.members))
-
-    def stop(number, frame):
-        write_json(queue.home / "cancelled.json", list(everyone))
-        if queue.child is not None:
-            queue.child.terminate()
-
-    def waiting():
-        if all(queue.cancelled(m) for m in everyone):
-            raise SystemExit(0)
-        if queue.members[0]["reason"] == "":
-            for member in everyone:
-                queue.save(member, reason="behind another job")
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    cancel_on_signal(queue)
     queue.save()
     since = (queue.home / "tasks.json").stat().st_mtime_ns
     try:
-        with turn(since, waiting):
+        with turn(since, lambda: wait_or_leave(queue)):
             for member in everyone:
                 if not queue.cancelled(member):
                     run_member(queue, member)
@@ -411,7 +420,7 @@ def ask_slurm_seldom(ids: tuple[str, ...], every: float) -> dict:
         _asked[ids] = (time.monotonic(), reply)
     return reply
 
-
+# %% ../nbs/C8_queues.ipynb #1eca1502
 def ask(
     homes: set[str],  # Folders of submissions
     every: float = 5.0,  # Seconds between two questions to Slurm
@@ -433,7 +442,7 @@ def ask(
             found[home, member] = (word, CANCELLING)
     return found
 
-# %% ../nbs/C8_queues.ipynb #1eca1502
+# %% ../nbs/C8_queues.ipynb #4021224e
 def at_work(folder: Path) -> bool:
     "Whether a process holds a run's lock, or held it on another machine when last seen."
     path = Path(folder) / "job.lock"
@@ -442,7 +451,7 @@ def at_work(folder: Path) -> bool:
     owner = read_json(path, {}) if path.exists() and path.stat().st_size else {}
     return bool(owner) and owner["host"] != socket.gethostname()
 
-
+# %% ../nbs/C8_queues.ipynb #c1779d90
 def cancel_members(home: Path, members: list[int]) -> None:
     "Take members of one submission out of the queue, or stop them."
     known = read_json(home / "cancelled.json", [])
@@ -470,7 +479,7 @@ def tail(path: Path, lines: int) -> str:
     rows = [row.rstrip("\r").rsplit("\r", 1)[-1] for row in text.rstrip().split("\n")]
     return "\n".join(rows[-lines:])
 
-
+# %% ../nbs/C8_queues.ipynb #30535191
 def epochs(
     folder: Path,  # Run folder
 ) -> tuple[int, int | None]:  # Done and asked for; None where that is not known
@@ -484,7 +493,7 @@ def epochs(
         rows = []
     return len({row.split(",")[0] for row in rows if row[:1].isdigit()}), asked
 
-# %% ../nbs/C8_queues.ipynb #30535191
+# %% ../nbs/C8_queues.ipynb #bb21fd2e
 def words(
     details: list[dict],
 ) -> str:  # Such as "1 running, 2 queued (a: epoch 3 of 8)"
@@ -496,9 +505,11 @@ def words(
     for d in [d for d in details if d["state"] == "running"][:2]:
         count = f": epoch {d['done']} of {d['epochs']}" if d["epochs"] else ""
         notes.append(d["folder"].name + count)
+    if not notes:  # why the first one waits
+        notes = [d["why"] for d in details if d["state"] == "queued" and d["why"]][:1]
     return text + (f" ({', '.join(notes)})" if notes else "")
 
-
+# %% ../nbs/C8_queues.ipynb #fad1a0f5
 class Line:
     "A file for tqdm whose last line stays in a notebook's output, and only that."
 
@@ -517,13 +528,13 @@ class Line:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/C8_queues.ipynb #bb21fd2e
+# %% ../nbs/C8_queues.ipynb #6136b760
 def in_notebook() -> bool:
     "Whether this runs in a notebook's kernel."
     shell = "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
     return hasattr(shell, "kernel")
 
-
+# %% ../nbs/C8_queues.ipynb #fbcac2ae
 class Watch:
     "A progress line over the epochs of several runs."
 
@@ -532,6 +543,7 @@ class Watch:
 
         line = Line() if progress and in_notebook() else sys.stderr
         form = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left"
+        self.live = isinstance(line, Line) or line.isatty()
         self.bar = tqdm(disable=not progress, file=line, bar_format=form, mininterval=0)
         self.show(details)
 
@@ -543,8 +555,9 @@ class Watch:
         self.bar.n = sum(
             d["done"] if d["state"] in LIVE else (d["epochs"] or 0) + 1 for d in details
         )
-        if not self.bar.disable:
-            self.bar.set_description_str(words(details))
+        said = words(details)
+        if self.live or said != self.bar.desc:  # a log file gets a line for each change
+            self.bar.set_description_str(said)
 
     def __enter__(self):
         return self
@@ -638,8 +651,8 @@ class States:
         return not any(state in LIVE for state in self.states().values())
 
 # %% ../nbs/C8_queues.ipynb #f3637aa5
-class Job(States):
-    "What `submit` returns; `Job(folder)` finds it again."
+class Waiting(States):
+    "Runs that can be waited for."
 
     def wait(
         self,
@@ -655,10 +668,26 @@ class Job(States):
                     raise TimeoutError(f"still at work after {timeout} s:\n{self!r}")
                 time.sleep(every)
                 watch.show(self.details())
+        self.settle()
         failed = [d for d in watch.details if d["state"] != "succeeded"]
         if failed:
             raise JobFailed("\n\n".join(report(self, d) for d in failed))
         return self
+
+    def settle(self) -> None:
+        "Give the local queue a moment to note that a run has ended."
+        for job in self._jobs().values():
+            home = Path(job.get("submission", ""))
+            for _ in range(50):
+                if read_json(home / "job.json", {}).get("queue") != "local":
+                    break
+                if ask_local(home).get(job["index"], ("", ""))[0] not in LIVE:
+                    break
+                time.sleep(0.1)
+
+# %% ../nbs/C8_queues.ipynb #db802088
+class Job(Waiting):
+    "What `submit` returns; `Job(folder)` finds it again."
 
     def cancel(self) -> "Job":
         "Take what is queued out of the queue and stop what is running."
@@ -686,16 +715,15 @@ class Job(States):
             rows.append(f"{d['folder'].name:<{width}}  {d['state']}{count}{why}")
         return "\n".join(rows)
 
-# %% ../nbs/C8_queues.ipynb #db802088
+# %% ../nbs/C8_queues.ipynb #2db11305
 def last_words(folder: Path, lines: int) -> str:
     "The end of a run's log; where its notebook never began, of what came before."
     job = Run(folder).manifest.get("went", {}).get("job") or {}
     home, index = Path(job.get("submission", folder)), job.get("index", 0)
     outs = [*home.glob(f"slurm-*_{index}.out"), home / f"local-{index}.out"]
-    for path in (folder / "job.log", *outs, home / "queue.log"):
-        if path.is_file() and path.stat().st_size:
-            return tail(path, lines)
-    return ""
+    logs = [folder / "job.log", *outs, home / "queue.log"]
+    logs = [path for path in logs if path.is_file() and path.stat().st_size]
+    return tail(max(logs, key=os.path.getmtime), lines) if logs else ""
 
 
 def report(job: Job, detail: dict) -> str:

@@ -508,6 +508,10 @@ class Hyperparams(_Values):
         "A DataFrame: value, what is allowed, what it is, where Raster Vision keeps it."
         return _table(self)
 
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>note: {note}</p>" for note in self.notes)
+        return self.table().to_html() + notes
+
 # %% ../nbs/05_model_configuration.ipynb #d59bd0aa
 Hyperparams.__signature__ = Signature(
     Parameter(s.name, Parameter.KEYWORD_ONLY, default=s.default, annotation=s.type)
@@ -789,8 +793,11 @@ class _Inputs(_Record):
         return _located(uri, data, f"image of scene {scene_id}")
 
     def label(self, scene_id: str, data: str | Path | None = None) -> Path | None:
-        "Labels of a scene, None if the run has none."
+        "Labels of a scene, None if the run has none; its own copy comes first."
         uri = self._source(scene_id, "label_source")
+        own = self.path / "labels" / Path(uri or "none").name
+        if own.is_file():
+            return own
         return uri and _located(uri, data, f"label file of scene {scene_id}")
 
 # %% ../nbs/05_model_configuration.ipynb #c8edd4ee

@@ -39,8 +39,8 @@ SURFACES = {
 }
 NAMES = list(SURFACES)
 ROOFS = {
-    "sand": 0.27, "clay": 0.18, "gravel": 0.17, "concrete": 0.2, "pale": 0.14,
-    "asphalt": 0.04,
+    "sand": 0.28, "clay": 0.19, "gravel": 0.17, "concrete": 0.2, "pale": 0.14,
+    "asphalt": 0.02,
 }  # fmt: skip
 YARDS = ("sand", "gravel", "clay", "concrete", "mulch", "grass", "dry")
 
@@ -133,7 +133,7 @@ class _Frame:
 def _house(plan, rng, style, x, y, length, width, angle):
     "One building of one to three rectangles under roofs of one material."
     surface = style["roofs"][rng.integers(len(style["roofs"]))]
-    gain = float(np.exp(rng.normal(0.03, 0.12)))
+    gain = float(np.exp(rng.normal(0.05, 0.12))) * (1.25 if surface == "asphalt" else 1)
     height = float(rng.uniform(3.2, 5.5))
     kind = ("hip", "gable", "flat")[rng.choice(3, p=style["shapes"])]
     pitch = float(rng.uniform(0.28, 0.5))
@@ -163,7 +163,9 @@ def _car(plan, rng, x, y, angle):
         return
     surface = ("paint", "tar", "concrete", "clay", "blue")[rng.integers(5)]
     plan.paint(body, surface, rng.uniform(0.7, 1.2))
-    plan.paint(_box(x, y, 6.5, 4.6, angle), "tar" if rng.random() < 0.5 else surface, 0.8)
+    plan.paint(
+        _box(x, y, 6.5, 4.6, angle), "tar" if rng.random() < 0.5 else surface, 0.8
+    )
     plan.walls.append((body, 1.5))
 
 # %% ../nbs/D1_sources.ipynb #f3067c7a
@@ -221,13 +223,24 @@ def _garden(plan, rng, style, frame, where, near, far):
     if rng.random() < 0.55:  # a patio or lawn behind the house
         a = rng.uniform(u0 + 3, u0 + wide * 0.5)
         surface = ("concrete", "grass", "pale", "clay", "sand")[rng.integers(5)]
-        area = frame.area(a, a + rng.uniform(14, max(15, wide * 0.5)), front + s * far, back - s * 4)
+        area = frame.area(
+            a, a + rng.uniform(14, max(15, wide * 0.5)), front + s * far, back - s * 4
+        )
         plan.paint(area, surface, rng.uniform(0.85, 1.2))
     if rng.random() < style["pools"] and end - far > 22:
-        _pool(plan, rng, frame.at(rng.uniform(u0 + 14, u1 - 14), front + s * (end + far) / 2))
+        _pool(
+            plan,
+            rng,
+            frame.at(rng.uniform(u0 + 14, u1 - 14), front + s * (end + far) / 2),
+        )
     for _ in range(rng.poisson(style["green"])):
         deep = rng.choice((rng.uniform(2, near), rng.uniform(far + 3, end)))
-        _tree(plan, rng, frame.at(rng.uniform(u0, u1), front + s * deep), rng.uniform(4, 11))
+        _tree(
+            plan,
+            rng,
+            frame.at(rng.uniform(u0, u1), front + s * deep),
+            rng.uniform(4, 11),
+        )
 
 
 def _pool(plan, rng, xy):
@@ -235,7 +248,9 @@ def _pool(plan, rng, xy):
     a, b, turn = rng.uniform(8, 14), rng.uniform(5, 8), rng.uniform(0, np.pi)
     t = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     power = rng.choice((0.5, 1.0))
-    ring = np.stack([np.sign(f) * np.abs(f) ** power for f in (np.cos(t), np.sin(t))], -1)
+    ring = np.stack(
+        [np.sign(f) * np.abs(f) ** power for f in (np.cos(t), np.sin(t))], -1
+    )
     spin = np.array([(np.cos(turn), np.sin(turn)), (-np.sin(turn), np.cos(turn))])
     plan.paint(ring * (a + 3, b + 3) @ spin + xy, "concrete", rng.uniform(0.9, 1.2))
     plan.paint(ring * (a, b) @ spin + xy, "water", rng.uniform(0.8, 1.2))
@@ -267,9 +282,14 @@ def _park(plan, rng, frame, u0, u1, v0, v1):
     ground = ("grass", "dry", "sand", "gravel")[rng.integers(4)]
     plan.paint(frame.area(u0, u1, v0, v1), ground, rng.uniform(0.85, 1.15))
     for _ in range(rng.integers(1, 5)):
-        u, v = rng.uniform(u0 + 40, max(u0 + 41, u1 - 60)), rng.uniform(v0 + 30, v1 - 30)
+        u, v = (
+            rng.uniform(u0 + 40, max(u0 + 41, u1 - 60)),
+            rng.uniform(v0 + 30, v1 - 30),
+        )
         surface = ("court", "clay", "concrete", "sand", "pale")[rng.integers(5)]
-        court = _box(*frame.at(u, v), rng.uniform(40, 85), rng.uniform(28, 50), frame.turn(u))
+        court = _box(
+            *frame.at(u, v), rng.uniform(40, 85), rng.uniform(28, 50), frame.turn(u)
+        )
         plan.paint(court, surface, rng.uniform(0.85, 1.2))
         plan.paint(_box(*court.mean(0), 1.5, 30, frame.turn(u)), "paint", 0.8)
     path = rng.uniform(v0, v1)
@@ -339,9 +359,13 @@ def plan_scene(
         style.update(blocks=(0, 0, 1))
     angle = rng.choice((rng.normal(0, 0.05), rng.uniform(-np.pi / 4, np.pi / 4)))
     bend = rng.uniform(0, 22)
-    frame = _Frame(size / 2, size / 2, angle, bend, rng.uniform(110, 240), rng.uniform(0, 6))
+    frame = _Frame(
+        size / 2, size / 2, angle, bend, rng.uniform(110, 240), rng.uniform(0, 6)
+    )
     half = 0.75 * size + 60
-    background = np.array([(-9, -9), (size + 9, -9), (size + 9, size + 9), (-9, size + 9)])
+    background = np.array(
+        [(-9, -9), (size + 9, -9), (size + 9, size + 9), (-9, size + 9)]
+    )
     plan.paint(background, "sand")
     v = -half - rng.uniform(0, 150)
     while v < half:
@@ -418,12 +442,26 @@ def _shadows(plan, light):
     "Mask (size, size) of the ground that the sun does not reach."
     import shapely
 
-    tall = [(_box(p["x"], p["y"], 2 * p["a"], 2 * p["b"], p["angle"]), p["height"]) for p in plan.parts]
+    tall = [
+        (_box(p["x"], p["y"], 2 * p["a"], 2 * p["b"], p["angle"]), p["height"])
+        for p in plan.parts
+    ]
     shapes = []
     for corners, height in tall + plan.walls:
         both = np.concatenate([corners, corners + light.shadow(height)])
-        hull = shapely.convex_hull(shapely.multipoints(both)) if len(corners) == 4 else None
-        shapes.append((shapely.get_coordinates(hull)[:-1] if hull is not None else corners + light.shadow(height), 1))
+        hull = (
+            shapely.convex_hull(shapely.multipoints(both))
+            if len(corners) == 4
+            else None
+        )
+        shapes.append(
+            (
+                shapely.get_coordinates(hull)[:-1]
+                if hull is not None
+                else corners + light.shadow(height),
+                1,
+            )
+        )
     for (x, y, r, _), crown in zip(plan.trees, _crowns(plan), strict=True):
         shapes.append((crown + light.shadow(r * 0.3), 1))
         shapes.append((crown + light.shadow(r * 0.55), 1))
@@ -444,7 +482,9 @@ def _roof_light(plan, light, which, rows, cols, noise):
     "Brightness of roof pixels: sides of the roof, rows of tiles, edges."
     get = {k: np.array([p[k] for p in plan.parts], np.float32)[which]
            for k in ("x", "y", "a", "b", "angle", "pitch")}  # fmt: skip
-    kind = np.array([("hip", "gable", "flat").index(p["kind"]) for p in plan.parts])[which]
+    kind = np.array([("hip", "gable", "flat").index(p["kind"]) for p in plan.parts])[
+        which
+    ]
     c, s = np.cos(get["angle"]), np.sin(get["angle"])
     dx, dy = cols + 0.5 - get["x"], rows + 0.5 - get["y"]
     p, q = dx * c + dy * s, -dx * s + dy * c
@@ -456,8 +496,10 @@ def _roof_light(plan, light, which, rows, cols, noise):
     facing = (along[1] * c - along[0] * s) * sx + (along[1] * s + along[0] * c) * sy
     tilt = np.where(kind == 2, 0.0, get["pitch"])
     lit = np.clip(np.sin(tilt) * facing + np.cos(tilt) * sz, 0.05, None) / sz
-    tiles = 0.09 * np.sin(edge * 2.0) * (kind != 2)
-    rim = np.where((kind == 2) & (edge < 2.0), 0.16, 0.0) - 0.10 * ((kind != 2) & (edge > np.minimum(get["a"], get["b"]) - 1))
+    tiles = 0.11 * np.sin(edge * 2.0) * (kind != 2)
+    rim = np.where((kind == 2) & (edge < 2.0), 0.16, 0.0) - 0.10 * (
+        (kind != 2) & (edge > np.minimum(get["a"], get["b"]) - 1)
+    )
     return (0.22 + 0.78 * lit) * (1 + tiles + rim + 0.03 * noise)
 
 # %% ../nbs/D1_sources.ipynb #94e84b83
@@ -481,7 +523,10 @@ def _albedo(plan, light, rng):
         gain *= 1 + rough[:, k][surface] * noise[k if k < 2 else 2]
     gain *= 1 + 0.05 * noise[3]
     bright = 1 - 0.78 * _shadows(plan, light).astype(np.float32)
-    boxes = [(_box(p["x"], p["y"], 2 * p["a"], 2 * p["b"], p["angle"]), i + 1) for i, p in enumerate(plan.parts)]
+    boxes = [
+        (_box(p["x"], p["y"], 2 * p["a"], 2 * p["b"], p["angle"]), i + 1)
+        for i, p in enumerate(plan.parts)
+    ]
     roof = _burn(boxes, size)
     rows, cols = np.nonzero(roof)
     which = roof[rows, cols] - 1
@@ -490,7 +535,9 @@ def _albedo(plan, light, rng):
         surface[rows, cols] = np.array([p["surface"] for p in part], np.int16)[which]
         gain[rows, cols] = np.array([p["gain"] for p in part], np.float32)[which]
         gain[rows, cols] *= 1 + 0.05 * noise[2][rows, cols]
-        bright[rows, cols] = _roof_light(plan, light, which, rows, cols, noise[0][rows, cols])
+        bright[rows, cols] = _roof_light(
+            plan, light, which, rows, cols, noise[0][rows, cols]
+        )
     return surface, gain, bright, noise
 
 # %% ../nbs/D1_sources.ipynb #a25a35ef
@@ -498,7 +545,9 @@ def _add_trees(plan, light, surface, gain, bright, noise):
     "Crowns over everything else, brighter towards the sun."
     crown = _burn([(c, i + 1) for i, c in enumerate(_crowns(plan))], plan.size)
     rows, cols = np.nonzero(crown)
-    x, y, r, g = np.array(plan.trees, np.float32).reshape(-1, 4)[crown[rows, cols] - 1].T
+    x, y, r, g = (
+        np.array(plan.trees, np.float32).reshape(-1, 4)[crown[rows, cols] - 1].T
+    )
     sx, sy, _ = light.sun
     towards = ((cols - x) * sx + (rows - y) * sy) / r
     surface[rows, cols] = NAMES.index("leaf")
@@ -520,11 +569,18 @@ def render(
     if plan.trees:
         _add_trees(plan, light, surface, gain, bright, noise)
     spectra = _spectra(waves)
-    total = np.clip(gain, 0.15, 3) * bright * np.float32(light.gain * np.sin(light.height) / 0.75)
+    total = (
+        np.clip(gain, 0.15, 3)
+        * bright
+        * np.float32(light.gain * np.sin(light.height) / 0.75)
+    )
     out = np.empty((len(waves), plan.size, plan.size), np.uint16)
     for i, wave in enumerate(waves):
         haze = light.haze * (550 / (wave or 550)) ** 2 + 0.02
-        band = gaussian_filter(spectra[:, i][surface] * total, 0.6) * (1 - light.haze) + haze
+        band = (
+            gaussian_filter(spectra[:, i][surface] * total, 0.6) * (1 - light.haze)
+            + haze
+        )
         band += rng.standard_normal(band.shape, np.float32) * 0.006
         out[i] = np.clip(band * 2500, 1, 2047)
     return out
@@ -587,7 +643,13 @@ def _geojson(shapes, transform, crs):
             x, y = warp(crs, "EPSG:4326", x, y)
         ring = np.round(np.stack([x, y], -1), 9).tolist()
         geometry = {"type": "Polygon", "coordinates": [ring]}
-        features.append({"type": "Feature", "properties": {"building": number}, "geometry": geometry})
+        features.append(
+            {
+                "type": "Feature",
+                "properties": {"building": number},
+                "geometry": geometry,
+            }
+        )
     return json.dumps({"type": "FeatureCollection", "features": features})
 
 # %% ../nbs/D1_sources.ipynb #3bb5e38e
@@ -623,11 +685,15 @@ def _same(folder, asked):
     if not file.is_file():
         if not any(folder.iterdir()):
             return False
-        raise FileExistsError(f"{folder} holds files that are no sample scenes; {remedy}")
+        raise FileExistsError(
+            f"{folder} holds files that are no sample scenes; {remedy}"
+        )
     found = json.loads(file.read_text())
     keys = [k for k in {**asked, **found} if asked.get(k) != found.get(k)]
     if keys:
-        told = "; ".join(f"{k}: {found.get(k)!r} there, {asked.get(k)!r} asked" for k in keys)
+        told = "; ".join(
+            f"{k}: {found.get(k)!r} there, {asked.get(k)!r} asked" for k in keys
+        )
         raise FileExistsError(f"{folder} holds other sample scenes ({told}); {remedy}")
     return True
 
@@ -683,7 +749,11 @@ def make_sample_scenes(
     if folder.exists() and _same(folder, asked):
         return folder
     system, waves = CRS.from_user_input(crs), band_waves(bands)
-    splits = [s for s, n in zip(("train", "val", "test"), counts, strict=True) for _ in range(n)]
+    splits = [
+        s
+        for s, n in zip(("train", "val", "test"), counts, strict=True)
+        for _ in range(n)
+    ]
     with _new_folder(folder, asked) as new:
         if new:
             bar = tqdm(splits, desc="making scenes", unit="scene", disable=not progress)
@@ -695,12 +765,24 @@ def make_sample_scenes(
 # %% ../nbs/D1_sources.ipynb #60bc702e
 def _check(asked):
     "Refuse what cannot be made."
-    for name, low in (("n_train", 0), ("n_val", 0), ("n_test", 0), ("size", 64), ("seed", 0)):
+    for name, low in (
+        ("n_train", 0),
+        ("n_val", 0),
+        ("n_test", 0),
+        ("size", 64),
+        ("seed", 0),
+    ):
         value = asked[name]
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, np.integer))
+            or value < low
+        ):
             raise ValueError(f"{name} must be a whole number from {low}, got {value!r}")
     if asked["n_train"] + asked["n_val"] + asked["n_test"] == 0:
-        raise ValueError("n_train, n_val and n_test are all 0: there is nothing to make")
+        raise ValueError(
+            "n_train, n_val and n_test are all 0: there is nothing to make"
+        )
 
 # %% ../nbs/D1_sources.ipynb #33c86e60
 SAMPLES = {  # what the presets' scenes are made with
@@ -773,14 +855,18 @@ def _client(endpoint_url, retries):
         s3={"addressing_style": "path"} if endpoint_url else None,
         request_checksum_calculation="when_required",
     )  # fmt: skip
-    return boto3.client("s3", region_name="us-east-1", endpoint_url=endpoint_url, config=config)
+    return boto3.client(
+        "s3", region_name="us-east-1", endpoint_url=endpoint_url, config=config
+    )
 
 
 def _listing(client, bucket, template):
     "{id: (key, bytes)} of all keys that fit a template."
     before, after = template.split("{id}")
     found = {}
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=before):
+    for page in client.get_paginator("list_objects_v2").paginate(
+        Bucket=bucket, Prefix=before
+    ):
         for item in page.get("Contents", []):
             middle = item["Key"][len(before) : len(item["Key"]) - len(after)]
             if item["Key"].endswith(after) and middle.isdigit():
@@ -811,7 +897,11 @@ def _choose(ids, asked, seed):
             f"ask for {need}; ask for fewer"
         )
     val, test = ids[: asked["val"]], ids[asked["val"] : need]
-    return {"train": sorted(ids[need:][: asked["train"]]), "val": sorted(val), "test": sorted(test)}
+    return {
+        "train": sorted(ids[need:][: asked["train"]]),
+        "val": sorted(val),
+        "test": sorted(test),
+    }
 
 # %% ../nbs/D1_sources.ipynb #643df618
 def _opens(path):
@@ -839,7 +929,9 @@ def _download(client, bucket, key, size, path, retries):
             try:
                 client.download_file(bucket, key, str(part))
                 if part.stat().st_size != size:
-                    raise ValueError(f"{part.stat().st_size} bytes came, {size} were promised")
+                    raise ValueError(
+                        f"{part.stat().st_size} bytes came, {size} were promised"
+                    )
                 _opens(part)
                 part.replace(path)
                 return size
@@ -888,7 +980,13 @@ def _fetch_all(client, bucket, files, retries, workers, progress):
     total = sum(size for _, size, _ in files)
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=total, unit="B", unit_scale=True, desc="fetching", disable=not progress) as bar,
+        tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            desc="fetching",
+            disable=not progress,
+        ) as bar,
     ):
         jobs = {pool.submit(_download, client, bucket, *f, retries): f for f in files}
         try:

@@ -1,6 +1,7 @@
 """The exec command, binds and images: exact text, and refusals that name the cause."""
 
 import csv
+import json
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -319,3 +321,65 @@ def test_the_library_installs_from_what_the_image_gets(definition, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "rvtutorial/config.py" in names
     assert "rvtutorial/_sites/local.toml" in names
+
+
+@pytest.fixture
+def real_image():
+    "An image built from rastervision.def, where there is one and Apptainer to run it."
+    image = os.environ.get("RVTUTORIAL_TEST_IMAGE")
+    if not image or not shutil.which("apptainer"):
+        pytest.skip("needs Apptainer, and an image named in RVTUTORIAL_TEST_IMAGE")
+    return check_image(image)
+
+
+def run_inside(image, command, *binds, **options):
+    words = exec_command(image, command, binds, nv=False, **options)
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_real_container_gets_everything_whole(real_image, tmp_path, monkeypatch):
+    odd = ["in,put", "col:on", 'quo"te', "back\\slash"]
+    for name in (*odd, "scratch", "home", "run dir"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_text(name)
+    binds = [Bind(tmp_path / name, f"/data/{i}", True) for i, name in enumerate(odd)]
+    code = (
+        "import json, os, sys; open('out', 'w').write('x'); open('/tmp/t', 'w');"
+        "files = [open(f'/data/{i}/f').read() for i in range(4)];"
+        "print(json.dumps([sys.argv[1:], files, os.getcwd(), os.environ.get('LEAK'),"
+        "os.environ['HOME'], os.environ['A']]))"
+    )
+    monkeypatch.setenv("LEAK", "secret")
+    words = ["$(touch bad)", "a b", "'", '"', "*", "\n", "--nv", ""]
+    done = run_inside(
+        real_image,
+        ["python", "-c", code, *words],
+        *binds,
+        Bind(tmp_path / "run dir"),
+        workdir=tmp_path / "scratch",
+        home=tmp_path / "home",
+        pwd=tmp_path / "run dir",
+        env={"A": "$(touch bad)"},
+    )
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    where = [str(tmp_path / "run dir"), None, str(tmp_path / "home"), "$(touch bad)"]
+    assert got == [words, odd, *where]
+    assert (tmp_path / "run dir/out").exists() and not list(tmp_path.rglob("bad"))
+    assert not Path("/tmp/t").exists() and (tmp_path / "scratch/tmp/t").exists()
+
+
+@pytest.mark.slow
+def test_real_container_refuses_what_the_lesson_says(real_image, tmp_path):
+    assert run_inside(real_image, ["true"], "/nowhere/at/all:/x").returncode == 255
+    assert "Read-only" in run_inside(real_image, ["touch", "/opt/x"]).stderr
+    bind = Bind(tmp_path, "/data", True)
+    assert "Read-only" in run_inside(real_image, ["touch", "/data/x"], bind).stderr
+    assert run_inside(real_image, ["true"], pwd="/nowhere").returncode == 255
+    inside = [
+        "python",
+        "-c",
+        "from rvtutorial.container import in_container as i; print(i())",
+    ]
+    assert run_inside(real_image, inside).stdout == "True\n"

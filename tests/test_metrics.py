@@ -25,6 +25,7 @@ from rvtutorial.metrics import (
     counts_from,
     counts_of,
     first_class,
+    jackknife,
     leaderboard,
     overall,
     score,
@@ -245,8 +246,9 @@ def test_bootstrap_is_repeatable_and_narrows():
     rows = table(some_counts(scenes=40))
     assert bootstrap(rows) == bootstrap(rows)
     assert bootstrap(rows, seed=1) != bootstrap(rows, seed=2)
-    few, many = bootstrap(rows[:6]), bootstrap(rows)
-    assert many.high - many.low < few.high - few.low
+    for interval in (bootstrap, jackknife):
+        few, many = interval(rows[:6]), interval(rows)
+        assert many.high - many.low < few.high - few.low
 
 
 def test_interval_of_one_scene_and_of_nothing():
@@ -260,6 +262,46 @@ def test_interval_of_one_scene_and_of_nothing():
     assert 0.1 < bootstrap(sparse).undefined < 0.5
 
 
+def test_jackknife_equals_leaving_out_one_scene_at_a_time():
+    rows = table(some_counts(scenes=7))
+    left = [scores(rows.drop(i).sum().to_frame().T).pixel_f1[0] for i in rows.index]
+    logits = np.log(np.divide(left, np.subtract(1, left)))
+    error = np.sqrt(6 / 7 * ((logits - logits.mean()) ** 2).sum())
+    found = jackknife(rows)
+    middle = np.log(found.value / (1 - found.value))
+    reach = 2.446911851 * error  # Student's t with 6 degrees of freedom
+    ends = 1 / (1 + np.exp(-(middle + np.array([-reach, reach]))))
+    assert (found.low, found.high) == pytest.approx(tuple(ends), rel=1e-6)
+    assert found.low < found.value < found.high
+
+
+def test_jackknife_says_when_there_is_no_interval():
+    rows = table(some_counts(scenes=3))
+    assert "no interval: 1 scene" in repr(jackknife(rows[:1]))
+    lonely = rows.assign(tp=[9, 0, 0], fp=0, fn=[1, 0, 0])
+    assert np.isnan(jackknife(lonely).low) and jackknife(lonely).value > 0.9
+    perfect = rows.assign(fp=0, fn=0)
+    found = jackknife(perfect)
+    assert found.value == 1 and found.low == pytest.approx(1) and found.high <= 1
+
+
+@pytest.mark.parametrize("scenes", [5, 12])
+def test_jackknife_keeps_its_word_for_few_scenes(scenes):
+    "Of 600 intervals 95 % should hold the truth; 92 % is three standard errors below."
+    rng = np.random.default_rng(scenes)
+
+    def draw(n):
+        found, built = rng.beta(12, 2, n), rng.integers(20_000, 120_000, n)
+        tp, fp = built * found, built * rng.beta(2, 18, n)
+        rows = np.stack([tp, fp, built - tp, 422_500 - built - fp, tp], axis=1)
+        return pd.DataFrame(rows, columns=["tp", "fp", "fn", "tn", "right"])
+
+    truth = score(draw(500_000).sum().to_numpy())
+    found = [jackknife(draw(scenes)) for _ in range(600)]
+    inside = np.mean([one.low <= truth <= one.high for one in found])
+    assert 0.92 < inside < 0.98
+
+
 def test_compare_is_paired_and_names_a_winner():
     rng = np.random.default_rng(0)
     easy = rng.uniform(0.5, 0.95, 30)
@@ -268,6 +310,10 @@ def test_compare_is_paired_and_names_a_winner():
     two = one.assign(tp=one.tp + 5, fn=one.fn - 5)
     found = compare(two, one, names=("two", "one"))
     assert found.winner == "two" and "two is better: difference 0.00" in found.verdict
+    drawn = compare(two, one, method="bootstrap")
+    assert drawn.winner == "first" and drawn.low == pytest.approx(found.low, abs=1e-3)
+    with pytest.raises(ValueError, match="must be .jackknife. or .bootstrap."):
+        compare(two, one, method="guess")
     back = compare(one, two, names=("one", "two"))
     assert back.winner == "two" and back.verdict == found.verdict
     wide = bootstrap(two)
@@ -307,7 +353,7 @@ def test_leaderboard_orders_and_compares_with_the_first():
         ),
         "high": base,
     }
-    board = leaderboard(runs, n=500)
+    board = leaderboard(runs)
     assert list(board.index) == ["high", "near", "low"]
     assert list(board.tied) == [True, True, False]
     assert board.verdict["high"] == "highest" and board.behind["high"] == 0
@@ -322,7 +368,9 @@ def test_many_runs_are_scored_quickly():
     found = {str(i): table(some_counts(i, 50)) for i in range(3)}
     runs = {str(i): found[str(i % 3)] + rng.integers(0, 9) for i in range(20)}
     start = time.process_time()
-    leaderboard(runs, n=10_000)
+    leaderboard(runs)
+    for rows in runs.values():
+        bootstrap(rows, n=10_000)
     assert time.process_time() - start < 4
 
 

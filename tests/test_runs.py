@@ -234,6 +234,8 @@ def test_hyperparams_do_not_change_and_show_themselves():
     assert list(table.index) == list(hp.asdict())
     assert table.loc["img_sz", "stock"] == "256" and table.loc["lr", "stock"] == ""
     assert len(repr(hp).splitlines()) == len(table)
+    page = Hyperparams.of("sample")._repr_html_()
+    assert "<table" in page and "note: backbone is not used" in page
 
 
 @pytest.mark.slow
@@ -528,6 +530,17 @@ def test_images_that_moved_are_found_by_name(plain, tmp_path):
         plain.scene_ids("tests")
 
 
+def test_labels_that_a_run_made_for_itself_move_with_it(plain, tmp_path):
+    (plain.path / "labels").mkdir()
+    (plain.path / "labels" / "img9.geojson").touch()
+    plain.path.rename(tmp_path / "elsewhere")
+    moved = Run(tmp_path / "elsewhere")
+    assert moved.label("9") == moved.path / "labels" / "img9.geojson"
+    config = {"dataset": {"test_scenes": [{"id": "1", "label_source": None}]}}
+    write_json(tmp_path / "bare" / "pipeline-config.json", config)
+    assert Run(tmp_path / "bare").label("1") is None
+
+
 def test_what_is_not_there_yet_names_its_stage(tmp_path):
     run = Run.open_for(tmp_path / "new", asked())
     for read, stage in [
@@ -614,9 +627,13 @@ def test_the_same_run_goes_on(tmp_path):
     Run.open_for(path, asked()).update("went", state="interrupted")
     again = {**asked(data="moved"), "preset": "version2"}
     assert Run.open_for(path, again).state == "interrupted"
-    older = asked()
+    older = asked()  # as asked before there was a hyperparameter of that name
     del older["hyperparams"]["onnx"]
     assert Run.open_for(path, older).path == path
+    Run.open_for(tmp_path / "b", older)
+    assert Run.open_for(tmp_path / "b", asked()).name == "b"
+    with pytest.raises(ValueError, match="onnx: false -> true"):
+        Run.open_for(tmp_path / "b", asked(onnx=True))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,365 @@
+"""Configurations: what they say, what they refuse, what plain Raster Vision does with them."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from rvtutorial import config, inputs, scenes
+from rvtutorial.config import get_config, make_classes, make_scene
+from rvtutorial.runs import STOCK, Hyperparams, Run
+from rvtutorial.sources import make_sample_scenes
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "smoke"
+    return make_sample_scenes(folder, n_train=4, n_val=2, n_test=2, size=260)
+
+
+@pytest.fixture
+def make(data, tmp_path):
+    "A function that makes the smoke preset's config with some values changed."
+
+    def build(folder="run", **changes):
+        return get_config("inprocess", tmp_path / folder, "smoke", data, **changes)
+
+    return build
+
+
+def raster_labels(data, out, value=255):
+    "The same scenes with label rasters in place of polygons."
+    from rasterio.features import rasterize
+
+    for image in sorted(data.glob("*/*.tif")):
+        number = image.stem.split("img")[1]
+        label = image.with_name(f"buildings_AOI_2_Vegas_img{number}.geojson")
+        shapes = [f["geometry"] for f in json.loads(label.read_text())["features"]]
+        target = out / image.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        with rasterio.open(image) as file:
+            pixels, profile = file.read(), file.profile
+        with rasterio.open(target / f"image_{number}.tif", "w", **profile) as file:
+            file.write(pixels)
+        mask = np.zeros(pixels.shape[1:], "uint8")
+        if shapes:
+            found = [(shape, value) for shape in shapes]
+            mask = rasterize(found, mask.shape, transform=profile["transform"])
+        profile.update(count=1, dtype="uint8", nodata=0)
+        with rasterio.open(target / f"mask_{number}.tif", "w", **profile) as file:
+            file.write(mask.astype("uint8"), 1)
+    return out
+
+
+# --- what a configuration says
+
+
+def test_our_values_reach_the_places_where_raster_vision_reads_them(make):
+    cfg = make(chip_sz=96, stride_length=90, max_windows=3, epochs=4, batch_sz=5, lr=2e-3)
+    data, solver = cfg.backend.data, cfg.backend.solver
+    train, val = cfg.dataset.train_scenes[0].id, cfg.dataset.validation_scenes[0].id
+    assert (data.sampling[train].size, data.sampling[train].max_windows) == (96, 3)
+    assert data.sampling[train].method.value == "random"
+    assert tuple(data.sampling[train].padding) == (0, 0)
+    assert (data.sampling[val].method.value, data.sampling[val].stride) == ("sliding", 90)
+    assert (data.img_sz, data.num_workers) == (96, 0)
+    assert (solver.lr, solver.num_epochs, solver.batch_sz) == (2e-3, 4, 5)
+    assert solver.ignore_class_index == 2
+    predict = cfg.predict_options
+    assert (predict.chip_sz, predict.stride, predict.batch_sz) == (96, 90, 5)
+    store = cfg.dataset.validation_scenes[0].label_store
+    assert store.smooth_output and store.smooth_as_uint8
+
+
+def test_every_hyperparameter_may_be_text(make):
+    text = dict(
+        chip_sz="96", stride_length="90", max_windows="3", epochs="4", batch_sz="5",
+        lr="2e-3", img_sz="none", padding="none", seed="3", augment="false",
+        one_cycle="no", class_weights="2,1", scaling="0,2000", null="class",
+        scores="float32", onnx="true", val_windows="random", pretrained="false",
+        model="unet", backbone="resnet101",
+    )  # fmt: skip
+    cfg = make(**text)
+    assert cfg.backend.data.augmentors == []
+    assert cfg.backend.solver.class_loss_weights == [2, 1, 1]
+    assert cfg.backend.solver.ignore_class_index is None
+    kinds = {s.method.value for s in cfg.backend.data.sampling.values()}
+    assert kinds == {"random"}
+    assert {s.padding for s in cfg.backend.data.sampling.values()} == {None}
+    assert not cfg.dataset.test_scenes[0].label_store.smooth_as_uint8
+
+
+def test_stock_values_give_what_plain_raster_vision_would_have(make):
+    cfg = make(**{k: v for k, v in STOCK.items() if v is not None}, padding="none")
+    assert cfg.backend.data.img_sz == 256
+    assert cfg.backend.data.base_transform is None
+    assert not cfg.dataset.validation_scenes[0].label_store.smooth_output
+    assert "null_id" not in cfg.backend.model.external_def.entrypoint_kwargs
+
+
+def test_versions_are_sets_of_values(data, tmp_path):
+    no = dict(pretrained=False, chip_sz=128, stride_length=128)
+    one = get_config("inprocess", tmp_path / "1", "version1", data, **no)
+    two = get_config("inprocess", tmp_path / "2", "version2", data, **no)
+    assert (one.backend.solver.num_epochs, two.backend.solver.num_epochs) == (3, 8)
+    assert (one.backend.solver.batch_sz, two.backend.solver.batch_sz) == (2, 24)
+    assert one.backend.model.external_def is None
+    assert one.backend.model.backbone.value == "resnet50"
+
+
+def test_only_stock_classes(make):
+    def kinds(node):
+        if isinstance(node, dict):
+            yield from [node["type_hint"]] if "type_hint" in node else []
+            for item in node.values():
+                yield from kinds(item)
+        elif isinstance(node, list):
+            for item in node:
+                yield from kinds(item)
+
+    from rastervision.pipeline import registry_
+
+    for name in set(kinds(json.loads(make().json()))):
+        assert registry_.get_config(name).__module__.startswith("rastervision.")
+
+
+def test_scaling_comes_from_the_training_scenes_only(make, data):
+    cfg = make()
+    transform = cfg.backend.data.base_transform["transform"]
+    train = scenes.find_splits(data)["train"]
+    low, high = scenes.percentiles(train, *inputs.PERCENTILES)
+    middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+    assert np.allclose(transform["mean"], middle)
+
+
+def test_scaled_values_lie_about_minus_two_to_two(make):
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    cfg = make()
+    cfg.update()
+    with get_tmp_dir() as tmp:
+        train, _, _ = cfg.backend.data.build(tmp)
+        x, y = train[0]
+    assert -2.6 < x.min() < 0 < x.max() < 8
+    assert set(np.unique(y)) <= {0, 1, 2}
+
+
+def test_make_scene_keeps_the_four_arguments_of_the_course(data):
+    scene = scenes.find_splits(data)["val"][0]
+    made = make_scene(scene.id, str(scene.image), str(scene.label), make_classes())
+    assert made.id == scene.id
+    assert made.label_source.raster_source.rasterizer_config.background_class_id == 1
+
+
+def test_bands_are_counted_from_one(make):
+    cfg = make(bands="3,1")
+    assert cfg.dataset.train_scenes[0].raster_source.channel_order == [2, 0]
+    assert cfg.backend.model.external_def.entrypoint_kwargs["in_channels"] == 2
+    assert len(cfg.backend.data.base_transform["transform"]["mean"]) == 2
+
+
+def test_a_chip_as_large_as_the_scene_can_be_drawn(make):
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    cfg = make(chip_sz=260, stride_length=260, max_windows=1)
+    cfg.update()
+    with get_tmp_dir() as tmp:
+        train, _, _ = cfg.backend.data.build(tmp)
+        assert train[0][0].shape == (3, 260, 260)
+
+
+# --- labels
+
+
+def test_raster_labels_are_the_same_as_polygons(make, data, tmp_path):
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    rasters = raster_labels(data, tmp_path / "rasters")
+    patterns = dict(image_pattern="image_{id}.tif", label_pattern="mask_{id}.tif")
+    values = dict(label_values="255:building,0:background")
+    other = get_config("inprocess", tmp_path / "r", "smoke", rasters, **patterns, **values)
+    with get_tmp_dir() as tmp:
+        for a, b in zip(make().dataset.all_scenes, other.dataset.all_scenes, strict=True):
+            a.label_store = b.label_store = None
+            classes = make_classes()
+            a = a.build(classes, tmp).label_source.get_label_arr()
+            b = b.build(classes, tmp).label_source.get_label_arr()
+            assert (a != b).mean() < 0.05  # polygons are cut to whole pixels
+            assert ((a == 2) == (b == 2)).all()
+
+
+def test_values_without_a_class_are_named(data, tmp_path):
+    rasters = raster_labels(data, tmp_path / "rasters")
+    patterns = dict(image_pattern="image_{id}.tif", label_pattern="mask_{id}.tif")
+    with pytest.raises(ValueError, match=r"255.*label_values="):
+        get_config("inprocess", tmp_path / "r", "smoke", rasters, **patterns)
+    values = dict(label_values="255:house,0:background")
+    with pytest.raises(ValueError, match="house"):
+        get_config("inprocess", tmp_path / "r2", "smoke", rasters, **patterns, **values)
+
+
+def hollow(image):
+    "Cut a hole into an image: a corner without data."
+    with rasterio.open(image, "r+") as file:
+        pixels = file.read()
+        pixels[:, :100, :50] = 0
+        file.write(pixels)
+
+
+def test_pixels_without_data_are_null(tmp_path):
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    data = make_sample_scenes(tmp_path / "d", n_train=2, n_val=1, n_test=1, size=200)
+    scene = scenes.find_splits(data)["val"][0]
+    hollow(scene.image)
+    for null, expected in (("ignore", 2), ("class", 1)):
+        cfg = get_config("inprocess", tmp_path / null, "smoke", data, null=null)
+        found = cfg.dataset.validation_scenes[0]
+        found.label_store = None
+        with get_tmp_dir() as tmp:
+            labels = found.build(make_classes(), tmp).label_source.get_label_arr()
+        assert (labels[:99, :49] == expected).all()
+        assert (labels[101:, 51:] != 2).all()
+
+
+def test_dark_specks_are_not_holes(tmp_path):
+    profile = dict(driver="GTiff", width=50, height=50, count=3, dtype="uint8")
+    pixels = np.full((3, 50, 50), 9, "uint8")
+    pixels[:, 10:14, 10:14] = 0
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        file.write(pixels)
+    assert inputs.no_data(tmp_path / "a.tif") is None
+    pixels[:, :20, :20] = 0
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        file.write(pixels)
+    assert inputs.no_data(tmp_path / "a.tif").sum() == 400
+
+
+def test_a_read_only_data_folder_works(make, data):
+    before = sorted(p.name for p in data.rglob("*"))
+    make()
+    assert sorted(p.name for p in data.rglob("*")) == before
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(chip_sz=300), "chip_sz 300 is larger than the smallest scene"),
+        (dict(class_weights="1,2,3,4"), "class_weights must be 2 numbers"),
+        (dict(classes="building"), "two or more different names"),
+        (dict(classes="a,a"), "two or more different names"),
+        (dict(bands="4"), "bands must be from 1 to 3"),
+        (dict(bands="0,1"), "bands must be from 1 to 3"),
+        (dict(bands="red"), "bands must be numbers"),
+        (dict(epochs=0), "epochs must be"),
+        (dict(epoch=3), "did you mean 'epochs'"),
+        (dict(stride_length=200), "stride_length 200 is larger than chip_sz"),
+        (dict(output_uri="s3://bucket/run"), "folder"),
+    ],
+)
+def test_refused_before_anything_is_written(data, tmp_path, changes, words):
+    given = dict(output_uri=tmp_path / "run", preset="smoke", data=data) | changes
+    with pytest.raises(ValueError, match=words):
+        get_config("inprocess", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_training_folder_is_refused(data, tmp_path):
+    for name in ("val", "test"):
+        (tmp_path / "d" / name).symlink_to(data / name) if (
+            tmp_path / "d"
+        ).mkdir(exist_ok=True) is None else None
+    (tmp_path / "d" / "train").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match="train"):
+        get_config("inprocess", tmp_path / "run", "smoke", tmp_path / "d")
+
+
+def test_a_scene_in_two_splits_is_refused(data):
+    splits = scenes.find_splits(data)
+    with pytest.raises(ValueError, match="is in train and in val"):
+        inputs.check_splits({**splits, "val": splits["train"][:1]})
+    twin = scenes.Scene("new", splits["train"][0].image, splits["train"][0].label, "val")
+    with pytest.raises(ValueError, match="image .* is in train and in val"):
+        inputs.check_splits({**splits, "val": [twin]})
+
+
+def test_a_folder_of_another_run_is_refused_and_unchanged(make, tmp_path):
+    make(lr=1e-3)
+    before = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(ValueError, match="0.001.*0.01"):
+        make(lr=1e-2)
+    with pytest.raises(ValueError, match="other settings"):
+        make(lr=1e-3, classes="roof,background")
+    assert (tmp_path / "run" / "run.json").read_text() == before
+    make(lr=1e-3)
+
+
+def test_missing_pretrained_weights_are_named(data, tmp_path, monkeypatch):
+    import torch
+
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(FileNotFoundError) as err:
+        get_config("inprocess", tmp_path / "run", "version2", data, chip_sz=128, stride_length=120)
+    text = str(err.value)
+    assert "resnet50-" in text and str(tmp_path / "hub" / "checkpoints") in text
+    assert "curl" in text and "pretrained=false" in text
+    assert not (tmp_path / "run").exists()
+    name = text.split("needs ")[1].split(",")[0]
+    (tmp_path / "hub" / "checkpoints" / name).write_bytes(b"x")
+    assert inputs.check_pretrained(Hyperparams.of("version2")).name == name
+    assert inputs.check_pretrained(Hyperparams.of("sample")) is None
+
+
+# --- plain Raster Vision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("habits", ["ours", "stock"])
+def test_plain_rastervision_runs_it_from_anywhere(data, tmp_path, habits):
+    stock = {k: "none" if v is None else str(v).lower() for k, v in STOCK.items()}
+    asked = {"output_uri": str(tmp_path / "run"), "preset": "smoke", "data": str(data)}
+    asked |= {"epochs": "1", "lr": "1e-3"} | (stock if habits == "stock" else {})
+    words = [w for pair in asked.items() for w in ("-a", *pair)]
+    program = Path(sys.executable).with_name("rastervision")
+    done = subprocess.run(
+        [program, "run", "inprocess", "rvtutorial.config", *words],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = Run(tmp_path / "run")
+    assert len(run.log()) == 1
+    assert run.hyperparams["lr"] == 1e-3
+    assert set(run.results) == {"validation", "test"}
+    assert (run.path / "bundle" / "model-bundle.zip").exists()
+
+
+def test_importing_keeps_warnings_on():
+    code = (
+        "import warnings; before = list(warnings.filters)\n"
+        "import rvtutorial.config, rvtutorial.engine\n"
+        "assert list(warnings.filters) == before, warnings.filters[:3]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_config_is_found_by_its_module_name():
+    assert config.get_config is get_config
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_classes("a, b")
