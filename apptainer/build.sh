@@ -17,13 +17,14 @@ Build rastervision.def into one image file.
   IMAGE       the file to write (default: rastervision.sif)
   -t SCRATCH  folder for Apptainer's cache and temporary files, 40 GB free
               (default: $SCRATCH, else the folder of IMAGE); not the home folder
+  -m MODULE   load this module first, such as apptainer
   -w yes|no   put the ImageNet weights into the image (default: yes)
   -a N=V      another build argument of rastervision.def, such as FROM=...
   -n          show the command, and run nothing
   -h          show this text
 
 As a job: sbatch --account=... --partition=... apptainer/build.sh /project/me/rv.sif
-started in the checkout. Needs Apptainer 1.2 or newer (`module load apptainer`).
+started in the checkout. Needs Apptainer 1.2 or newer.
 TEXT
 }
 
@@ -39,13 +40,14 @@ find_root() { # the checkout: sbatch runs a copy of this script from its own fol
     [ -f "$root/apptainer/rastervision.def" ] || die "no apptainer/rastervision.def in $root; start this in the checkout"
 }
 
-scratch=${SCRATCH:-} weights=yes dry_run=0 arguments=()
-while getopts ':hnt:w:a:' option; do
+scratch=${SCRATCH:-} weights=yes dry_run=0 arguments=() modules=()
+while getopts ':hnt:w:a:m:' option; do
     case $option in
     h) usage && exit 0 ;;
     n) dry_run=1 ;;
     t) scratch=$OPTARG ;;
     w) weights=$OPTARG ;;
+    m) modules+=("$OPTARG") ;;
     a) arguments+=(--build-arg "$OPTARG") ;;
     :) usage >&2 && die "option -$OPTARG needs a value" ;;
     *) usage >&2 && die "there is no option -$OPTARG" ;;
@@ -70,13 +72,17 @@ command+=(--build-arg "VERSION=$version" --build-arg "WEIGHTS=$weights" "${argum
 command+=("$image.part" apptainer/rastervision.def)
 
 if [ "$dry_run" = 1 ]; then
+    for module in "${modules[@]}"; do printf 'module load %q\n' "$module"; done
     printf 'cd %q\n' "$root"
     printf 'APPTAINER_CACHEDIR=%q APPTAINER_TMPDIR=%q' "$scratch/apptainer-cache" "$scratch/apptainer-tmp"
     printf ' %q' "${command[@]}"
     echo
     exit 0
 fi
-command -v apptainer >/dev/null || die "no apptainer on the PATH; on a cluster: module load apptainer"
+for module in "${modules[@]}"; do
+    module load "$module" || die "module load $module failed; see: module avail apptainer"
+done
+command -v apptainer >/dev/null || die "no apptainer on the PATH; on a cluster add -m apptainer"
 [ ! -e "$image" ] || die "$image is there already; move it away first (jobs may be using it)"
 export APPTAINER_CACHEDIR=$scratch/apptainer-cache APPTAINER_TMPDIR=$scratch/apptainer-tmp
 mkdir -p "$APPTAINER_CACHEDIR" "$APPTAINER_TMPDIR" || exit 1

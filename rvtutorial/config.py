@@ -249,6 +249,8 @@ def get_config(
     **hyperparams,  # Anything that `Hyperparams` knows; None: the preset's value
 ) -> SemanticSegmentationConfig:  # Of stock classes only
     "The configuration of a run; everything may be text, as command lines give it."
+    if "://" in str(output_uri):
+        raise ValueError(f"output_uri must be a folder of this machine, got {output_uri}")
     given = {k: v for k, v in hyperparams.items() if v is not None}
     hp = Hyperparams.of(preset, **given)
     inputs.check_pretrained(hp)

@@ -26,6 +26,7 @@ import albumentations as A
 import numpy as np
 import rasterio
 import torch
+from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.features import shapes, sieve
 from rasterio.warp import transform_geom
@@ -151,7 +152,8 @@ def burn_null(
             band[empty] = value
             file.write(band, 1)
         return
-    found = shapes(empty.astype("uint8"), empty, transform=transform)
+    nudge = Affine.translation(0.01, 0.01)  # Raster Vision cuts vertices to whole pixels
+    found = shapes(empty.astype("uint8"), empty, transform=transform @ nudge)
     holes = [shape for shape, _ in found]
     if crs is not None and crs != "EPSG:4326":
         holes = [transform_geom(crs, "EPSG:4326", hole) for hole in holes]

@@ -106,6 +106,8 @@ def kernel_env(
     drop = ("MPLBACKEND", "JPY_", "PYTHONSTARTUP")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
     quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    filters = [os.environ.get("PYTHONWARNINGS", ""), "ignore:IProgress not found"]
+    quiet |= {"PYTHONWARNINGS": ",".join(filter(None, filters))}
     return kept | quiet | {"IPYTHONDIR": str(Path(sockets) / "ipython")} | (env or {})
 
 # %% ../nbs/C4_jobs.ipynb #9816d141
@@ -311,6 +313,7 @@ def run_notebook(
             parameters=params,
             engine_name=use_engine(signals, sockets),
             kernel_name="python3",
+            language="python",
             progress_bar=False,
             autosave_cell_every=10,
             cwd=str(folder),

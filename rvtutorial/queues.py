@@ -543,7 +543,7 @@ class Watch:
 
         line = Line() if progress and in_notebook() else sys.stderr
         form = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left"
-        self.live = isinstance(line, Line) or line.isatty()
+        self.live, self.said = isinstance(line, Line) or line.isatty(), ""
         self.bar = tqdm(disable=not progress, file=line, bar_format=form, mininterval=0)
         self.show(details)
 
@@ -555,9 +555,9 @@ class Watch:
         self.bar.n = sum(
             d["done"] if d["state"] in LIVE else (d["epochs"] or 0) + 1 for d in details
         )
-        said = words(details)
-        if self.live or said != self.bar.desc:  # a log file gets a line for each change
-            self.bar.set_description_str(said)
+        before, self.said = self.said, words(details)
+        if self.live or before != self.said:  # a log file gets a line for each change
+            self.bar.set_description_str(self.said)
 
     def __enter__(self):
         return self

@@ -28,9 +28,9 @@ _UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
 PRESETS: dict[str, dict] = {
     "version1": {"chip_sz": 300, "stride_length": 300, "epochs": 3, "batch_sz": 2},
     "version2": {},
-    "sample": {**_UNET, "batch_sz": 8},
+    "sample": {**_UNET, "batch_sz": 8, "max_windows": 10},
     "smoke": {
-        **_UNET, "chip_sz": 128, "stride_length": 120, "max_windows": 2, "epochs": 2,
+        **_UNET, "chip_sz": 128, "stride_length": 66, "max_windows": 2, "epochs": 2,
         "batch_sz": 4,
     },
 }  # fmt: skip
@@ -667,6 +667,11 @@ class _Record:
     "The part of a run that `run.json` holds."
 
     def __init__(self, path: str | Path):
+        if re.match(r"[a-z][a-z0-9]+:/", str(path)):
+            hint = "run it in a local folder and copy that when it is done"
+            raise ValueError(
+                f"a run needs a folder of this machine, got {path}; {hint}"
+            )
         self.path = Path(path).expanduser().absolute()
 
     @property

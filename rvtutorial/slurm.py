@@ -63,7 +63,7 @@ JOB_SH = r"""#!/bin/bash@LOGIN@
 @MODULES@set -u
 tasks=@TASKS@
 member=${SLURM_ARRAY_TASK_ID:-${1:-0}}
-child= pending=
+child='' pending=''
 # a signal to this script goes on to the runner, which interrupts the notebook's kernel
 forward() { if [ -n "$child" ]; then kill -"$1" "$child" 2>/dev/null; else pending=$1; fi; }
 trap 'forward USR1' USR1

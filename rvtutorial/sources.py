@@ -462,7 +462,7 @@ def _shadows(plan, light):
                 1,
             )
         )
-    for (x, y, r, _), crown in zip(plan.trees, _crowns(plan), strict=True):
+    for (_, _, r, _), crown in zip(plan.trees, _crowns(plan), strict=True):
         shapes.append((crown + light.shadow(r * 0.3), 1))
         shapes.append((crown + light.shadow(r * 0.55), 1))
     return _burn(shapes, plan.size, "uint8")

@@ -131,12 +131,17 @@ def start(
 # %% ../nbs/08_hyperparameter_tuning.ipynb #bf428a69
 def in_words(
     board: pd.DataFrame,  # From `Sweep.leaderboard`
-) -> str:  # Two sentences
+) -> str:  # One or two sentences
     "What a leaderboard allows to be said, and no more."
     best, column = board.index[0], board.columns[0]
     others = board.iloc[1:]
     tied, worse = list(others.index[others.tied]), list(others.index[~others.tied])
     text = f"{best} has the highest {column}, {board[column].iloc[0]:.3f} on "
     text += f"{board.scenes.iloc[0]} {board.split.iloc[0]} scenes"
-    text += f", and cannot be told apart from {' and '.join(tied)}." if tied else "."
-    return text + (f" It is better than {', '.join(worse)}." if worse else "")
+    text += f", and cannot be told apart from {_listed(tied)}." if tied else "."
+    return text + (f" It is better than {_listed(worse)}." if worse else "")
+
+
+def _listed(names: list[str]) -> str:
+    "a, b and c."
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

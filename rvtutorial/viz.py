@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from . import drawing, metrics
 from .chips import grid_windows, plot_windows
 from .runs import Run
+from .scenes import plot_scene  # noqa: F401  (one place for all figures)
 
 # %% ../nbs/07_evaluation.ipynb #04302b2f
 def open_runs(
@@ -29,27 +30,18 @@ def open_runs(
     runs = runs.runs() if callable(getattr(runs, "runs", None)) else runs
     if isinstance(runs, (str, Path, Run)):
         runs = [runs]
-    if not isinstance(runs, Mapping):
-        opened = [run if isinstance(run, Run) else Run(run) for run in runs]
-        names = [run.name for run in opened]
-        if len({*names}) < len(names):  # two sweeps may use the same names
-            names = [f"{run.path.parent.name}/{run.name}" for run in opened]
-        if len({*names}) < len(names):
-            raise ValueError(f"runs of one name: {names}; give a dict name -> run")
-        runs = dict(zip(names, opened, strict=True))
-    if not runs:
-        raise ValueError("no runs given: name at least one run folder")
-    out = {str(k): run if isinstance(run, Run) else Run(run) for k, run in runs.items()}
-    for run in out.values():
+    named = runs.items() if isinstance(runs, Mapping) else [(None, run) for run in runs]
+    named = [(k, run if isinstance(run, Run) else Run(run)) for k, run in named]
+    for _, run in named:
         if not run.path.is_dir():
             raise FileNotFoundError(f"there is no run folder {run.path}")
-    return out
-
-
-def _done(fig):
-    "Hand a figure over as a value; left open, Jupyter would draw it a second time."
-    plt.close(fig)
-    return fig
+    names = [run.name if key is None else str(key) for key, run in named]
+    if len({*names}) < len(names):  # two sweeps may use the same names
+        names = [f"{run.path.parent.name}/{run.name}" for _, run in named]
+    if not names or len({*names}) < len(names):
+        wrong = f"runs of one name: {names}" if names else "no runs given"
+        raise ValueError(f"{wrong}; give a run folder, a list, or a dict name -> run")
+    return {name: run for name, (_, run) in zip(names, named, strict=True)}
 
 # %% ../nbs/07_evaluation.ipynb #5951efa4
 def files(
@@ -64,8 +56,8 @@ def files(
             parts[1] = "<scene>"
         elif parts[0] == "labels":
             parts[-1] = f"<scene>{path.suffix}"
-        elif len(parts) > 3:
-            parts[2:] = ["..."]
+        elif len(parts) > 3 or parts[0] == "attempts":
+            parts[min(2, len(parts) - 1) :] = ["..."]
         if not parts[0].startswith("."):
             rows.append(("/".join(parts), path.stat().st_size / 1024))
     found = pd.DataFrame(rows, columns=["path", "kilobytes"]).groupby("path")
@@ -83,11 +75,12 @@ def display_conf_mat(
     counts = {name: metrics.counts_of(run, split) for name, run in runs.items()}
     size = dict(figsize=(0.3 + 3.7 * len(counts), 3.4), layout="constrained")
     fig, axes = plt.subplots(1, len(counts), squeeze=False, **size)
+    plt.close(fig)  # the figure is the value; open, Jupyter would draw it twice
     for ax, (name, found) in zip(axes.flat, counts.items(), strict=True):
         kind = of or metrics.first_class(found)
         drawing.draw_matrix(ax, metrics.table(found, kind, null).sum(), kind)
         ax.set_title(f"{name}\n{len(found)} whole {split} scenes", fontsize=10)
-    return _done(fig)
+    return fig
 
 # %% ../nbs/07_evaluation.ipynb #b17c5443
 def find_scene(
@@ -132,32 +125,29 @@ def plot_predictions(
     ids = [find_scene(base, scene, split, data) for scene in scenes]
     sights = [drawing.see_scene(base, scene, data, max_size) for scene in ids]
     fig, axes = drawing.panels(len(ids), 1 + len(opened), sights[0].frame)
+    plt.close(fig)
     for row, sight in zip(axes, sights, strict=True):
         _draw_row(row, sight, opened, view, split, max_size)
     for name, ax in zip(["image", *opened], axes[0], strict=True):
         ax.set_title(f"{name}\n{ax.get_title()}".strip(), fontsize=10)
     drawing.label_panels(axes, sights)
     _legend(fig, base, view)
-    return _done(fig)
+    return fig
 
 # %% ../nbs/07_evaluation.ipynb #59a6e1f6
 def _draw_row(row, sight, runs, view, split, max_size):
     drawing.draw_picture(row[0], sight)
     for ax, run in zip(row[1:], runs.values(), strict=True):
         drawn = drawing.prediction_of(run, sight, max_size)
-        colours = drawing.class_colours(run)
+        names = drawing.class_colours(run)
         if view == "labels":
-            drawing.draw_classes(ax, sight, drawn, colours.values())
+            drawing.draw_classes(ax, sight, drawn, names.values())
         else:
+            sought = [n for n in names if n not in ("background", "null")]
+            number = list(names).index([*sought, *names][0])
             truth = drawing.truth_of(run, sight, max_size)
-            drawing.draw_errors(ax, sight, drawn, truth, _sought(colours))
+            drawing.draw_errors(ax, sight, drawn, truth, number)
         ax.set_title(_scene_score(run, sight.id, split), fontsize=9)
-
-
-def _sought(names):
-    "Number of the first class that is neither background nor null."
-    found = [i for i, name in enumerate(names) if name not in ("background", "null")]
-    return (found or [0])[0]
 
 
 def _scene_score(run, scene, split):
@@ -200,8 +190,9 @@ def plot_coverage(
         scene = drawing.read_picture(scene)
     shape = scene.shape[:2] if hasattr(scene, "shape") else scene
     chips = grid_windows(shape, chip_sz, stride_length, pad)
-    title = f"chips of {chip_sz}, stride {stride_length}"
-    return _done(plot_windows(scene, chips, title))
+    fig = plot_windows(scene, chips, f"chips of {chip_sz}, stride {stride_length}")
+    plt.close(fig)
+    return fig
 
 # %% ../nbs/07_evaluation.ipynb #65157852
 def plot_metrics(
@@ -213,6 +204,7 @@ def plot_metrics(
     columns = list(columns or _usual_columns(logs))
     size = dict(figsize=(3.7 * len(columns) + 0.2, 3.3), layout="constrained")
     fig, axes = plt.subplots(1, len(columns), squeeze=False, **size)
+    plt.close(fig)
     for ax, column in zip(axes.flat, columns, strict=True):
         for i, (name, log) in enumerate(logs.items()):
             drawing.draw_curve(ax, log, column, name, i)
@@ -225,7 +217,7 @@ def plot_metrics(
     lines = axes[0, 0].get_lines()
     style = dict(ncols=min(5, len(lines)), frameon=False)
     fig.legend(handles=lines, loc="outside lower center", **style)
-    return _done(fig)
+    return fig
 
 # %% ../nbs/07_evaluation.ipynb #6e3f5a38
 def _usual_columns(logs):

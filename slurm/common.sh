@@ -28,12 +28,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from rvtutorial import runs, slurm
+from rvtutorial import runs, sites
 
 site_name, preset, output, *pairs = sys.argv[1:]
 given = dict(zip(pairs[::2], pairs[1::2]))
 try:
-    site = slurm.Site.read(site_name)
+    site = sites.Site.read(site_name)
     asked = runs.Hyperparams.of(preset, **given).asdict()
     old = runs.Run(Path(output)).manifest.get("asked", {}).get("hyperparams", {})
     changes = runs.differences(old, asked) if old else {}

@@ -79,7 +79,7 @@ def test_the_file_stands_alone_as_a_hubconf(tmp_path):
     code = (
         "import sys, torch\n"
         "sys.modules['rvtutorial'] = sys.modules['rastervision'] = None\n"
-        f"net = torch.hub.load({str(tmp_path)!r}, 'unet', source='local', num_classes=3)\n"
+        f"net = torch.hub.load({str(tmp_path)!r}, 'unet', source='local', num_classes=3).eval()\n"
         "assert net(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)\n"
     )
     done = subprocess.run(

@@ -675,6 +675,14 @@ def test_what_is_not_our_run_is_left_alone(plain, tmp_path):
     assert not list(tmp_path.rglob("run.json"))
 
 
+def test_an_address_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for address in ("s3://bucket/run", Path("s3://bucket/run"), "https://x.org/run"):
+        with pytest.raises(ValueError, match="a folder of this machine, got (s3|http)"):
+            Run.open_for(address, asked())
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_job_leaves_before_the_run_begins_is_no_stranger(tmp_path):
     for name in ("params.json", "job.json", "notebook.ipynb", "slurm-7.out", ".hidden"):
         (tmp_path / name).touch()

@@ -371,10 +371,19 @@ def test_an_old_python_is_not_used(bench):
 
 def test_build_command(bench):
     done = bench(
-        "apptainer/build.sh", "-n", "-t", "/scratch/a b", "-a", "FROM=x", "rv.sif"
+        "apptainer/build.sh",
+        "-n",
+        "-t",
+        "/scratch/a b",
+        "-a",
+        "FROM=x",
+        "-m",
+        "a b",
+        "rv.sif",
     )
     assert done.returncode == 0 and not bench.calls
-    first, second = done.stdout.splitlines()
+    load, first, second = done.stdout.splitlines()
+    assert load == "module load a\\ b"
     assert first == f"cd {ROOT}"
     assert "APPTAINER_CACHEDIR=/scratch/a\\ b/apptainer-cache" in second
     assert "APPTAINER_TMPDIR=/scratch/a\\ b/apptainer-tmp" in second

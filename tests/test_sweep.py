@@ -358,7 +358,7 @@ def test_leaderboard_and_its_words(tmp_path, queue):
     words = in_words(board)
     assert f"{board.index[0]} has the highest pixel_f1" in words
     assert f"cannot be told apart from {board.index[1]}." in words
-    assert "It is better than lr=1e-4, lr=1e-5." in words
+    assert "It is better than lr=1e-4 and lr=1e-5." in words
     assert "8 validation scenes" in words
     assert sweep.leaderboard("recall").columns[0] == "pixel_recall"
 

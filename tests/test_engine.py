@@ -1,0 +1,337 @@
+"""The engine: the same seed gives the same bytes, nothing is done twice, nothing is skipped silently."""
+
+import contextlib
+import io
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import torch
+
+from rvtutorial import engine
+from rvtutorial.config import get_config
+from rvtutorial.runs import Run, read_json
+from rvtutorial.sources import make_sample_scenes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "smoke"
+    return make_sample_scenes(folder, n_train=3, n_val=2, n_test=1, size=150)
+
+
+SMALL = dict(chip_sz=64, stride_length=60, max_windows=2, batch_sz=3, epochs=2)
+
+
+def configure(data, folder, **changes):
+    return get_config("inprocess", folder, "smoke", data, **SMALL | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    "A finished run."
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    engine.run(configure(data, folder), progress=False)
+    return Run(folder)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    "A finished run that a test may damage, at its own place."
+    kept = tmp_path / "kept"
+    shutil.copytree(finished.path, kept)
+    yield finished
+    shutil.rmtree(finished.path)
+    shutil.copytree(kept, finished.path)
+
+
+def spoken(config, **options):
+    "What a call of the engine prints."
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        engine.run(config, **options)
+    return out.getvalue()
+
+
+def produce(run):
+    "Weights, predictions and log of a run, without the log's time columns."
+    log = run.log().drop(columns=["train_time", "valid_time"])
+    files = {p.name: p.read_bytes() for p in [run.path / "train" / "last-model.pth"]}
+    for path in sorted((run.path / "predict").rglob("*.*")):
+        files[str(path.relative_to(run.path))] = path.read_bytes()
+    return files | {"log": log.to_csv(index=False)}
+
+
+# --- the same and not the same
+
+
+@pytest.mark.slow
+def test_one_seed_gives_the_same_bytes(data, finished, tmp_path):
+    torch.rand(7), np.random.rand(7)  # whatever happened before does not matter
+    engine.run(configure(data, tmp_path / "b"), progress=False)
+    first, second = produce(finished), produce(Run(tmp_path / "b"))
+    assert len(first) == 2 + 3 * 3
+    assert first == second
+
+
+@pytest.mark.slow
+def test_another_seed_gives_other_weights(data, finished, tmp_path):
+    engine.run(configure(data, tmp_path / "b", seed=1), ["train"], progress=False)
+    one, two = (read_weights(r) for r in (finished, Run(tmp_path / "b")))
+    assert not torch.equal(one["first.0.weight"], two["first.0.weight"])
+
+
+def read_weights(run):
+    return torch.load(run.path / "train" / "last-model.pth")
+
+
+@pytest.mark.slow
+def test_a_training_that_was_cut_begins_again_and_ends_the_same(data, finished, tmp_path):
+    cfg = configure(data, tmp_path / "b")
+    calls = []
+
+    def cut(text):
+        calls.append(text)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Progress, "epoch", lambda *args: cut("epoch"))
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(cfg, progress=False)
+    run = Run(tmp_path / "b")
+    assert run.state == "interrupted" and len(run.log()) == 1
+    engine.run(cfg, progress=False)
+    assert run.state == "succeeded"
+    assert produce(run) == produce(finished)
+
+
+# --- the folder
+
+
+def test_the_stock_files_are_there(finished):
+    names = {str(p.relative_to(finished.path)) for p in finished.path.rglob("*")}
+    for name in (
+        "pipeline-config.json", "run.json", "bundle/model-bundle.zip",
+        "train/log.csv", "train/last-model.pth", "train/model-bundle.zip",
+        "train/learner-config.json", "train/valid_metrics.json",
+        "train/modules/unet/hubconf.py", "eval/validation_scenes/eval.json",
+        "eval/test_scenes/eval.json",
+    ):  # fmt: skip
+        assert name in names
+    for scene in finished.scene_ids("validation") + finished.scene_ids("test"):
+        assert finished.prediction(scene).exists() and finished.scores(scene).exists()
+
+
+def test_the_log_has_raster_visions_columns(finished):
+    log = finished.log()
+    assert list(log.columns[:4]) == ["epoch", "train_loss", "train_time", "val_loss"]
+    assert {"building_f1", "background_f1", "avg_f1", "valid_time"} <= set(log.columns)
+    assert pd.to_timedelta(log.train_time).dt.total_seconds().gt(0).all()
+
+
+def test_run_json_says_what_with_what_and_how(finished):
+    made, went = finished.manifest["made_with"], finished.manifest["went"]
+    assert made["versions"]["rastervision"] == "0.31.1"
+    assert made["threads"] == torch.get_num_threads() and made["device"]
+    assert [s["name"] for s in went["stages"]] == ["train", "predict", "eval", "bundle"]
+    assert all(s["seconds"] > 0 for s in went["stages"]) and went["peak_memory_mb"] > 100
+    assert went["state"] == "succeeded"
+    results = finished.manifest["results"]
+    assert set(results) == {"validation", "test"} and "iou" in results["test"]
+    asked = finished.manifest["asked"]
+    assert asked["data"]["digest"] and asked["windows_digest"] and asked["seed"] == 0
+
+
+def test_null_is_never_predicted(finished):
+    for scene in finished.scene_ids("validation"):
+        with rasterio.open(finished.prediction(scene)) as file:
+            assert set(np.unique(file.read(1))) <= {0, 1}
+        with rasterio.open(finished.scores(scene)) as file:
+            assert file.dtypes[0] == "uint8" and not file.read(3).any()
+
+
+def test_no_onnx_unless_asked(finished):
+    names = zipfile.ZipFile(finished.path / "train" / "model-bundle.zip").namelist()
+    assert "model.pth" in names and not any("onnx" in name for name in names)
+
+
+@pytest.mark.slow
+def test_a_bundle_predicts_in_plain_raster_vision(finished, tmp_path):
+    from rastervision.core.predictor import Predictor
+
+    bundle = finished.path / "bundle" / "model-bundle.zip"
+    moved = tmp_path / "away.zip"
+    shutil.copy(bundle, moved)
+    scene = finished.scene_ids("validation")[0]
+    Predictor(str(moved), str(tmp_path / "tmp")).predict(
+        [str(finished.image(scene))], str(tmp_path / "out")
+    )
+    with rasterio.open(tmp_path / "out" / "labels.tif") as a:
+        with rasterio.open(finished.prediction(scene)) as b:
+            assert (a.read(1) == b.read(1)).all()
+
+
+# --- running again
+
+
+def test_what_is_done_is_not_done_again(data, finished):
+    before = produce(finished)
+    said = spoken(configure(data, finished.path))
+    assert said.count("done already") == 4
+    assert produce(finished) == before
+
+
+def test_missing_products_are_made_again(data, copied):
+    before = produce(copied)
+    shutil.rmtree(copied.path / "predict")
+    said = spoken(configure(data, copied.path))
+    assert "train: done already" in said and "predict: done" not in said
+    assert "eval: done" not in said  # what comes after it is done again too
+    assert produce(copied) == before
+
+
+def test_predicting_again_does_not_average(data, copied):
+    before = produce(copied)
+    copied.update("went", stages=copied.manifest["went"]["stages"][:1])
+    engine.run(configure(data, copied.path), ["predict"], progress=False)
+    assert produce(copied) == before
+
+
+def test_stages_run_in_their_order(data, copied):
+    copied.update("went", stages=copied.manifest["went"]["stages"][:1])
+    said = spoken(configure(data, copied.path), commands="eval predict")
+    assert said.index("predict") < said.index("eval") and "bundle" not in said
+    with pytest.raises(ValueError, match="did you mean 'predict'"):
+        engine.run(configure(data, copied.path), ["predictt"], progress=False)
+
+
+# --- what is refused
+
+
+def test_a_missing_label_is_an_error_that_names_it(data, copied):
+    cfg = configure(data, copied.path)
+    scene = cfg.dataset.validation_scenes[0]
+    scene.label_source.raster_source.vector_source.uris = "/nowhere/labels_7.geojson"
+    copied.update("went", stages=copied.manifest["went"]["stages"][:2])
+    path = copied.path / "pipeline-config.json"
+    path.write_text(path.read_text().replace(json.dumps(copied.config)[:0], ""))
+    with pytest.raises((FileNotFoundError, ValueError), match="labels_7|another config"):
+        engine.run(cfg, ["eval"], progress=False)
+
+
+def test_missing_for_eval_names_files(data, finished):
+    cfg = engine.prepare(configure(data, finished.path))
+    scene = cfg.dataset.validation_scenes[0]
+    assert engine.missing_for_eval(scene, cfg.predict_uri) == []
+    assert engine.missing_for_eval(scene, "/none") == [f"/none/{scene.id}/labels.tif"]
+    scene.label_source.raster_source.vector_source.uris = ["/gone.geojson"]
+    assert engine.missing_for_eval(scene, cfg.predict_uri) == ["/gone.geojson"]
+    scene.label_source = None
+    assert engine.missing_for_eval(scene, cfg.predict_uri) == [f"labels of scene {scene.id}"]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(data, finished):
+    cfg = configure(data, finished.path)
+    cfg.backend.solver.lr = 0.5
+    before = (finished.path / "run.json").read_text()
+    with pytest.raises(ValueError, match="another configuration"):
+        engine.run(cfg, progress=False)
+    with pytest.raises(ValueError, match="seed 0, got 5"):
+        engine.run(configure(data, finished.path), seed=5, progress=False)
+    assert (finished.path / "run.json").read_text() == before
+
+
+def test_a_failure_is_written_down(data, tmp_path):
+    cfg = configure(data, tmp_path / "run", lr=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.SeededLearner, "train_step", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.run(cfg, progress=False)
+    went = Run(tmp_path / "run").manifest["went"]
+    assert went["state"] == "failed" and "ZeroDivisionError" in went["why"]
+    assert went["stages"] == []
+
+
+def test_a_loss_that_is_no_number_stops_the_training():
+    with pytest.raises(ValueError, match="diverged at lr 0.5"):
+        engine.finite_mean([1.0, float("nan")], 0.5)
+    with pytest.raises(ValueError, match="no batch"):
+        engine.finite_mean([], 0.5)
+
+
+# --- a configuration that is not ours
+
+
+@pytest.mark.slow
+def test_a_stock_configuration_without_run_json(data, tmp_path):
+    cfg = configure(data, tmp_path / "made", val_windows="random", seed="none")
+    cfg.root_uri = str(tmp_path / "stock")
+    engine.run(cfg, progress=False)
+    run = Run(tmp_path / "stock")
+    assert run.state == "succeeded" and run.results["validation"]["f1"] is not None
+    assert run.manifest["asked"]["seed"] == 0
+    assert spoken(cfg).count("done already") == 4
+
+
+# --- seeds
+
+
+def test_seeds_reach_albumentations(data, tmp_path):
+    import albumentations as A
+
+    class Windows:
+        def __init__(self):
+            transform = A.Compose([A.HorizontalFlip()])
+            self.transform = lambda item: (item, transform)
+
+    class Both:
+        datasets = [Windows(), Windows()]
+
+    found = engine.transforms_of(Both())
+    assert len(found) == 2 and all(isinstance(t, A.Compose) for t in found)
+    assert engine.transforms_of(None) == []
+
+
+def test_seed_everything_repeats():
+    def draw():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist()
+
+    engine.seed_everything(4, 1)
+    first = draw()
+    engine.seed_everything(4, 2)
+    second = draw()
+    engine.seed_everything(4, 1)
+    assert draw() == first != second
+
+
+def test_settings_are_put_back():
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with engine.settings(threads=1):
+        assert torch.get_num_threads() == 1
+        assert torch.are_deterministic_algorithms_enabled()
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_progress_says_what_is_left():
+    said = []
+    tell = engine.Progress(4, said.append)
+    tell.begun -= 100
+    tell.epoch(0, {"train_loss": 0.5, "val_loss": 0.4, "building_f1": 0.25})
+    assert said[0].startswith("epoch 1/4  loss 0.500, validation 0.400  building F1 0.250")
+    assert said[0].endswith("0:01:40 passed, 0:05:00 left")
+    tell.step(1, 0.5, 0.3)
+    assert len(said) == 1  # not so soon again
+    tell.told -= 60
+    tell.step(1, 0.5, 0.3)
+    assert "epoch 2/4 (50%)" in said[1]
+
+
+def test_fingerprint_ignores_versions_and_order():
+    a = {"x": [1, {"scene_groups": [1, 2], "y": 2}], "plugin_versions": {"a": 1}}
+    b = {"x": [1, {"scene_groups": [2, 1], "y": 2}], "plugin_versions": {"a": 2}}
+    assert engine.fingerprint(a) == engine.fingerprint(b)
+    assert engine.fingerprint({**a, "z": 1}) != engine.fingerprint(a)
+    assert read_json  # the reader used by open_run

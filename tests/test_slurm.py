@@ -1,0 +1,720 @@
+"Sites, the text for Slurm, submitting, and states: with a local queue and a pretended Slurm."
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rvtutorial import queues, sites, slurm
+from rvtutorial.queues import merge, parameters
+from rvtutorial.runs import Run, packaged, read_json, write_json
+from rvtutorial.slurm import Job, JobFailed, Site, SlurmError, submit, submit_many
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_queue(tmp_path_factory, monkeypatch):
+    "A queue and a configuration folder that nobody else uses."
+    monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path_factory.mktemp("queue")))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    monkeypatch.setattr(queues, "_asked", {})
+
+
+def notebook(path: Path, params: str, *cells: str) -> Path:
+    "A job notebook made of a parameters cell and others."
+    book = nbformat.v4.new_notebook()
+    for source in (params, *cells):
+        book.cells.append(nbformat.v4.new_code_cell(source))
+    book.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(book, path)
+    return path
+
+
+@pytest.fixture
+def quick(tmp_path):
+    "A job that takes no time: it writes down what it was given."
+    text = 'import json\njson.dump([a, b], open("got.json", "w"))'
+    return notebook(tmp_path / "quick.ipynb", "a = 1\nb = 'x'", text)
+
+
+# --- sites ------------------------------------------------------------------------
+
+
+def test_importing_is_light():
+    "No heavy package comes along, and it takes less than 0.3 s."
+    code = (
+        "import sys, time; t = time.perf_counter(); import rvtutorial.slurm;"
+        "print(time.perf_counter() - t, {'torch', 'pandas', 'rastervision', 'numpy',"
+        "'papermill', 'IPython'} & set(sys.modules))"
+    )
+    replies = []
+    for _ in range(3):
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        replies.append(out.stdout.split(maxsplit=1))
+    assert min(float(seconds) for seconds, _ in replies) < 0.3
+    assert replies[0][1].strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["local", "atlas", "example"])
+def test_packaged_sites_are_read(name):
+    site = Site.read(name)
+    assert site.name == name
+    assert site.queue == ("local" if name == "local" else "slurm")
+
+
+def test_the_example_names_every_field():
+    import tomllib
+
+    given = tomllib.loads(packaged("sites", "example").read_text())
+    assert set(given) == {f.name for f in fields(Site)} - {"name"}
+
+
+def test_an_unknown_field_lists_the_known_ones(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('partitoin = "gpu"\n')
+    with pytest.raises(ValueError, match="partitoin.*did you mean 'partition'") as error:
+        Site.read(path)
+    assert all(f.name in str(error.value) for f in fields(Site))
+
+
+def test_broken_toml_names_the_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("mem = 16G\n")
+    with pytest.raises(ValueError, match="mine.toml is not TOML"):
+        Site.read(path)
+
+
+def test_a_site_is_found_as_path_then_own_then_packaged(tmp_path, monkeypatch):
+    assert sites.find_site("atlas") == packaged("sites", "atlas")
+    own = tmp_path / "config" / "rvtutorial" / "sites"
+    own.mkdir(parents=True)
+    (own / "atlas.toml").write_text('account = "mine"\n')
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert Site.read("atlas").account == "mine"
+    assert Site.read(packaged("sites", "atlas")).account == "geospatialworkshop"
+    with pytest.raises(FileNotFoundError, match="no site 'atlsa'.*did you mean 'atlas'"):
+        Site.read("atlsa")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("mem", "16"), ("mem", "lots"), ("mem", 16), ("time", "1:30"), ("time", "soon"),
+        ("time", True), ("cpus", 0), ("cpus", "2"), ("cpus", True), ("nodes", 1.5),
+        ("account", "a b"), ("account", "-x"), ("account", "x\n#SBATCH --mem=1"),
+        ("partition", "$(id)"), ("gres", ""), ("queue", "pbs"), ("warn", -1),
+        ("extra", ["nice"]), ("extra", ["--mem=1T"]), ("extra", ["--wrap=x"]),
+        ("modules", ["a\nb"]), ("scratch", "a\nb"), ("image", 3),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_meant_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"site field {field}"):
+        Site(**{"name": "x", field: value})
+
+
+@pytest.mark.parametrize("value", [90, "90", "02:30:00", "1-0", "1-12:30", "1-12:30:00"])
+def test_times_that_slurm_reads(value):
+    assert f"--time={value}" in slurm.sbatch_args(Site(name="x", time=value), "/j")
+
+
+def test_a_toml_time_of_day_is_a_duration(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("time = 02:30:00\n")
+    assert Site.read(path).time == "02:30:00"
+
+
+def test_an_unset_variable_in_a_path_is_an_error(monkeypatch):
+    monkeypatch.setenv("RVT_TEST", "/here")
+    assert sites.expand("data", "$RVT_TEST/x") == "/here/x"
+    with pytest.raises(ValueError, match="data names a variable that is not set"):
+        sites.expand("data", "$RVT_TEST_UNSET/x")
+
+
+# --- text -------------------------------------------------------------------------
+
+ATLAS_ARGS = """sbatch
+--parsable
+--job-name=first
+--requeue
+--account=geospatialworkshop
+--partition=gpu-a100-mig7
+--gres=gpu:a100_1g.10gb:1
+--mem=16G
+--time=02:30:00
+--cpus-per-task=2
+--nodes=1
+--ntasks=1
+--array=0-3%2
+--signal=B:USR1@120
+--open-mode=append
+--export=NONE
+--chdir=/p/jobs/first
+--output=/p/jobs/first/slurm-%A_%a.out
+/p/jobs/first/job.sh"""
+
+
+def test_sbatch_arguments_to_the_letter():
+    args = slurm.sbatch_args(Site.read("atlas"), "/p/jobs/first", 4, "first")
+    assert "\n".join(args) == ATLAS_ARGS
+
+
+def test_a_bare_site_asks_for_nothing_in_particular():
+    args = slurm.sbatch_args(Site(name="bare", warn=0), "/j")
+    names = {a.split("=")[0] for a in args if a.startswith("--")}
+    assert not names & {"--account", "--partition", "--mem", "--time", "--gres", "--signal"}
+    assert "--array=0-0%2" in args
+
+
+JOB_SCRIPT = r"""#!/bin/bash -l
+# Written by rvtutorial. Slurm runs one copy for each member of the job and gives its
+# number in SLURM_ARRAY_TASK_ID; the local queue gives it as the only argument.
+module load apptainer || { echo no module apptainer >&2; exit 1; }
+set -u
+tasks='/p/my jobs/tasks.json'
+member=${SLURM_ARRAY_TASK_ID:-${1:-0}}
+child='' pending=''
+# a signal to this script goes on to the runner, which interrupts the notebook's kernel
+forward() { if [ -n "$child" ]; then kill -"$1" "$child" 2>/dev/null; else pending=$1; fi; }
+trap 'forward USR1' USR1
+trap 'forward TERM' TERM INT HUP
+scratch=$(mktemp -d /scratch/me/rvt.XXXXXX) || exit 1
+trap 'rm -rf "$scratch"' EXIT
+export OMP_NUM_THREADS=2
+mkdir -p "$scratch/home"
+for v in SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT \
+  CUDA_VISIBLE_DEVICES OMP_NUM_THREADS RVTUTORIAL_HOME; do
+  [ -z "${!v-}" ] || export "APPTAINERENV_$v=${!v}"
+done
+apptainer exec --no-eval --cleanenv --contain --workdir "$scratch" --home "$scratch"/home --pwd '/p/my jobs' --bind /in:/opt/data/input:ro --bind '/p/my jobs' --nv /i/rv.sif python -m rvtutorial.jobs member "$tasks" "$member" &
+child=$!
+[ -z "$pending" ] || kill -"$pending" "$child"
+while :; do
+  wait "$child"; code=$?
+  kill -0 "$child" 2>/dev/null || break
+done
+# 75: interrupted by the warning before the end of its time; ask for another turn
+if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
+  trap '' TERM USR1
+  # the last member's own id is the whole array's, so a member is named ARRAY_TASK
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" && sleep 60
+fi
+exit "$code"
+"""
+
+
+def container_site():
+    return Site(
+        name="x", cpus=2, image="/i/rv.sif", binds=("/in:/opt/data/input:ro",),
+        modules=("apptainer",), scratch="/scratch/me",
+    )  # fmt: skip
+
+
+def test_the_job_script_to_the_letter():
+    text = slurm.batch_script(container_site(), "/p/my jobs/tasks.json")
+    text = text.replace("--bind '/p/my jobs:/p/my jobs'", "--bind '/p/my jobs'")
+    assert text == JOB_SCRIPT
+
+
+@pytest.mark.parametrize("site", [Site(), Site.read("atlas"), container_site()])
+def test_the_job_script_is_clean_bash(site, tmp_path):
+    path = tmp_path / "job.sh"
+    path.write_text(slurm.batch_script(site, "/a b/$(touch x)/tasks.json", home="/h'h"))
+    subprocess.run(["bash", "-n", path], check=True)
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if shellcheck:
+        subprocess.run([shellcheck, "-S", "warning", path], check=True)
+
+
+@pytest.mark.parametrize("name", ["run_notebook.sh"])
+def test_scripts_are_clean_and_answer(name):
+    path = ROOT / "slurm" / name
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if shellcheck:
+        subprocess.run([shellcheck, path], check=True)
+    for args, code in ([["-h"], 0], [["-n"], 2], [["-z"], 2], [[], 2]):
+        done = subprocess.run([path, *args], capture_output=True, text=True)
+        assert done.returncode == code
+        assert "Usage" in (done.stdout if code == 0 else done.stderr)
+
+
+# --- what is refused before queueing ------------------------------------------------
+
+
+def test_unknown_and_bad_parameters_are_refused(tmp_path, quick):
+    for params, match in [
+        ({"c": 1}, "'c' is no parameter of quick"),
+        ({"a": [1, 2]}, "parameter a must be a text, a number"),
+        ({"a": float("inf")}, "parameter a must be a finite number"),
+        ({"b": "\ud800"}, "parameter b holds half a character"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            submit(tmp_path / "run", params, notebook=quick)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "jobs").exists()
+
+
+def test_hyperparameters_are_checked_before_queueing(tmp_path):
+    book = notebook(tmp_path / "t.ipynb", "preset = 'sample'\nlr = None\nepochs = None")
+    with pytest.raises(ValueError, match="lr"):
+        submit(tmp_path / "run", {"lr": 100}, notebook=book)
+    with pytest.raises(ValueError, match="'epoch' is no parameter.*'epochs'"):
+        submit(tmp_path / "run", {"epoch": 1}, notebook=book)
+    with pytest.raises(ValueError, match="no preset 'simple'"):
+        submit(tmp_path / "run", {"preset": "simple"}, notebook=book)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_and_paths_travel(quick, tmp_path):
+    import numpy as np
+
+    checked = queues.check_params(quick, {"a": np.float64(0.1), "b": tmp_path})
+    assert checked == {"a": 0.1, "b": str(tmp_path)} and type(checked["a"]) is float
+
+
+def test_a_notebook_needs_one_parameters_cell(tmp_path):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a = 1")])
+    nbformat.write(book, tmp_path / "none.ipynb")
+    with pytest.raises(ValueError, match="0 cells tagged parameters"):
+        parameters(tmp_path / "none.ipynb")
+
+
+def test_folders_that_cannot_be_runs(tmp_path, quick):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        submit(tmp_path / "file", {}, notebook=quick)
+    with pytest.raises(ValueError, match="cannot be printed"):
+        submit(f"{tmp_path}/a\nb", {}, notebook=quick)
+    with pytest.raises(ValueError, match="twice"):
+        submit_many({tmp_path / "a": {}, f"{tmp_path}/./a": {}}, notebook=quick)
+    with pytest.raises(ValueError, match="1 to 1001 runs"):
+        submit_many({}, notebook=quick)
+    (tmp_path / "stock").mkdir()
+    (tmp_path / "stock" / "pipeline-config.json").write_text("{}")
+    with pytest.raises(ValueError, match="plain Raster Vision"):
+        submit(tmp_path / "stock", {}, notebook=quick)
+
+
+def test_the_same_values_written_differently_are_the_same_run(tmp_path):
+    book = notebook(tmp_path / "t.ipynb", "preset = 'sample'\nlr = None\nseed = None")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    job = {"notebook": str(book), "params": {"lr": "1e-3"}}
+    Run(folder).update("went", state="succeeded", job=job)
+    same = queues.differences(folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book)
+    assert same == []
+    other = queues.differences(folder, {"lr": 0.002}, book)
+    assert other == ["lr is 0.001 there, 0.002 here"]
+
+
+# --- the local queue ----------------------------------------------------------------
+
+
+def test_values_arrive_whole_and_nothing_is_executed(tmp_path):
+    "Quotes, substitutions, newlines, braces, unicode, 4 KB: through job.sh to the kernel."
+    marker = tmp_path / "executed"
+    values = [
+        f"$(touch {marker})", f"`touch {marker}`", f"; touch {marker} #", "a b", "a,b=c",
+        "it's", '"double"', "'''\"\"\"", "\\", "\\n", "a\nb", f"a\n!touch {marker}",
+        f"\n%%bash\ntouch {marker}\n", "{a}", "{{0}}", "%j %A", "*", "~root", "--help",
+        "-x", "", " ", "\t", "\x00\x01\x1b[0m", "\u2028", "\u00e9\u6f22\U0001f600",
+        "!!", "#", "&", "x" * 4096, "None", "1e-3", "\r\n", "\x7f", "\u202e",
+    ]  # fmt: skip
+    names = [f"v{i}" for i in range(len(values))]
+    text = "\n".join(f"{n} = None" for n in names)
+    save = f'import json\njson.dump([{", ".join(names)}], open("got.json", "w"))'
+    book = notebook(tmp_path / "odd.ipynb", text, save)
+    folder = tmp_path / "run $(touch executed); 'q' \"d\" {a} %j \u00e9"
+    params = dict(zip(names, values, strict=True))
+    submit(folder, params, notebook=book).wait(progress=False)
+    assert read_json(folder / "got.json") == values
+    assert Run(folder).manifest["went"]["job"]["params"] == params
+    assert not marker.exists() and not list(tmp_path.rglob("executed"))
+
+
+def test_numbers_keep_their_type(tmp_path, quick):
+    params = {"a": 1e-17, "b": True}
+    submit(tmp_path / "run", params, notebook=quick).wait(progress=False)
+    assert read_json(tmp_path / "run" / "got.json") == [1e-17, True]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    "Two runs of one submission, one of which fails."
+    home = tmp_path_factory.mktemp("finished")
+    os.environ["RVTUTORIAL_QUEUE"] = str(home / "queue")
+    text = 'print("working", a)\nassert a < 2, "too large"\nopen("done", "w").close()'
+    book = notebook(home / "check.ipynb", "a = 1", text)
+    job = submit_many({home / "good": {"a": 1}, home / "bad": {"a": 2}}, notebook=book)
+    with pytest.raises(JobFailed) as error:
+        job.wait(progress=False)
+    return home, book, job, str(error.value)
+
+
+def test_states_and_what_a_failure_says(finished):
+    home, _, job, message = finished
+    assert job.states() == {home / "good": "succeeded", home / "bad": "failed"}
+    assert "AssertionError: too large" in message and "working 2" in message
+    assert str(home / "bad" / "notebook.ipynb") in message and "good" not in message
+    assert (home / "good" / "done").exists()
+    assert "working 1" in job.log(home / "good")
+
+
+def test_a_finished_run_is_not_run_again(finished):
+    home, book, _, _ = finished
+    before = (home / "good" / "run.json").read_text()
+    submissions = len(list((home / "jobs").iterdir()))
+    job = submit(home / "good", {"a": 1}, notebook=book)
+    assert job.done and job.wait() is job
+    assert (home / "good" / "run.json").read_text() == before
+    assert len(list((home / "jobs").iterdir())) == submissions
+
+
+def test_other_values_for_a_finished_run_are_refused(finished):
+    home, book, _, _ = finished
+    with pytest.raises(ValueError, match="a is 1 there, 3 here.*folder of its own"):
+        submit(home / "good", {"a": 3}, notebook=book)
+
+
+def test_a_failed_run_may_be_asked_again_with_other_values(finished):
+    home, book, _, _ = finished
+    job = submit_many({home / "good": {"a": 1}, home / "bad": {"a": 0}}, notebook=book)
+    job.wait(progress=False)
+    attempts = Run(home / "bad").manifest["went"]["attempts"]
+    assert [a["state"] for a in attempts] == ["failed", "succeeded"]
+    assert (home / "bad" / "notebook.attempt1.ipynb").exists()
+    assert len(Run(home / "good").manifest["went"]["attempts"]) == 1
+
+
+def test_queue_takes_turns_and_cancels(tmp_path):
+    "A second submission waits, is not doubled, is cancelled; then the first is."
+    book = notebook(tmp_path / "long.ipynb", "a = 1", "import time\ntime.sleep(60)")
+    first = submit(tmp_path / "x" / "first", {}, notebook=book)
+    wait_for(lambda: first.states()[first.folders[0]] == "running")
+    second = submit(tmp_path / "y" / "second", {}, notebook=book)
+    wait_for(lambda: "behind another job" in repr(second))
+    submit(tmp_path / "y" / "second", {}, notebook=book)
+    assert len(list((tmp_path / "y" / "jobs").iterdir())) == 1
+    with pytest.raises(ValueError, match="holds another run"):
+        submit(tmp_path / "y" / "second", {"a": 2}, notebook=book)
+    with pytest.raises(TimeoutError, match="still at work"):
+        second.wait(progress=False, timeout=0.1)
+    second.cancel()
+    first.cancel()
+    for job in (first, second):
+        with pytest.raises(JobFailed, match="cancelled"):
+            job.wait(progress=False)
+    assert Run(tmp_path / "x" / "first").state == "interrupted"
+    assert not (tmp_path / "y" / "second" / "notebook.ipynb").exists()
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_a_queue_that_is_killed_is_seen(tmp_path):
+    book = notebook(tmp_path / "long.ipynb", "a = 1", "import time\ntime.sleep(60)")
+    job = submit(tmp_path / "run", {}, notebook=book)
+    wait_for(lambda: (tmp_path / "run" / "notebook.ipynb").exists())
+    home = Path(Run(tmp_path / "run").manifest["went"]["job"]["submission"])
+    queue = read_json(home / "queue.json")
+    runner = Run(tmp_path / "run").manifest["went"]["attempts"][-1]["pid"]
+    for pid in (queue["pid"], queue["members"][0]["pid"], runner):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: job.states() == {tmp_path / "run": "lost"})
+    done = subprocess.run(["bash", "-c", "exit 0"])  # the next submission is not blocked
+    assert done.returncode == 0
+    with queues.turn(time.time_ns()):
+        pass
+
+
+def test_the_earlier_ticket_goes_first(tmp_path):
+    "Three processes, started in the wrong order, are served by their numbers."
+    code = (
+        "import sys, time; from rvtutorial.queues import turn\n"
+        "with turn(int(sys.argv[1])):\n"
+        "    open(sys.argv[2], 'a').write(sys.argv[1]); time.sleep(0.3)"
+    )
+    with queues.turn(1):
+        others = []
+        for number in (4, 3, 2):
+            args = [sys.executable, "-c", code, str(number), str(tmp_path / "order")]
+            others.append(subprocess.Popen(args))
+        wait_for(lambda: len(list(queues.queue_folder().glob("*.ticket"))) == 4)
+    for process in others:
+        assert process.wait() == 0
+    assert (tmp_path / "order").read_text() == "234"
+
+
+# --- two witnesses ------------------------------------------------------------------
+
+OURS = {"submission": "s", "index": 0}
+
+
+@pytest.mark.parametrize(
+    "state, attempt, word, reason, expected",
+    [
+        ("new", None, None, "", "new"),
+        ("queued", None, "queued", "Resources", "queued"),
+        ("queued", None, "failed", "", "failed"),  # its script failed before the notebook
+        ("queued", None, None, "", "lost"),
+        ("queued", None, "cancelled", "", "cancelled"),
+        ("queued", "failed", "queued", "", "queued"),
+        ("running", "running", "running", "", "running"),
+        ("running", "running", "timed out", "", "timed out"),
+        ("running", "running", "out of memory", "", "out of memory"),
+        ("running", "running", "node lost", "", "node lost"),
+        ("running", "running", "failed", "", "failed"),
+        ("running", "running", "succeeded", "", "lost"),
+        ("running", "running", None, "", "lost"),
+        ("running", "running", "unknown", "Slurm does not answer", "running"),
+        ("succeeded", "succeeded", "running", "", "succeeded"),  # still tidying up
+        ("succeeded", "succeeded", None, "", "succeeded"),
+        ("succeeded", "succeeded", "failed", "", "succeeded"),
+        ("failed", "failed", "failed", "", "failed"),
+        ("interrupted", "interrupted", "queued", "BeginTime", "queued"),  # requeued
+        ("interrupted", "interrupted", "cancelled", "", "cancelled"),
+        ("interrupted", "interrupted", "timed out", "", "timed out"),
+        ("interrupted", "interrupted", None, "", "interrupted"),
+        ("interrupted", "interrupted", "running", queues.CANCELLING, "cancelled"),
+    ],
+)
+def test_states_from_record_and_queue(state, attempt, word, reason, expected):
+    went = {"state": state, "job": dict(OURS) if state != "new" else None}
+    went["attempts"] = [{**OURS, "state": attempt}] if attempt else []
+    if attempt == "failed" and state == "queued":  # an earlier submission's attempt
+        went["attempts"][0]["submission"] = "earlier"
+    assert merge(went, word, reason)[0] == expected
+
+
+def test_every_word_of_slurm_has_one_of_ours():
+    assert len(queues.WORDS) == len(set(queues.WORDS)) > 20
+    ours = {"queued", "running", "succeeded", "failed", "interrupted", "cancelled"}
+    assert set(queues.WORDS.values()) == ours | {"timed out", "out of memory", "node lost"}
+
+
+def test_the_tail_of_a_log_draws_out_bars(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"a\n" * 100_000 + b" 10%\r 50%\r100%\r\nlast \xff\n")
+    assert queues.tail(path, 2) == "100%\nlast \ufffd"
+
+
+# --- a pretended Slurm --------------------------------------------------------------
+
+PRETEND = """#!{python}
+import json, os, sys, time
+home, name = {home!r}, os.path.basename(sys.argv[0])
+with open(home + "/calls", "a") as log:
+    log.write(json.dumps([name, sys.argv[1:], dict(os.environ)]) + "\\n")
+reply = json.load(open(home + "/" + name + ".json"))
+sys.stdout.write(reply.get("out", "")); sys.stderr.write(reply.get("err", ""))
+time.sleep(reply.get("sleep", 0)); sys.exit(reply.get("code", 0))
+"""
+
+
+class Pretended:
+    "Programs called sbatch, squeue and so on that note their calls and answer as told."
+
+    def __init__(self, home: Path):
+        self.home, self.bin = home, home / "bin"
+        self.bin.mkdir(parents=True)
+
+    def answers(self, **replies):
+        for name, reply in replies.items():
+            write_json(self.home / f"{name}.json", reply)
+            path = self.bin / name
+            path.write_text(PRETEND.format(python=sys.executable, home=str(self.home)))
+            path.chmod(0o755)
+
+    @property
+    def calls(self):
+        path = self.home / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    made = Pretended(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{made.bin}:/usr/bin:/bin")
+    made.answers(sbatch={"out": "221\n"}, squeue={"out": ""}, sacct={"code": 1})
+    return made
+
+
+FARM = Site(name="farm", partition="gpu", account="crops")
+
+
+def test_a_submission_to_slurm(cluster, tmp_path, quick, monkeypatch):
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "other")
+    monkeypatch.setenv("SLURM_CONF", "/etc/my.conf")
+    cluster.answers(sbatch={"out": "221;farm\n", "err": "a notice of the site\n"})
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(3)}
+    job = submit_many(runs, site=FARM, notebook=quick)
+    name, args, env = cluster.calls[0]
+    assert name == "sbatch" and "--array=0-2%2" in args and "--account=crops" in args
+    assert not [k for k in env if k.startswith(("SLURM_", "SBATCH_")) and k != "SLURM_CONF"]
+    assert env["SLURM_CONF"] == "/etc/my.conf"
+    home = Path(args[-1]).parent
+    assert read_json(home / "job.json")["id"] == "221"
+    assert read_json(home / "tasks.json")["folders"] == [str(f) for f in job.folders]
+    assert read_json(tmp_path / "r2" / "params.json") == {"a": 2}
+    assert parameters(home / "quick.ipynb") == {"a": 1, "b": "x"}  # a copy of its own
+
+
+def test_states_come_from_squeue_then_sacct(cluster, tmp_path, quick, monkeypatch):
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(3)}
+    job = submit_many(runs, site=FARM, notebook=quick)
+    lines = "221|0|RUNNING|None\n221|1|PENDING|Resources\n221|2|CANCELLED|None\n"
+    cluster.answers(squeue={"out": lines})
+    queues._asked.clear()
+    assert list(job.states().values()) == ["running", "queued", "cancelled"]
+    assert "r1  queued  (Resources)" in repr(job)
+    cluster.answers(squeue={"code": 1, "err": "slurm_load_jobs error: Invalid job id specified"})
+    lines = "221_0|TIMEOUT\n221_1|OUT_OF_MEMORY\n221_2|CANCELLED by 1000\n"
+    cluster.answers(sacct={"out": lines})
+    queues._asked.clear()
+    assert list(job.states().values()) == ["timed out", "out of memory", "cancelled"]
+
+
+def test_a_silent_slurm_loses_nothing(cluster, tmp_path, quick):
+    job = submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    cluster.answers(squeue={"code": 1, "err": "Unable to contact slurm controller"})
+    queues._asked.clear()
+    assert repr(job) == "r  queued  (Slurm does not answer)"
+    cluster.answers(squeue={"code": 1, "err": "Invalid job id specified"})
+    queues._asked.clear()
+    assert job.states() == {tmp_path / "r": "lost"}
+
+
+def test_slurm_is_asked_seldom(cluster, tmp_path, quick):
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(100)}
+    job = submit_many(runs, site=FARM, notebook=quick)
+    lines = "".join(f"221|{i}|PENDING|Priority\n" for i in range(100))
+    cluster.answers(squeue={"out": lines})
+    queues._asked.clear()
+    for _ in range(5):
+        assert set(job.states().values()) == {"queued"}
+    assert [call[0] for call in cluster.calls].count("squeue") == 1
+
+
+def test_a_run_in_the_queue_is_not_queued_twice(cluster, tmp_path, quick):
+    submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    cluster.answers(squeue={"out": "221|0|PENDING|Priority\n"})
+    queues._asked.clear()
+    submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    assert [call[0] for call in cluster.calls].count("sbatch") == 1
+
+
+def test_cancelling_on_slurm(cluster, tmp_path, quick):
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(3)}
+    job = submit_many(runs, site=FARM, notebook=quick)
+    cluster.answers(squeue={"out": "221|0|RUNNING|None\n221|2|PENDING|None\n"}, scancel={})
+    Run(tmp_path / "r1").update("went", state="succeeded")
+    queues._asked.clear()
+    job.cancel()
+    assert cluster.calls[-1][:2] == ["scancel", ["221_0", "221_2"]]
+
+
+@pytest.mark.parametrize(
+    "reply, match",
+    [
+        ({"code": 1, "err": "sbatch: error: Invalid account"}, "Invalid account"),
+        ({"code": 0, "out": "Submitted batch job"}, "Submitted batch job"),
+        ({"code": 255}, "exit 255"),
+    ],
+)
+def test_a_refusal_is_told_in_slurms_words(cluster, tmp_path, quick, reply, match):
+    cluster.answers(sbatch=reply)
+    with pytest.raises(SlurmError, match=match) as error:
+        submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    assert "--account=crops" in str(error.value)
+    assert Run(tmp_path / "r").state == "failed"
+    cluster.answers(sbatch={"out": "222\n"})  # and it can be tried again
+    submit(tmp_path / "r", {"a": 2}, site=FARM, notebook=quick)
+    assert Run(tmp_path / "r").state == "queued"
+
+
+def test_without_sbatch_the_error_says_what_helps(tmp_path, quick, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SlurmError, match='no sbatch on this machine.*site="local"'):
+        submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+
+
+def test_folders_that_slurm_would_read_as_patterns_are_refused(cluster, tmp_path, quick):
+    with pytest.raises(ValueError, match="reads as a pattern"):
+        submit(tmp_path / "100%" / "r", {}, site=FARM, notebook=quick)
+    assert cluster.calls == []
+
+
+def run_script(home: Path, **env) -> subprocess.Popen:
+    "Run a submission's job script as a node would."
+    given = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | env
+    return subprocess.Popen(["bash", str(home / "job.sh")], env=given, cwd=home)
+
+
+def test_the_warning_ends_in_a_requeue_of_this_member_only(cluster, tmp_path):
+    book = notebook(tmp_path / "long.ipynb", "a = 1", "import time\ntime.sleep(60)")
+    runs = {tmp_path / f"r{i}": {} for i in range(2)}
+    submit_many(runs, site=FARM, notebook=book)
+    home = Path(cluster.calls[0][1][-1]).parent
+    cluster.answers(scontrol={"code": 1})  # 1: refused, so the script does not wait
+    ids = {"SLURM_JOB_ID": "221", "SLURM_ARRAY_JOB_ID": "221", "SLURM_ARRAY_TASK_ID": "1"}
+    job = run_script(home, **ids)
+    wait_for(lambda: (tmp_path / "r1" / "notebook.ipynb").exists())
+    time.sleep(0.5)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=30) == 75
+    assert cluster.calls[-1][:2] == ["scontrol", ["requeue", "221_1"]]
+    went = Run(tmp_path / "r1").manifest["went"]
+    assert (went["state"], went["why"]) == ("interrupted", "SIGUSR1")
+    assert went["attempts"][0]["slurm"]["array_task_id"] == "1"
+    cluster.answers(squeue={"out": "221|0|PENDING|None\n221|1|PENDING|BeginTime\n"})
+    queues._asked.clear()
+    assert repr(Job(tmp_path / "r1")) == "r1  queued  (BeginTime)"
+
+
+def test_a_module_that_is_missing_is_found_in_the_log(cluster, tmp_path, quick):
+    site = FARM.replace(modules=("nosuch",))
+    job = submit(tmp_path / "r", {}, site=site, notebook=quick)
+    home = Path(cluster.calls[0][1][-1]).parent
+    done = subprocess.run(["bash", home / "job.sh"], capture_output=True, text=True)
+    assert done.returncode == 1 and "no module nosuch" in done.stderr
+    (home / "slurm-221_0.out").write_text(done.stderr)
+    cluster.answers(squeue={"out": "221|0|FAILED|NonZeroExitCode\n"})
+    queues._asked.clear()
+    with pytest.raises(JobFailed, match="no module nosuch"):
+        job.wait(progress=False)
+
+
+def test_secrets_of_the_environment_reach_no_file(tmp_path, quick, cluster, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "s3cret-value")
+    submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    for path in [*(tmp_path / "r").rglob("*"), *(tmp_path / "jobs").rglob("*")]:
+        assert not path.is_file() or b"s3cret-value" not in path.read_bytes()
+
+
+def test_accounts_and_the_check_of_a_site(cluster, tmp_path):
+    cluster.answers(sacctmgr={"out": "crops\nsandbox\n\n"}, sinfo={"out": "gpu\ncpu\n"})
+    assert sites.accounts() == ["crops", "sandbox"]
+    site = FARM.replace(account="corps", partition="gpu", data=str(tmp_path / "none"))
+    table = sites.check_site(site).set_index("what")
+    assert not table.ok["account"] and "crops, sandbox" in table.remedy["account"]
+    assert table.ok["partition"] and table.ok["sbatch"] and not table.ok["data"]
+
+
+def test_committed_outputs_hold_no_path_of_the_machine():
+    for name in ("01_tutorial_setup", "C4_jobs", "C7_sites", "C8_queues"):
+        text = (ROOT / "nbs" / f"{name}.ipynb").read_text()
+        assert not re.search(r"/(work|home|root|tmp)/[\w-]+/", text.replace("/tmp/rvt", ""))
