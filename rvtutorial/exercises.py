@@ -333,18 +333,6 @@ def _stretched_pixel(answer):  # (stretched, divided)
         return "the second is 610 / 65535: about one per cent of the range that a network expects."
     return None
 
-# %% ../nbs/C6_exercises.ipynb #ea6d8c4b
-@exercise("4.4")
-def _silent_failure(answer):  # one of three sentences
-    "Give one of the three sentences."
-    if answer == "an error":
-        return "Raster Vision has no reason to raise one: an image without buildings is legal."
-    if answer == "a loss that does not fall":
-        return "calling every pixel background is easy to learn and right for these labels, so the loss falls."
-    if answer != "a falling loss and an empty map":
-        return "one of the three sentences is asked, word for word."
-    return None
-
 # %% ../nbs/C6_exercises.ipynb #bc9fae8a
 @exercise("5.1")
 def _path_in_the_tree(answer):

@@ -67,7 +67,9 @@ def copy(tmp_path_factory):
         shutil.copytree(
             ROOT / name,
             there / name,
-            ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
+            ignore=shutil.ignore_patterns(
+                "__pycache__", ".ipynb_checkpoints", "kernel-ipc*"
+            ),
         )
     return there
 
