@@ -140,16 +140,31 @@ def _polygons(label, frame):
     )
     return geometry, numbers
 
+# %% ../nbs/C9_drawing.ipynb #5570b795
+def _regions(label, frame, max_size):
+    "Regions of one value of a label raster, in pixels of the frame."
+    import shapely
+    from rasterio.features import shapes
+
+    labels = read_labels(label, max_size)
+    found = [shape["coordinates"] for shape, _ in shapes(labels.astype(np.int32))]
+    rings = [shapely.LinearRing(ring) for polygon in found for ring in polygon]
+    scale = np.divide(frame.shape[::-1], labels.shape[::-1])
+    return shapely.transform(np.array(rings), lambda at: at * scale)
+
 
 def outlines(
-    label: str | Path,  # Vector file
+    label: str | Path,  # Vector or raster labels
     frame: Frame,  # Of the image
+    max_size: int = 1000,  # Longer side of what is read of a raster
 ) -> list[np.ndarray]:  # One (n, 2) line each, in the figure's units
     "Find the outlines of labels in the coordinates of a figure."
     import shapely
 
-    geometry, _ = _polygons(label, frame)
-    rings = shapely.get_parts(shapely.boundary(geometry))
+    if Path(label).suffix.lower() in VECTORS:
+        rings = shapely.get_parts(shapely.boundary(_polygons(label, frame)[0]))
+    else:
+        rings = _regions(label, frame, max_size)
     points, which = shapely.get_coordinates(rings, return_index=True)
     cuts = np.flatnonzero(np.diff(which)) + 1
     return np.split(frame.place(points), cuts) if len(points) else []
@@ -161,8 +176,9 @@ def read_truth(
     max_size: int = 1000,  # Longer side of the result, in pixels
     rest: int = 1,  # Class of what no polygon covers
     values: Mapping[int, int] | None = None,  # Raster value -> class number
+    cut: bool = True,  # Cut vertices to whole pixels, as Raster Vision does
 ) -> np.ndarray:  # (rows, columns) class numbers
-    "Read the truth as Raster Vision does: vertices are cut to whole pixels."
+    "Read the truth in pixels, by default exactly as Raster Vision does."
     import shapely
     from rasterio.features import rasterize
 
@@ -171,7 +187,9 @@ def read_truth(
     size = _fit(frame.shape, max_size)
     geometry, numbers = _polygons(label, frame)
     scale = np.array([size[1] / frame.shape[1], size[0] / frame.shape[0]])
-    geometry = shapely.transform(geometry, lambda at: np.trunc(at) * scale)
+    geometry = shapely.transform(
+        geometry, lambda at: (np.trunc(at) if cut else at) * scale
+    )
     shapes = list(zip(geometry, numbers, strict=True))
     if not shapes:
         return np.full(size, rest, np.uint8)
@@ -186,7 +204,7 @@ class Sight:
     frame: Frame
     picture: np.ndarray  # (rows, columns, 3), 0 to 1
     label: Path | None  # Vector or raster
-    lines: list  # Outlines of vector labels
+    lines: list  # Outlines of the labels
 
 
 def see(
@@ -194,14 +212,12 @@ def see(
     label: str | Path | None = None,  # None: no labels
     id: str = "",  # What to call the scene
     max_size: int = 1000,  # Longer side of what is read, in pixels
-    outlined: bool = True,  # Read the outlines of vector labels
 ) -> Sight:
     "Read an image and its labels for drawing."
-    frame, lines = frame_of(image), []
-    label = None if label is None else Path(label)
-    if outlined and label is not None and label.suffix.lower() in VECTORS:
-        lines = outlines(label, frame)
-    return Sight(id, frame, read_picture(image, max_size), label, lines)
+    frame, picture = frame_of(image), read_picture(image, max_size)
+    if label is None:
+        return Sight(id, frame, picture, None, [])
+    return Sight(id, frame, picture, Path(label), outlines(label, frame, max_size))
 
 # %% ../nbs/C9_drawing.ipynb #8f29d5b3
 def draw_picture(ax, sight, colour="#FFE94A"):
@@ -306,7 +322,9 @@ def truth_of(
 ) -> np.ndarray:  # (rows, columns) class numbers
     "Read the truth with the run's own meaning of label values."
     if sight.label is None:
-        raise ValueError(f"scene {sight.id} of {run.name} has no labels to compare with")
+        raise ValueError(
+            f"scene {sight.id} of {run.name} has no labels to compare with"
+        )
     splits = ("train_scenes", "validation_scenes", "test_scenes")
     scenes = [s for split in splits for s in run.config["dataset"].get(split) or []]
     scene = next(scene for scene in scenes if scene["id"] == sight.id)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 # %% ../nbs/D3_inputs.ipynb #d7a74417
 with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
     importlib.import_module("rastervision.pytorch_backend")
     importlib.import_module("rastervision.pytorch_learner.semantic_segmentation_learner")
 
@@ -211,12 +212,13 @@ def own_labels(
 # %% ../nbs/D3_inputs.ipynb #35919c81
 def labels_of_run(folder, hp, where, found, classes, values) -> dict:
     "The labels of all scenes as a run uses them; its own copies lie in its folder."
-    splits, holes = found["splits"], found["holes"] if hp.null == "ignore" else set()
-    every = [scene for some in splits.values() for scene in some]
-    place, field = Path(folder) / "labels", where["class_field"]
-    return {
-        s.id: own_labels(s, place, classes, values, field, s.id in holes) for s in every
-    }
+    place, field, made = Path(folder) / "labels", where["class_field"], {}
+    for split, some in found["splits"].items():
+        marked = hp.null == "ignore" and split != "train"
+        for s in some:
+            holes = marked and s.id in found["holes"]
+            made[s.id] = own_labels(s, place, classes, values, field, holes)
+    return made
 
 # %% ../nbs/D3_inputs.ipynb #4add0640
 def input_range(

@@ -6,12 +6,14 @@
 __all__ = ['EXIT_OK', 'EXIT_FAILED', 'EXIT_REQUEUE', 'EXIT_TERMINATED', 'SOCKET_LIMIT', 'GRACE', 'SECONDS', 'now',
            'socket_folder', 'kernel_options', 'kernel_env', 'Stop', 'Receiver', 'Signals', 'use_engine',
            'use_atomic_files', 'Busy', 'alive', 'lock', 'attempt_record', 'why_failed', 'run_notebook', 'execute',
-           'run_params', 'keep_failed_notebook', 'stamp_notebook', 'work', 'log_to', 'run_job', 'done_or_other',
-           'run_member', 'LessonFailed', 'skip_flags', 'skipped', 'lesson_client', 'save_notebook', 'save_figures',
-           'failed_cell', 'run_lesson', 'clock', 'Progress', 'minutes', 'runs_table', 'find_parts', 'run_lessons',
-           'closing_words', 'main', 'main_submit', 'main_lessons']
+           'run_params', 'keep_failed_notebook', 'room_for_the_last_word', 'stamp_notebook', 'work', 'log_to',
+           'run_job', 'done_or_other', 'run_member', 'LessonFailed', 'skip_flags', 'skipped', 'lesson_client',
+           'save_notebook', 'save_figures', 'failed_cell', 'run_lesson', 'clock', 'Progress', 'ticking', 'minutes',
+           'runs_table', 'find_parts', 'run_lessons', 'run_parts', 'cancel_since', 'closing_words', 'main', 'main_run',
+           'main_submit', 'main_lessons']
 
 # %% ../nbs/C4_jobs.ipynb #735392ae
+import asyncio
 import base64
 import configparser
 import contextlib
@@ -27,12 +29,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rvtutorial.queues import (
+    Job,
     JobFailed,
     SlurmError,
     answer,
@@ -327,20 +331,20 @@ def run_notebook(
 # %% ../nbs/C4_jobs.ipynb #92d30444
 def execute(
     notebook: Path, folder: Path, params: dict, signals: Signals
-) -> tuple[str, str | None, int]:  # State, reason, exit code
+) -> tuple[str, str | None, int, str]:  # State, reason, exit code, traceback
     "Run a job notebook and say how it went, whatever happens."
     try:
         signals.armed = True
         signals.check()
         run_notebook(notebook, folder, params, signals)
-        return "succeeded", None, EXIT_OK
+        return "succeeded", None, EXIT_OK, ""
     except (Stop, Exception) as error:
         signals.armed = False
         if signals.got:
-            return "interrupted", signals.got[0], signals.exit_code
-        if type(error).__name__ != "PapermillExecutionError":
-            traceback.print_exc()
-        return "failed", why_failed(error, signals), EXIT_FAILED
+            return "interrupted", signals.got[0], signals.exit_code, ""
+        known = type(error).__name__ == "PapermillExecutionError"  # it is in the log
+        text = "" if known else traceback.format_exc()
+        return "failed", why_failed(error, signals), EXIT_FAILED, text
     finally:
         signals.armed = False
 
@@ -366,6 +370,16 @@ def keep_failed_notebook(folder: Path, attempts: list) -> None:
         os.replace(path, folder / f"notebook.attempt{len(attempts)}.ipynb")
 
 # %% ../nbs/C4_jobs.ipynb #90f324cc
+@contextlib.contextmanager
+def room_for_the_last_word(folder: Path):
+    "Keep 64 KB on the disk while the context lasts."
+    reserve = folder / ".reserve"
+    with contextlib.suppress(OSError):  # full already: what follows will say so
+        reserve.write_bytes(os.urandom(65536))
+    yield
+    reserve.unlink(missing_ok=True)
+
+
 def stamp_notebook(path: Path, **words) -> None:
     "Write into a notebook's metadata how it ended: papermill's own status is too kind."
     with contextlib.suppress(OSError, ValueError):
@@ -385,23 +399,19 @@ def work(
     went = run.manifest.get("went", {})
     attempts = [*went.get("attempts", []), record]
     keep_failed_notebook(folder, attempts[:-1])
-    given = read_json(folder / "params.json", {})
+    given, params = read_json(folder / "params.json"), run_params(notebook, folder)
     job = dict(went.get("job") or {}, notebook=str(notebook), params=given)
     run.update("went", state="running", why=None, attempts=attempts, job=job)
-    reserve = folder / ".reserve"
-    with contextlib.suppress(OSError):  # full already: what follows will say so
-        reserve.write_bytes(os.urandom(65536))
-    params = run_params(notebook, folder)
-    state, why, code = execute(notebook, folder, params, signals)
-    reserve.unlink(missing_ok=True)
+    with room_for_the_last_word(folder):
+        state, why, code, text = execute(notebook, folder, params, signals)
     record.update(ended=now(), state=state, why=why)
-    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    peak = round(kilobytes / 1024)
+    peak = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     run.update("went", state=state, why=why, attempts=attempts, peak_memory_mb=peak)
     stamp_notebook(
         folder / "notebook.ipynb", state=state, why=why, attempt=len(attempts)
     )
-    print(f"{now()} {state}" + (f": {why}" if why else ""))
+    with contextlib.suppress(OSError):
+        print(f"{text}{now()} {state}" + (f": {why}" if why else ""), flush=True)
     return code
 
 # %% ../nbs/C4_jobs.ipynb #30b82dd7
@@ -499,17 +509,29 @@ def lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
     from nbclient import NotebookClient
 
     class Client(NotebookClient):
+        stopped = False  # True after Ctrl-C
+
         async def async_execute_cell(self, cell, cell_index, **given):
-            run = cell.cell_type == "code" and not skipped(cell, flags)
             try:
-                if run:
+                if cell.cell_type == "code" and not skipped(cell, flags):
                     return await super().async_execute_cell(cell, cell_index, **given)
                 return cell
             finally:
                 after(cell_index)
 
+        def stop(self):
+            self.stopped = True
+            os.killpg(self.km.provisioner.process.pid, signal.SIGKILL)
+
+    def listen(**_):
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, client.stop)
+
     here = {"metadata": {"path": str(folder)}}
-    return Client(book, resources=here, **kernel_options(sockets))
+    options = kernel_options(sockets)
+    client = Client(book, resources=here, on_notebook_start=listen, **options)
+    return client
 
 # %% ../nbs/C4_jobs.ipynb #c714b805
 def save_notebook(book, path: Path) -> None:
@@ -579,10 +601,12 @@ def run_lesson(
         if progress:
             progress(index + 1, total)
 
+    client = lesson_client(book, sockets, out, skip_flags(notebook), after)
     try:
-        client = lesson_client(book, sockets, out, skip_flags(notebook), after)
         client.execute(env=kernel_env(sockets, env))
     except Exception as error:
+        if client.stopped:
+            raise KeyboardInterrupt from None
         message = failed_cell(book, notebook.name, error)
         raise LessonFailed(f"{message}\n\nExecuted so far: {path}") from None
     finally:
@@ -608,36 +632,60 @@ def clock(seconds: float) -> str:  # Such as 3:07
     "Minutes and seconds."
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
-
+# %% ../nbs/C4_jobs.ipynb #ff46f59c
 class Progress:
     "One line that says which part runs, how long it has taken and how long it will."
 
     def __init__(self, parts: list[Path], durations: dict, out=None):
-        self.out = out or sys.stdout
-        self.parts, self.start = parts, time.monotonic()
+        self.out, self.parts = out or sys.stdout, parts
+        self.start = self.begun = time.monotonic()
+        self.at, self.over = (0, 0, 1), threading.Event()
         self.expected = [
             durations.get(p.stem) or SECONDS.get(p.stem[:2], 30) for p in parts
         ]
 
-    def left(self, part: int, share: float) -> float:
+    def left(self, part: int, spent: float) -> float:
         "Seconds that remain, from how long each part usually takes."
-        now = self.expected[part] * (1 - share)
-        return now + sum(self.expected[part + 1 :])
+        return max(self.expected[part] - spent, 0) + sum(self.expected[part + 1 :])
 
-    def show(self, part: int, done: int = 0, total: int = 1, last: bool = False):
-        "Draw the line; in a file only its beginning and its end are written."
-        live = self.out.isatty()
-        if not live and 0 < done and not last:
-            return
+    def show(self, part: int, done: int = 0, total: int = 1):
+        "Note where we are, and draw the line if that is news."
+        if done == 0:
+            self.begun = time.monotonic()
+        self.at = (part, done, total)
+        if self.out.isatty() or done in (0, total):
+            self.draw(last=done == total)
+
+    def draw(self, last: bool = False):
+        "Write the line; on a screen over the old one."
+        (part, done, total), now = self.at, time.monotonic()
+        spent = self.expected[part] if last else now - self.begun
         text = (
-            f"part {part + 1} of {len(self.parts)}  {self.parts[part].stem:<32}"
-            f" cell {done:>2} of {total:<2}"
-            f"  elapsed {clock(time.monotonic() - self.start)}"
-            f"  about {clock(self.left(part, done / total))} left"
+            f"part {part + 1} of {len(self.parts)}  {self.parts[part].stem:<27}"
+            f" cell {done:>2} of {total:<2}  elapsed {clock(now - self.start)}"
+            f"  about {clock(self.left(part, spent))} left"
         )
+        live = self.out.isatty()
         self.out.write(f"\r\x1b[K{text}" if live else text)
         self.out.write("\n" if last or not live else "")
         self.out.flush()
+
+# %% ../nbs/C4_jobs.ipynb #cc8d5c05
+@contextlib.contextmanager
+def ticking(line: Progress):
+    "Draw a line again and again while the context lasts."
+
+    def tick():
+        while not line.over.wait(1 if line.out.isatty() else 30):
+            line.draw()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        line.over.set()
+        thread.join()
 
 # %% ../nbs/C4_jobs.ipynb #6b1e122d
 def minutes(went: dict) -> float | None:
@@ -668,7 +716,9 @@ def runs_table(
         row |= {"test F1": test.get("f1")}
         row |= {"minutes": minutes(run.manifest.get("went", {})), "path": str(run.path)}
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    numbers = ["val F1", "val IoU", "test F1", "minutes"]
+    return table.astype(dict.fromkeys(numbers, float)) if rows else table
 
 # %% ../nbs/C4_jobs.ipynb #08e07cbf
 def find_parts(folder: Path, only: list[str] | None = None) -> list[Path]:
@@ -685,28 +735,45 @@ def run_lessons(
     out: str | Path,  # Where the executed copies go
     home: str | Path | None = None,  # RVTUTORIAL_HOME of the lessons
     only: list[str] | None = None,  # Beginnings of names, such as ["01", "04"]
-) -> int:  # 0, or 1 when a part stopped
+) -> int:  # 0; 1 when a part stopped; 130 after Ctrl-C
     "Execute the parts in order, stop at the first that fails, and show what was made."
     folder, out = Path(folder_of_parts).resolve(), Path(out).resolve()
     home = Path(home or folder.parent).resolve()
     parts, durations = find_parts(folder, only), read_json(out / "durations.json", {})
     if (folder / "images").is_dir():
         shutil.copytree(folder / "images", out / "images", dirs_exist_ok=True)
-    line, env = Progress(parts, durations), {"RVTUTORIAL_HOME": str(home)}
-    for number, part in enumerate(parts):
-        begun = time.monotonic()
-        line.show(number)
-        try:
-            run_lesson(
-                part, out, env, lambda d, t, n=number: line.show(n, d, t, d == t)
-            )
-        except LessonFailed as error:
-            print(f"\n\n{part.stem} stopped. {error}", file=sys.stderr)
-            return EXIT_FAILED
-        durations[part.stem] = round(time.monotonic() - begun, 1)
-        write_json(out / "durations.json", durations)
+    line, since = Progress(parts, durations), time.time()
+    try:
+        with ticking(line):
+            run_parts(line, out, {"RVTUTORIAL_HOME": str(home)}, durations)
+    except LessonFailed as error:
+        print(f"\n\n{error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        stopped = cancel_since(home / "runs", since)
+        print(f"\n\ninterrupted; {stopped} jobs were cancelled", file=sys.stderr)
+        return 130
     print(closing_words(home / "runs", out, time.monotonic() - line.start))
     return EXIT_OK
+
+# %% ../nbs/C4_jobs.ipynb #0f8781be
+def run_parts(line: Progress, out: Path, env: dict, durations: dict) -> None:
+    "Execute one part after the other and note how long each takes."
+    for number, part in enumerate(line.parts):
+        line.show(number)
+        run_lesson(part, out, env, lambda d, t, n=number: line.show(n, d, t))
+        durations[part.stem] = round(time.monotonic() - line.begun, 1)
+        write_json(out / "durations.json", durations)
+
+
+def cancel_since(runs: Path, since: float) -> int:
+    "Cancel the jobs that were submitted after a time (of the clock); their number."
+    new = [p for p in runs.rglob("jobs/*/tasks.json") if p.stat().st_mtime >= since]
+    folders = [folder for path in new for folder in read_json(path)["folders"]]
+    live = [f for f in folders if not Job(f).done]
+    if live:
+        Job(live).cancel()
+    return len(live)
 
 # %% ../nbs/C4_jobs.ipynb #aca0a221
 def closing_words(runs: Path, out: Path, seconds: float) -> str:
@@ -726,16 +793,22 @@ def closing_words(runs: Path, out: Path, seconds: float) -> str:
 
 # %% ../nbs/C4_jobs.ipynb #971774ec
 def main(argv: list[str] | None = None) -> int:
-    "The command line: `python -m rvtutorial.jobs RUN_FOLDER`."
+    "The command line: `python -m rvtutorial.jobs RUN_FOLDER`, and three more."
+    argv = sys.argv[1:] if argv is None else argv
+    ways = {"submit": main_submit, "lessons": main_lessons}
+    try:
+        if argv[:1] == ["member"]:
+            return run_member(argv[1], int(argv[2]))
+        return ways.get(argv[0] if argv else "", main_run)(argv)
+    except (ValueError, OSError, SlurmError, JobFailed) as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+
+
+def main_run(argv: list[str]) -> int:
+    "`python -m rvtutorial.jobs RUN_FOLDER [--notebook N]`."
     import argparse
 
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["member"]:
-        return run_member(argv[1], int(argv[2]))
-    if argv[:1] == ["submit"]:
-        return main_submit(argv[1:])
-    if argv[:1] == ["lessons"]:
-        return main_lessons(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m rvtutorial.jobs")
     parser.add_argument("folder", help="run folder with params.json")
     parser.add_argument("--notebook", help="name or path of a job notebook")
@@ -755,18 +828,14 @@ def main_submit(argv: list[str]) -> int:
     parser.add_argument("--site", default="local", help="name or path of a site file")
     parser.add_argument("--notebook", default="train_rastervision", help="job notebook")
     parser.add_argument("--wait", action="store_true", help="until it is over")
-    given = parser.parse_args(argv)
+    given = parser.parse_args(argv[1:])
     for pair in given.params:
         if "=" not in pair:
             parser.error(f"{pair!r} is not name=value")
     params = dict(pair.split("=", 1) for pair in given.params)
-    try:
-        job = submit(given.folder, params, site=given.site, notebook=given.notebook)
-        print(job.wait() if given.wait else job)
-    except (ValueError, OSError, SlurmError, JobFailed) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    job = submit(given.folder, params, site=given.site, notebook=given.notebook)
+    print(job.wait() if given.wait else job)
+    return EXIT_OK
 
 # %% ../nbs/C4_jobs.ipynb #aee1a3f8
 def main_lessons(argv: list[str]) -> int:
@@ -780,7 +849,7 @@ def main_lessons(argv: list[str]) -> int:
         "--out", default=home / "runs" / "lessons", help="executed copies"
     )
     parser.add_argument("--only", nargs="*", help="such as 01 04")
-    given = parser.parse_args(argv)
+    given = parser.parse_args(argv[1:])
     return run_lessons(given.parts, given.out, home, given.only)
 
 

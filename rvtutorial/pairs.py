@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'Scene', 'find_scenes', 'find_splits', 'split_scenes', 'write_table',
-           'outlines', 'leaks', 'scene_mask', 'read_all', 'label_facts', 'scene_row', 'dataset_digest', 'clean_labels']
+           'outlines', 'leaks', 'DataError', 'scene_mask', 'read_all', 'label_facts', 'odd_ones', 'scene_row',
+           'label_rings', 'building_sizes', 'band_histograms', 'sampled_range', 'dataset_digest', 'clean_labels']
 
 # %% ../nbs/D4_pairs.ipynb #9c60d3a6
 import hashlib
@@ -24,6 +25,7 @@ from rvtutorial.labels import (
     is_clean,
     is_raster,
     mask_values,
+    moved,
     open_image,
     pixel_size,
     read_image,
@@ -69,7 +71,8 @@ def _matches(folder, pattern):
         Path(folder).glob(pattern.replace("[", "[[]").replace("{id}", "*"))
     ):
         match = shape.fullmatch(path.relative_to(folder).as_posix())
-        if match and path.is_file():
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if match and path.is_file() and not hidden:
             found.setdefault(match["id"], []).append(path)
     return found
 
@@ -319,6 +322,17 @@ def leaks(
                 out.append((one.split, one.id, two.split, two.id, round(shared, 3)))
     return out
 
+# %% ../nbs/D4_pairs.ipynb #0c122f4d
+class DataError(ValueError):
+    "Scenes that must not go on; `problems` lists them."
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        more = "" if len(problems) == 1 else "s"
+        super().__init__(
+            f"{len(problems)} problem{more} in the data:\n  " + "\n  ".join(problems)
+        )
+
 # %% ../nbs/D4_pairs.ipynb #9b78e269
 def scene_mask(
     scene: Scene,  # A scene with labels
@@ -377,6 +391,22 @@ def label_facts(scene, info, class_field, classes):
     share = float((scene_mask(scene, class_field, classes) > 0).mean())
     return "vector", len(frame), share, notes + ([] if len(frame) else ["no buildings"])
 
+# %% ../nbs/D4_pairs.ipynb #c439f24c
+def odd_ones(
+    table,  # DataFrame of rows
+    name: str,  # A column: "bands" or "dtype"
+    wanted=None,  # What every scene must have; None: what most have
+) -> list[str]:  # One sentence for each scene that differs
+    "Find the images that differ from the others."
+    if not len(table):
+        return []
+    wanted = wanted or table[name].mode()[0]
+    return [
+        f"{r.split or 'scene'} {r.id}: {name} is {getattr(r, name)}, {wanted} is expected; "
+        "convert the image or leave the scene out"
+        for r in table[table[name] != wanted].itertuples()
+    ]
+
 # %% ../nbs/D4_pairs.ipynb #10d08924
 def scene_row(scene, class_field, classes):
     "One row of the table, or the sentence that says why there is none."
@@ -399,15 +429,81 @@ def scene_row(scene, class_field, classes):
         polygons=count, share=round(share, 4), notes="; ".join(notes),
     ), None  # fmt: skip
 
+# %% ../nbs/D4_pairs.ipynb #a3b8e560
+def label_rings(
+    scene: Scene,  # A scene with vector labels
+    info,  # Header of its image
+):  # (list of (n, 2) arrays, number of polygons)
+    "Rings of the label polygons in pixels, a list of (n, 2) arrays, and their number."
+    import shapely
+
+    frame, _ = read_shapes(scene.label, info)
+    rings = shapely.get_rings(shapely.get_parts(frame.geometry.to_numpy()))
+    back = ~info.transform
+    return [
+        np.stack(moved(back, *shapely.get_coordinates(r).T), -1) for r in rings
+    ], len(frame)
+
+# %% ../nbs/D4_pairs.ipynb #a88118b0
+def building_sizes(
+    scenes: Iterable[Scene],  # Scenes with vector labels
+) -> np.ndarray:  # Area of each polygon in square metres
+    "How large the labelled buildings are."
+    import shapely
+
+    areas = []
+    for scene in scenes:
+        info = image_info(scene.image)
+        frame, _ = read_shapes(scene.label, info)
+        dx, dy = pixel_size(info)
+        areas.append(
+            shapely.area(frame.geometry.to_numpy())
+            / abs(info.transform.determinant)
+            * dx
+            * dy
+        )
+    return np.concatenate(areas) if areas else np.zeros(0)
+
+# %% ../nbs/D4_pairs.ipynb #54bd511c
+def band_histograms(
+    scenes: Iterable[Scene],  # Scenes with labels
+    bins: int = 128,  # Steps from 0 to the largest value
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # edges (bins + 1); counts (bands, 2, bins): other, building
+    "Count the values of each band, on buildings and elsewhere, where there is data."
+    scenes = list(scenes)
+    top = max(float(read_image(s.image).max()) for s in scenes) + 1
+    edges, counts = np.linspace(0, top, bins + 1), 0
+    for scene in scenes:
+        image, mask = read_image(scene.image), scene_mask(scene) > 0
+        seen = data_mask(image)
+        places = (seen & ~mask, seen & mask)
+        counts = counts + np.array(
+            [[np.histogram(v[w], edges)[0] for w in places] for v in image]
+        )
+    return edges, counts
+
+# %% ../nbs/D4_pairs.ipynb #6c4b39e3
+def sampled_range(scenes, low, high, step=7):
+    "The same for other types, from every seventh pixel each way."
+    pixels = []
+    for scene in scenes:
+        image = read_image(scene.image)[:, ::step, ::step]
+        pixels.append(image[:, data_mask(image, image_info(scene.image).nodata)])
+    a, b = np.percentile(np.concatenate(pixels, 1).astype(float), (low, high), axis=1)
+    return a.tolist(), np.maximum(b, a + 1e-6).tolist()
+
 # %% ../nbs/D4_pairs.ipynb #be4d1d4d
-def _bytes_of(path, whole, ends=65536):
+def _bytes_of(path, ends):
     "What goes into the digest of one file: all of it, or its size and both ends."
+    size = path.stat().st_size
     with open(path, "rb") as f:
-        if whole or path.stat().st_size <= 2 * ends:
+        if size <= 2 * ends:
             return f.read()
         first = f.read(ends)
         f.seek(-ends, 2)
-        return str(path.stat().st_size).encode() + first + f.read()
+        return str(size).encode() + first + f.read()
 
 
 def dataset_digest(
@@ -418,19 +514,15 @@ def dataset_digest(
     A change inside an image that leaves its size and both its ends alone is not seen.
     """
     total = hashlib.sha256()
-    for split in sorted(splits):
-        for scene in splits[split]:
-            for path, whole in (
-                (scene.image, False),
-                (scene.label, not is_raster(scene.label or "x.tif")),
-            ):
-                name = path.name if path else "none"
-                total.update(f"{split}/{scene.id}/{name}\0".encode())
-                total.update(
-                    hashlib.sha256(
-                        _bytes_of(Path(path), whole) if path else b""
-                    ).digest()
-                )
+    files = [
+        (f"{split}/{scene.id}/{path.name if path else 'none'}", path, ends)
+        for split in sorted(splits)
+        for scene in splits[split]
+        for path, ends in ((scene.image, 2**16), (scene.label, 2**25))
+    ]
+    for name, path, ends in files:
+        total.update(f"{name}\0".encode())
+        total.update(hashlib.sha256(_bytes_of(path, ends) if path else b"").digest())
     return total.hexdigest()[:16]
 
 # %% ../nbs/D4_pairs.ipynb #caaea124

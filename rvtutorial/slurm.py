@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JOB_SH', 'MAX_MEMBERS', 'sbatch_args', 'job_command', 'batch_script', 'refuse_other_run', 'submission_folder',
-           'prepare', 'queue', 'submit_many', 'submit']
+           'prepare', 'hand_over', 'submit_many', 'submit']
 
 # %% ../nbs/01_tutorial_setup.ipynb #ddddee38
 import os
@@ -188,7 +188,7 @@ def prepare(runs: dict[Path, dict], site: Site, notebook: Path) -> Path:
     return home
 
 # %% ../nbs/01_tutorial_setup.ipynb #e413eb46
-def queue(runs: dict[Path, dict], site: Site, notebook: Path) -> None:
+def hand_over(runs: dict[Path, dict], site: Site, notebook: Path) -> None:
     "Hand checked runs to Slurm or to the local queue."
     home = prepare(runs, site, notebook)
     args = sbatch_args(site, home, len(runs), home.name)
@@ -232,7 +232,7 @@ def submit_many(
     states = job.states()
     todo = {f: asked[f] for f in asked if states[f] not in ("succeeded", *LIVE)}
     if todo:
-        queue(todo, site, notebook)
+        hand_over(todo, site, notebook)
     return job
 
 # %% ../nbs/01_tutorial_setup.ipynb #f9845a8b

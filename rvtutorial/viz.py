@@ -56,8 +56,8 @@ def files(
             parts[1] = "<scene>"
         elif parts[0] == "labels":
             parts[-1] = f"<scene>{path.suffix}"
-        elif len(parts) > 3 or parts[0] == "attempts":
-            parts[min(2, len(parts) - 1) :] = ["..."]
+        elif len(parts) > 2 and parts[0] in ("train", "labels"):
+            parts[2:] = ["..."]
         if not parts[0].startswith("."):
             rows.append(("/".join(parts), path.stat().st_size / 1024))
     found = pd.DataFrame(rows, columns=["path", "kilobytes"]).groupby("path")

@@ -217,17 +217,18 @@ def test_pixels_without_data_are_null(tmp_path):
     from rastervision.pipeline.file_system import get_tmp_dir
 
     data = make_sample_scenes(tmp_path / "d", n_train=2, n_val=1, n_test=1, size=200)
-    scene = scenes.find_splits(data)["val"][0]
-    hollow(scene.image)
+    for split in ("train", "val"):
+        hollow(scenes.find_splits(data)[split][0].image)
     for null in ("ignore", "class"):
         cfg = get_config("inprocess", tmp_path / null, "smoke", data, null=null)
-        found = cfg.dataset.validation_scenes[0]
-        found.label_store = None
-        with get_tmp_dir() as tmp:
-            labels = found.build(make_classes(), tmp).label_source.get_label_arr()
-        hole = np.zeros(labels.shape, bool)
-        hole[:100, :50] = True
-        assert ((labels == 2) == (hole & (null == "ignore"))).all()
+        for found in (cfg.dataset.validation_scenes[0], cfg.dataset.train_scenes[0]):
+            found.label_store = None
+            with get_tmp_dir() as tmp:
+                labels = found.build(make_classes(), tmp).label_source.get_label_arr()
+            hole = np.zeros(labels.shape, bool)
+            judged = found is cfg.dataset.validation_scenes[0]
+            hole[:100, :50] = null == "ignore" and judged
+            assert ((labels == 2) == hole).all()
 
 
 def test_dark_specks_are_not_holes(tmp_path):

@@ -258,8 +258,29 @@ def test_a_failure_is_written_down(data, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_training():
     with pytest.raises(ValueError, match="diverged at lr 0.5"):
         engine.finite_mean([1.0, float("nan")], 0.5)
-    with pytest.raises(ValueError, match="no batch"):
+    with pytest.raises(ValueError, match="no chip"):
         engine.finite_mean([], 0.5)
+
+
+@pytest.mark.slow
+def test_batches_without_a_labelled_pixel_do_no_harm(data, tmp_path):
+    cfg = configure(data, tmp_path / "run", batch_sz=1, max_windows=2)
+    rasters = iter(cfg.dataset.train_scenes + cfg.dataset.validation_scenes)
+    scene = next(rasters)
+    with rasterio.open(scene.raster_source.uris) as file:
+        profile = file.profile | {"count": 1, "dtype": "uint8"}
+    blank = tmp_path / "blank.tif"
+    with rasterio.open(blank, "w", **profile) as file:
+        file.write(np.full((profile["height"], profile["width"]), 2, "uint8"), 1)
+    from rvtutorial.config import make_label_raster, make_classes
+
+    for scene in cfg.dataset.train_scenes[:1] + cfg.dataset.validation_scenes[:1]:
+        scene.label_source.raster_source = make_label_raster(blank, make_classes())
+    engine.run(cfg, ["train"], progress=False)
+    log = Run(tmp_path / "run").log()
+    assert np.isfinite(log[["train_loss", "val_loss"]].to_numpy()).all()
+    weights = read_weights(Run(tmp_path / "run"))
+    assert all(torch.isfinite(w).all() for w in weights.values() if w.is_floating_point())
 
 
 # --- a configuration that is not ours

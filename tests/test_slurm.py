@@ -59,7 +59,9 @@ def test_importing_is_light():
     )
     replies = []
     for _ in range(3):
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True
+        )
         replies.append(out.stdout.split(maxsplit=1))
     assert min(float(seconds) for seconds, _ in replies) < 0.3
     assert replies[0][1].strip() == "set()"
@@ -82,7 +84,9 @@ def test_the_example_names_every_field():
 def test_an_unknown_field_lists_the_known_ones(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('partitoin = "gpu"\n')
-    with pytest.raises(ValueError, match="partitoin.*did you mean 'partition'") as error:
+    with pytest.raises(
+        ValueError, match="partitoin.*did you mean 'partition'"
+    ) as error:
         Site.read(path)
     assert all(f.name in str(error.value) for f in fields(Site))
 
@@ -102,7 +106,9 @@ def test_a_site_is_found_as_path_then_own_then_packaged(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     assert Site.read("atlas").account == "mine"
     assert Site.read(packaged("sites", "atlas")).account == "geospatialworkshop"
-    with pytest.raises(FileNotFoundError, match="no site 'atlsa'.*did you mean 'atlas'"):
+    with pytest.raises(
+        FileNotFoundError, match="no site 'atlsa'.*did you mean 'atlas'"
+    ):
         Site.read("atlsa")
 
 
@@ -122,7 +128,9 @@ def test_values_that_cannot_be_meant_are_refused_by_name(field, value):
         Site(**{"name": "x", field: value})
 
 
-@pytest.mark.parametrize("value", [90, "90", "02:30:00", "1-0", "1-12:30", "1-12:30:00"])
+@pytest.mark.parametrize(
+    "value", [90, "90", "02:30:00", "1-0", "1-12:30", "1-12:30:00"]
+)
 def test_times_that_slurm_reads(value):
     assert f"--time={value}" in slurm.sbatch_args(Site(name="x", time=value), "/j")
 
@@ -171,7 +179,14 @@ def test_sbatch_arguments_to_the_letter():
 def test_a_bare_site_asks_for_nothing_in_particular():
     args = slurm.sbatch_args(Site(name="bare", warn=0), "/j")
     names = {a.split("=")[0] for a in args if a.startswith("--")}
-    assert not names & {"--account", "--partition", "--mem", "--time", "--gres", "--signal"}
+    assert not names & {
+        "--account",
+        "--partition",
+        "--mem",
+        "--time",
+        "--gres",
+        "--signal",
+    }
     assert "--array=0-0%2" in args
 
 
@@ -309,7 +324,9 @@ def test_the_same_values_written_differently_are_the_same_run(tmp_path):
     folder.mkdir()
     job = {"notebook": str(book), "params": {"lr": "1e-3"}}
     Run(folder).update("went", state="succeeded", job=job)
-    same = queues.differences(folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book)
+    same = queues.differences(
+        folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book
+    )
     assert same == []
     other = queues.differences(folder, {"lr": 0.002}, book)
     assert other == ["lr is 0.001 there, 0.002 here"]
@@ -433,7 +450,9 @@ def test_a_queue_that_is_killed_is_seen(tmp_path):
     for pid in (queue["pid"], queue["members"][0]["pid"], runner):
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: job.states() == {tmp_path / "run": "lost"})
-    done = subprocess.run(["bash", "-c", "exit 0"])  # the next submission is not blocked
+    done = subprocess.run(
+        ["bash", "-c", "exit 0"]
+    )  # the next submission is not blocked
     assert done.returncode == 0
     with queues.turn(time.time_ns()):
         pass
@@ -467,7 +486,13 @@ OURS = {"submission": "s", "index": 0}
     [
         ("new", None, None, "", "new"),
         ("queued", None, "queued", "Resources", "queued"),
-        ("queued", None, "failed", "", "failed"),  # its script failed before the notebook
+        (
+            "queued",
+            None,
+            "failed",
+            "",
+            "failed",
+        ),  # its script failed before the notebook
         ("queued", None, None, "", "lost"),
         ("queued", None, "cancelled", "", "cancelled"),
         ("queued", "failed", "queued", "", "queued"),
@@ -501,7 +526,11 @@ def test_states_from_record_and_queue(state, attempt, word, reason, expected):
 def test_every_word_of_slurm_has_one_of_ours():
     assert len(queues.WORDS) == len(set(queues.WORDS)) > 20
     ours = {"queued", "running", "succeeded", "failed", "interrupted", "cancelled"}
-    assert set(queues.WORDS.values()) == ours | {"timed out", "out of memory", "node lost"}
+    assert set(queues.WORDS.values()) == ours | {
+        "timed out",
+        "out of memory",
+        "node lost",
+    }
 
 
 def test_the_tail_of_a_log_draws_out_bars(tmp_path):
@@ -564,7 +593,9 @@ def test_a_submission_to_slurm(cluster, tmp_path, quick, monkeypatch):
     job = submit_many(runs, site=FARM, notebook=quick)
     name, args, env = cluster.calls[0]
     assert name == "sbatch" and "--array=0-2%2" in args and "--account=crops" in args
-    assert not [k for k in env if k.startswith(("SLURM_", "SBATCH_")) and k != "SLURM_CONF"]
+    assert not [
+        k for k in env if k.startswith(("SLURM_", "SBATCH_")) and k != "SLURM_CONF"
+    ]
     assert env["SLURM_CONF"] == "/etc/my.conf"
     home = Path(args[-1]).parent
     assert read_json(home / "job.json")["id"] == "221"
@@ -581,7 +612,9 @@ def test_states_come_from_squeue_then_sacct(cluster, tmp_path, quick, monkeypatc
     queues._asked.clear()
     assert list(job.states().values()) == ["running", "queued", "cancelled"]
     assert "r1  queued  (Resources)" in repr(job)
-    cluster.answers(squeue={"code": 1, "err": "slurm_load_jobs error: Invalid job id specified"})
+    cluster.answers(
+        squeue={"code": 1, "err": "slurm_load_jobs error: Invalid job id specified"}
+    )
     lines = "221_0|TIMEOUT\n221_1|OUT_OF_MEMORY\n221_2|CANCELLED by 1000\n"
     cluster.answers(sacct={"out": lines})
     queues._asked.clear()
@@ -620,7 +653,9 @@ def test_a_run_in_the_queue_is_not_queued_twice(cluster, tmp_path, quick):
 def test_cancelling_on_slurm(cluster, tmp_path, quick):
     runs = {tmp_path / f"r{i}": {"a": i} for i in range(3)}
     job = submit_many(runs, site=FARM, notebook=quick)
-    cluster.answers(squeue={"out": "221|0|RUNNING|None\n221|2|PENDING|None\n"}, scancel={})
+    cluster.answers(
+        squeue={"out": "221|0|RUNNING|None\n221|2|PENDING|None\n"}, scancel={}
+    )
     Run(tmp_path / "r1").update("went", state="succeeded")
     queues._asked.clear()
     job.cancel()
@@ -652,7 +687,9 @@ def test_without_sbatch_the_error_says_what_helps(tmp_path, quick, monkeypatch):
         submit(tmp_path / "r", {}, site=FARM, notebook=quick)
 
 
-def test_folders_that_slurm_would_read_as_patterns_are_refused(cluster, tmp_path, quick):
+def test_folders_that_slurm_would_read_as_patterns_are_refused(
+    cluster, tmp_path, quick
+):
     with pytest.raises(ValueError, match="reads as a pattern"):
         submit(tmp_path / "100%" / "r", {}, site=FARM, notebook=quick)
     assert cluster.calls == []
@@ -670,7 +707,11 @@ def test_the_warning_ends_in_a_requeue_of_this_member_only(cluster, tmp_path):
     submit_many(runs, site=FARM, notebook=book)
     home = Path(cluster.calls[0][1][-1]).parent
     cluster.answers(scontrol={"code": 1})  # 1: refused, so the script does not wait
-    ids = {"SLURM_JOB_ID": "221", "SLURM_ARRAY_JOB_ID": "221", "SLURM_ARRAY_TASK_ID": "1"}
+    ids = {
+        "SLURM_JOB_ID": "221",
+        "SLURM_ARRAY_JOB_ID": "221",
+        "SLURM_ARRAY_TASK_ID": "1",
+    }
     job = run_script(home, **ids)
     wait_for(lambda: (tmp_path / "r1" / "notebook.ipynb").exists())
     time.sleep(0.5)
@@ -698,7 +739,9 @@ def test_a_module_that_is_missing_is_found_in_the_log(cluster, tmp_path, quick):
         job.wait(progress=False)
 
 
-def test_secrets_of_the_environment_reach_no_file(tmp_path, quick, cluster, monkeypatch):
+def test_secrets_of_the_environment_reach_no_file(
+    tmp_path, quick, cluster, monkeypatch
+):
     monkeypatch.setenv("MY_TOKEN", "s3cret-value")
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     for path in [*(tmp_path / "r").rglob("*"), *(tmp_path / "jobs").rglob("*")]:
@@ -717,4 +760,6 @@ def test_accounts_and_the_check_of_a_site(cluster, tmp_path):
 def test_committed_outputs_hold_no_path_of_the_machine():
     for name in ("01_tutorial_setup", "C4_jobs", "C7_sites", "C8_queues"):
         text = (ROOT / "nbs" / f"{name}.ipynb").read_text()
-        assert not re.search(r"/(work|home|root|tmp)/[\w-]+/", text.replace("/tmp/rvt", ""))
+        assert not re.search(
+            r"/(work|home|root|tmp)/[\w-]+/", text.replace("/tmp/rvt", "")
+        )

@@ -222,6 +222,12 @@ def test_raster_labels_and_their_values(tmp_path):
     label = write_raster(tmp_path / "labels_5.tif", values)
     run = fake_run(tmp_path / "run", {"5": (image, label, boxes, (40, 50))}, shift=0)
     paint = images(viz.plot_predictions(run, "5", view="errors"))[1]
+    (line,) = [
+        line
+        for line in drawing.outlines(label, drawing.frame_of(image))
+        if len(line) == 5
+    ][:1]
+    assert line.shape == (5, 2)
     found = np.isclose(paint, (0x56 / 255, 0xB4 / 255, 0xE9 / 255)).all(axis=-1)
     assert np.array_equal(found, values == 255)
 
@@ -313,6 +319,48 @@ def test_labels_in_another_projection_land_on_the_image(tmp_path):
     assert np.allclose(a, b, atol=1e-3)
 
 
+def test_outlines_of_raster_labels_are_those_of_the_polygons(tmp_path):
+    image, label = make_scene(tmp_path, "3", [(5, 6, 10, 12)])
+    frame = drawing.frame_of(image)
+    raster = write_raster(tmp_path / "l.tif", truth_of([(5, 6, 10, 12)], (40, 50)))
+    (line,) = drawing.outlines(label, frame)
+    corners = {tuple(corner) for corner in line.round(2)}
+    rings = drawing.outlines(raster, frame)
+    assert any({tuple(corner) for corner in ring.round(2)} == corners for ring in rings)
+
+
+def test_real_polygons_of_vegas(shared_data):
+    folder = shared_data("spacenet2_vegas")
+    (image,), (label,) = folder.glob("images/*.tif"), folder.glob("labels/*.geojson")
+    frame = drawing.frame_of(image)
+    assert frame.step == pytest.approx((0.243, 0.3), abs=0.002)
+    assert len(drawing.outlines(label, frame)) >= 50  # 49 buildings, one in two parts
+    truth = drawing.read_truth(label, frame)
+    assert (truth == 0).mean() == pytest.approx(0.285, abs=0.004)
+    picture = drawing.see(image, label).picture
+    assert (np.abs(picture.mean(axis=(0, 1)) - 0.5) < 0.2).all()
+
+
+def test_real_masks_of_rio(shared_data):
+    "The files call background no data; the values that are asked for come first."
+    folder = shared_data("spacenet1_rio")
+    masks = sorted((folder / "masks").glob("*.tif"))
+    names, values = ("building", "background", "null"), {255: 0, 0: 1}
+    shares = {}
+    for mask in masks:
+        found = count_rasters_of_itself(mask, names, values)
+        shares[mask.name] = found.total[0, 0] / found.total.sum()
+    assert max(shares.values()) == pytest.approx(0.28, abs=0.001)
+    assert sum(share == 0 for share in shares.values()) == 4
+
+
+def count_rasters_of_itself(mask, names, values):
+    from rvtutorial.metrics import as_classes, count_arrays
+
+    labels = as_classes(drawing.read_labels(mask), values, nodata=0, null_id=2)
+    return count_arrays(labels, labels, names)
+
+
 def test_truth_is_cut_to_whole_pixels_as_raster_vision_does(tmp_path):
     image, _ = make_scene(tmp_path, "3")
     shifted = from_origin(
@@ -330,11 +378,17 @@ def test_truth_is_cut_to_whole_pixels_as_raster_vision_does(tmp_path):
 
 def test_pictures_are_stretched_band_by_band(tmp_path):
     rng = np.random.default_rng(0)
-    image = np.stack([rng.integers(low, low + 200, (50, 60)) for low in (100, 900, 1700)])
+    image = np.stack(
+        [rng.integers(low, low + 200, (50, 60)) for low in (100, 900, 1700)]
+    )
     image[:, :, :10] = 0
-    picture = drawing.read_picture(write_raster(tmp_path / "i.tif", image.astype(np.uint16)))
+    picture = drawing.read_picture(
+        write_raster(tmp_path / "i.tif", image.astype(np.uint16))
+    )
     assert (np.abs(picture[:, 10:].mean(axis=(0, 1)) - 0.5) < 0.03).all()
-    one = drawing.read_picture(write_raster(tmp_path / "1.tif", image[:1].astype(np.uint16)))
+    one = drawing.read_picture(
+        write_raster(tmp_path / "1.tif", image[:1].astype(np.uint16))
+    )
     assert one.shape == (50, 60, 3)
 
 
