@@ -16,13 +16,13 @@ help:
 	@sed -n 's/^# //p' Makefile | head -4
 
 run: $(VENV)/.ready
-	@$(BIN)/python -m rvtutorial.jobs lessons nbs --out runs
+	@RVTUTORIAL_HOME=$(CURDIR) $(BIN)/python -m rvtutorial.jobs lessons
 
 test: lint notebooks pytest
 
 lab: $(VENV)/.ready
-	@mkdir -p work && cp -n nbs/[0-9A-C]*.ipynb work/
-	@cd work && ../$(BIN)/jupyter lab 01_tutorial_setup.ipynb
+	@mkdir -p work && cp -rn nbs/*.ipynb nbs/images work/
+	@cd work && RVTUTORIAL_HOME=$(CURDIR) ../$(BIN)/jupyter lab 01_tutorial_setup.ipynb
 
 # --- the checks, one by one
 

@@ -46,7 +46,8 @@ from rastervision.pytorch_learner.learner_config import default_augmentors
 
 # %% ../nbs/06_code_breakdown.ipynb #0e19abe4
 def make_classes(
-    names: str | list = "building,background",  # The class that is looked for comes first
+    names: str
+    | list = "building,background",  # The class that is looked for comes first
 ) -> ClassConfig:  # With `null` at the end
     "The classes a pixel can have; raises ValueError for fewer than two or a name twice."
     names = names.split(",") if isinstance(names, str) else list(names)
@@ -168,7 +169,9 @@ def make_model(
     "Raster Vision's DeepLabV3, or our small U-Net as a module from outside."
     if hp.model == "deeplabv3":
         backbone = Backbone(hp.backbone)
-        return SemanticSegmentationModelConfig(backbone=backbone, pretrained=hp.pretrained)
+        return SemanticSegmentationModelConfig(
+            backbone=backbone, pretrained=hp.pretrained
+        )
     with atomic_path(hub / "hubconf.py") as partial:
         shutil.copyfile(Path(package_file).with_name("models.py"), partial)
     sizes = {"num_classes": len(classes), "in_channels": bands}
@@ -224,7 +227,9 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     values = inputs.read_values(where["label_values"], classes)
     solver, windows = make_solver(hp, classes), make_windows(hp, splits, shapes)
     limits = inputs.input_range(splits["train"], hp.scaling, order)
-    run = Run.open_for(output_uri, inputs.what_is_asked(hp, preset, where, splits, windows))
+    run = Run.open_for(
+        output_uri, inputs.what_is_asked(hp, preset, where, splits, windows)
+    )
     labels = inputs.labels_of_run(run.path, hp, where, found, classes, values)
     dataset = make_dataset(splits, classes, labels, order, hp.scores)
     model = make_model(hp, classes, len(order), run.path / "hub")
@@ -254,11 +259,15 @@ def get_config(
 ) -> SemanticSegmentationConfig:  # Of stock classes only
     "The configuration of a run; everything may be text, as command lines give it."
     if "://" in str(output_uri):
-        raise ValueError(f"output_uri must be a folder of this machine, got {output_uri}")
+        raise ValueError(
+            f"output_uri must be a folder of this machine, got {output_uri}"
+        )
     given = {k: v for k, v in hyperparams.items() if v is not None}
     hp = Hyperparams.of(preset, **given)
     inputs.check_pretrained(hp)
-    where = dict(data=str(inputs.data_folder(preset, data)), image_pattern=image_pattern)
+    where = dict(
+        data=str(inputs.data_folder(preset, data)), image_pattern=image_pattern
+    )
     where |= dict(label_pattern=label_pattern, classes=classes, class_field=class_field)
     where |= dict(label_values=label_values, bands=bands)
     return build_run(hp, preset, output_uri, where)

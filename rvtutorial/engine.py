@@ -44,7 +44,9 @@ from rvtutorial.runs import (
 # %% ../nbs/C1_engine.ipynb #02d722d9
 with warnings.catch_warnings():  # importing Raster Vision switches all of them off
     warnings.simplefilter("ignore")
-    importlib.import_module("rastervision.pytorch_learner.semantic_segmentation_learner")
+    importlib.import_module(
+        "rastervision.pytorch_learner.semantic_segmentation_learner"
+    )
 
 # %% ../nbs/C1_engine.ipynb #03022f17
 from rastervision.pipeline.config import build_config, save_pipeline_config
@@ -238,7 +240,9 @@ class SeededLearner(LeanLearner):
         "What stock measures once more is what the last epoch has just measured."
         if split != "valid" or self.last_metrics is None:
             return super()._validate(split)
-        write_json(Path(self.output_dir_local) / "valid_metrics.json", self.last_metrics)
+        write_json(
+            Path(self.output_dir_local) / "valid_metrics.json", self.last_metrics
+        )
 
 # %% ../nbs/C1_engine.ipynb #97266204
 @contextlib.contextmanager
@@ -275,21 +279,27 @@ def prepare(
 
 
 def fingerprint(
-    config: PipelineConfig | dict,  # A configuration, or what pipeline-config.json holds
+    config: PipelineConfig
+    | dict,  # A configuration, or what pipeline-config.json holds
+    places: bool = True,  # Does it count where files lie?
 ) -> str:  # 16 hex digits
-    "Digest of all that a configuration says; versions and the order of sets do not count."
+    "Digest of what a configuration says; versions and the order of sets do not count."
     tree = config if isinstance(config, dict) else json.loads(config.json())
-    text = json.dumps(_without(tree), sort_keys=True)
+    left_out = {"rv_config", "plugin_versions", "scene_groups"}
+    text = json.dumps(_without(tree, left_out, places), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _without(tree, left_out=("rv_config", "plugin_versions", "scene_groups")):
-    "A tree without some of its keys."
+def _without(tree, left_out, places):
+    "A tree without some of its keys, and perhaps without places."
     if isinstance(tree, list):
-        return [_without(item) for item in tree]
-    if isinstance(tree, dict):
-        return {k: _without(v) for k, v in tree.items() if k not in left_out}
-    return tree
+        return [_without(item, left_out, places) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    kept = {k: v for k, v in tree.items() if k not in left_out}
+    if not places:
+        kept = {k: v for k, v in kept.items() if not k.endswith(("uri", "uris"))}
+    return {k: _without(v, left_out, places) for k, v in kept.items()}
 
 # %% ../nbs/C1_engine.ipynb #523b5382
 def train(pipeline, **options):
@@ -371,7 +381,9 @@ def stages_done(
     return done
 
 # %% ../nbs/C1_engine.ipynb #0a80ad28
-PACKAGES = "rvtutorial rastervision torch torchvision albumentations numpy rasterio".split()
+PACKAGES = (
+    "rvtutorial rastervision torch torchvision albumentations numpy rasterio".split()
+)
 
 
 def version(package: str) -> str | None:
@@ -386,6 +398,7 @@ def git_state(
     folder: Path,  # Any folder of a checkout
 ) -> str | None:  # Commit, with + when files were changed since; None outside git
     "The commit of the code that runs."
+
     def ask(*args):
         cmd = ["git", "-C", str(folder), *args]
         return subprocess.run(cmd, capture_output=True, text=True, timeout=20)
@@ -427,7 +440,8 @@ def open_run(
         raise ValueError(f"{run.path} holds a run with seed {there}, got {seed}")
     there = run.path / "pipeline-config.json"
     if there.exists() and run.manifest["went"].get("stages"):
-        if fingerprint(read_json(there)) != digest:
+        places = "data" not in asked  # get_config has compared the data by their digest
+        if fingerprint(read_json(there), places) != fingerprint(cfg, places):
             raise ValueError(
                 f"{run.path} holds a run with another configuration: see {there.name}; "
                 f"give this one a folder of its own"

@@ -20,7 +20,9 @@ from pathlib import Path
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     importlib.import_module("rastervision.pytorch_backend")
-    importlib.import_module("rastervision.pytorch_learner.semantic_segmentation_learner")
+    importlib.import_module(
+        "rastervision.pytorch_learner.semantic_segmentation_learner"
+    )
 
 # %% ../nbs/D3_inputs.ipynb #389652ae
 import albumentations as A
@@ -54,7 +56,9 @@ def data_folder(
     if data is not None:
         return Path(data).expanduser().absolute()
     place = Workspace(preset=preset)
-    object.__setattr__(place, "preset", preset)  # what is asked wins over RVTUTORIAL_PRESET
+    object.__setattr__(
+        place, "preset", preset
+    )  # what is asked wins over RVTUTORIAL_PRESET
     return Path(scenes.ensure_data(place))
 
 # %% ../nbs/D3_inputs.ipynb #b4fd3d4c
@@ -78,7 +82,9 @@ def read_bands(
     try:
         order = [int(b) - 1 for b in given]
     except ValueError:
-        raise ValueError(f"bands must be numbers such as 3,2,1, got {bands!r}") from None
+        raise ValueError(
+            f"bands must be numbers such as 3,2,1, got {bands!r}"
+        ) from None
     if not order or min(order) < 0 or max(order) >= available:
         raise ValueError(f"bands must be from 1 to {available}, got {bands!r}")
     return order
@@ -99,7 +105,9 @@ def look_at_data(
         raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
     hp.check_scene(int(table.height.min()), int(table.width.min()))
     if len(splits["train"]) * hp.max_windows < 2:
-        raise ValueError("one chip an epoch is too little to train on: raise max_windows")
+        raise ValueError(
+            "one chip an epoch is too little to train on: raise max_windows"
+        )
     shapes = {s.id: shape_of(s.image) for found in splits.values() for s in found}
     holes = set(table.id[table.no_data > 0])
     return {"splits": splits, "shapes": shapes, "holes": holes}
@@ -153,7 +161,9 @@ def burn_null(
             band[empty] = value
             file.write(band, 1)
         return
-    nudge = Affine.translation(0.01, 0.01)  # Raster Vision cuts vertices to whole pixels
+    nudge = Affine.translation(
+        0.01, 0.01
+    )  # Raster Vision cuts vertices to whole pixels
     found = shapes(empty.astype("uint8"), empty, transform=transform @ nudge)
     holes = [shape for shape, _ in found]
     if crs is not None and crs != "EPSG:4326":

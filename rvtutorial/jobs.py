@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXIT_OK', 'EXIT_FAILED', 'EXIT_REQUEUE', 'EXIT_TERMINATED', 'SOCKET_LIMIT', 'GRACE', 'SECONDS', 'now',
-           'socket_folder', 'kernel_options', 'kernel_env', 'Stop', 'Receiver', 'Signals', 'use_engine',
+           'socket_folder', 'kernel_options', 'kernel_env', 'activity', 'Stop', 'Receiver', 'Signals', 'use_engine',
            'use_atomic_files', 'Busy', 'alive', 'lock', 'attempt_record', 'why_failed', 'run_notebook', 'execute',
            'run_params', 'keep_failed_notebook', 'room_for_the_last_word', 'stamp_notebook', 'work', 'log_to',
            'run_job', 'done_or_other', 'run_member', 'LessonFailed', 'skip_flags', 'skipped', 'lesson_client',
@@ -115,6 +115,18 @@ def kernel_env(
     return kept | quiet | {"IPYTHONDIR": str(Path(sockets) / "ipython")} | (env or {})
 
 # %% ../nbs/C4_jobs.ipynb #9816d141
+def activity(group: int) -> tuple[int, bool]:
+    "CPU time of a group of processes, in ticks, and whether one of them waits for a disk."
+    ticks, waiting = 0, False
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            state, _, its_group, *rest = path.read_text().rpartition(")")[2].split()
+            if int(its_group) == group:
+                ticks += int(rest[8]) + int(rest[9])
+                waiting |= state == "D"
+    return ticks, waiting
+
+# %% ../nbs/C4_jobs.ipynb #96fa442c
 class Stop(BaseException):
     "Raised when a signal asks a job to leave at once."
 
@@ -127,7 +139,7 @@ class Receiver:
 
     def __init__(self):
         self.got, self.process, self.client = [], None, None
-        self.armed = False  # True while a notebook runs
+        self.armed, self.deadline, self.ticks = False, float("inf"), 0
 
     def __enter__(self):
         wanted = (*GRACE, signal.SIGALRM)
@@ -142,16 +154,17 @@ class Receiver:
     def receive(self, number, frame):
         "First signal: interrupt the kernel and give it time. Time over: leave."
         if number != signal.SIGALRM:
-            os.write(
-                2, f"got {signal.Signals(number).name}\n".encode()
-            )  # print() may be busy
-            self.got.append(signal.Signals(number).name)
-            left = signal.alarm(0) or GRACE[number]
-            signal.alarm(min(left, GRACE[number]))
-        if self.armed and (number == signal.SIGALRM or self.process is None):
+            name = signal.Signals(number).name
+            os.write(2, f"got {name}\n".encode())  # print() may be busy
+            self.got.append(name)
+            self.deadline = min(self.deadline, time.monotonic() + GRACE[number])
+            if len(self.got) == 1:
+                self.kill(signal.SIGINT)
+        elif not self.at_work() and self.armed:
             raise Stop(self.got[0])
-        if len(self.got) == 1:
-            self.kill(signal.SIGINT)
+        if self.armed and self.process is None:
+            raise Stop(self.got[0])
+        signal.alarm(2)
 
 # %% ../nbs/C4_jobs.ipynb #76270a77
 class Signals(Receiver):
@@ -162,6 +175,12 @@ class Signals(Receiver):
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, number)
+
+    def at_work(self) -> bool:
+        "Whether there is time left, and the kernel has used the last two seconds."
+        before, (self.ticks, waiting) = self.ticks, activity(self.process.pid)
+        used = waiting or self.ticks - before > 2
+        return used and time.monotonic() < self.deadline
 
     def started(self, **_):
         "Remember the kernel's process once it runs."
@@ -525,8 +544,9 @@ def lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
 
     def listen(**_):
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, client.stop)
+        with contextlib.suppress(RuntimeError):  # not the main thread: in a notebook
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, client.stop)
 
     here = {"metadata": {"path": str(folder)}}
     options = kernel_options(sockets)

@@ -343,6 +343,8 @@ def scene_mask(
     from rasterio.features import rasterize
 
     info = image_info(scene.image)
+    if scene.label is None:
+        raise ValueError(f"scene {scene.id} has no labels")
     if is_raster(scene.label):
         check_grid(scene.label, info)
         return read_image(scene.label)[0]
@@ -535,6 +537,8 @@ def clean_labels(
 ) -> Path:  # The label file itself when it is sound (or a raster), otherwise `out`
     "Find or make labels that Raster Vision reads as they are meant."
     info = image_info(scene.image)
+    if scene.label is None:
+        raise ValueError(f"scene {scene.id} has no labels")
     if is_raster(scene.label):
         check_grid(scene.label, info)
         return Path(scene.label)

@@ -7,7 +7,7 @@ __all__ = ['LIVE', 'CANCELLING', 'WORDS', 'SlurmError', 'JobFailed', 'job_notebo
            'check_params', 'differences', 'queue_folder', 'free', 'turn', 'LocalQueue', 'run_member',
            'cancel_on_signal', 'wait_or_leave', 'run_queue', 'merge', 'ask_slurm', 'ask_local', 'ask_slurm_seldom',
            'ask', 'at_work', 'cancel_members', 'tail', 'epochs', 'words', 'Line', 'in_notebook', 'Watch', 'run_sbatch',
-           'start_local', 'run_folder', 'States', 'Waiting', 'Job', 'last_words', 'report']
+           'start_local', 'job_home', 'run_folder', 'States', 'Waiting', 'Job', 'last_words', 'report']
 
 # %% ../nbs/C8_queues.ipynb #35a17d39
 import ast
@@ -30,6 +30,7 @@ from pathlib import Path
 from rvtutorial.runs import (
     Hyperparams,
     Run,
+    Workspace,
     near_match,
     packaged,
     read_json,
@@ -203,23 +204,34 @@ def _take(file) -> bool:
 
 
 @contextlib.contextmanager
-def turn(since: int, waiting=lambda: None):
-    "Wait until all jobs queued before `since` (nanoseconds) are over, then hold the queue."
+def turn(
+    since: int,  # Time of submission, in nanoseconds
+    label: str = "",  # What others are told who wait behind
+    waiting=lambda ahead: None,  # Called five times a second with the label in front
+):
+    "Wait until all jobs queued before `since` are over, then hold the queue."
     home = queue_folder()
     mine = home / f"{since:020}-{os.getpid()}.ticket"
     with open(f"{mine}.new", "w") as ticket, open(home / "running.lock", "w") as lock:
         fcntl.flock(ticket, fcntl.LOCK_EX)
+        print(label, file=ticket, flush=True)
         os.rename(f"{mine}.new", mine)
         try:
-            while not all(free(p) for p in home.glob("*.ticket") if p < mine):
-                waiting()
-                time.sleep(0.2)
-            while not _take(lock):
-                waiting()
+            while ahead := _ahead(mine) or not _take(lock):
+                waiting(ahead if isinstance(ahead, str) else "another job")
                 time.sleep(0.2)
             yield
         finally:
             mine.unlink(missing_ok=True)
+
+
+def _ahead(mine: Path) -> str | None:
+    "The label of the first ticket before ours that is held."
+    for path in sorted(mine.parent.glob("*.ticket")):
+        if path < mine and not free(path):
+            with contextlib.suppress(FileNotFoundError):
+                return path.read_text().strip() or "another job"
+    return None
 
 # %% ../nbs/C8_queues.ipynb #1f603ba8
 class LocalQueue:
@@ -229,6 +241,8 @@ class LocalQueue:
         self.home, self.child = Path(home), None
         folders = read_json(self.home / "tasks.json")["folders"]
         self.members = [dict(state="PENDING", reason="") for _ in folders]
+        more = f" and {len(folders) - 1} more" if folders[1:] else ""
+        self.label = Path(folders[0]).name + more
 
     def save(self, member: int | None = None, **values):
         "Note what is known of a member."
@@ -280,13 +294,13 @@ def cancel_on_signal(queue: LocalQueue) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def wait_or_leave(queue: LocalQueue) -> None:
-    "While others have their turn: say so, and leave when all is cancelled."
+def wait_or_leave(queue: LocalQueue, ahead: str) -> None:
+    "While others have their turn: say whose it is, and leave when all is cancelled."
     if all(queue.cancelled(m) for m in range(len(queue.members))):
         raise SystemExit(0)
     for member, known in enumerate(queue.members):
-        if known["reason"] == "":
-            queue.save(member, reason="behind another job")
+        if known["reason"] != f"behind {ahead}":
+            queue.save(member, reason=f"behind {ahead}")
 
 
 def run_queue(home: str | Path) -> None:
@@ -297,7 +311,7 @@ def run_queue(home: str | Path) -> None:
     queue.save()
     since = (queue.home / "tasks.json").stat().st_mtime_ns
     try:
-        with turn(since, lambda: wait_or_leave(queue)):
+        with turn(since, queue.label, lambda ahead: wait_or_leave(queue, ahead)):
             for member in everyone:
                 if not queue.cancelled(member):
                     run_member(queue, member)
@@ -601,6 +615,11 @@ def start_local(home: Path) -> str:
     return str(process.pid)
 
 # %% ../nbs/C8_queues.ipynb #00d9bc6c
+def job_home() -> Path:
+    "The course's folder, as jobs submitted from here shall see it."
+    return Workspace().home
+
+
 def run_folder(folder: str | Path) -> Path:
     "An absolute path that every program on the way can take."
     text = os.path.abspath(os.path.expanduser(folder))

@@ -83,24 +83,30 @@ def plot_scene(
     from matplotlib.collections import LineCollection
 
     info, (dx, dy) = image_info(scene.image), pixel_size(image_info(scene.image))
-    dx, dy, unit = (dx, dy, "m") if dx == dx else (1.0, 1.0, "pixels")
+    placed = dx == dx  # NaN without a georeference: then pixels, rows downwards
+    dx, dy = (dx, -dy) if placed else (1.0, 1.0)
     if ax is None:
         ax = _figure(5, 5).subplots()
-    extent = (0, info.width * dx, info.height * dy, 0)
+    top = -info.height * dy if placed else 0
+    extent = (0, info.width * dx, top + info.height * dy, top)
     ax.imshow(stretch(read_image(scene.image, max_size)), extent=extent)
     title = f"scene {scene.id}"
     if scene.label and is_raster(scene.label):
-        mask = read_image(scene.label, max_size)[0] > 0
-        ax.contour(
-            mask, [0.5], colors="#F0E442", linewidths=0.8, extent=extent, origin="upper"
-        )
-        title += f": labels on {mask.mean():.0%} of it"
+        mask = read_image(scene.label, max_size)
+        title += f": labels on {(mask[0] > 0).mean():.0%} of it"
+        if len(mask) == 1 and 0 < (mask > 0).mean() < 1:
+            style = dict(colors="#F0E442", linewidths=0.8, origin="upper")
+            ax.contour(mask[0] > 0, [0.5], extent=extent, **style)
+        elif len(mask) > 1:
+            title = f"scene {scene.id}: labels in colours"
     elif scene.label:
         lines, number = label_rings(scene, info)
-        lines = [line * (dx, dy) for line in lines]
+        lines = [(0, top) + line * (dx, dy) for line in lines]
         ax.add_collection(LineCollection(lines, colors="#F0E442", linewidths=1))
         title += f": {number} buildings"
-    ax.set(title=title, xlabel=unit, ylabel=unit, xlim=extent[:2], ylim=extent[2:])
+    ax.set(title=title, xlim=extent[:2], ylim=extent[2:])
+    names = ("east (m)", "north (m)") if placed else ("column (pixels)", "row (pixels)")
+    ax.set(xlabel=names[0], ylabel=names[1])
     return ax.figure
 
 # %% ../nbs/04_dataset.ipynb #002a9c0e

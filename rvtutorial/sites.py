@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANAGED', 'Resources', 'Node', 'check_values', 'Site', 'site_files', 'find_site', 'site_values', 'expand',
            'load_modules', 'clean_env', 'answer', 'accounts', 'wanted_version', 'installed', 'has_folder',
-           'has_program', 'knows', 'check_site']
+           'enough_room', 'has_program', 'knows', 'check_site']
 
 # %% ../nbs/C7_sites.ipynb #4a3e7778
 import getpass
@@ -269,6 +269,13 @@ def has_folder(what: str, path: str | Path | None, write: bool = False):
     return (what, right, str(path), "" if right else "it cannot be written to")
 
 
+def enough_room(folder: Path, least: float = 2.0) -> tuple[str, bool, str, str]:
+    "One row of the check: are there some gigabytes left for runs?"
+    free = shutil.disk_usage(folder).free / 1e9
+    remedy = "" if free >= least else f"at least {least:.0f} GB are needed for runs"
+    return ("free disk", free >= least, f"{free:.0f} GB", remedy)
+
+
 def has_program(name: str, remedy: str) -> tuple[str, bool, str, str]:
     "One row of the check: is a program there?"
     path = shutil.which(name)
@@ -289,7 +296,8 @@ def check_site(
     "Look whether this machine has what a site's jobs need."
     import pandas as pd
 
-    rows = [has_folder("data", site.data), has_folder("scratch", site.scratch, True)]
+    rows = [enough_room(Path.cwd())]
+    rows += [has_folder("data", site.data), has_folder("scratch", site.scratch, True)]
     if site.image:
         rows += [has_folder("image", site.image)]
         rows += [has_program("apptainer", "name its module in the site file")]

@@ -27,13 +27,14 @@ from rvtutorial.queues import (
     check_params,
     differences,
     hyperparams,
+    job_home,
     job_notebook,
     parameters,
     run_folder,
     run_sbatch,
     start_local,
 )
-from .runs import Run, Workspace, packaged, write_json
+from .runs import Run, packaged, write_json
 from .sites import Site, accounts, check_site, expand, load_modules
 
 # %% ../nbs/01_tutorial_setup.ipynb #207b4d6a
@@ -77,6 +78,7 @@ while :; do
   wait "$child"; code=$?
   kill -0 "$child" 2>/dev/null || break
 done
+[ "$code" != 138 ] || code=75  # warned before the runner could listen
 # 75: interrupted by the warning before the end of its time; ask for another turn
 if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
   trap '' TERM USR1
@@ -147,10 +149,10 @@ def refuse_other_run(folder: Path, params: dict, notebook: Path) -> None:
             f"of its own, or delete this one"
         )
 
-# %% ../nbs/01_tutorial_setup.ipynb #34275074
+
 def submission_folder(folders: list[Path], site: Site) -> Path:
-    "A new folder `jobs/TIME-NAME` beside the run folders."
-    parent = Path(os.path.commonpath([f.parent for f in folders]))
+    "A new folder `jobs/TIME-NAME` beside the first run folder."
+    parent = folders[0].parent
     if site.queue == "slurm" and set(str(parent)) & set("%\\"):
         raise ValueError(
             f"{parent} holds % or \\, which Slurm reads as a pattern; rename it"
@@ -161,7 +163,7 @@ def submission_folder(folders: list[Path], site: Site) -> Path:
     home.mkdir(parents=True)
     return home
 
-# %% ../nbs/01_tutorial_setup.ipynb #3cbeae7f
+# %% ../nbs/01_tutorial_setup.ipynb #34275074
 def prepare(runs: dict[Path, dict], site: Site, notebook: Path) -> Path:
     "Write all that the members of a submission need; returns its folder."
     home = submission_folder(list(runs), site)
@@ -174,8 +176,8 @@ def prepare(runs: dict[Path, dict], site: Site, notebook: Path) -> Path:
     )
     values = {v for p in runs.values() for v in p.values() if isinstance(v, str)}
     shown = sorted(v for v in values if v.startswith("/") and os.path.exists(v))
-    places = [home.parent.parent, *shown]
-    script = batch_script(site, home / "tasks.json", places, Workspace().home)
+    places = sorted({str(folder.parent) for folder in runs} | set(shown))
+    script = batch_script(site, home / "tasks.json", places, job_home())
     (home / "job.sh").write_text(script)
     known = parameters(notebook)
     for index, (folder, params) in enumerate(runs.items()):

@@ -625,11 +625,16 @@ def _place(number, size, crs):
     lon, lat = -115.31 + col * step, 36.24 - row * step
     if crs.is_geographic:
         return from_origin(round(lon, 7), round(lat, 7), degree, degree)
+    pixel = 0.3 / crs.linear_units_factor[1]
     (x,), (y,) = transform("EPSG:4326", crs, [-115.31], [36.24])
-    x, y = round(x) + col * 1.15 * size * 0.3, round(y) - row * 1.15 * size * 0.3
-    return from_origin(x, y, 0.3, 0.3)
+    if not np.isfinite([x, y]).all():
+        raise ValueError(
+            f"{crs.to_string()} does not reach Las Vegas; choose another crs"
+        )
+    step *= pixel / degree
+    return from_origin(round(x) + col * step, round(y) - row * step, pixel, pixel)
 
-
+# %% ../nbs/D1_sources.ipynb #211cac50
 def _geojson(shapes, transform, crs):
     "Text of a GeoJSON file: footprints in longitude and latitude, no attributes."
     import shapely
@@ -660,14 +665,19 @@ def _write_scene(folder, number, split, size, waves, crs, seed):
     import shapely
 
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
-    train = split == "train"
-    plan = plan_scene(rng, size, empty=train and number == EMPTY_ID)
-    image = render(plan, Light.draw(rng), waves, rng)
+    empty, strip = (split == "train" and number == n for n in (EMPTY_ID, STRIP_ID))
     inside = shapely.box(0, 0, size, size)
-    if train and number == STRIP_ID:  # the edge of the satellite's strip
-        edge = [(0.78 * size, 0), (0.86 * size, size)]
-        inside = shapely.Polygon([(0, 0), edge[0], edge[1], (0, size)])
-        image[:, _burn([(np.array([*edge, (size, size), (size, 0)]), 1)], size) > 0] = 0
+    edge = [(0.78 * size, 0), (0.86 * size, size)]  # where the satellite's strip ends
+    if strip:
+        inside = shapely.Polygon([(0, 0), *edge, (0, size)])
+    for _ in range(50):  # a small scene may fall into a park
+        plan = plan_scene(rng, size, empty)
+        if empty or footprints(plan, inside):
+            break
+    image = render(plan, Light.draw(rng), waves, rng)
+    if strip:
+        beyond = np.array([*edge, (size, size), (size, 0)])
+        image[:, _burn([(beyond, 1)], size) > 0] = 0
     place = _place(number, size, crs)
     profile = dict(driver="GTiff", width=size, height=size, count=len(waves), dtype="uint16",
                    crs=crs, transform=place, compress="deflate", zlevel=1, predictor=2)  # fmt: skip
@@ -982,37 +992,33 @@ def _fetch_plan(client, bucket, folder, asked, seed):
     return files, ids, len(pairs)
 
 # %% ../nbs/D1_sources.ipynb #f8282b25
-def _fetch_all(client, bucket, files, retries, workers, progress):
+def _fetch_all(client, bucket, files, retries, workers, progress, patience=20):
     "Download several at a time; bytes by file, and what failed."
     from concurrent.futures import ThreadPoolExecutor, as_completed
 
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from tqdm import tqdm
 
     done, failed = [], []
     total = sum(size for _, size, _ in files)
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(
-            total=total,
-            unit="B",
-            unit_scale=True,
-            desc="fetching",
-            disable=not progress,
-        ) as bar,
-    ):
+    bar = tqdm(
+        total=total, unit="B", unit_scale=True, desc="fetching", disable=not progress
+    )
+    with bar, ThreadPoolExecutor(workers) as pool:
         jobs = {pool.submit(_download, client, bucket, *f, retries): f for f in files}
         try:
             for job in as_completed(jobs):
                 key, size, _ = jobs[job]
                 try:
                     done.append(job.result())
-                except (BotoCoreError, ClientError, ValueError) as err:
+                except (Boto3Error, BotoCoreError, ClientError, ValueError) as err:
                     failed.append(f"{key}: {err}")
                 bar.update(size)
-        except BaseException:
+                if len(failed) >= patience:  # the network is gone
+                    break
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
     return done, failed
 
 # %% ../nbs/D1_sources.ipynb #db227afa
@@ -1049,9 +1055,9 @@ def fetch_spacenet(
         raise _reach(bucket, endpoint_url, err) from err
     done, failed = _fetch_all(client, bucket, files, retries, workers, progress)
     if failed:
-        shown = "\n  ".join(failed[:5])
+        shown, here = "\n  ".join(failed[:5]), sum(f[2].is_file() for f in files)
         raise RuntimeError(
-            f"{len(failed)} of {len(files)} files did not come, {len(done)} are in place; "
+            f"{len(failed)} of {len(files)} files did not come, {here} are in place; "
             f"call again to go on. The first:\n  {shown}"
         )
     got = {s: len(n) for s, n in ids.items()}

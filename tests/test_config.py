@@ -62,13 +62,18 @@ def raster_labels(data, out, value=255):
 
 
 def test_our_values_reach_the_places_where_raster_vision_reads_them(make):
-    cfg = make(chip_sz=96, stride_length=90, max_windows=3, epochs=4, batch_sz=5, lr=2e-3)
+    cfg = make(
+        chip_sz=96, stride_length=90, max_windows=3, epochs=4, batch_sz=5, lr=2e-3
+    )
     data, solver = cfg.backend.data, cfg.backend.solver
     train, val = cfg.dataset.train_scenes[0].id, cfg.dataset.validation_scenes[0].id
     assert (data.sampling[train].size, data.sampling[train].max_windows) == (96, 3)
     assert data.sampling[train].method.value == "random"
     assert tuple(data.sampling[train].padding) == (0, 0)
-    assert (data.sampling[val].method.value, data.sampling[val].stride) == ("sliding", 90)
+    assert (data.sampling[val].method.value, data.sampling[val].stride) == (
+        "sliding",
+        90,
+    )
     assert (data.img_sz, data.num_workers) == (96, 0)
     assert (solver.lr, solver.num_epochs, solver.batch_sz) == (2e-3, 4, 5)
     assert solver.ignore_class_index == 2
@@ -184,9 +189,13 @@ def test_raster_labels_are_the_same_as_polygons(make, data, tmp_path):
     rasters = raster_labels(data, tmp_path / "rasters")
     patterns = dict(image_pattern="image_{id}.tif", label_pattern="mask_{id}.tif")
     values = dict(label_values="255:building,0:background")
-    other = get_config("inprocess", tmp_path / "r", "smoke", rasters, **patterns, **values)
+    other = get_config(
+        "inprocess", tmp_path / "r", "smoke", rasters, **patterns, **values
+    )
     with get_tmp_dir() as tmp:
-        for a, b in zip(make().dataset.all_scenes, other.dataset.all_scenes, strict=True):
+        for a, b in zip(
+            make().dataset.all_scenes, other.dataset.all_scenes, strict=True
+        ):
             a.label_store = b.label_store = None
             classes = make_classes()
             a = a.build(classes, tmp).label_source.get_label_arr()
@@ -304,7 +313,14 @@ def test_missing_pretrained_weights_are_named(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     with pytest.raises(FileNotFoundError) as err:
-        get_config("inprocess", tmp_path / "run", "version2", data, chip_sz=128, stride_length=120)
+        get_config(
+            "inprocess",
+            tmp_path / "run",
+            "version2",
+            data,
+            chip_sz=128,
+            stride_length=120,
+        )
     text = str(err.value)
     assert "resnet50-" in text and str(tmp_path / "hub" / "checkpoints") in text
     assert "curl" in text and "pretrained=false" in text

@@ -15,7 +15,10 @@ RIGHT = {
         "rastervision run -a lr 0.001 --arg output_uri runs/second inprocess rvtutorial.config",
     ],
 }
-BEGIN, GOAL = "rastervision run inprocess rvtutorial.config", "-a output_uri runs/second"
+BEGIN, GOAL = (
+    "rastervision run inprocess rvtutorial.config",
+    "-a output_uri runs/second",
+)
 WRONG = {
     "6.1": {
         9: "one scene",
@@ -86,7 +89,9 @@ def test_the_part_asks_and_solves(number):
     cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"]]
     start = next(i for i, text in enumerate(cells) if text.startswith("## Solutions"))
     asked = [text for text in cells[:start] if f'check("{number}", answer)' in text]
-    solved = [text for text in cells[start:] if f'assert check("{number}", answer)' in text]
+    solved = [
+        text for text in cells[start:] if f'assert check("{number}", answer)' in text
+    ]
     assert len(asked) == len(solved) == 1
     assert "answer = ..." in asked[0]
     names: dict = {}

@@ -150,6 +150,35 @@ def test_short_answers_are_tried_again(s3, endpoint, tmp_path, monkeypatch):
     assert got.complete and len(count) == 7
 
 
+def test_gives_up_when_nothing_comes(s3, endpoint, tmp_path, monkeypatch):
+    from boto3.exceptions import RetriesExceededError
+
+    tried = []
+
+    def gone(*args):
+        tried.append(1)
+        raise RetriesExceededError("the network is gone")
+
+    monkeypatch.setattr(sources, "_download", gone)
+    with pytest.raises(
+        RuntimeError, match="20 of 24 files did not come, 0 are in place"
+    ):
+        fetch_spacenet(
+            tmp_path, 10, 1, 1, endpoint_url=endpoint, progress=False, workers=1
+        )
+    assert len(tried) >= 20
+
+
+def test_disk_full_leaves_nothing_half(s3, endpoint, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources, "_opens", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch_spacenet(tmp_path, 2, 1, 1, endpoint_url=endpoint, progress=False)
+    assert names(tmp_path) == ["spacenet.json"]
+
+
 def test_no_network(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -184,26 +184,58 @@ def test_being_told_to_stop_while_it_starts(tmp_path, delay):
 
 
 def test_a_kernel_that_does_not_listen(tmp_path):
-    "After the grace the job leaves, and takes its kernel along."
+    "One that does nothing is left soon, with its processes."
     deaf = "import time\nprint('working', flush=True)\nend = time.time() + 60\n"
     deaf += "while time.time() < end:\n    try:\n        time.sleep(1)\n"
     deaf += "    except KeyboardInterrupt:\n        print('no')"
     trial = Trial(tmp_path, deaf)
-    code = "import signal, sys; from rvtutorial import jobs; jobs.GRACE[15] = 1;"
-    code += f"sys.exit(jobs.run_job({str(trial.folder)!r}, {str(trial.notebook)!r}))"
-    type(trial).command = property(lambda self: [sys.executable, "-c", code])
-    try:
-        process = trial.start("working")
-        kernel = kernel_of(process)
-        process.terminate()
-        assert process.wait(20) == 143
-    finally:
-        type(trial).command = COMMAND
+    process = trial.start("working")
+    kernel = kernel_of(process)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(20) == 75
     assert trial.went["state"] == "interrupted"
     assert not Path(f"/proc/{kernel}").exists()
 
 
-COMMAND = Trial.command
+SPIN = "    end = time.time() + {}\n    while time.time() < end: pass\n"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_may_take_its_time(tmp_path):
+    text = "import time\nprint('working', flush=True)\ntry:\n    time.sleep(60)\n"
+    text += "except KeyboardInterrupt:\n" + SPIN.format(6)
+    text += "    open('checkpoint', 'w').close()\n    raise"
+    trial = Trial(tmp_path, text)
+    process = trial.start("working")
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(30) == 75
+    assert (trial.folder / "checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_the_grace_has_an_end(tmp_path):
+    text = "import time\nprint('working', flush=True)\ntry:\n    time.sleep(60)\n"
+    text += "except KeyboardInterrupt:\n" + SPIN.format(60)
+    trial = Trial(tmp_path, text)
+    process = trial.start("working")
+    begun = time.monotonic()
+    process.terminate()
+    assert process.wait(30) == 143
+    assert 8 < time.monotonic() - begun < 20
+
+
+@pytest.mark.slow
+def test_whenever_the_warning_comes_it_is_heeded(tmp_path):
+    "Before the kernel, while it starts, between two cells, in a cell."
+    book = ["import time", "pass", "time.sleep(60)"]
+    for number, delay in enumerate((0.5, 0.9, 1.2, 1.5, 1.8, 2.1)):
+        home = tmp_path / str(number)
+        home.mkdir()
+        trial = Trial(home, *book)
+        process = subprocess.Popen(trial.command, stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(20) in (75, -signal.SIGUSR1), delay
 
 
 def test_a_kernel_that_is_killed(tmp_path):

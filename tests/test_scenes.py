@@ -128,6 +128,12 @@ def test_any_bands_and_crs(tmp_path, bands, crs):
         assert table["notes"].str.contains("re-projected from EPSG:4326").all()
 
 
+def test_only_the_empty_scene_is_empty(tmp_path):
+    data = make_sample_scenes(tmp_path / "d", 4, 12, 0, size=100, seed=2)
+    table = check_scenes(find_splits(data))
+    assert table["id"][table["polygons"] == 0].tolist() == ["3"]
+
+
 def test_labels_lie_on_roofs_in_any_crs(tmp_path):
     kinds = ("EPSG:4326", "EPSG:32611")
     both = [
@@ -889,10 +895,17 @@ def test_plot_scene(few):
     figure = scenes.plot_scene(scene)
     axes = figure.axes[0]
     number = len(json.loads(scene.label.read_text())["features"])
-    assert (
-        axes.get_title() == f"scene 1: {number} buildings" and axes.get_xlabel() == "m"
-    )
-    assert len(axes.collections[0].get_segments()) == number
+    assert axes.get_title() == f"scene 1: {number} buildings"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("east (m)", "north (m)")
+    rings = axes.collections[0].get_segments()
+    assert len(rings) == number
+    # north is up: the outlines stand in the order of their latitudes
+    latitudes = [
+        np.mean([y for _, y in feature["geometry"]["coordinates"][0]])
+        for feature in json.loads(scene.label.read_text())["features"]
+    ]
+    heights = [ring[:, 1].mean() for ring in rings]
+    assert list(np.argsort(heights)) == list(np.argsort(latitudes))
     left, right = axes.get_xlim()
     assert right - left == pytest.approx(
         260 * 0.3 * np.cos(np.radians(36.24)), rel=0.01

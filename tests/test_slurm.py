@@ -217,6 +217,7 @@ while :; do
   wait "$child"; code=$?
   kill -0 "$child" 2>/dev/null || break
 done
+[ "$code" != 138 ] || code=75  # warned before the runner could listen
 # 75: interrupted by the warning before the end of its time; ask for another turn
 if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
   trap '' TERM USR1
@@ -417,7 +418,7 @@ def test_queue_takes_turns_and_cancels(tmp_path):
     first = submit(tmp_path / "x" / "first", {}, notebook=book)
     wait_for(lambda: first.states()[first.folders[0]] == "running")
     second = submit(tmp_path / "y" / "second", {}, notebook=book)
-    wait_for(lambda: "behind another job" in repr(second))
+    wait_for(lambda: "queued  (behind first)" in repr(second))
     submit(tmp_path / "y" / "second", {}, notebook=book)
     assert len(list((tmp_path / "y" / "jobs").iterdir())) == 1
     with pytest.raises(ValueError, match="holds another run"):
