@@ -13,7 +13,7 @@ from pathlib import Path
 from . import __file__ as package_file
 from . import inputs, scenes
 from .labels import is_raster
-from .runs import Hyperparams, Run, atomic_path
+from .runs import Hyperparams, atomic_path
 from rastervision.core.data import (
     ClassConfig,
     ClassInferenceTransformerConfig,
@@ -223,13 +223,13 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     classes = make_classes(where["classes"])
     found = inputs.look_at_data(hp, where, classes)
     splits, shapes = found["splits"], found["shapes"]
+    inputs.allow_open_files(len(shapes))
     order = inputs.read_bands(where["bands"], min(s[2] for s in shapes.values()))
     values = inputs.read_values(where["label_values"], classes)
     solver, windows = make_solver(hp, classes), make_windows(hp, splits, shapes)
     limits = inputs.input_range(splits["train"], hp.scaling, order)
-    run = Run.open_for(
-        output_uri, inputs.what_is_asked(hp, preset, where, splits, windows)
-    )
+    asked = inputs.what_is_asked(hp, preset, where, splits, windows)
+    run = inputs.open_folder(output_uri, asked)
     labels = inputs.labels_of_run(run.path, hp, where, found, classes, values)
     dataset = make_dataset(splits, classes, labels, order, hp.scores)
     model = make_model(hp, classes, len(order), run.path / "hub")

@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .inputs import allow_open_files
 from rvtutorial.runs import (
     Run,
     atomic_path,
@@ -134,7 +135,7 @@ def finite_mean(losses, lr):
 
 # %% ../nbs/C1_engine.ipynb #2b138442
 class LeanLearner(SemanticSegmentationLearner):
-    "Raster Vision's learner without what costs time and is looked at by nobody."
+    "Raster Vision's learner without bars, pictures, and anything done twice."
 
     onnx = False
 
@@ -152,6 +153,26 @@ class LeanLearner(SemanticSegmentationLearner):
         "As stock does it, with ONNX only if the run asks for it."
         with quiet():
             super().save_model_bundle(self.onnx if export_onnx is None else export_onnx)
+
+    def labelled(self, labels):
+        "Whether any pixel of a batch counts in the loss."
+        ignored = self.cfg.solver.ignore_class_index
+        if ignored is None:
+            return True
+        return bool((labels != ignored % self.cfg.data.num_classes).any())
+
+    def validate_epoch(self, dl):
+        "Scores of all validation chips; the same chips each time if they lie on a grid."
+        self.model.eval()
+        start, outputs = time.perf_counter(), []
+        with torch.inference_mode():
+            for i, batch in enumerate(dl):
+                if self.labelled(batch[1]):
+                    batch = tuple(self.to_device(part, self.device) for part in batch)
+                    outputs.append(self.validate_step(batch, i))
+        if not outputs:
+            raise ValueError("no pixel of the validation scenes has a label")
+        return {**self.validate_end(outputs), "valid_time": spent(start)}
 
     def plot_dataloaders(self, *args, **kwargs):
         "No pictures of chips: viz draws better ones, when asked."
@@ -207,26 +228,6 @@ class SeededLearner(LeanLearner):
         if step_scheduler is not None:
             step_scheduler.step()
         return None if loss is None else loss.item()
-
-    def labelled(self, labels):
-        "Whether any pixel of a batch counts in the loss."
-        ignored = self.cfg.solver.ignore_class_index
-        if ignored is None:
-            return True
-        return bool((labels != ignored % self.cfg.data.num_classes).any())
-
-    def validate_epoch(self, dl):
-        "Scores of all validation chips; the same chips each time if they lie on a grid."
-        self.model.eval()
-        start, outputs = time.perf_counter(), []
-        with torch.inference_mode():
-            for i, batch in enumerate(dl):
-                if self.labelled(batch[1]):
-                    batch = tuple(self.to_device(part, self.device) for part in batch)
-                    outputs.append(self.validate_step(batch, i))
-        if not outputs:
-            raise ValueError("no pixel of the validation scenes has a label")
-        return {**self.validate_end(outputs), "valid_time": spent(start)}
 
     def on_epoch_end(self, curr_epoch, metrics):
         "Write the log and the weights as stock does, and tell."
@@ -513,6 +514,7 @@ def run(
     asked = folder.manifest["asked"].get("hyperparams", {})
     onnx = asked.get("onnx", False) if onnx is None else onnx
     out = print if progress else _say_nothing
+    allow_open_files(len(cfg.dataset.all_scenes))
     with attempt(folder), settings(threads), get_tmp_dir() as tmp:
         folder.update("made_with", **made_with())
         with atomic_path(cfg.get_config_uri()) as partial:

@@ -85,6 +85,7 @@ def kernel_options(
     from traitlets.config import Config
 
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv += ["--log-level=CRITICAL"]  # it calls each interrupt an error
 
     class OwnKernel(AsyncKernelManager):
         @property

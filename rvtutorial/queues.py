@@ -353,8 +353,12 @@ def merge(
     begun = _own_attempt(went).get("state")
     if reason == CANCELLING and state == "interrupted":
         return "cancelled", why
-    if word == "unknown" or (word == "running" and begun not in (None, "running")):
+    if word == "unknown":
         return state, reason if state in LIVE else why
+    if word == "running" and state == "interrupted":
+        return "running", "interrupted, and about to be queued again or to end"
+    if word == "running" and begun not in (None, "running"):
+        return state, why
     if word in LIVE:
         return word, reason
     if state in LIVE and (went.get("job") or begun):

@@ -19,7 +19,7 @@ import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from .runs import near_match, packaged
+from .runs import near_match, own_sites, packaged
 
 # %% ../nbs/C7_sites.ipynb #fe674b0c
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +139,8 @@ class Site(Resources, Node):
 # %% ../nbs/C7_sites.ipynb #87a761e7
 def site_files() -> dict[str, Path]:
     "All sites that can be named, the user's own before the package's."
-    config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    own = Path(config).expanduser() / "rvtutorial" / "sites"
     found = {}
-    for folder in (own, packaged("sites", "local").parent):
+    for folder in (own_sites(), packaged("sites", "local").parent):
         for path in sorted(folder.glob("*.toml")):
             found.setdefault(path.stem, path)
     return found

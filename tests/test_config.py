@@ -331,6 +331,21 @@ def test_missing_pretrained_weights_are_named(data, tmp_path, monkeypatch):
     assert inputs.check_pretrained(Hyperparams.of("sample")) is None
 
 
+def test_many_scenes_may_be_open_at_once(monkeypatch):
+    import resource
+
+    limits = {"now": (1024, 4096)}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits["now"])
+    monkeypatch.setattr(
+        resource, "setrlimit", lambda which, new: limits.update(now=new)
+    )
+    assert inputs.allow_open_files(10) == 1024
+    assert inputs.allow_open_files(1060) == limits["now"][0] == 3436
+    assert limits["now"][1] == 4096
+    with pytest.raises(OSError, match="2000 scenes need up to 6256 open files.*4096"):
+        inputs.allow_open_files(2000)
+
+
 # --- plain Raster Vision
 
 
@@ -349,7 +364,7 @@ def test_plain_rastervision_runs_it_from_anywhere(data, tmp_path, habits):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     run = Run(tmp_path / "run")
-    assert len(run.log()) == 1
+    assert len(run.log()) == 1 and run.state == "succeeded"
     assert run.hyperparams["lr"] == 1e-3
     assert set(run.results) == {"validation", "test"}
     assert (run.path / "bundle" / "model-bundle.zip").exists()

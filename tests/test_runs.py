@@ -402,6 +402,15 @@ def test_the_environment_wins_and_says_so(clean, tmp_path):
         Workspace()
 
 
+def test_a_site_of_the_user_names_the_data(clean, tmp_path):
+    own = tmp_path / "config" / "rvtutorial" / "sites"
+    own.mkdir(parents=True)
+    (own / "atlas.toml").write_text('data = "/elsewhere/vegas"')
+    clean.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert Workspace("version2", "atlas").data == Path("/elsewhere/vegas")
+
+
+
 def test_a_site_may_name_the_data_folder(clean, tmp_path):
     site = tmp_path / "mine.toml"
     site.write_text('data = "/data/vegas"\n')

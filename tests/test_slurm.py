@@ -459,6 +459,21 @@ def test_a_queue_that_is_killed_is_seen(tmp_path):
         pass
 
 
+def test_jobs_outlive_the_notebook_that_submitted_them(tmp_path):
+    "Restarting a kernel kills its process group; the queue is not in it."
+    text = "import time\ntime.sleep(2)\nopen('done', 'w').close()"
+    book = notebook(tmp_path / "job.ipynb", "a = 1", text)
+    code = "import sys, time; from rvtutorial.slurm import submit\n"
+    code += "submit(sys.argv[1], {}, notebook=sys.argv[2]); time.sleep(60)"
+    args = [sys.executable, "-c", code, str(tmp_path / "run"), str(book)]
+    kernel = subprocess.Popen(args, start_new_session=True)
+    wait_for(lambda: (tmp_path / "run" / "notebook.ipynb").exists())
+    os.killpg(kernel.pid, signal.SIGKILL)
+    kernel.wait()
+    Job(tmp_path / "run").wait(progress=False, timeout=60)
+    assert (tmp_path / "run" / "done").exists()
+
+
 def test_the_earlier_ticket_goes_first(tmp_path):
     "Three processes, started in the wrong order, are served by their numbers."
     code = (
@@ -509,7 +524,9 @@ OURS = {"submission": "s", "index": 0}
         ("succeeded", "succeeded", None, "", "succeeded"),
         ("succeeded", "succeeded", "failed", "", "succeeded"),
         ("failed", "failed", "failed", "", "failed"),
+        ("interrupted", "interrupted", "running", "", "running"),  # about to requeue
         ("interrupted", "interrupted", "queued", "BeginTime", "queued"),  # requeued
+        ("failed", "failed", "running", "", "failed"),
         ("interrupted", "interrupted", "cancelled", "", "cancelled"),
         ("interrupted", "interrupted", "timed out", "", "timed out"),
         ("interrupted", "interrupted", None, "", "interrupted"),
