@@ -164,6 +164,16 @@ def test_no_onnx_unless_asked(finished):
 
 
 @pytest.mark.slow
+def test_onnx_if_asked_and_without_a_word(data, tmp_path, capfd):
+    cfg = configure(data, tmp_path / "run", onnx=True, epochs=1)
+    engine.run(cfg, ["train"], progress=False)
+    bundle = zipfile.ZipFile(tmp_path / "run" / "train" / "model-bundle.zip")
+    assert "model.onnx" in bundle.namelist()
+    said = "".join(capfd.readouterr())
+    assert "Traceback" not in said and "onnx" not in said.lower(), said
+
+
+@pytest.mark.slow
 def test_a_bundle_predicts_in_plain_raster_vision(finished, tmp_path):
     scene = finished.scene_ids("validation")[0]
     shutil.copy(finished.path / "bundle" / "model-bundle.zip", tmp_path / "away.zip")
