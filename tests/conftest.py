@@ -15,7 +15,9 @@ def shared_data():
 
     def find(name: str) -> Path:
         if not (base / name).is_dir():
-            pytest.skip(f"real imagery {name} is not on this machine (looked in {base})")
+            pytest.skip(
+                f"real imagery {name} is not on this machine (looked in {base})"
+            )
         return base / name
 
     return find

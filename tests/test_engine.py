@@ -397,6 +397,19 @@ def test_fingerprint_ignores_versions_and_order():
 
 
 @pytest.mark.slow
+def test_the_sample_preset_finds_buildings(tmp_path):
+    "What no threshold and no tree on pixels can do (tests of the scenes), it can."
+    data = make_sample_scenes(tmp_path / "sample")
+    config = get_config("inprocess", tmp_path / "run", "sample", data)
+    engine.run(config, progress=False)
+    run = Run(tmp_path / "run")
+    train = next(s for s in run.manifest["went"]["stages"] if s["name"] == "train")
+    assert train["seconds"] < 180
+    assert run.results["validation"]["f1"] >= 0.80
+    assert run.results["test"]["f1"] >= 0.80
+
+
+@pytest.mark.slow
 def test_rio_by_patterns(shared_data, tmp_path):
     "Raster labels of 255 and 0, tiles without data, images of unequal size."
     from rvtutorial import scenes

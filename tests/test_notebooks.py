@@ -219,9 +219,7 @@ def test_a_job_notebook_is_parameters_and_calls(path):
 @pytest.mark.parametrize("path", [*LESSONS, ROOT / "README.md"], ids=lambda p: p.stem)
 def test_local_links_lead_somewhere(path):
     text = (
-        path.read_text()
-        if path.suffix == ".md"
-        else "\n".join(cells(path, "markdown"))
+        path.read_text() if path.suffix == ".md" else "\n".join(cells(path, "markdown"))
     )
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if not target.startswith(("http", "mailto:")):

@@ -410,7 +410,6 @@ def test_a_site_of_the_user_names_the_data(clean, tmp_path):
     assert Workspace("version2", "atlas").data == Path("/elsewhere/vegas")
 
 
-
 def test_a_site_may_name_the_data_folder(clean, tmp_path):
     site = tmp_path / "mine.toml"
     site.write_text('data = "/data/vegas"\n')
