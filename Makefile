@@ -48,7 +48,8 @@ format: $(VENV)/.ready
 
 # run every part and keep its new outputs in nbs/
 outputs: run
-	@cp runs/lessons/*.ipynb nbs/ && $(BIN)/nbdev_clean
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --coalesce-streams --output-dir nbs runs/lessons/0*.ipynb
+	@$(BIN)/ruff format -q nbs && $(BIN)/nbdev_clean
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

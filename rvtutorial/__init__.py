@@ -1,1 +1,6 @@
+import os
+
+# albumentations asks the package index for a newer version of itself on import
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
 __version__ = "0.1.0"

@@ -80,7 +80,9 @@ def _time_limit(answer):
     if str(answer).count(":") == 1 and "-" not in str(answer) and seconds < 300:
         return f"two numbers are minutes and seconds: {answer} is only {seconds:.0f} seconds."
     if 3160 <= seconds < 3792:
-        return "that is enough when all goes well; add a fifth, for a slower node or disk."
+        return (
+            "that is enough when all goes well; add a fifth, for a slower node or disk."
+        )
     if seconds < 3160:
         return f"{seconds / 60:.0f} minutes end the job early: 8 epochs alone take 43, the rest 10."
     if seconds > 2 * 3792:
@@ -105,13 +107,17 @@ def _farm_site(answer):
     if not hasattr(answer, "gres"):
         return f"a Site is asked for, this is a {type(answer).__name__}."
     if answer.name == "local" or answer.queue == "local":
-        return "this site has no name of its own, so its jobs would run on this machine."
+        return (
+            "this site has no name of its own, so its jobs would run on this machine."
+        )
     for field, right in _FARM.items():
         if getattr(answer, field) != right:
             return f"{field} is {getattr(answer, field)!r}: {_FARM_HINTS[field]}"
     if str(answer.mem).upper() not in ("8G", "8GB", "8192M", "8192MB"):
         return f"mem is {answer.mem!r}; 8 GB is written '8G', and is not the node's whole memory."
-    extra = [f for f in ("qos", "time", "image", "python", "data") if getattr(answer, f)]
+    extra = [
+        f for f in ("qos", "time", "image", "python", "data") if getattr(answer, f)
+    ]
     extra += [f for f in ("extra", "modules", "binds") if getattr(answer, f)]
     if extra or answer.nodes != 1:
         return f"{', '.join(extra or ['nodes'])}: nobody has said so; leave it to the cluster."
@@ -129,7 +135,9 @@ def _which_start(answer):
     if "b" in letters:
         return "b: '0.001' is cast to the same number, so it is the same run, already done."
     if "c" in letters:
-        return "c: the folder belongs to lr=1e-3; another rate is refused, not mixed in."
+        return (
+            "c: the folder belongs to lr=1e-3; another rate is refused, not mixed in."
+        )
     return None
 
 # %% ../nbs/C6_exercises.ipynb #f7b573b4
@@ -150,7 +158,9 @@ def _covering_stride(answer):
         end = windows(650, 220, answer, pad=False)[-1] + 220
         return f"{answer} covers {share:.1%}: the last chip ends at pixel {end}, not at 650."
     if answer < 215:
-        return f"{answer} covers everything, but it is not the largest stride that does."
+        return (
+            f"{answer} covers everything, but it is not the largest stride that does."
+        )
     return None
 
 # %% ../nbs/C6_exercises.ipynb #0d344928
@@ -184,12 +194,30 @@ _TASKS = {
     "chips": "chip classification",
 }
 _WRONG_TASK = {
-    ("cars", "semantic segmentation"): "pixels that are cars do not say how many cars: parked bumper to bumper they are one blot.",
-    ("cars", "chip classification"): "a label for each chip says that there are cars in it, not how many.",
-    ("asphalt", "object detection"): "boxes around asphalt contain much else; hectares need the class of each pixel.",
-    ("asphalt", "chip classification"): "one label a chip counts a chip that is half asphalt as all of it.",
-    ("chips", "object detection"): "boxes would do, but boxes must first be drawn by hand; one label a chip is enough.",
-    ("chips", "semantic segmentation"): "a class for each pixel would do, but one label a chip is enough and far cheaper to make.",
+    (
+        "cars",
+        "semantic segmentation",
+    ): "pixels that are cars do not say how many cars: parked bumper to bumper they are one blot.",
+    (
+        "cars",
+        "chip classification",
+    ): "a label for each chip says that there are cars in it, not how many.",
+    (
+        "asphalt",
+        "object detection",
+    ): "boxes around asphalt contain much else; hectares need the class of each pixel.",
+    (
+        "asphalt",
+        "chip classification",
+    ): "one label a chip counts a chip that is half asphalt as all of it.",
+    (
+        "chips",
+        "object detection",
+    ): "boxes would do, but boxes must first be drawn by hand; one label a chip is enough.",
+    (
+        "chips",
+        "semantic segmentation",
+    ): "a class for each pixel would do, but one label a chip is enough and far cheaper to make.",
 }
 
 
@@ -224,7 +252,9 @@ def _read_only_bind(answer):
     if parts[:2] == ["/opt/data/labels", "/shared/rv/labels"]:
         return "the machine's folder comes first, the container's second; yours are swapped."
     if parts[:2] != ["/shared/rv/labels", "/opt/data/labels"]:
-        return f"{parts[0]!r} would appear under {parts[1]!r}; read the two paths again."
+        return (
+            f"{parts[0]!r} would appear under {parts[1]!r}; read the two paths again."
+        )
     if len(parts) == 2 or parts[2] == "rw":
         return "jobs could still write there, and what they write is on the machine's disk."
     if parts[2:] != ["ro"]:
@@ -282,10 +312,16 @@ def _dubai_patterns(answer):  # (image pattern, label pattern)
     if "Tile" in image or "Tile" in label:
         return "the folder is already 'Tile 1'; a pattern counts from there. With Tile {id} all nine parts would share one id."
     if "images/" not in image or "masks/" not in label:
-        return "the files lie one folder deeper; name images/ and masks/ in the patterns."
+        return (
+            "the files lie one folder deeper; name images/ and masks/ in the patterns."
+        )
     if image.endswith("png") or label.endswith("jpg"):
         return "look at the endings: the images are jpg, the masks png."
-    right = {"images/image_part_{id}.jpg", "images/image_part_00{id}.jpg", "images/{id}.jpg"}
+    right = {
+        "images/image_part_{id}.jpg",
+        "images/image_part_00{id}.jpg",
+        "images/{id}.jpg",
+    }
     same = image[len("images/") : -len(".jpg")] == label[len("masks/") : -len(".png")]
     if image not in right or not same:
         return "the id must be the same text in both names; compare image_part_001.jpg with image_part_001.png."
@@ -426,7 +462,9 @@ def _other_settings(answer):
     if "epochs" not in names:
         return "more epochs stretch the schedule of lr: that is another run."
     if names != {"epochs", "seed"}:
-        return f"there is no {', '.join(sorted(names - {'epochs', 'seed'}))} in the list."
+        return (
+            f"there is no {', '.join(sorted(names - {'epochs', 'seed'}))} in the list."
+        )
     return None
 
 # %% ../nbs/C6_exercises.ipynb #f5f8cc19
@@ -467,7 +505,9 @@ def _label_values(answer):  # text for label_values
     if set(found) != {"255", "0"}:
         return "every value in the raster needs a class: 255 and 0, each once"
     if found != {"255": "building", "0": "background"}:
-        return f"the classes are building and background, not {', '.join(found.values())}"
+        return (
+            f"the classes are building and background, not {', '.join(found.values())}"
+        )
 
 # %% ../nbs/C6_exercises.ipynb #8aa89c3f
 @exercise("6.3")

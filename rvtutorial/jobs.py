@@ -721,24 +721,22 @@ def minutes(went: dict) -> float | None:
 
 def runs_table(
     folder: str | Path,  # Folder of run folders
-):  # DataFrame: run, state, val F1, val IoU, test F1, minutes, path
-    "All runs below a folder in one table; scores are those of whole scenes."
+):  # DataFrame: run, state, val F1, val IoU, minutes, path
+    "All runs below a folder in one table; scores are those of whole validation scenes."
     import pandas as pd
 
     rows = []
     for run in find_runs(folder):
-        results = run.results
-        val, test = results.get("validation") or {}, results.get("test") or {}
+        val = run.results.get("validation") or {}
         row = {
             "run": str(run.path.relative_to(Path(folder).resolve())),
             "state": run.state,
         }
         row |= {"val F1": val.get("f1"), "val IoU": val.get("iou")}
-        row |= {"test F1": test.get("f1")}
         row |= {"minutes": minutes(run.manifest.get("went", {})), "path": str(run.path)}
         rows.append(row)
     table = pd.DataFrame(rows)
-    numbers = ["val F1", "val IoU", "test F1", "minutes"]
+    numbers = ["val F1", "val IoU", "minutes"]
     return table.astype(dict.fromkeys(numbers, float)) if rows else table
 
 # %% ../nbs/C4_jobs.ipynb #08e07cbf
@@ -807,7 +805,7 @@ def closing_words(runs: Path, out: Path, seconds: float) -> str:
         )
     figures = len(list((out / "figures").glob("*")))
     return (
-        f"\nAll parts done in {clock(seconds)}. Runs (scores are those of whole scenes):\n\n"
+        f"\nAll parts done in {clock(seconds)}. Runs (scores are those of whole validation scenes):\n\n"
         f"{text}\n\nexecuted notebooks  {out}\n"
         f"figures ({figures})        {out / 'figures'}\nrun folders         {runs}"
     )
