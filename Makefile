@@ -48,7 +48,8 @@ format: $(VENV)/.ready
 
 # run every part and keep its new outputs in nbs/
 outputs: run
-	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --coalesce-streams --output-dir nbs runs/lessons/0*.ipynb
+	@$(BIN)/jupyter nbconvert --log-level WARN --coalesce-streams runs/lessons/0*.ipynb
+	@cp runs/lessons/0*.ipynb nbs/
 	@$(BIN)/ruff format -q nbs && $(BIN)/nbdev_clean
 
 clean:

@@ -67,6 +67,7 @@ def packaged(
 
     Raises FileNotFoundError, with the names there are, when this one is not among them.
     """
+
     import rvtutorial
 
     inside = Path(rvtutorial.__file__).parent
