@@ -209,6 +209,8 @@ def plot_metrics(
         for i, (name, log) in enumerate(logs.items()):
             drawing.draw_curve(ax, log, column, name, i)
         title, axis = _in_words(column)
+        if _needs_log(column, logs.values()):
+            ax.set_yscale("log")
         ax.set(xlabel="epoch (0: after the first)", ylabel=axis)
         ax.set_title(title, fontsize=10)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -226,6 +228,14 @@ def _usual_columns(logs):
     rest = ("avg_f1", "background_f1", "null_f1")
     f1 = [name for name in names if name.endswith("_f1") and name not in rest]
     return ["train_loss", "val_loss", *(f1 or ["avg_f1"])[:1]]
+
+
+def _needs_log(column, logs):
+    "Is a loss so far above the others that a straight axis would show nothing else?"
+    values = np.concatenate([log[column].to_numpy(float) for log in logs])
+    values = values[np.isfinite(values)]
+    usable = column.endswith("_loss") and len(values) and values.min() > 0
+    return bool(usable and values.max() > 20 * np.median(values))
 
 
 def _in_words(column):

@@ -573,3 +573,15 @@ def test_a_huge_raster_is_drawn_from_its_overviews(tmp_path):
         args, capture_output=True, text=True, check=True
     ).stdout.split()
     assert float(out[0]) < 2 and int(out[1]) < 500, out
+
+
+def test_a_loss_that_ran_away_does_not_hide_the_others(tmp_path):
+    calm, wild = tmp_path / "calm", tmp_path / "wild"
+    for folder, losses in ((calm, (0.6, 0.3, 0.2)), (wild, (0.6, 40.0, 0.3))):
+        (folder / "train").mkdir(parents=True)
+        rows = [f"{i},0.5,{loss},0.8" for i, loss in enumerate(losses)]
+        text = "\n".join(["epoch,train_loss,val_loss,building_f1", *rows]) + "\n"
+        (folder / "train" / "log.csv").write_text(text)
+    scales = [ax.get_yscale() for ax in viz.plot_metrics([calm, wild]).axes]
+    assert scales == ["linear", "log", "linear"]
+    assert viz.plot_metrics([calm]).axes[1].get_yscale() == "linear"
