@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Jupyter wants to be asked before it serves as root, as in a container
+ROOT_OK := $(if $(filter 0,$(shell id -u)),--allow-root)
 # what the notebooks' own tests make lies apart from your runs
 SMOKE := RVTUTORIAL_PRESET=smoke RVTUTORIAL_SITE=local RVTUTORIAL_HOME=$(CURDIR)/build/smoke
 
@@ -22,7 +24,7 @@ test: lint notebooks pytest
 
 lab: $(VENV)/.ready
 	@mkdir -p work && cp -rn nbs/*.ipynb nbs/images work/
-	@cd work && RVTUTORIAL_HOME=$(CURDIR) ../$(BIN)/jupyter lab 01_tutorial_setup.ipynb
+	@cd work && RVTUTORIAL_HOME=$(CURDIR) ../$(BIN)/jupyter lab $(ROOT_OK) 01_tutorial_setup.ipynb
 
 # --- the checks, one by one
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from rvtutorial import config, inputs, scenes
+from rvtutorial import config, inputs, scenes, viz
 from rvtutorial.config import get_config, make_classes, make_scene
 from rvtutorial.runs import STOCK, Hyperparams, Run
 from rvtutorial.sources import make_sample_scenes
@@ -368,6 +368,15 @@ def test_plain_rastervision_runs_it_from_anywhere(data, tmp_path, habits):
     assert run.hyperparams["lr"] == 1e-3
     assert set(run.results) == {"validation", "test"}
     assert (run.path / "bundle" / "model-bundle.zip").exists()
+    # what plain Raster Vision leaves is drawn and scored like a run of ours
+    first = run.scene_ids("validation")[0]
+    assert len(viz.plot_prediction(run.path, first).axes) == 2
+    assert viz.plot_prediction(run.path, 0).axes
+    assert viz.plot_metrics(run.path).axes and viz.display_conf_mat(run.path).axes
+    board = viz.leaderboard({"plain": run.path})
+    assert board.loc["plain", "pixel_f1"] == pytest.approx(
+        run.results["validation"]["f1"], nan_ok=True
+    )
 
 
 def test_importing_keeps_warnings_on():
