@@ -23,8 +23,8 @@ run: $(VENV)/.ready
 test: lint notebooks pytest
 
 lab: $(VENV)/.ready
-	@mkdir -p work && cp -rn nbs/*.ipynb nbs/images work/
-	@cd work && RVTUTORIAL_HOME=$(CURDIR) ../$(BIN)/jupyter lab $(ROOT_OK) 01_tutorial_setup.ipynb
+	@mkdir -p lab && cp -rn nbs/*.ipynb nbs/images lab/
+	@cd lab && RVTUTORIAL_HOME=$(CURDIR) ../$(BIN)/jupyter lab $(ROOT_OK) 01_tutorial_setup.ipynb
 
 # --- the checks, one by one
 

@@ -127,7 +127,12 @@ def _farm_site(answer):
 @exercise("1.3")
 def _which_start(answer):
     "Give a list of letters."
-    letters = {answer} if isinstance(answer, str) else set(answer)
+    usable = isinstance(answer, (str, list, tuple, set))
+    letters = (
+        set(map(str, [answer] if isinstance(answer, str) else answer))
+        if usable
+        else set()
+    )
     if letters - set("abcd") or not letters:
         return "give one or more of the letters a, b, c and d, as a list."
     if "a" in letters:
