@@ -33,6 +33,7 @@ from rvtutorial.labels import (
     strips,
     write_clean,
 )
+from .runs import natural_key
 from .sources import IMAGE_NAME, LABEL_NAME
 
 # %% ../nbs/D4_pairs.ipynb #5efe7781
@@ -51,12 +52,6 @@ class Scene:
     split: str = ""  # "train", "val", "test" or ""
 
 # %% ../nbs/D4_pairs.ipynb #cfd0dfdb
-def _natural(text):
-    "A key that sorts img9 before img10."
-    parts = re.split(r"(\d+)", str(text))
-    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts]
-
-
 def _matches(folder, pattern):
     "Files of a folder that fit a pattern: {id: [paths]}."
     if pattern.count("{id}") != 1 or Path(pattern).is_absolute():
@@ -90,7 +85,7 @@ def _overlap(images, labels, patterns):
 
 def _listed(items, most=8):
     "Some of many, in natural order."
-    items = sorted(items, key=_natural)
+    items = sorted(items, key=natural_key)
     return ", ".join(items[:most]) + (
         f", ... ({len(items)} in all)" if len(items) > most else ""
     )
@@ -152,7 +147,7 @@ def find_scenes(
         raise (FileNotFoundError if orphan else ValueError)(text + remedy)
     return [
         Scene(i, images[i][0], labels[i][0] if i in labels else None, split)
-        for i in sorted(images, key=_natural)
+        for i in sorted(images, key=natural_key)
     ]
 
 # %% ../nbs/D4_pairs.ipynb #02dafade
@@ -188,7 +183,7 @@ def _read_table(path):
             f"{path} names files that are not there: {_listed(gone)}"
         )
     return {
-        s: sorted(found, key=lambda x: _natural(x.id)) for s, found in splits.items()
+        s: sorted(found, key=lambda x: natural_key(x.id)) for s, found in splits.items()
     }
 
 # %% ../nbs/D4_pairs.ipynb #24dc1a91
@@ -249,7 +244,7 @@ def split_scenes(
     seed: int = 0,  # Source of chance
 ) -> dict[str, list[Scene]]:  # {"train": ..., "val": ..., "test": ...}
     "Split scenes by chance; ValueError when too few are left for training."
-    scenes = sorted(scenes, key=lambda s: _natural(s.id))
+    scenes = sorted(scenes, key=lambda s: natural_key(s.id))
     if min(n_val, n_test) < 0 or n_val < 1 or len(scenes) <= n_val + n_test:
         raise ValueError(
             f"{len(scenes)} scenes cannot give {n_val} for validation (1 at least), {n_test} for the test and some for training"

@@ -590,12 +590,12 @@ def test_image_without_a_place(few, tmp_path):
             f.write(array)
     table = check_scenes([Scene("1", tmp_path / "i.png", tmp_path / "m.png")])
     assert "pixel on pixel" in table["notes"][0] and np.isnan(table["pixel_m"][0])
-    assert (
-        scenes.plot_scene(Scene("1", tmp_path / "i.png", tmp_path / "m.png"))
-        .axes[0]
-        .get_xlabel()
-        == "pixels"
+    axes = scenes.plot_scene(Scene("1", tmp_path / "i.png", tmp_path / "m.png")).axes
+    assert (axes[0].get_xlabel(), axes[0].get_ylabel()) == (
+        "column (pixels)",
+        "row (pixels)",
     )
+    assert axes[0].get_ylim() == (260, 0)  # rows count downwards
     with pytest.raises(DataError, match="no georeference.*raster labels"):
         check_scenes([Scene("1", tmp_path / "i.png", source.label)])
 
