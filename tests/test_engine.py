@@ -411,20 +411,29 @@ def test_the_sample_preset_finds_buildings(tmp_path):
 
 @pytest.mark.slow
 def test_rio_by_patterns(shared_data, tmp_path):
-    "Raster labels of 255 and 0, tiles without data, images of unequal size."
+    """Raster labels of 255 and 0, tiles without data, images of unequal size.
+
+    Seven training tiles are little: 40 short epochs reach a pixel F1 of 0.5 to 0.6 on
+    the two dense tiles that are held out.
+    """
     from rvtutorial import scenes
 
     rio = shared_data("spacenet1_rio")
     names = ("images/3band_013022223130_Public_img{id}.tif",)
     names += ("masks/3band_013022223130_Public_img{id}.tif",)
-    splits = scenes.split_scenes(scenes.find_scenes(rio, *names), n_val=2, n_test=2)
+    found = [s for s in scenes.find_scenes(rio, *names) if s.id != "58"]  # all no-data
+    held_out = {"52": "val", "64": "test"}
+    splits = {"train": [], "val": [], "test": []}
+    for scene in found:
+        splits[held_out.get(scene.id, "train")].append(scene)
     table = scenes.write_table(splits, tmp_path / "rio.csv")
-    values = dict(label_values="255:building,0:background", max_windows=3, epochs=1)
-    cfg = get_config("inprocess", tmp_path / "run", "smoke", table, **values)
+    values = dict(epochs=40, batch_sz=4, lr=3e-3)
+    values |= dict(label_values="255:building,0:background")
+    cfg = get_config("inprocess", tmp_path / "run", "sample", table, **values)
     engine.run(cfg, progress=False)
     run = Run(tmp_path / "run")
-    assert run.results["validation"]["accuracy"] > 0
     for split in ("validation", "test"):
+        assert run.results[split]["f1"] > 0.4, run.results
         for scene in run.scene_ids(split):
             with rasterio.open(run.image(scene)) as image:
                 with rasterio.open(run.prediction(scene)) as drawn:
@@ -432,6 +441,7 @@ def test_rio_by_patterns(shared_data, tmp_path):
                         image.shape,
                         image.transform,
                     )
+    print("Rio, pixel F1:", {k: round(v["f1"], 3) for k, v in run.results.items()})
 
 
 def cut(image, label, out, places):
@@ -468,6 +478,10 @@ def test_one_vegas_scene_cut_into_windows(shared_data, tmp_path):
     places = {"train": [(0, 0), (0, 1), (1, 0), (2, 1), (1, 2)]}
     places |= {"val": [(1, 1), (0, 2)], "test": [(2, 0), (2, 2)]}
     data = cut(image, label, tmp_path / "cut", places)
-    cfg = get_config("inprocess", tmp_path / "run", "smoke", data, epochs=1)
+    values = dict(epochs=30, batch_sz=4, chip_sz=128, stride_length=120)
+    cfg = get_config("inprocess", tmp_path / "run", "sample", data, **values)
     engine.run(cfg, progress=False)
-    assert Run(tmp_path / "run").state == "succeeded"
+    run = Run(tmp_path / "run")
+    assert run.state == "succeeded"
+    assert min(run.results[split]["f1"] for split in ("validation", "test")) > 0.8
+    print("Vegas, pixel F1:", {k: round(v["f1"], 3) for k, v in run.results.items()})
