@@ -29,8 +29,19 @@ if [ ! -x "$venv/bin/pip" ]; then
   "$python" -m venv "$venv"
 fi
 echo "Installing the packages of constraints.txt into $venv: about 6.5 GB the first time, a few minutes"
+export PYTHONWARNINGS=ignore # what setuptools says of editable installs helps nobody here
+log=$venv/install.log
 "$venv/bin/python" -m pip install --quiet --upgrade pip
-"$venv/bin/python" -m pip install --quiet --progress-bar on -c constraints.txt -e '.[dev]'
+# Of pip's thousand lines, show the large downloads as they come; the log has all.
+"$venv/bin/python" -m pip install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 |
+  tee "$log" |
+  awk '/Downloading .*[0-9][0-9]\.[0-9] MB/ { print "  " $2, $3, $4; fflush() }
+       /^Installing collected/ { print "  unpacking"; fflush() }' || {
+  tail -n 30 "$log" >&2
+  echo "error: the packages could not be installed; all of pip's output is in $log" >&2
+  exit 1
+}
+unset PYTHONWARNINGS
 
 # The wheels expect a few shared libraries of the system.
 check='import rasterio, torch, cv2, rastervision.pytorch_learner'
