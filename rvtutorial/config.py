@@ -151,13 +151,20 @@ def make_windows(
         many = dict(size=hp.chip_sz, max_windows=hp.max_windows, padding=pad)
         return WindowSamplingConfig(method=WindowSamplingMethod.random, **many)
 
+    def grid(shape):
+        steps = [-(-(side - hp.chip_sz) // hp.stride_length) for side in shape[:2]]
+        rooms = [side - hp.chip_sz for side in shape[:2]]
+        stride = [
+            r // n if n else hp.stride_length for r, n in zip(rooms, steps, strict=True)
+        ]
+        fixed = dict(size=hp.chip_sz, stride=tuple(stride), padding=0)
+        return WindowSamplingConfig(method=WindowSamplingMethod.sliding, **fixed)
+
     every = {scene.id: name for name, found in splits.items() for scene in found}
-    if hp.val_windows == "random":
-        return {i: random(shapes[i]) for i in every}
-    grid = WindowSamplingConfig(
-        method=WindowSamplingMethod.sliding, size=hp.chip_sz, stride=hp.stride_length
-    )
-    return {i: random(shapes[i]) if n == "train" else grid for i, n in every.items()}
+    seen = random if hp.val_windows == "random" else grid
+    return {
+        i: (random if name == "train" else seen)(shapes[i]) for i, name in every.items()
+    }
 
 # %% ../nbs/06_code_breakdown.ipynb #03b6d4bd
 def make_model(
