@@ -1,0 +1,279 @@
+"""Any stock configuration runs: what plain Raster Vision leaves, the engine leaves too.
+
+Each configuration of the zoo in `stock_configs` is run by plain Raster Vision and by the
+engine, into two folders that are then compared; and plain Raster Vision predicts and
+evaluates once more with what the engine has trained.
+"""
+
+import inspect
+import json
+import re
+import shutil
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import stock_configs
+import torch
+from rastervision.core.predictor import Predictor
+from rastervision.pipeline.config import build_config
+from rastervision.pipeline.file_system import get_tmp_dir
+from stock_configs import ZOO
+
+from rvtutorial import engine
+
+pytestmark = pytest.mark.slow
+RUNS = [name for name, v in ZOO.items() if not v.stock_fails]
+# what the engine adds, and what it leaves out: pictures and ONNX
+EXTRA = r"run\.json|\.run\.lock|(train/)?checkpoint\.pt|train/best-model\.pth"
+LEFT_OUT = r"train/dataloaders/.*|train/.*_preds\.png|train/train_metrics\.json"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return stock_configs.make_data(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with stock_configs.programs():
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    "A folder of a run, made on demand: by `stock`, by `ours`, or by `check`."
+    root, made = tmp_path_factory.mktemp("runs"), {}
+
+    def run(name, who):
+        if (name, who) not in made:
+            made[name, who] = root / name / who
+            config = ZOO[name].make(data, made[name, who])
+            if who == "check":
+                check(config, run(name, "ours"), made[name, who])
+            else:
+                {"stock": stock_configs.run_stock, "ours": ours}[who](config)
+        return made[name, who]
+
+    return run
+
+
+def ours(config, commands=None, **options):
+    "Run the engine, in float32 where it can be asked for."
+    known = inspect.signature(engine.run).parameters
+    wanted = dict(progress=False, precision="float32") | options
+    return engine.run(
+        config, commands, **{k: v for k, v in wanted.items() if k in known}
+    )
+
+
+def check(config, run, folder):
+    "Predict with plain Raster Vision what the engine has trained; evaluate its labels."
+    shutil.copytree(run, folder)
+    for place in ("predict", "eval", "x/predict"):
+        shutil.rmtree(folder / place, ignore_errors=True)
+    stock_configs.run_stock(config, ["predict"])
+    predict = config.predict_uri
+    shutil.move(predict, folder / "again")
+    shutil.copytree(predict.replace(str(folder), str(run)), predict)
+    stock_configs.run_stock(config, ["eval"])
+
+
+def files_of(root):
+    "Relative names; what is drawn by chance in them is a star."
+    found = (p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    chance = r"(tfevents\.)\S+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    return {re.sub(chance, r"*", name) for name in found}
+
+
+def without(names, pattern):
+    return {name for name in names if not re.fullmatch(pattern, name)}
+
+
+def prepared(name, data, root):
+    return engine.prepare(ZOO[name].make(data, root))
+
+
+def predicted(cfg):
+    return cfg.dataset.validation_scenes + cfg.dataset.test_scenes
+
+
+def read(path):
+    with rasterio.open(path) as file:
+        return file.read(), file.crs, file.transform, file.dtypes[0]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_same_files(runs, name):
+    expected = without(files_of(runs(name, "stock")), LEFT_OUT)
+    assert without(files_of(runs(name, "ours")), EXTRA) == expected
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_same_bundle(runs, data, name):
+    "The two bundles hold the same files."
+
+    def names(who):
+        cfg = prepared(name, data, runs(name, who))
+        inside = {}
+        for uri in (f"{cfg.train_uri}/model-bundle.zip", cfg.get_model_bundle_uri()):
+            with zipfile.ZipFile(uri) as file:
+                inside[uri.rsplit("/", 2)[-2]] = sorted(file.namelist())
+        return inside
+
+    assert names("ours") == names("stock")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_log(runs, data, name):
+    "The same columns, epochs and metrics."
+    stock, mine = (
+        pd.read_csv(f"{prepared(name, data, runs(name, who)).train_uri}/log.csv")
+        for who in ("stock", "ours")
+    )
+    assert list(mine.columns) == list(stock.columns)
+    assert list(mine.epoch) == list(stock.epoch)
+    assert np.isfinite(mine.train_loss).all()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_same_prediction(runs, data, name):
+    "One bundle, two ways to predict: the same labels in the same place."
+    mine, again = (
+        prepared(name, data, runs(name, "ours")),
+        runs(name, "check") / "again",
+    )
+    for scene in predicted(mine):
+        a, *about = read(again / scene.id / "labels.tif")
+        b, *same = read(f"{mine.predict_uri}/{scene.id}/labels.tif")
+        assert same == about
+        assert b.shape == a.shape
+        seen = a != mine.dataset.class_config.null_class_id
+        agree = (a == b)[seen if ZOO[name].gaps else ...].mean()
+        assert agree == 1 if ZOO[name].exact else agree >= 0.999, agree
+
+
+@pytest.mark.parametrize("name", [n for n in RUNS if "smooth" in n or n == "crop_auto"])
+def test_same_scores(runs, data, name):
+    "Scores differ by no more than what the float16 sums of stock lose."
+    mine, again = (
+        prepared(name, data, runs(name, "ours")),
+        runs(name, "check") / "again",
+    )
+    for scene in predicted(mine):
+        a, *about = read(again / scene.id / "scores.tif")
+        b, *same = read(f"{mine.predict_uri}/{scene.id}/scores.tif")
+        assert same == about
+        limit = 1 if a.dtype == np.uint8 else 2e-3
+        assert np.nanmax(np.abs(a.astype(float) - b)) <= limit
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_same_evaluation(runs, name):
+    "For the same predictions the numbers of eval.json are the same; ours has more."
+    mine, stock = (evaluations(runs(name, who)) for who in ("ours", "check"))
+    assert mine.keys() == stock.keys() != set()
+    for group in stock:
+        contained(stock[group], mine[group], group)
+
+
+def evaluations(root):
+    return {
+        p.parent.name: json.loads(p.read_text()) for p in root.glob("eval/*/*.json")
+    }
+
+
+def contained(expected, found, place):
+    "Every value of `expected` is in `found`, numbers to 1e-12."
+    if isinstance(expected, dict):
+        for key, value in expected.items():
+            assert key in found, f"{place}.{key}"
+            contained(value, found[key], f"{place}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for i, value in enumerate(expected):
+            contained(value, found[i], f"{place}[{i}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-12, nan_ok=True), (
+            place
+        )
+    else:
+        assert found == expected, place
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_stock_reads_labels(runs, data, name):
+    "Plain Raster Vision reads what the engine has predicted."
+    cfg = prepared(name, data, runs(name, "ours"))
+    with get_tmp_dir() as tmp:
+        for scene_config in predicted(cfg):
+            scene = scene_config.build(cfg.dataset.class_config, tmp)
+            labels = scene.label_store.get_labels()
+            values = labels.get_label_arr(scene.extent)
+            assert values.shape == scene.extent.size
+            assert values.max() < len(cfg.dataset.class_config)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_stock_predictor(runs, data, name, tmp_path):
+    "The bundle opens in plain Raster Vision, which predicts what the engine predicts."
+    cfg = prepared(name, data, runs(name, "ours"))
+    scene = cfg.dataset.validation_scenes[0]
+    if not hasattr(scene.raster_source, "uris"):
+        pytest.skip("plain Raster Vision predicts from bundles of single sources only")
+    uris = scene.raster_source.uris
+    uris = [uris] if isinstance(uris, str) else uris
+    predictor = Predictor(cfg.get_model_bundle_uri(), str(tmp_path))
+    with stock_configs.light():
+        predictor.predict(uris, str(tmp_path / "out"))
+    a, *about = read(f"{cfg.predict_uri}/{scene.id}/labels.tif")
+    b, *same = read(tmp_path / "out/labels.tif")
+    assert same == about
+    null = cfg.dataset.class_config.null_class_id
+    seen = a != null if scene.aoi_uris else np.ones(a.shape, bool)
+    assert not seen.any() or (a == b)[seen].mean() >= 0.999
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_config_is_stock(runs, data, name):
+    "pipeline-config.json says the same, but for its place."
+    texts = {}
+    for who in ("stock", "ours"):
+        root = runs(name, who)
+        text = (root / "pipeline-config.json").read_text()
+        build_config(json.loads(text))
+        tree = json.loads(text.replace(str(root), "."))
+        texts[who] = {k: v for k, v in tree.items() if k != "rv_config"}
+        texts[who]["dataset"].pop("scene_groups")  # sets, in any order
+    assert texts["ours"] == texts["stock"]
+
+
+@pytest.mark.parametrize("name", [name for name, v in ZOO.items() if v.stock_fails])
+def test_what_stock_cannot_do(data, tmp_path, name):
+    "It still cannot; the engine does it, or says why not."
+    make = ZOO[name].make
+    with pytest.raises(Exception):  # noqa: B017
+        stock_configs.run_stock(make(data, tmp_path / "stock"))
+    try:
+        ours(make(data, tmp_path / "ours"))
+    except (ValueError, FileNotFoundError) as err:
+        assert len(str(err)) > 20
+
+
+@pytest.mark.skipif(
+    not hasattr(engine, "paths"), reason="the engine names no paths yet"
+)
+@pytest.mark.parametrize("name", list(ZOO))
+def test_paths(data, tmp_path, name):
+    "The engine takes the path that the zoo expects."
+    table = engine.paths(prepared(name, data, tmp_path))
+    expected = ZOO[name]
+    found = {row["stage"]: row["path"] for row in table}
+    assert found["data"] == expected.data
+    assert found["predict"] == expected.predict
+    assert found["eval"] == expected.evaluate
