@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'STOCK', 'near_match', 'packaged', 'own_sites', 'Workspace', 'outline', 'knob', 'Chips', 'Network',
-           'Learning', 'Habits', 'Hyperparams', 'atomic_path', 'write_json', 'read_json', 'natural_key', 'differences',
-           'headline', 'Run', 'find_runs']
+           'Learning', 'Habits', 'Running', 'Hyperparams', 'atomic_path', 'write_json', 'read_json', 'natural_key',
+           'differences', 'headline', 'Run', 'find_runs']
 
 # %% ../nbs/05_model_configuration.ipynb #8ac4d60e
 import difflib
@@ -357,6 +357,28 @@ class Habits:
         False, _truth, "also export the network as ONNX", "no field", stock=True
     )
 
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    "How the engine goes about it; no field of Raster Vision's holds any of this."
+
+    engine: str = knob(
+        "fast", _word, "whose code trains and predicts: ours, or Raster Vision's",
+        "no field", choices=("fast", "stock"),
+    )  # fmt: skip
+    precision: str = knob(
+        "auto", _word, "numbers that convolutions use; auto takes the faster ones",
+        "no field", choices=("auto", "float32", "bfloat16"),
+    )  # fmt: skip
+    keep: str = knob(
+        "last", _word, "weights that become the model: the last, or the best epoch's",
+        "no field", choices=("last", "best"),
+    )  # fmt: skip
+    patience: int | None = knob(
+        None, _whole, "epochs without a lower validation loss before stopping early",
+        "no field", (1, 100_000), "none trains all epochs", optional=True,
+    )  # fmt: skip
+
 # %% ../nbs/05_model_configuration.ipynb #300204b9
 def _allowed(known) -> str:
     "What one hyperparameter accepts, in words."
@@ -445,7 +467,7 @@ def _text(value) -> str:
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class _Values(Habits, Learning, Network, Chips):
+class _Values(Running, Habits, Learning, Network, Chips):
     "All hyperparameters, cast and checked as they come in."
 
     def __init__(self, **values):

@@ -13,7 +13,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# %% ../nbs/E6_scoring.ipynb #1e1c2935
+# %% ../nbs/E6_scoring.ipynb #1d9efc6e
+# importing Raster Vision switches off all of Python's warnings; this leaves them on
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     importlib.import_module("rastervision.core.evaluation")
@@ -258,6 +259,8 @@ def count_scene(
 ) -> np.ndarray:  # (classes, classes), int64: rows are labels, columns predictions
     """Count a scene block by block; memory depends on its width, not on its height.
 
+    Labels drawn with `all_touched` are the exception: they take one byte a pixel.
+
     Raises FileNotFoundError when labels or prediction are missing, ValueError when their
     sizes are not the scene's.
     """
@@ -382,6 +385,40 @@ def _uris(config):
     return found
 
 # %% ../nbs/E6_scoring.ipynb #fef9b15f
+def _build(scene, class_config, tmp_dir):
+    "As stock builds scenes."
+    return scene.build(class_config, tmp_dir)
+
+
+def _mind(scene, built, as_stock, tell):
+    "Say where stock's numbers, which are ours too, are not what one would think."
+    if as_stock and (built.bbox.ymin or built.bbox.xmin):
+        tell(
+            f"scene {scene.id} is cropped, and Raster Vision compares its prediction "
+            f"shifted by the crop; its scores mean little"
+        )
+    if as_stock and scene.aoi_uris and not built.aoi_polygons:
+        tell(f"no AOI of scene {scene.id} lies in it, so all of it is evaluated")
+
+
+def _write(cfg, groups, counts):
+    "Merge scenes into groups, as stock does it, and write a file for each."
+    classes, written = cfg.dataset.class_config, []
+    for evaluator in cfg.evaluators:
+        for name, scenes in groups.items():
+            total = Score(classes)
+            for scene in scenes:
+                total.merge(Score(classes).add_up(counts[scene.id]), scene.id)
+            uri = evaluator.get_output_uri(name)
+            if "://" in uri:
+                total.save(uri)
+            else:  # under a temporary name until it is whole
+                with atomic_path(uri) as partial:
+                    total.save(str(partial))
+            written.append(uri)
+    return written
+
+# %% ../nbs/E6_scoring.ipynb #7ad1b56d
 def evaluate(
     cfg: RVPipelineConfig,  # Complete: `update` was called
     tmp_dir: str,  # For what has to be downloaded
@@ -417,37 +454,3 @@ def evaluate(
             except (NotReadableError, rasterio.errors.RasterioIOError) as err:
                 raise OSError(f"scene {name} cannot be read: {err}") from err
     return _write(cfg, groups, counts)
-
-
-def _build(scene, class_config, tmp_dir):
-    "As stock builds scenes."
-    return scene.build(class_config, tmp_dir)
-
-
-def _mind(scene, built, as_stock, tell):
-    "Say where stock's numbers, which are ours too, are not what one would think."
-    if as_stock and (built.bbox.ymin or built.bbox.xmin):
-        tell(
-            f"scene {scene.id} is cropped, and Raster Vision compares its prediction "
-            f"shifted by the crop; its scores mean little"
-        )
-    if as_stock and scene.aoi_uris and not built.aoi_polygons:
-        tell(f"no AOI of scene {scene.id} lies in it, so all of it is evaluated")
-
-
-def _write(cfg, groups, counts):
-    "Merge scenes into groups, as stock does it, and write a file for each."
-    classes, written = cfg.dataset.class_config, []
-    for evaluator in cfg.evaluators:
-        for name, scenes in groups.items():
-            total = Score(classes)
-            for scene in scenes:
-                total.merge(Score(classes).add_up(counts[scene.id]), scene.id)
-            uri = evaluator.get_output_uri(name)
-            if "://" in uri:
-                total.save(uri)
-            else:  # under a temporary name until it is whole
-                with atomic_path(uri) as partial:
-                    total.save(str(partial))
-            written.append(uri)
-    return written

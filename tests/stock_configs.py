@@ -12,7 +12,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -393,11 +393,10 @@ class Variant:
     name: str
     about: str
     make: Callable  # (data, root) -> SemanticSegmentationConfig
-    data: str = "fast"  # fast, cached or stock
-    predict: str = "fast"  # fast or stock
-    evaluate: str = "fast"  # fast or stock
+    slow: dict = field(default_factory=dict)  # part of `engine.paths` -> not "fast"
     exact: bool = True  # does nothing resize or blend what is predicted?
     gaps: bool = False  # does plain Raster Vision leave pixels without a prediction?
+    holes: bool = False  # has the image pixels without data? the engine keeps them so
     stock_fails: str = ""  # what plain Raster Vision cannot do here
 
 
@@ -405,7 +404,7 @@ ZOO: dict[str, Variant] = {}
 
 
 def variant(about, **expected):
-    "Put a function into the zoo."
+    "Put a function into the zoo, with fields of its `Variant`."
 
     def add(make):
         ZOO[make.__name__] = Variant(make.__name__, about, make, **expected)
@@ -416,7 +415,7 @@ def variant(about, **expected):
 
 @variant(
     "random windows that overflow the scene, chips resized to 256: all defaults",
-    data="cached",
+    slow=dict(chips="plain"),
     exact=False,
 )
 def random_defaults(data, root):
@@ -439,12 +438,12 @@ def sliding_both(data, root):
     return pipeline(data, root, windows=grid(padding=20, pad_direction="both"))
 
 
-@variant("random square windows of several sizes", data="cached")
+@variant("random square windows of several sizes", slow=dict(chips="plain"))
 def size_lims(data, root):
     return pipeline(data, root, windows=random_windows(size_lims=(40, 90)))
 
 
-@variant("random windows of several heights and widths", data="cached")
+@variant("random windows of several heights and widths", slow=dict(chips="plain"))
 def h_w_lims(data, root):
     windows = random_windows(h_lims=(40, 90), w_lims=(50, 80))
     return pipeline(data, root, windows=windows)
@@ -457,7 +456,7 @@ def sampling_by_scene(data, root):
     return pipeline(data, root, windows=windows)
 
 
-@variant("img_sz below the size of chips", data="cached", exact=False)
+@variant("img_sz below the size of chips", slow=dict(chips="plain"), exact=False)
 def img_sz_smaller(data, root):
     return pipeline(data, root, loader=dict(img_sz=48))
 
@@ -566,7 +565,7 @@ def tiled(data, root):
     return pipeline(data, root, scenes(data, make))
 
 
-@variant("a file with a no-data value")
+@variant("a file with a no-data value", holes=True)
 def nodata(data, root):
     def make(place):
         return image(place / "nodata.tif"), _sources(place)[1]
@@ -574,7 +573,7 @@ def nodata(data, root):
     return pipeline(data, root, scenes(data, make), windows=random_windows())
 
 
-@variant("a file with an alpha band")
+@variant("a file with an alpha band", holes=True)
 def alpha(data, root):
     def make(place):
         return image(place / "alpha.tif", channel_order=[0, 1, 2]), _sources(place)[1]
@@ -616,7 +615,7 @@ def min_max(data, root):
     return pipeline(data, root, scenes(data, make))
 
 
-@variant("StatsTransformer: needs the analyze command")
+@variant("StatsTransformer: needs the analyze command", slow=dict(analysis="stock"))
 def stats(data, root):
     def make(place):
         options = dict(channel_order=[0, 1, 2], transformers=[StatsTransformerConfig()])
@@ -795,13 +794,13 @@ def one_augmentor(data, root):
     return pipeline(data, root, loader=dict(augmentors=["HorizontalFlip"]))
 
 
-@variant("an augmentation beyond the eight symmetries", data="cached")
+@variant("an augmentation beyond the eight symmetries", slow=dict(chips="plain"))
 def more_augmentors(data, root):
     names = ["RandomRotate90", "RGBShift"]
     return pipeline(data, root, loader=dict(augmentors=names))
 
 
-@variant("own augmentation, as albumentations stores it", data="cached")
+@variant("own augmentation, as albumentations stores it", slow=dict(chips="plain"))
 def aug_transform(data, root):
     steps = [A.Transpose(p=0.5), A.RandomBrightnessContrast(p=0.5)]
     return pipeline(data, root, loader=dict(aug_transform=A.to_dict(A.Compose(steps))))
@@ -813,13 +812,15 @@ def base_transform(data, root):
     return pipeline(data, root, loader=dict(base_transform=A.to_dict(scale)))
 
 
-@variant("a base transform that blurs and resizes", data="cached", exact=False)
+@variant(
+    "a base transform that blurs and resizes", slow=dict(chips="plain"), exact=False
+)
 def base_blur(data, root):
     steps = A.Compose([A.Blur(blur_limit=(3, 3), p=1.0), A.Resize(56, 56)])
     return pipeline(data, root, loader=dict(base_transform=A.to_dict(steps)))
 
 
-@variant("a transform whose code lies in a file of the user", data="cached")
+@variant("a transform whose code lies in a file of the user", slow=dict(chips="plain"))
 def transform_file(data, root):
     path = Path(data) / "transforms.py"
     from rastervision.pytorch_learner.utils import serialize_albumentation_transform
@@ -870,7 +871,7 @@ def votes(data, root):
     return pipeline(data, root, predict=dict(stride=24))
 
 
-@variant("edges of predicted chips cut off")
+@variant("edges of predicted chips cut off", gaps=True)
 def crop(data, root):
     return pipeline(data, root, predict=dict(stride=48, crop_sz=8))
 
@@ -887,7 +888,7 @@ def chip_larger(data, root):
     return pipeline(data, root, predict=dict(chip_sz=256))
 
 
-@variant("a stride larger than the chip leaves gaps", gaps=True)
+@variant("a stride larger than the chip leaves gaps", gaps=True, exact=False)
 def stride_larger(data, root):
     return pipeline(data, root, predict=dict(stride=80))
 
@@ -898,14 +899,16 @@ def rgb_labels(data, root):
     return pipeline(data, root, scenes(data, store=store))
 
 
-@variant("predicted polygons", predict="stock")
+@variant("predicted polygons", slow=dict(prediction="stock"))
 def vector_polygons(data, root):
     outputs = [PolygonVectorOutputConfig(class_id=0, denoise=3)]
     store = SemanticSegmentationLabelStoreConfig(vector_output=outputs)
     return pipeline(data, root, scenes(data, store=store))
 
 
-@variant("predicted buildings, by a threshold on their scores", predict="stock")
+@variant(
+    "predicted buildings, by a threshold on their scores", slow=dict(prediction="stock")
+)
 def vector_buildings(data, root):
     outputs = [BuildingVectorOutputConfig(class_id=0, denoise=3, threshold=0.4)]
     store = SemanticSegmentationLabelStoreConfig(
@@ -914,7 +917,10 @@ def vector_buildings(data, root):
     return pipeline(data, root, scenes(data, store=store))
 
 
-@variant("chips cut beforehand by the chip command", data="stock")
+@variant(
+    "chips cut beforehand by the chip command",
+    slow=dict(chips="stock", chipping="stock"),
+)
 def chipped(data, root):
     chips = SemanticSegmentationImageDataConfig(img_sz=CHIP, num_workers=0)
     options = SemanticSegmentationChipOptions(sampling=grid())
@@ -922,7 +928,8 @@ def chipped(data, root):
 
 
 @variant(
-    "a series of images of one place", data="stock", predict="stock", evaluate="fast"
+    "a series of images of one place",
+    slow=dict(scenes="stock", chips="plain", prediction="stock"),
 )
 def temporal(data, root):
     def make(place):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
 
-from rvtutorial import mapping
+from rvtutorial import mapfiles, mapping
 from rvtutorial.mapping import Band, Plan, cover, first_gap, map_images, rv_starts
 
 CLASSES = ["building", "background", "null"]
@@ -465,8 +465,8 @@ def test_polygons_are_those_of_the_whole_map(tmp_path, monkeypatch):
     from rasterio.features import shapes
     from shapely.geometry import shape
 
-    monkeypatch.setattr(mapping, "BLOCK", 64)
-    monkeypatch.setattr(mapping.Polygons, "many", 10)
+    monkeypatch.setattr(mapfiles, "BLOCK", 64)
+    monkeypatch.setattr(mapfiles.Polygons, "many", 10)
     folder, _ = map_one(tmp_path, noise(500, 300))
     labels = read(folder / "labels.tif")[0]
     table = geopandas.read_file(folder / "polygons.gpkg")
@@ -547,7 +547,9 @@ def test_bands_and_transformers_are_applied(tmp_path):
     map_one(tmp_path, pixels, predict, **more)
     assert seen[0].shape == (4, 64, 64, 3) and seen[0].dtype == np.uint8
     assert (seen[0][0] == pixels[[3, 0, 2], :64, :64].transpose(1, 2, 0) // 2).all()
-    assert (seen[0][3][:6, :6] == pixels[[3, 0, 2], 64:, 64:].transpose(1, 2, 0) // 2).all()
+    assert (
+        seen[0][3][:6, :6] == pixels[[3, 0, 2], 64:, 64:].transpose(1, 2, 0) // 2
+    ).all()
     assert not seen[0][3][6:].any() and not seen[0][3][:, 6:].any()
 
 
@@ -571,7 +573,10 @@ def test_images_are_found(tmp_path):
     everywhere = mapping.find_images([str(tmp_path / "**" / "*.[tT]*[fF]")])
     assert len(everywhere) == len(set(everywhere.values())) == 4
     assert {"img10", "a_img9", "b_img9"} < set(everywhere)
-    assert list(names(str(tmp_path / "**" / "*.tif"), tmp_path / "a")) == ["img9", "img10"]
+    assert list(names(str(tmp_path / "**" / "*.tif"), tmp_path / "a")) == [
+        "img9",
+        "img10",
+    ]
 
 
 def test_names_never_meet(tmp_path):
@@ -621,7 +626,9 @@ def test_a_mosaic_and_striped_images_are_read_the_same(tmp_path):
     (tmp_path / "three.vrt").write_text(vrt + "</VRTDataset>")
     options = {"classes": CLASSES, "chip_sz": 64, "polygons": False}
     map_images(tmp_path, shaded, tmp_path / "out", **options)
-    labels = [read(tmp_path / "out" / n / "labels.tif") for n in ("one", "two", "three")]
+    labels = [
+        read(tmp_path / "out" / n / "labels.tif") for n in ("one", "two", "three")
+    ]
     assert (labels[0] == labels[1]).all() and (labels[0] == labels[2]).all()
 
 
@@ -837,7 +844,9 @@ def no_file_above(size):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9, 0.99, 0.999])
-@pytest.mark.parametrize("scores, last", [(None, "labels.tif"), ("uint8", "scores.tif")])
+@pytest.mark.parametrize(
+    "scores, last", [(None, "labels.tif"), ("uint8", "scores.tif")]
+)
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, share, scores, last):
     def predict(chips):
         rng = np.random.default_rng(0)

@@ -27,7 +27,7 @@ from rvtutorial import engine
 pytestmark = pytest.mark.slow
 RUNS = [name for name, v in ZOO.items() if not v.stock_fails]
 # what the engine adds, and what it leaves out: pictures and ONNX
-EXTRA = r"run\.json|\.run\.lock|(train/)?checkpoint\.pt|train/best-model\.pth"
+EXTRA = r"run\.json|\.run\.lock|checkpoint\.pt|(x/)?train/best-model\.pth"
 LEFT_OUT = r"train/dataloaders/.*|train/.*_preds\.png|train/train_metrics\.json"
 
 
@@ -141,6 +141,22 @@ def test_log(runs, data, name):
     assert np.isfinite(mine.train_loss).all()
 
 
+def compared(name, scene, stock, null):
+    "Where labels should agree: where stock predicts, and the image has data."
+    here = np.ones(stock.shape[-2:], bool)
+    if ZOO[name].gaps:
+        here &= stock[0] != null
+    if ZOO[name].holes:
+        here &= ~holes(scene)
+    return here
+
+
+def holes(scene):
+    "Where the image of a scene has no data."
+    with rasterio.open(scene.raster_source.uris) as file:
+        return file.dataset_mask() == 0
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_same_prediction(runs, data, name):
     "One bundle, two ways to predict: the same labels in the same place."
@@ -148,14 +164,39 @@ def test_same_prediction(runs, data, name):
         prepared(name, data, runs(name, "ours")),
         runs(name, "check") / "again",
     )
+    null = mine.dataset.class_config.null_class_id
     for scene in predicted(mine):
         a, *about = read(again / scene.id / "labels.tif")
         b, *same = read(f"{mine.predict_uri}/{scene.id}/labels.tif")
         assert same == about
         assert b.shape == a.shape
-        seen = a != mine.dataset.class_config.null_class_id
-        agree = (a == b)[seen if ZOO[name].gaps else ...].mean()
+        agree = (a == b)[:, compared(name, scene, a, null)].mean()
         assert agree == 1 if ZOO[name].exact else agree >= 0.999, agree
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if ZOO[name].holes])
+def test_no_data_stays_no_data(runs, data, name):
+    "Where an image has no data the engine says null."
+    mine = prepared(name, data, runs(name, "ours"))
+    for scene in predicted(mine):
+        labels, *_ = read(f"{mine.predict_uri}/{scene.id}/labels.tif")
+        there = labels[0][holes(scene)]
+        assert there.size
+        assert (there == mine.dataset.class_config.null_class_id).all()
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if ZOO[name].gaps])
+def test_no_gaps(runs, data, name):
+    "Where stock leaves pixels out, the engine predicts them."
+    mine, again = (
+        prepared(name, data, runs(name, "ours")),
+        runs(name, "check") / "again",
+    )
+    null = mine.dataset.class_config.null_class_id
+    for scene in predicted(mine):
+        a, *_ = read(again / scene.id / "labels.tif")
+        b, *_ = read(f"{mine.predict_uri}/{scene.id}/labels.tif")
+        assert (b[a == null] != null).mean() > 0.9
 
 
 @pytest.mark.parametrize("name", [n for n in RUNS if "smooth" in n or n == "crop_auto"])
@@ -235,8 +276,10 @@ def test_stock_predictor(runs, data, name, tmp_path):
     b, *same = read(tmp_path / "out/labels.tif")
     assert same == about
     null = cfg.dataset.class_config.null_class_id
-    seen = a != null if scene.aoi_uris else np.ones(a.shape, bool)
-    assert not seen.any() or (a == b)[seen].mean() >= 0.999
+    here = compared(name, scene, b, null)
+    if scene.aoi_uris:  # which the predictor takes away
+        here &= a[0] != null
+    assert not here.any() or (a == b)[:, here].mean() >= 0.999
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -265,15 +308,22 @@ def test_what_stock_cannot_do(data, tmp_path, name):
         assert len(str(err)) > 20
 
 
-@pytest.mark.skipif(
-    not hasattr(engine, "paths"), reason="the engine names no paths yet"
-)
 @pytest.mark.parametrize("name", list(ZOO))
 def test_paths(data, tmp_path, name):
-    "The engine takes the path that the zoo expects."
+    "Each part of a run takes the path that the zoo expects; a slow one has a reason."
     table = engine.paths(prepared(name, data, tmp_path))
-    expected = ZOO[name]
-    found = {row["stage"]: row["path"] for row in table}
-    assert found["data"] == expected.data
-    assert found["predict"] == expected.predict
-    assert found["eval"] == expected.evaluate
+    slow = table[table.path != "fast"]
+    assert slow.path.to_dict() == ZOO[name].slow
+    assert slow.why.map(len).gt(5).all()
+
+
+def test_paths_on_several_gpus(data, tmp_path):
+    table = engine.paths(prepared("sliding", data, tmp_path), ddp=True)
+    assert table.path["training"] == "stock"
+
+
+def test_what_is_left_to_stock_is_said_once(data, tmp_path, capsys):
+    ours(ZOO["vector_polygons"].make(data, tmp_path / "run"), progress=True)
+    said = capsys.readouterr().out
+    assert said.count("Raster Vision's own code") == 1
+    assert "prediction" in said and "vector output" in said

@@ -350,6 +350,21 @@ def test_cropped_scenes_are_read_as_stock_reads_them(case):
 
 
 @pytest.mark.parametrize("smooth", [False, True])
+def test_an_aoi_that_only_the_crop_holds(case, smooth):
+    low = write_boxes(case.root / "low.geojson", [(60, 50, 20, 15)])
+    box, store = (40, 30, 90, 70), dict(smooth_output=smooth, smooth_as_uint8=smooth)
+    case.add("a", case.raster_labels("a"), bbox=box, aoi=[low], **store)
+    case.predict("a", shape=(50, 40))
+    case.predict_scores("a", shape=(50, 40))
+    stock, _ = same(case)
+    [found] = stock.values()
+    assert found["overall"][2]["gt_count"] == 50 * 40  # stock looks for it elsewhere
+    [file] = scoring.evaluate(case.config(), str(case.root), as_stock=False)
+    right = json.loads(open(file).read())
+    assert right["overall"][2]["gt_count"] == 50 * 40 - 20 * 15
+
+
+@pytest.mark.parametrize("smooth", [False, True])
 def test_cropped_scenes_can_be_read_where_they_lie(case, smooth):
     case.add("a", case.raster_labels("a"), bbox=(10, 20, 70, 65), smooth_output=smooth)
     truth = case.rng.integers(0, 2, SHAPE, dtype=np.uint8)

@@ -318,7 +318,7 @@ def report(seconds=10.0, peak_share=None, **parts):
         (report(compute=7.9, wait=1.99), "The network is the limit: 79%"),
         (
             report(compute=4, read=5),
-            "Reading is the limit: 50% of the time in the part",
+            "Reading is the limit: 50% of the time; a larger",
         ),
         (report(compute=4, write=5), "Writing is the limit: 50% of the time"),
         (report(compute=3, checkpoint=5), "Saving checkpoints is the limit: 50%"),
