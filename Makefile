@@ -12,7 +12,7 @@ ROOT_OK := $(if $(filter 0,$(shell id -u)),--allow-root)
 # what the notebooks' own tests make lies apart from your runs
 SMOKE := RVTUTORIAL_PRESET=smoke RVTUTORIAL_SITE=local RVTUTORIAL_HOME=$(CURDIR)/build/smoke
 
-.PHONY: run test lab lint notebooks pytest export format outputs clean help
+.PHONY: run test lab bench lint notebooks pytest export format outputs clean help
 
 help:
 	@sed -n 's/^# //p' Makefile | head -4
@@ -25,6 +25,10 @@ test: lint notebooks pytest
 lab: $(VENV)/.ready
 	@mkdir -p lab && cp -rn nbs/*.ipynb nbs/images lab/
 	@cd lab && RVTUTORIAL_HOME=$(CURDIR) ../$(BIN)/jupyter lab $(ROOT_OK) 01_tutorial_setup.ipynb
+
+# plain Raster Vision and the engine side by side: half an hour of both cores
+bench: $(VENV)/.ready
+	$(BIN)/python tests/bench/bench.py
 
 # --- the checks, one by one
 

@@ -6,8 +6,8 @@
 __all__ = ['STAGES', 'PACKAGES', 'DEFAULTS', 'prepare', 'fingerprint', 'paths', 'Work', 'train_stage', 'predict_stage',
            'map_scenes', 'mapped', 'eval_stage', 'bundle_stage', 'chip_stage', 'products', 'stages_done', 'version',
            'git_state', 'made_with', 'report', 'open_run', 'settings', 'attempt', 'chosen', 'shared_store', 'run',
-           'run_stages', 'ordered', 'run_stage', 'write_results', 'run_many', 'predict', 'Told', 'load_model',
-           'model_files', 'first_source']
+           'remove_partials', 'run_stages', 'ordered', 'run_stage', 'write_results', 'run_many', 'predict', 'Told',
+           'load_model', 'model_files', 'first_source']
 
 # %% ../nbs/C1_engine.ipynb #91397838
 import contextlib
@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -563,6 +564,7 @@ def run(
     with attempt(folder), settings(threads, ddp), get_tmp_dir() as tmp:
         with options.stop.listening(), rasterio.Env(GDAL_CACHEMAX=64 * 2**20):
             folder.update("made_with", **made_with())
+            remove_partials(folder.path)
             with atomic_path(cfg.get_config_uri()) as partial:
                 save_pipeline_config(cfg, str(partial))
             with quiet():
@@ -575,14 +577,26 @@ def run(
 def _say_nothing(text: str) -> None:
     "In place of print."
 
+
+def remove_partials(
+    folder: Path,  # A run folder
+) -> None:
+    "Delete what a killed process had not finished writing: the names of `atomic_path`."
+    places = [folder / name for name in ("train", "predict", "eval", "bundle")]
+    found = [p for place in places for p in place.rglob(".*")]
+    for path in [*found, *folder.glob(".*.checkpoint.pt")]:
+        if re.match(r"\.[0-9a-f]{8}\..", path.name):
+            path.unlink(missing_ok=True)
+
 # %% ../nbs/C1_engine.ipynb #f2e1d240
 def run_stages(work: Work, commands, stock: bool) -> None:
     "All stages that were asked for, one after the other."
     with quiet():
         wanted = ordered(commands, work.pipeline.commands)
     if not stock:
-        slow = paths(work.cfg, work.ddp).query("path == 'stock'")
-        for part, why in slow.why.items():
+        table = paths(work.cfg, work.ddp)
+        work.folder.update("went", paths=table.path.to_dict())
+        for part, why in table.query("path == 'stock'").why.items():
             work.out(f"{part}: Raster Vision's own code ({why})")
     for name in wanted:
         run_stage(name, work, stock)

@@ -459,6 +459,9 @@ class MapFiles(_Blocks):
     ):  # image: says where it has no data
         super().__init__(outputs)
         self.image, self.stack, self.files = image, ExitStack(), {}
+        for name in _FILES:  # what a process that was killed has left
+            for path in Path(outputs.folder).glob(f".{'[0-9a-f]' * 8}.{name}*"):
+                path.unlink(missing_ok=True)
         try:
             self.paths = {
                 name: self.stack.enter_context(atomic_path(Path(outputs.folder) / name))

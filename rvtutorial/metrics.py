@@ -185,9 +185,8 @@ def count_rasters(
     n = len(classes)
     null_id = list(classes).index(null) if null in classes else None
     matrix = np.zeros((n, n), np.int64)
-    small_cache = rasterio.Env(
-        GDAL_CACHEMAX=64
-    )  # MB; GDAL would take 5 % of all memory
+    # bytes; GDAL would take 5 % of all memory
+    small_cache = rasterio.Env(GDAL_CACHEMAX=64 * 2**20)
     with small_cache, rasterio.open(truth) as true, rasterio.open(prediction) as drawn:
         if true.shape != drawn.shape:
             raise ValueError(

@@ -25,6 +25,7 @@ import numpy as np
 import pyogrio
 import rasterio
 import shapely
+import torch
 from pyogrio.errors import DataSourceError
 from rasterio.features import rasterize
 
@@ -77,22 +78,35 @@ class OpenRasters(threading.local):
         path: str,  # Anything that rasterio opens
         session=None,  # A session of rasterio, for s3://
     ):  # The dataset, open
-        "A raster, opened now unless it was used a moment ago."
-        if path not in self.held:
+        "A raster, opened now unless it was used a moment ago and has not changed since."
+        key = path, _state_of(path)
+        if key not in self.held:
             with rasterio.Env(session=session):
-                self.held[path] = rasterio.open(path)
+                self.held[key] = rasterio.open(path)
             if len(self.held) > self.most:
                 self.held.popitem(last=False)[1].close()
-        self.held.move_to_end(path)
-        return self.held[path]
+        self.held.move_to_end(key)
+        return self.held[key]
 
     def close(self) -> None:
         "Close all rasters of this thread."
         while self.held:
             self.held.popitem()[1].close()
 
+    def leave(self) -> None:
+        "In a forked process: open anew, for a place in a file is shared with the parent."
+        self.parents, self.held = self.held, OrderedDict()
+
+
+def _state_of(path):
+    "What changes when a file is written; nothing for what is not a file."
+    with contextlib.suppress(OSError):
+        now = os.stat(path)
+        return now.st_ino, now.st_size, now.st_mtime_ns
+
 
 RASTERS = OpenRasters()
+os.register_at_fork(after_in_child=RASTERS.leave)
 
 # %% ../nbs/E1_fast_scenes.ipynb #43cfe2c1
 def read_inside(
@@ -192,11 +206,13 @@ class FastSource(RasterioSource):
 
     def read_all(self) -> np.ndarray:
         "The pixels of the whole extent before transformers, (height, width, bands)."
-        return self._inside(self.extent, self.bands_to_read)
+        pixels = self._inside(self.extent, self.bands_to_read)
+        return np.ascontiguousarray(pixels)  # bands side by side, as chips have them
 
     def hold(self, pixels: np.ndarray) -> None:
-        "Serve all windows from what `read_all` returned."
-        self.pixels = pixels
+        "Serve all windows from what `read_all` returned; nobody may write into it."
+        self.pixels = pixels.view()
+        self.pixels.flags.writeable = False
 
     def _inside(self, window, bands):
         "Read a window of the extent; what of it lies outside the file is zero."
@@ -214,7 +230,8 @@ class FastSource(RasterioSource):
         every = self.bands_to_read
         bands = every if bands is None else bands
         if self.pixels is not None and (bands is every or list(bands) == list(every)):
-            return cut(self.pixels, window)
+            found = cut(self.pixels, window)  # stock's transformers write into chips
+            return found.copy() if self.raster_transformers else found
         inside = window.intersection(self.extent)
         if inside.height < 1 or inside.width < 1:
             empty = np.zeros((0, 0, len(bands)), self.dtype_raw)
@@ -339,7 +356,8 @@ class LabelRaster(RasterSource):
     def set_bbox(self, bbox):
         "Another part of the same map; nothing is drawn before it is asked for."
         self._bbox, self.pixels = bbox, None
-        self.whole = bbox.height * bbox.width <= self.most
+        small = bbox.height * bbox.width <= self.most
+        self.whole = small and not self.all_touched  # see below
         edge = shapely.box(bbox.xmin, bbox.ymin, bbox.xmax, bbox.ymax)
         sticks_out = ~shapely.covered_by(self.shapes, edge)
         self.near = (
@@ -367,9 +385,12 @@ class LabelRaster(RasterSource):
 
     def hold(self, pixels: np.ndarray) -> None:
         "Serve windows inside the scene from what `draw_all` returned."
-        self.pixels = pixels
+        self.pixels = pixels.view()
+        self.pixels.flags.writeable = False
 
     def _get_chip(self, window, out_shape=None):
+        if out_shape is not None:
+            return self.resize(self._get_chip(window)[..., 0], out_shape)[..., None]
         whole = self.extent
         within = window.ymax <= whole.ymax and window.xmax <= whole.xmax
         inside = within and min(window.ymin, window.xmin) >= 0
@@ -541,22 +562,23 @@ class SceneStore:
         self.budget = available_memory() / 4 if budget_mb is None else budget_mb * 2**20
         self.folder = Path(scratch or scratch_folder())
         self.say, self.held, self.used, self.told = say, {}, 0, set()
+        self.lock = threading.Lock()
 
     def array(
         self,
         source,  # A FastSource or a LabelRaster
         make,  # Called without arguments for the pixels, when they are not here
     ) -> np.ndarray:  # Must not be changed
-        "The pixels of a source's whole extent."
+        "The pixels of a source's whole extent. Raises CannotHold."
         known = fingerprint_of(source)
-        if known is None:
-            return make()
-        if known in self.held:
-            return self.held[known]
-        pixels = self._from_file(*known)
-        if pixels is None:
-            pixels = self._keep(known, make())
-        self.held[known] = pixels
+        with self.lock:
+            if known in self.held:
+                return self.held[known]
+            pixels = None if known is None else self._from_file(*known)
+            if pixels is None:
+                pixels = self._keep(known, make())
+            if known is not None:
+                self.held[known] = pixels
         return pixels
 
     def _keep(self, known, pixels):
@@ -564,19 +586,20 @@ class SceneStore:
         if self.used + pixels.nbytes <= self.budget:
             self.used += pixels.nbytes
             return pixels
+        if known is None:
+            raise CannotHold("a mosaic has no file of its own")
         try:
             return self._to_file(*known, pixels)
         except OSError as err:
             text = f"{self.folder} cannot hold scenes ({err}): they are read again"
-            self._once(
-                f"{text} for every chip; set RVTUTORIAL_SCRATCH to another folder"
-            )
+            more = "for every chip; set RVTUTORIAL_SCRATCH to another folder"
+            self._once("full", f"{text} {more}")
             raise CannotHold from err
 
-    def _once(self, text):
+    def _once(self, what, text):
         "Say something, but not for every scene."
-        if text not in self.told:
-            self.told.add(text)
+        if what not in self.told:
+            self.told.add(what)
             self.say(text)
 
     def _path(self, name):
@@ -590,7 +613,7 @@ class SceneStore:
             raise OSError(f"{free / 2**30:.1f} GB are free")
         with atomic_path(self._path(name)) as partial:
             with open(partial, "wb") as file:
-                np.save(file, pixels)
+                np.save(file, np.ascontiguousarray(pixels))
                 file.write(digest.encode())
         return self._from_file(name, digest)
 
@@ -600,13 +623,13 @@ class SceneStore:
         try:
             with open(path, "rb") as file:
                 file.seek(-len(digest), os.SEEK_END)
-                same = file.read() == digest.encode()
-            if same:
-                os.utime(path)
-                return np.load(path, mmap_mode="r")
+                if file.read() == digest.encode():
+                    os.utime(path)
+                    return _mapped(file)
         except (OSError, ValueError):
             return None
-        self._once(f"scenes in {self.folder} have changed since: they are read anew")
+        text = f"scenes in {self.folder} have changed since: they are read anew"
+        self._once("changed", text)
         return None
 
     def prune(self) -> int:  # Files deleted
@@ -616,6 +639,17 @@ class SceneStore:
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
+
+
+def _mapped(file):
+    "The array of an open .npy file, mapped; numpy's own maps keep their files open."
+    file.seek(0)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    size = os.fstat(file.fileno()).st_size
+    whole = torch.from_file(file.name, shared=False, size=size, dtype=torch.uint8)
+    pixels = np.frombuffer(whole.numpy(), dtype, np.prod(shape), file.tell())
+    return pixels.reshape(shape)
 
 
 class CannotHold(OSError):
@@ -651,7 +685,7 @@ def _lazily(source, store):
         if not image or next(uses) >= 1:  # labels are drawn whole anyway
             with contextlib.suppress(CannotHold):
                 source.hold(store.array(source, make))
-            del source._get_chip  # from here on the class's own way
+            vars(source).pop("_get_chip", None)  # from here on the class's own way
         return plain(window, *args, **kwargs)
 
     source._get_chip = chip

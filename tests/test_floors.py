@@ -12,7 +12,7 @@ FLOORS = {
     0.4: {"labels", "sites"},
     0.6: {"pairs", "queues"},
     1: {"scenes", "slurm", "models", "metrics", "sweepfile"},
-    1.1: {"reading"},
+    1.1: {"mapfiles", "reading"},
     1.2: {"batches", "mapping", "scoring", "speed"},
     1.5: {"drawing", "inputs", "learner"},
     2: {"config", "engine", "jobs", "tiles"},

@@ -805,6 +805,14 @@ def test_nothing_half_written_is_left(tmp_path):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / "out" / "image").mkdir(parents=True)
+    for name in (".0123abcd.labels.tif", ".0123abcd.polygons.gpkg-journal", ".mine.tif"):
+        (tmp_path / "out" / "image" / name).touch()
+    folder, _ = map_one(tmp_path, noise(90, 90), polygons=False)
+    assert {p.name for p in folder.iterdir()} == {"labels.tif", ".mine.tif"}
+
+
 def test_an_image_that_vanishes_or_shrinks_is_named(tmp_path):
     for name in ("first", "second"):
         write_image(tmp_path / f"{name}.tif", noise(300, 90))
