@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'PACKAGES', 'DEFAULTS', 'prepare', 'fingerprint', 'paths', 'Work', 'train_stage', 'predict_stage',
-           'map_scenes', 'mapped', 'eval_stage', 'bundle_stage', 'chip_stage', 'products', 'stages_done', 'version',
-           'git_state', 'made_with', 'report', 'open_run', 'settings', 'attempt', 'chosen', 'shared_store', 'run',
-           'remove_partials', 'run_stages', 'ordered', 'run_stage', 'write_results', 'run_many', 'predict', 'Told',
-           'load_model', 'model_files', 'first_source']
+           'map_scenes', 'mapped', 'eval_stage', 'bundle_stage', 'chip_stage', 'stock_stage', 'refuse_missing',
+           'products', 'stages_done', 'version', 'git_state', 'made_with', 'report', 'open_run', 'settings', 'attempt',
+           'chosen', 'shared_store', 'run', 'remove_partials', 'run_stages', 'ordered', 'run_stage', 'write_results',
+           'run_many', 'predict', 'Told', 'load_model', 'model_files', 'first_source']
 
 # %% ../nbs/C1_engine.ipynb #91397838
 import contextlib
@@ -25,6 +25,7 @@ import tempfile
 import time
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,7 @@ from rvtutorial.learner import (
     Progress,
     pack,
     quiet,
+    seed_everything,
 )
 from .reading import SceneStore, build_scene, slow_reason
 from .runs import Run, atomic_path, headline, near_match, read_json
@@ -279,12 +281,7 @@ def eval_stage(work: Work) -> None:
     try:
         scoring.evaluate(work.cfg, work.tmp_dir, build_scene, tell=work.out)
     except scoring.LeftToStock:
-        scenes = work.cfg.dataset.validation_scenes + work.cfg.dataset.test_scenes
-        missing = scoring.missing_files(scenes)
-        if missing:
-            few = ", ".join(missing[:5])
-            text = f"cannot evaluate: {len(missing)} missing: {few}"
-            raise FileNotFoundError(text) from None
+        refuse_missing(work.cfg)
         work.pipeline.eval()
 
 
@@ -308,6 +305,26 @@ def chip_stage(work: Work) -> None:
     "Cut chips anew: stock adds a second set to what it finds."
     shutil.rmtree(work.cfg.chip_uri, ignore_errors=True)
     work.pipeline.chip()
+
+
+def stock_stage(work: Work, name: str) -> None:
+    "A stage as Raster Vision runs it, but never on top of an older one."
+    if name in ("chip", "train", "predict", "eval"):
+        shutil.rmtree(getattr(work.cfg, f"{name}_uri"), ignore_errors=True)
+    if name == "eval":
+        refuse_missing(work.cfg)
+    if work.options.seed is not None:
+        seed_everything(work.options.seed)  # all that can be seeded from outside
+    getattr(work.pipeline, name)()
+
+
+def refuse_missing(cfg: PipelineConfig) -> None:
+    "FileNotFoundError that names labels and predictions that are not there."
+    scenes = cfg.dataset.validation_scenes + cfg.dataset.test_scenes
+    missing = scoring.missing_files(scenes)
+    if missing:
+        few = ", ".join(missing[:5])
+        raise FileNotFoundError(f"cannot evaluate: {len(missing)} missing: {few}")
 
 
 STAGES = {
@@ -565,8 +582,8 @@ def run(
         with options.stop.listening(), rasterio.Env(GDAL_CACHEMAX=64 * 2**20):
             folder.update("made_with", **made_with())
             remove_partials(folder.path)
-            with atomic_path(cfg.get_config_uri()) as partial:
-                save_pipeline_config(cfg, str(partial))
+            with atomic_path(cfg.get_config_uri()) as path:
+                save_pipeline_config(cfg, str(path))
             with quiet():
                 pipeline = cfg.build(tmp)
             work = Work(cfg, pipeline, folder, options, out, blend, ddp)
@@ -636,10 +653,8 @@ def run_stage(name: str, work: Work, stock: bool = False) -> None:
         epochs = work.cfg.backend.solver.num_epochs
         work.options.tell = Progress(epochs, out, begin=begin)
     with quiet(stdout=name != "train"):
-        if stock:
-            getattr(work.pipeline, name)()
-        else:
-            STAGES[name](work)
+        stage = STAGES[name] if not stock else partial(stock_stage, name=name)
+        stage(work)
     if name == "eval":
         write_results(folder)
     seconds = round(time.perf_counter() - start, 2)

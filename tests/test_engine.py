@@ -4,10 +4,13 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +19,7 @@ import torch
 
 from rvtutorial import engine, learner
 from rvtutorial.config import get_config
+from rvtutorial.reading import SceneStore
 from rvtutorial.runs import Run
 from rvtutorial.sources import make_sample_scenes
 
@@ -102,6 +106,51 @@ def test_a_training_that_was_cut_goes_on_and_ends_the_same(data, finished, tmp_p
     engine.run(cfg, progress=False)
     assert run.state == "succeeded" and not (run.path / "checkpoint.pt").exists()
     assert produce(run) == produce(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_exits_with_75(data, finished, tmp_path, name):
+    cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
+    step = engine.FastLearner.step
+
+    def stepped(self, *args):
+        step(self, *args)
+        if (self.epoch, self.batch) == (1, 0):
+            os.kill(os.getpid(), getattr(signal, name))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.FastLearner, "step", stepped)
+        with pytest.raises(SystemExit) as exit:
+            engine.run(cfg, progress=False)
+    assert exit.value.code == 75
+    assert run.state == "interrupted" and name in run.manifest["went"]["why"]
+    assert "going on in epoch 2" in spoken(cfg)
+    assert produce(run) == produce(finished)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
+    cfg = configure(data, tmp_path / "b")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Progress, "epoch", lambda *a: os.kill(os.getpid(), 2))
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(cfg)
+    with pytest.raises(ValueError, match=r"digest is \w{16} .* this one's is \w{16}"):
+        engine.run(cfg, progress=False, keep="best")
+
+
+@pytest.mark.slow
+def test_a_prediction_that_was_cut_keeps_what_it_has(data, copied):
+    cfg = configure(data, copied.path)
+    before, gone = produce(copied), copied.prediction(copied.scene_ids("test")[0])
+    times = {p: p.stat().st_mtime_ns for p in copied.path.rglob("labels.tif")}
+    gone.unlink()
+    copied.update("went", stages=copied.manifest["went"]["stages"][:1])
+    engine.run(cfg, progress=False)
+    assert produce(copied) == before
+    kept = [p for p in times if p.stat().st_mtime_ns == times[p]]
+    assert len(kept) == len(times) - 1
 
 
 # --- the folder
@@ -284,6 +333,83 @@ def test_batches_without_a_labelled_pixel_do_no_harm(data, tmp_path):
     assert all(
         torch.isfinite(w).all() for w in weights.values() if w.is_floating_point()
     )
+
+
+@pytest.mark.slow
+def test_raster_visions_own_code_on_request(data, tmp_path):
+    run = Run(tmp_path / "run")
+    engine.run(configure(data, run.path, engine="stock", epochs=1), progress=False)
+    assert run.state == "succeeded" and run.results["validation"]["f1"] is not None
+    assert "iou" not in run.evaluation("validation")["overall"][0]["metrics"]
+    with pytest.raises(ValueError, match="engine must be fast or stock"):
+        engine.chosen(run, engine="quick")
+
+
+@pytest.mark.slow
+def test_the_best_epoch_and_an_early_end(data, tmp_path):
+    run = Run(tmp_path / "run")
+    cfg = configure(data, run.path, epochs=9, lr=0.05, keep="best", patience=1)
+    engine.run(cfg, progress=False)
+    log, told = run.log(), run.manifest["went"]["training"]
+    best = int(log.val_loss.idxmin())
+    assert told["stopped_early"] and told["epochs"] == len(log) < 9
+    assert told["best"]["epoch"] == best == len(log) - 2
+    assert told["best"]["value"] == pytest.approx(log.val_loss.min())
+    weights = [run.path / "train" / f"{n}-model.pth" for n in ("best", "last")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_report_of_speed(finished):
+    speed = finished.manifest["went"]["speed"]
+    assert set(speed) == {"train", "validate", "predict"}
+    for numbers in speed.values():
+        assert numbers["chips_per_s"] > 0 and 0 <= numbers["waiting_share"] <= 1
+        assert numbers["in_words"].endswith(".")
+    assert 0 < speed["train"]["peak_share"] < 1
+    assert finished.manifest["went"]["paths"]["training"] == "fast"
+
+
+def test_many_runs_share_what_they_read(data, tmp_path):
+    store = SceneStore(budget_mb=50)
+    configs = [
+        configure(data, tmp_path / f"{lr}", lr=lr, epochs=1) for lr in (1e-3, 1e-4)
+    ]
+    configs.append(configure(data, tmp_path / "odd", epochs=1))
+    configs[-1].dataset.train_scenes[0].raster_source.uris = "/nowhere/image.tif"
+    with pytest.raises(RuntimeError, match="1 of 3 runs failed.*odd"):
+        engine.run_many(configs, progress=False, store=store)
+    assert all(Run(tmp_path / f"{lr}").state == "succeeded" for lr in (1e-3, 1e-4))
+    assert len(store.held) <= 2 * 6  # an image and labels of each scene, once
+
+
+# --- new images
+
+
+@pytest.mark.slow
+def test_new_images_become_maps(data, finished, tmp_path):
+    images = sorted((data / "test").glob("*.tif")) + sorted(
+        (data / "val").glob("*.tif")
+    )
+    holes = tmp_path / "holes.tif"
+    with rasterio.open(images[0]) as file:
+        pixels, profile = file.read(), file.profile
+    pixels[:, :40] = 0
+    with rasterio.open(holes, "w", **profile | {"nodata": 0}) as file:
+        file.write(pixels)
+    models = [finished.path, finished.path / "bundle" / "model-bundle.zip"]
+    maps = [tmp_path / "one", tmp_path / "two"]
+    for model, out in zip(models, maps, strict=True):
+        told = engine.predict(model, [*images, holes], out, progress=False)
+        assert len(told) == 4 and all(Path(f).is_dir() for f in told.folder)
+    a, b = (sorted(m.rglob("labels.tif")) for m in maps)
+    assert [p.read_bytes() for p in a] == [p.read_bytes() for p in b]
+    with rasterio.open(maps[0] / "holes" / "labels.tif") as file:
+        assert file.nodata == 255 and (file.read(1)[:40] == 255).all()
+        assert (file.read(1)[60:] != 255).all() and file.crs == profile["crs"]
+    shapes = gpd.read_file(maps[0] / "holes" / "polygons.gpkg")
+    assert set(shapes["class"]) <= {"building"} and shapes.crs == profile["crs"]
+    with pytest.raises(FileNotFoundError, match="no trained model"):
+        engine.predict(tmp_path, images, tmp_path / "three")
 
 
 # --- a configuration that is not ours

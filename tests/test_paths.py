@@ -6,9 +6,11 @@ evaluates once more with what the engine has trained.
 """
 
 import inspect
+import itertools
 import json
 import re
 import shutil
+import tempfile
 import zipfile
 
 import numpy as np
@@ -20,9 +22,12 @@ import torch
 from rastervision.core.predictor import Predictor
 from rastervision.pipeline.config import build_config
 from rastervision.pipeline.file_system import get_tmp_dir
+from rastervision.pytorch_learner.dataset.dataset import AlbumentationsDataset
 from stock_configs import ZOO
 
 from rvtutorial import engine
+from rvtutorial.learner import FastLearner, quiet
+from rvtutorial.reading import build_scene
 
 pytestmark = pytest.mark.slow
 RUNS = [name for name, v in ZOO.items() if not v.stock_fails]
@@ -327,3 +332,61 @@ def test_what_is_left_to_stock_is_said_once(data, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("Raster Vision's own code") == 1
     assert "prediction" in said and "vector output" in said
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "chipped"])
+def test_same_chips(data, tmp_path, name):
+    "For the same windows, chips and labels are those of stock, value by value."
+    cfg = ZOO[name].make(data, tmp_path)
+    cfg.backend.data.augmentors, cfg.backend.data.aug_transform = [], None
+    cfg = with_statistics(cfg)
+    with get_tmp_dir() as tmp, quiet():
+        mine = FastLearner(cfg.backend.get_learner_config(cfg), tmp_dir=tmp)
+        for split, loader in (("train", mine.train_dl), ("valid", mine.valid_dl)):
+            parts = stock_parts(cfg, split, tmp)
+            made = zip(loader.items(0), loader.epoch(0), strict=True)
+            for items, (x, y) in itertools.islice(made, 3):
+                for item, chip, label in zip(items, x, y, strict=True):
+                    part, window = parts[item.part], item.window
+                    expected = AlbumentationsDataset.__getitem__(part, window)
+                    assert torch.equal(label, expected[1])
+                    assert torch.allclose(chip, expected[0], rtol=1e-5, atol=1e-6)
+
+
+def stock_parts(cfg, split, tmp):
+    """The data sets of scenes as stock builds them, each in a folder of its own.
+
+    In one folder all mosaics are called index.vrt, and each reads what the last one is.
+    """
+    split = {"train": "train_scenes", "valid": "validation_scenes"}[split]
+    base, _ = cfg.backend.data.get_data_transforms()
+    found = []
+    for config in getattr(cfg.dataset, split):
+        scene = config.build(cfg.dataset.class_config, tempfile.mkdtemp(dir=tmp))
+        found.append(cfg.backend.data.scene_to_dataset(scene, base))
+    return found
+
+
+def test_mosaics_of_several_scenes_are_kept_apart(data, tmp_path):
+    "Stock reads the last one for all of them; the engine reads each scene's own."
+    cfg = engine.prepare(ZOO["mosaic"].make(data, tmp_path))
+    classes = cfg.dataset.class_config
+
+    def right(build):
+        scenes = [(c, build(c, classes, str(tmp_path))) for c in cfg.dataset.all_scenes]
+        for config, scene in scenes:
+            whole, *_ = read(data / "own" / config.id / "rgb.tif")
+            chip = scene.raster_source.get_chip(scene.extent)
+            yield np.array_equal(chip, whole.transpose(1, 2, 0))
+
+    assert list(right(build_scene)) == [True] * 4
+    assert list(right(lambda c, *more: c.build(*more))) == [False] * 3 + [True]
+
+
+def with_statistics(cfg):
+    "A complete configuration; what only the analyze command makes is there."
+    cfg = engine.prepare(cfg)
+    if cfg.analyzers:
+        with get_tmp_dir() as tmp, quiet():
+            cfg.build(tmp).analyze()
+    return cfg

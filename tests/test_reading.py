@@ -2,9 +2,9 @@
 
 import gc
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -332,31 +332,26 @@ def test_resized_chips_equal_stock(kind, tmp_path):
     same(stock[::2, ::2], held[::2, ::2])
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(-150, 150), st.integers(-150, 150), st.integers(1, 200))
-def test_any_window_equals_stock(top, left, size):
-    path = Path(os.environ["PYTEST_HYPOTHESIS_RASTER"])
-    if "stock" not in ANY:
-        ANY["stock"] = RasterioSourceConfig(uris=str(path)).build(None)
-        ANY["read"], ANY["held"] = FastSource(str(path)), FastSource(str(path))
-        ANY["held"].hold(ANY["held"].read_all())
-    window = Box(top, left, top + size, left + size // 2 + 1)
-    theirs = ANY["stock"].get_chip(window)
-    same(theirs, ANY["read"].get_chip(window))
-    same(theirs, ANY["held"].get_chip(window))
-
-
-ANY = {}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def any_raster(tmp_path_factory):
-    "One raster for the property test, whose examples share it."
+@pytest.fixture(scope="module")
+def three_sources(tmp_path_factory):
+    "Stock, read and held."
     path = tmp_path_factory.mktemp("any") / "a.tif"
-    os.environ["PYTEST_HYPOTHESIS_RASTER"] = write(path, numbers(), nodata=255)
-    yield
-    del os.environ["PYTEST_HYPOTHESIS_RASTER"]
-    ANY.clear()
+    uri = write(path, numbers(), nodata=255)
+    held = FastSource(uri)
+    held.hold(held.read_all())
+    return RasterioSourceConfig(uris=uri).build(None), FastSource(uri), held
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    top=st.integers(-150, 150), left=st.integers(-150, 150), size=st.integers(1, 200)
+)
+def test_any_window_equals_stock(top, left, size, three_sources):
+    stock, read, held = three_sources
+    window = Box(top, left, top + size, left + size // 2 + 1)
+    theirs = stock.get_chip(window)
+    same(theirs, read.get_chip(window))
+    same(theirs, held.get_chip(window))
 
 
 def test_beyond_a_bbox_there_is_nothing(tmp_path):
@@ -533,19 +528,12 @@ def test_labels_with_all_touched_equal_stock(seed, image, tmp_path):
     labels_agree(scene_config(image, path, default(), touched=True), where)
 
 
+corner = st.tuples(st.integers(-40, 300), st.integers(-40, 300))
+ring = st.lists(corner, min_size=3, max_size=7)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.lists(
-        st.lists(
-            st.tuples(st.integers(-40, 300), st.integers(-40, 300)),
-            min_size=3,
-            max_size=7,
-        ),
-        min_size=1,
-        max_size=5,
-    ),
-    st.booleans(),
-)
+@given(rings=st.lists(ring, min_size=1, max_size=5), touched=st.booleans())
 def test_any_polygons_equal_stock(rings, touched, image, tmp_path):
     # half pixels; rings may cross themselves, lie on a line or be a point
     shapes = on_map([shapely.Polygon(np.array(r) / 2) for r in rings])
@@ -883,38 +871,60 @@ def test_the_budget_holds_then_files_do(sources, tmp_path):
     )
 
 
+def in_child(function):
+    "What a function gives in a process of its own."
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+    child = context.Process(target=lambda: found.put(function()))
+    child.start()
+    result = found.get(timeout=60)
+    child.join()
+    return result
+
+
+def own_memory():
+    "kB of this process that no file stands behind."
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(r.split()[1] for r in lines if r.startswith("RssAnon")))
+
+
 def test_mapped_pixels_take_no_memory_of_ours(tmp_path):
     path = write(tmp_path / "a.tif", numbers(3, height=3000, width=3000))
-    code = f"""
-from rvtutorial.reading import FastSource, SceneStore
-source = FastSource({path!r})
-pixels = SceneStore(0, {str(tmp_path / "scratch")!r}).array(source, source.read_all)
-del source
-lines = open("/proc/self/status").read().splitlines()
-print(next(r.split()[1] for r in lines if r.startswith("RssAnon")))
-pixels.sum()
-lines = open("/proc/self/status").read().splitlines()
-print(next(r.split()[1] for r in lines if r.startswith("RssAnon")))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    before, after = map(int, done.stdout.split())
-    assert after - before < 5_000  # kB, of 27,000
+    source = FastSource(path)
+    SceneStore(0, tmp_path / "scratch").array(source, source.read_all)
+    gc.collect()
+
+    def look():
+        pixels = SceneStore(0, tmp_path / "scratch").array(source, never)
+        before = own_memory()
+        total = sum(int(row.sum()) for row in pixels)
+        return total, own_memory() - before
+
+    total, more = in_child(look)
+    assert total == source.read_all().sum()
+    assert more < 5_000  # kB, of 27,000
 
 
-def test_another_process_uses_the_same_file(sources, tmp_path):
+@pytest.mark.parametrize("budget", [0, 100])
+def test_another_process_uses_the_same_file(budget, sources, tmp_path):
     source = sources[0]
     store = SceneStore(0, tmp_path / "scratch")
     store.array(source, source.read_all)
-    code = f"""
-from rvtutorial.reading import FastSource, SceneStore
-def never():
-    raise SystemExit("read again")
-source = FastSource({source.imagery_path!r})
-for budget in (0, 100):
-    print(SceneStore(budget, {str(store.folder)!r}).array(source, never).sum())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == [str(source.read_all().sum())] * 2, done.stderr
+
+    def look():
+        again = FastSource(source.imagery_path)
+        return int(SceneStore(budget, store.folder).array(again, never).sum())
+
+    assert in_child(look) == source.read_all().sum()
+
+
+def test_a_forked_process_opens_its_files_anew(tmp_path):
+    # a place in an open file belongs to parent and child together
+    paths = [write(tmp_path / f"{i}.tif", numbers(seed=i)) for i in range(2)]
+    sources = [FastSource(p) for p in paths]
+    assert reading.RASTERS.held
+    assert in_child(lambda: len(reading.RASTERS.held)) == 0
+    same(sources[0].read_all(), in_child(sources[0].read_all))
 
 
 def test_changed_files_are_read_anew_and_it_is_said_once(tmp_path):
