@@ -14,6 +14,7 @@ import threading
 import warnings
 from dataclasses import dataclass
 
+import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -74,13 +75,18 @@ class Item:
 def parts_of(
     dataset,  # A data set of Raster Vision
 ) -> tuple[list, list[tuple[int, int]]]:  # Its parts, and (part, index) of every item
-    "Take a concatenation of data sets, or a random subset of one, apart."
-    chosen = None
+    "Take concatenations and subsets of data sets apart, also those within each other."
     if isinstance(dataset, Subset):
-        dataset, chosen = dataset.dataset, dataset.indices
-    parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
-    places = [(p, i) for p, part in enumerate(parts) for i in range(len(part))]
-    return parts, places if chosen is None else [places[i] for i in chosen]
+        parts, places = parts_of(dataset.dataset)
+        return parts, [places[i] for i in dataset.indices]
+    if not isinstance(dataset, ConcatDataset):
+        return [dataset], [(0, i) for i in range(len(dataset))]
+    parts, places = [], []
+    for member in dataset.datasets:
+        found, there = parts_of(member)
+        places += [(len(parts) + p, i) for p, i in there]
+        parts += found
+    return parts, places
 
 # %% ../nbs/E2_batches.ipynb #64b1e28e
 def plan(
@@ -112,8 +118,9 @@ def _window(part, index):
     try:
         return part.sample_window()
     except StopIteration as err:
+        height, width = part.min_size
         raise ValueError(
-            f"scene {part.scene.id}: no window of {part.max_size} pixels found inside "
+            f"scene {part.scene.id}: no window of {height} x {width} pixels found in "
             f"its area of interest in {part.max_sample_attempts} attempts; "
             f"use smaller chips or set within_aoi=False"
         ) from err
@@ -164,7 +171,7 @@ def turned(
 
 
 _NAMES = {turned(_CORNERS, s).tobytes(): s for s in range(8)}
-_MOVES = {  # as often as not nothing, else each of these as often as another
+_MOVES = {  # each as often as another
     "RandomRotate90": [lambda a, k=k: np.rot90(a, k) for k in (0, 1, 2, 3)],
     "HorizontalFlip": [lambda a: a[:, ::-1]],
     "VerticalFlip": [lambda a: a[::-1]],
@@ -177,8 +184,8 @@ def symmetries(
     "All ways in which stock's augmentors can act, each as likely as another."
     ways = [_CORNERS]
     for name in augmentors:
-        moves = _MOVES[name]
-        stay = [lambda a: a] * len(moves)
+        moves, p = _MOVES[name], getattr(A, name)().p  # p is 1, or one half
+        stay = [] if p == 1 else [lambda a: a] * len(moves)
         ways = [move(way) for way in ways for move in (*stay, *moves)]
     return [_NAMES[way.tobytes()] for way in ways]
 
@@ -221,8 +228,8 @@ def _sizes(sampling):
     for s in sampling.values() if isinstance(sampling, dict) else [sampling]:
         sides = s.size if isinstance(s.size, tuple) else (s.size, s.size)
         found |= set(sides)
-        if s.size_lims and s.size_lims != (s.size, s.size + 1):
-            found |= {s.size_lims[1] - 1}
+        if s.size_lims:  # the upper limit is not reached
+            found |= {s.size_lims[0], s.size_lims[1] - 1}
         found |= {lims for lims in (s.h_lims, s.w_lims) if lims}
     return found
 
@@ -263,7 +270,7 @@ class Kitchen:
 
     def raw(self, items: list[Item]) -> tuple:
         "Chips as they come from the scenes, (n, size, size, bands), and their labels."
-        images, labels = self._buffers(len(items))
+        images, labels = self._buffers(items)
         for n, item in enumerate(items):
             scene = self.parts[item.part].scene
             way = self.ways[item.seed % len(self.ways)]
@@ -300,19 +307,18 @@ class Kitchen:
             ]
         return self.done[self.turn]
 
-    def _buffers(self, n):
+    def _buffers(self, items):
         "Room for a batch; taken again after `buffers` others."
         self.turn = (self.turn + 1) % len(self.free)
         if self.free[self.turn] is None:
-            part, size = self.parts[0], self.how.size
-            image, label = part.scene.raster_source, part.scene.label_source
-            some = image.get_chip(image.extent.make_random_square(1))
-            shape = (self.batch_sz, size, size)
-            values = np.empty((*shape, some.shape[-1]), some.dtype)
-            ids = label.get_label_arr(label.extent.make_random_square(1)).dtype
+            scene, window = self.parts[items[0].part].scene, items[0].window
+            chip = scene.raster_source.get_chip(window)
+            ids = scene.label_source.get_label_arr(window).dtype
+            shape = (self.batch_sz, self.how.size, self.how.size)
+            values = np.empty((*shape, chip.shape[-1]), chip.dtype)
             self.free[self.turn] = values, np.empty(shape, ids)
         values, ids = self.free[self.turn]
-        return values[:n], ids[:n]
+        return values[: len(items)], ids[: len(items)]
 
 
 def scale_rows(
@@ -360,7 +366,9 @@ class Planned(Dataset):
         part = self.parts[item.part]
         transform = self.transforms[item.part]
         if transform is not None and item.seed is not None:
-            transform.set_random_seed(item.seed)
+            # one state for all steps: seeded one by one, all would draw the same
+            state = np.random.default_rng(item.seed), random.Random(item.seed)
+            transform.set_random_state(*state)
         if isinstance(part, GeoDataset) and item.window is not None:
             return AlbumentationsDataset.__getitem__(part, item.window)
         return part[item.index]
@@ -372,7 +380,7 @@ def albumentations_of(
     "The pipeline of albumentations that a data set hides in a closure."
     hidden = getattr(getattr(part, "transform", None), "__closure__", None) or ()
     found = [cell.cell_contents for cell in hidden]
-    return next((f for f in found if hasattr(f, "set_random_seed")), None)
+    return next((f for f in found if hasattr(f, "set_random_state")), None)
 
 # %% ../nbs/E2_batches.ipynb #5d2c5cae
 def ahead(
@@ -442,6 +450,7 @@ class Batches:
                 batch_sampler=self.sampler,
                 num_workers=workers,
                 pin_memory=cuda,
+                generator=torch.Generator(),  # else each epoch draws from torch's own
                 **more,
             )
 

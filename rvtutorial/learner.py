@@ -419,26 +419,32 @@ class FastLearner(SemanticSegmentationLearner):
         "One step of the optimizer; nothing is learned where no pixel has a label."
         x, y = batch
         optimizer.zero_grad()
-        if self.labelled(y):
-            try:
-                loss = self.train_step((x, y), self.batch)["train_loss"]
-                self.losses.append(self.finite(loss.item()))
-                loss.backward()
-                optimizer.step()
-            except torch.OutOfMemoryError as err:
-                raise too_large(self, x, y) from err
+        if self.labelled(y) and not self.learn(x, y, optimizer):
+            raise too_large(self, x, y)
         if step_scheduler is not None:
             step_scheduler.step()
         self.meter("train").count(len(x), x.shape[0] * x.shape[-2] * x.shape[-1])
 
-    def finite(self, loss: float) -> float:
-        "The loss, or a ValueError that says where it was lost."
-        if np.isfinite(loss):
-            return loss
-        kept = self.options.checkpoint
-        there = f"; {kept.path} holds the last good state" if kept else ""
+    def learn(self, x, y, optimizer):
+        "Whether memory was enough; an error passed on would keep what the step has taken."
+        try:
+            loss = self.train_step((x, y), self.batch)["train_loss"]
+            self.losses.append(self.finite(loss.item()))
+            loss.backward()
+            optimizer.step()
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def finite(self, number: float, name: str = "the loss") -> float:
+        "The number, or a ValueError that says where it was lost."
+        if np.isfinite(number):
+            return number
+        kept, there = self.options.checkpoint, ""
+        if kept and kept.path.exists():
+            there = f"; {kept.path} holds the last good state"
         raise ValueError(
-            f"the loss is {loss} in batch {self.batch + 1} of epoch {self.epoch + 1}: "
+            f"{name} is {number} in batch {self.batch + 1} of epoch {self.epoch + 1}: "
             f"training diverged at lr {self.cfg.solver.lr:g}; try a tenth of it{there}"
         )
 
@@ -491,7 +497,9 @@ class FastLearner(SemanticSegmentationLearner):
             last = Path(self.last_model_weights_path)
             if self.cfg.save_all_checkpoints and curr_epoch > 0:
                 name = f"model-ckpt-epoch-{curr_epoch - 1}.pth"
-                os.replace(last, Path(self.checkpoints_dir_local, name))
+                before = Path(self.checkpoints_dir_local, name)
+                if not before.exists():  # it does when killed just here the last time
+                    os.replace(last, before)
             self.save_weights(last)
             self.remember_best(metrics)
         self.metrics = {k: v for k, v in metrics.items() if not _of_training(k)}
@@ -566,6 +574,9 @@ class FastLearner(SemanticSegmentationLearner):
         if self.options.checkpoint is None:
             return
         with self.meter("train").part("checkpoint"):
+            for name, values in self.model.named_parameters():
+                if not values.isfinite().all():  # what is lost is not worth keeping
+                    self.finite(float("nan"), f"a weight of {name}")
             path = Path(self.log_path)
             self.options.checkpoint.save(
                 parts={name: part.state_dict() for name, part in self.parts().items()},
@@ -771,7 +782,8 @@ def too_large(learner: FastLearner, x, y) -> RuntimeError:
         learner.opt.zero_grad()
         if learner.device.type == "cuda":
             torch.cuda.empty_cache()
-        with contextlib.suppress(torch.OutOfMemoryError):
+        # one chip alone may have nothing to normalise by: a ValueError
+        with contextlib.suppress(torch.OutOfMemoryError, ValueError):
             learner.train_step((x[:n], y[:n]), 0)["train_loss"].backward()
             return RuntimeError(
                 f"batch_sz {asked} needs more memory than {learner.device} has; "

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from affine import Affine
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.features import shapes
@@ -243,7 +242,7 @@ class Polygons:
         table = geopandas.GeoDataFrame(
             {"class": [self.names[value] for _, value in self.done]},
             geometry=geopandas.GeoSeries(list(outlines)),
-            crs=self.crs and CRS.from_user_input(self.crs).to_wkt(),
+            crs=self.crs,
         )
         table["area_m2"] = square_metres(table.geometry)
         how = {"driver": "GPKG", "layer": "polygons", "geometry_type": "Polygon"}

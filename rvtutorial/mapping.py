@@ -7,6 +7,7 @@ __all__ = ['BLENDS', 'IMAGES', 'rv_starts', 'first_gap', 'cover', 'Grid', 'Plan'
            'Target', 'stream', 'scene_target', 'outputs_of', 'holes_of', 'find_images', 'look_at', 'map_images']
 
 # %% ../nbs/E4_mapping.ipynb #a2389e69
+import contextlib
 import glob
 import itertools
 import math
@@ -25,7 +26,14 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from .mapfiles import CACHE, MapFiles, Outputs, Raster, cache_for
+from rvtutorial.mapfiles import (
+    CACHE,
+    MapFiles,
+    Outputs,
+    Raster,
+    cache_for,
+    colour_bands,
+)
 from .runs import natural_key
 
 # %% ../nbs/E4_mapping.ipynb #7be4c3db
@@ -183,6 +191,11 @@ class Plan(Grid):
                 yield y, x
 
     def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _count(self):
+        "How many windows there are."
         if not self.aois:
             return len(self.rows) * len(self.cols)
         return sum(len(self.across(y)) for y in self.rows)
@@ -381,12 +394,13 @@ class _Stream(_Threads):
     def read(self):
         "Cut all targets into chips, and chips into batches."
         events, chips = [], []
-        for target, y, x, chip in self.cut():
-            if chip is not None and _full(chips, chip, self.batch_sz):
-                self.chips.put((events, np.stack(chips)))
-                events, chips = [], []
-            chips += [] if chip is None else [chip]
-            events.append((target, y, x))
+        with contextlib.closing(self.cut()) as pieces:
+            for target, y, x, chip in pieces:
+                if chip is not None and _full(chips, chip, self.batch_sz):
+                    self.chips.put((events, np.stack(chips)))
+                    events, chips = [], []
+                chips += [] if chip is None else [chip]
+                events.append((target, y, x))
         self.chips.put((events, np.stack(chips) if chips else None))
         self.chips.put(None)
 
@@ -681,14 +695,17 @@ def look_at(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(uri) as file:
-                count, dtypes = file.count, set(file.dtypes)
+                count, wanted = file.count, bands or colour_bands(file)
+                dtypes = {file.dtypes[i] for i in wanted if i < count}
                 found = {"height": file.height, "width": file.width}
-                found |= {"crs": file.crs, "transform": file.transform}
+                found |= {"transform": file.transform, "crs": None}
+                if file.crs:  # as text: threads must not share the object
+                    found["crs"] = file.crs.to_wkt(version="WKT2_2019")
                 cache = cache_for(file, chip_sz)
     except RasterioError as err:
         raise ValueError(f"{uri} cannot be read as an image: {err}") from err
-    if bands is not None and max(bands) >= count:
-        numbers = ", ".join(str(b + 1) for b in bands)
+    if max(wanted) >= count:
+        numbers = ", ".join(str(b + 1) for b in wanted)
         raise ValueError(
             f"{uri} has {count} bands, and the model needs the bands {numbers} (counted "
             "from 1): name the bands of this image that it should see"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
 
 from rvtutorial import mapfiles, mapping
-from rvtutorial.mapping import Band, Plan, cover, first_gap, map_images, rv_starts
+from rvtutorial.mapping import Band, Plan, map_images
 
 CLASSES = ["building", "background", "null"]
 PLACE = Affine(0.3, 0, 6e5, 0, -0.3, 4e6)
@@ -443,6 +443,8 @@ def test_no_data_stays_no_data(tmp_path, how):
     map_images(path, shaded, tmp_path / "out", **options)
     labels = read(tmp_path / "out/image/labels.tif")[0]
     assert ((labels == 255) == hole).all()
+    with rasterio.open(tmp_path / "out/image/labels.tif") as file:
+        assert file.crs == "EPSG:32611"
     scores = read(tmp_path / "out/image/scores.tif")
     assert ((scores == 0).all(axis=0) == hole).all()
 
@@ -487,16 +489,11 @@ def test_polygons_are_those_of_the_whole_map(tmp_path, monkeypatch):
 def test_area_in_square_metres_in_degrees_and_feet(tmp_path):
     import geopandas
 
-    half = (
-        lambda chips: np.stack(  # noqa: E731
-            [
-                (chips[..., 0] > 0) * 0.9 + 0.05,
-                np.full(chips.shape[:3], 0.5),
-                0 * chips[..., 0],
-            ],
-            axis=1,
-        ).astype(np.float32)
-    )
+    def half(chips):
+        bright = 0.9 * (chips[..., 0] > 0) + 0.05
+        others = np.full_like(bright, 0.5), np.zeros_like(bright)
+        return np.stack([bright, *others], axis=1).astype(np.float32)
+
     pixels = np.zeros((1, 80, 80), np.uint8)
     pixels[:, 10:20, 10:30] = 9
     step = 1e-5  # degrees: 1.11 m to the north, half of it to the east at 60 degrees
@@ -807,7 +804,11 @@ def test_nothing_half_written_is_left(tmp_path):
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / "out" / "image").mkdir(parents=True)
-    for name in (".0123abcd.labels.tif", ".0123abcd.polygons.gpkg-journal", ".mine.tif"):
+    for name in (
+        ".0123abcd.labels.tif",
+        ".0123abcd.polygons.gpkg-journal",
+        ".mine.tif",
+    ):
         (tmp_path / "out" / "image" / name).touch()
     folder, _ = map_one(tmp_path, noise(90, 90), polygons=False)
     assert {p.name for p in folder.iterdir()} == {"labels.tif", ".mine.tif"}

@@ -724,6 +724,21 @@ def test_raster_labels_equal_stock(image, tmp_path):
         same(expected, scene.label_source.get_label_arr(window))
 
 
+def test_label_rasters_of_another_extent_equal_stock(image, tmp_path):
+    for name, moved, scale in (("moved", (-10, 15), 1), ("coarse", (5, 5), 2)):
+        place = NORTH_UP * rasterio.Affine.translation(*moved)
+        place *= rasterio.Affine.scale(scale)
+        path = write(tmp_path / f"{name}.tif", numbers(1) % 3, transform=place)
+        config = scene_config(image, None, labels=RasterioSourceConfig(uris=path))
+        theirs, ours = config.build(classes(), None), build_scene(config, classes())
+        assert theirs.label_source.bbox == ours.label_source.bbox
+        attach(ours, SceneStore(100, tmp_path / "s"))
+        height, width = theirs.label_source.extent.size
+        for window in [*windows(height, width)] * 2:
+            expected = theirs.label_source.get_label_arr(window)
+            same(expected, ours.label_source.get_label_arr(window))
+
+
 def test_a_large_scene_is_drawn_window_by_window(image, tmp_path, monkeypatch):
     monkeypatch.setattr(LabelRaster, "most", 100)
     path = geojson(tmp_path / "a.geojson", on_map(blobs()))

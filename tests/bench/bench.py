@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
@@ -79,6 +80,10 @@ def prepare(folder, plan):
         place = Path(folder) / name
         make_sample_scenes(place / "data", **part["scenes"])
         config = get_config("", place / "draft", data=place / "data", **part["config"])
+        if part.get("workers"):
+            config.backend.data.num_workers = part["workers"]
+        if part.get("plain"):
+            inflate(config, place)
         if part.get("copies"):
             many(config, part["copies"], place / "links")
         if part.get("large"):
@@ -108,6 +113,20 @@ def many(config, number, folder):
     config.dataset.train_scenes = made
     config.backend.data.sampling = sampling | own
     config.backend.data.scene_dataset = config.dataset
+
+
+def inflate(config, folder):
+    "Store the images of the training scenes without compression."
+    import rasterio
+
+    for scene in config.dataset.train_scenes:
+        with rasterio.open(scene.raster_source.uris) as file:
+            image, profile = file.read(), file.profile
+        plain = {k: v for k, v in profile.items() if k not in ("compress", "predictor")}
+        path = folder / f"plain-{scene.id}.tif"
+        with rasterio.open(path, "w", **plain) as file:
+            file.write(image)
+        scene.raster_source.uris = str(path)
 
 
 def enlarge(config, size, folder):
@@ -164,12 +183,7 @@ def our_sweep(configs, roots):
     "Several configurations one after another in this process."
     from rvtutorial import engine
 
-    runs = [load(c, r) for c, r in zip(configs, roots, strict=True)]
-    if hasattr(engine, "run_many"):
-        engine.run_many(runs)
-    else:
-        for config in runs:
-            engine.run(config)
+    engine.run_many([load(c, r) for c, r in zip(configs, roots, strict=True)])
     return {}
 
 
@@ -187,16 +201,15 @@ def stock_loader(cfg, tmp):
 
 def our_batches(cfg, tmp):
     "The same chips by the engine: a function that gives the batches of an epoch."
-    from rvtutorial import batches, reading
+    import torch
 
-    data, seed = cfg.backend.data, 0
-    found = batches.window_datasets(data, "train", reading.SceneStore(), tmp, seed)
-    parts, _ = batches.parts_of(found)
-    how = batches.recipe(data, parts[0].scene.raster_source.dtype, True)
-    how = None if isinstance(how, str) else how
-    size, numbers = cfg.backend.solver.batch_sz, itertools.count()
-    made = batches.Batches(found, size, seed, how)
-    return lambda: made.epoch(next(numbers))
+    from rvtutorial.learner import FastLearner
+
+    learner = cfg.backend.get_learner_config(cfg)
+    nothing = torch.nn.Conv2d(3, len(cfg.dataset.class_config), 1)
+    loader = FastLearner(learner, model=nothing, tmp_dir=tmp).train_dl
+    numbers = itertools.count()
+    return lambda: loader.epoch(next(numbers))
 
 
 def throughput(epoch, seconds):
@@ -217,8 +230,8 @@ def open_files() -> int:
     return len(list(place.iterdir())) if place.exists() else None
 
 
-def serve_all(build) -> dict:
-    "Build a data set and ask each scene for its first chip."
+def serve_all(build, suffix) -> dict:
+    "Build a data set and read the first window of each scene, image and labels."
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # stock needs thousands
     kept = []
@@ -226,19 +239,22 @@ def serve_all(build) -> dict:
     def work():
         kept.append(build())
         for part in kept[0].datasets:
-            part[0]
+            part.scene[part.sample_window()]
 
     found = timed(work, "build") | {"open files": open_files()}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return found | {"build peak MB": peak}
+    found["build peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {name + suffix: value for name, value in found.items()}
 
 
 @job
 def stock_data(many, few, root, workers, seconds):
     "Many scenes of plain Raster Vision, then its finished chips."
+    found = {}
     with tempfile.TemporaryDirectory() as tmp:
-        data = updated(many, f"{root}-many").backend.data
-        found = serve_all(lambda: data.build_dataset("train", tmp))
+        for i, (suffix, config) in enumerate(many.items()):
+            data = updated(config, f"{root}-{i}").backend.data
+            build = lambda data=data: data.build_dataset("train", tmp)  # noqa: E731
+            found |= serve_all(build, suffix)
         cfg = updated(few, root)
         for number in workers:
             cfg.backend.data.num_workers = number
@@ -253,9 +269,13 @@ def our_data(many, few, root, workers, seconds):
     "Many scenes of the engine, then its finished chips: they have no such workers."
     from rvtutorial import batches, reading
 
+    found = {}
     with tempfile.TemporaryDirectory() as tmp:
-        data, store = updated(many, f"{root}-many").backend.data, reading.SceneStore()
-        found = serve_all(lambda: batches.window_datasets(data, "train", store, tmp, 0))
+        for i, (suffix, config) in enumerate(many.items()):
+            given = updated(config, f"{root}-{i}").backend.data, "train"
+            given += reading.SceneStore(), tmp, 0
+            build = lambda given=given: batches.window_datasets(*given)  # noqa: E731
+            found |= serve_all(build, suffix)
         made = throughput(our_batches(updated(few, root), tmp), seconds)
         for number in workers:
             found |= {f"{k}, {number} workers": v for k, v in made.items()}
@@ -326,9 +346,9 @@ def chips_per_second(config, root):
 class Bench:
     "Runs jobs in fresh processes and collects what they needed."
 
-    def __init__(self, folder, threads, repeats, out=print):
+    def __init__(self, folder, threads, repeats, out=print, together=False):
         self.folder, self.threads, self.repeats = Path(folder), threads, repeats
-        self.out, self.numbers = out, itertools.count()
+        self.out, self.together, self.numbers = out, together, itertools.count()
 
     def measure(self, name, **given) -> dict:
         "Run a job; its numbers, and wall seconds, CPU seconds and peak memory of all."
@@ -360,7 +380,10 @@ class Bench:
         return self.folder / f"run{next(self.numbers):03d}"
 
     def turns(self, *calls) -> list[tuple[dict, ...]]:
-        "A B A B: the numbers of each repeat."
+        "A B A B: the numbers of each repeat. At once if only the script is tried."
+        if self.together:
+            with ThreadPoolExecutor() as pool:
+                return [tuple(pool.map(lambda call: call(), calls))]
         return [tuple(call() for call in calls) for _ in range(self.repeats)]
 
 
@@ -375,11 +398,25 @@ def rows(section, pairs, names, higher=()) -> list[dict]:
             continue
         up = name in higher
         ratios = [(b / a if up else a / b) for a, b in values if a and b]
-        row = {"section": section, "measure": name}
+        row = {"section": section, "measure": name, "bar": bar_of(section, name)}
         row |= {"stock": median(a for a, _ in values)}
         row |= {"ours": median(b for _, b in values), "ratio": median(ratios)}
         found.append(row | {"min": min(ratios), "max": max(ratios), "n": len(ratios)})
     return found
+
+
+BARS = {  # what the ratio should reach
+    "pipeline": {"wall s": 3, "CPU s": 3},
+    "data": {"build wall s": 8, "chips/s, 0 workers": 30},
+    "sweep": {"wall s": 1 / 1.4},
+    "predict": {"Mpx/s": 3},
+    "gpu": {"chips/s": 5},
+}
+
+
+def bar_of(section, name):
+    "The ratio that a measurement should reach; NaN where none was set."
+    return BARS.get(section.split(",")[0], {}).get(name, float("nan"))
 
 
 WHOLE = ["wall s", "CPU s", "peak MB"]
@@ -407,14 +444,17 @@ UNITS = ("wall", "CPU")
 
 def data(bench, place, state):
     "Many scenes, and finished chips."
-    files = dict(few=place / "pipeline/config.json", many=place / "scenes/config.json")
+    many = {"": "plain", ", compressed": "packed"}
+    many = {k: str(place / v / "config.json") for k, v in many.items()}
     workers, seconds = ([0], 1) if state["quick"] else ([0, 4], 20)
-    given = files | dict(workers=workers, seconds=seconds)
+    given = dict(few=place / "pipeline/config.json", many=many)
+    given |= dict(workers=workers, seconds=seconds)
     pairs = bench.turns(
         lambda: bench.measure("stock_data", root=bench.root(), **given),
         lambda: bench.measure("our_data", root=bench.root(), **given),
     )
     names = ["build wall s", "build CPU s", "build peak MB", "open files"]
+    names += [f"{name}, compressed" for name in names[:2]]
     found = rows(f"data, {state['copies']} scenes", pairs, names)
     each = ("chips/s", "chips/CPU s")
     rates = [f"{rate}, {number} workers" for number in workers for rate in each]
@@ -517,7 +557,7 @@ def plans(quick: bool) -> dict:
     "Scenes and configuration of each section; those of the bars, or tiny ones."
     deep = dict(preset="version2", model="deeplabv3", pretrained=False)
     large = dict(n_train=16, n_val=4, n_test=2)
-    copies, size, gpu_chips = 1060, 2000, 40
+    copies, size, gpu_chips = 1060, 2000, 120
     base = deep | dict(scores="none", epochs=2)
     on_gpu = dict(chip_sz=256, stride_length=256, batch_sz=16, max_windows=gpu_chips)
     if quick:
@@ -530,17 +570,18 @@ def plans(quick: bool) -> dict:
     one = large | dict(n_train=1, n_val=1, n_test=1)
     return {
         "pipeline": dict(scenes=large, config=base),
-        "scenes": dict(scenes=large, config=base, copies=copies),
+        "plain": dict(scenes=large, config=base, copies=copies, plain=True),
+        "packed": dict(scenes=large, config=base, copies=copies),
         "predict": dict(
             scenes=one, config=base | dict(epochs=1), large=size, train=True
         ),
-        "gpu": dict(scenes=large, config=deep | on_gpu | dict(epochs=4)),
+        "gpu": dict(scenes=large, config=deep | on_gpu | dict(epochs=4), workers=4),
     }
 
 
 NEEDS = {
     "pipeline": ["pipeline"],
-    "data": ["pipeline", "scenes"],
+    "data": ["pipeline", "plain", "packed"],
     "sweep": ["pipeline"],
     "predict": ["predict"],
     "gpu": ["gpu"],
@@ -551,12 +592,12 @@ def run(sections, threads, repeats, quick, folder, out=print):
     "Run sections; a table of all ratios."
     import pandas as pd
 
-    bench, found = Bench(folder, threads, repeats, out), []
+    bench, found = Bench(folder, threads, repeats, out, together=quick), []
     every = plans(quick)
     plan = {n: every[n] for s in sections for n in NEEDS[s]}
-    out(f"{json.dumps(machine())}, {threads} threads, {repeats} repeats")
+    out(json.dumps(machine() | {"threads": threads, "repeats": repeats}))
     made = bench.measure("prepare", folder=bench.folder / "plans", plan=plan)
-    state = {"quick": quick, "copies": every["scenes"]["copies"], "gpu": made["gpu"]}
+    state = {"quick": quick, "copies": every["plain"]["copies"], "gpu": made["gpu"]}
     state["sections"] = sections
     for name in sections:
         out(name)
@@ -564,14 +605,16 @@ def run(sections, threads, repeats, quick, folder, out=print):
     return pd.DataFrame(found, columns=COLUMNS)
 
 
-COLUMNS = ["section", "measure", "stock", "ours", "ratio", "min", "max", "n"]
+COLUMNS = ["section", "measure", "stock", "ours", "ratio", "min", "max", "n", "bar"]
 
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--section", choices=SECTIONS, action="append")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="tiny: tries the script")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny, all at once: tries the script"
+    )
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument(
@@ -589,7 +632,8 @@ def main(argv=None):
         folder = Path(asked.keep or tmp)
         folder.mkdir(parents=True, exist_ok=True)
         table = run(sections, asked.threads, repeats, asked.quick, folder)
-    print(table.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
+    style = dict(index=False, float_format=lambda v: f"{v:.3g}", na_rep="")
+    print(table.to_string(**style))
     print(
         "ratio: how many times better ours is; median, smallest and largest of n turns"
     )

@@ -2,9 +2,9 @@
 
     python tests/bench/memory.py [--rows 5000 50000] [--columns 2000] [--polygons]
 
-Each height runs in a process of its own; what is compared is the largest resident set of
-each (ru_maxrss). The model is a 3 x 3 mean, blending and uint8 scores are on. One line of
-JSON says the heights, the peaks in MiB, and the ratio of the last to the first.
+Each height runs in a process of its own; what is compared is the largest resident set
+of each (ru_maxrss). The model is a 3 x 3 mean, blending and uint8 scores are on. The
+JSON it prints says the peaks in MiB, and the ratio of the last to the first.
 """
 
 import argparse
