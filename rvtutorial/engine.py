@@ -459,7 +459,7 @@ def settings(threads: int | None = None, ddp: bool = False):
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    ddp = os.environ.get("RASTERVISION_USE_DDP")
+    asked = os.environ.get("RASTERVISION_USE_DDP")
     os.environ["RASTERVISION_USE_DDP"] = "YES" if ddp else "NO"
     torch.set_num_threads(threads or before[0])
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -471,8 +471,8 @@ def settings(threads: int | None = None, ddp: bool = False):
         torch.utils.deterministic.fill_uninitialized_memory = fill
         torch.set_num_threads(before[0])
         os.environ.pop("RASTERVISION_USE_DDP")
-        if ddp is not None:
-            os.environ["RASTERVISION_USE_DDP"] = ddp
+        if asked is not None:
+            os.environ["RASTERVISION_USE_DDP"] = asked
 
 # %% ../nbs/C1_engine.ipynb #0556c69d
 @contextlib.contextmanager

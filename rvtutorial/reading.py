@@ -344,6 +344,8 @@ class LabelRaster(RasterSource):
     def __init__(self, shapes, ids, background, crs_transformer, bbox, touched=False):
         self.shapes, self.ids, self.background = shapes, ids, background
         self._crs_transformer, self.all_touched = crs_transformer, touched
+        points, of = shapely.get_coordinates(shapes, return_index=True)
+        self.odd = np.unique(of[(points % 1 != 0).any(axis=1)])
         RasterSource.__init__(
             self, channel_order=[0], num_channels_raw=1, dtype_raw=np.uint8, bbox=bbox
         )
@@ -357,12 +359,9 @@ class LabelRaster(RasterSource):
         "Another part of the same map; nothing is drawn before it is asked for."
         self._bbox, self.pixels = bbox, None
         small = bbox.height * bbox.width <= self.most
-        self.whole = small and not self.all_touched  # see below
+        self.whole = small and not self.all_touched
         edge = shapely.box(bbox.xmin, bbox.ymin, bbox.xmax, bbox.ymax)
-        sticks_out = ~shapely.covered_by(self.shapes, edge)
-        self.near = (
-            np.flatnonzero(sticks_out) if self.whole else np.arange(len(self.ids))
-        )
+        self.near = np.flatnonzero(~shapely.covered_by(self.shapes, edge))
 
     def draw(self, window: Box, which: np.ndarray) -> np.ndarray:
         "Rasterise some of the polygons; the window is in pixels of the raster."
@@ -391,26 +390,30 @@ class LabelRaster(RasterSource):
     def _get_chip(self, window, out_shape=None):
         if out_shape is not None:
             return self.resize(self._get_chip(window)[..., 0], out_shape)[..., None]
-        whole = self.extent
-        within = window.ymax <= whole.ymax and window.xmax <= whole.xmax
-        inside = within and min(window.ymin, window.xmin) >= 0
-        if self.whole and inside:
-            if self.pixels is None:
-                self.hold(self.draw_all())
+        if self.whole and self.pixels is None:
+            self.hold(self.draw_all())
+        if self.whole and not len(self.odd) and window in self.extent:
             return cut(self.pixels, window)[..., None]
-        inside = window.intersection(whole)
-        return self._over_the_edge(window, inside)[..., None]
+        return self._drawn(window)[..., None]
 
-    def _over_the_edge(self, window, inside):
-        "Draw what sticks out, and put what was drawn before into the middle."
+    def _drawn(self, window):
+        "Draw what must be drawn for this window; the rest is there already."
         there = window.to_global_coords(self.bbox)
         frame = shapely.box(there.xmin, there.ymin, there.xmax, there.ymax)
-        near = self.near[shapely.intersects(self.shapes[self.near], frame)]
-        out = self.draw(there, near)
-        if self.whole and inside.height > 0 and inside.width > 0:
+
+        def draw(which):
+            reach = shapely.intersects(self.shapes[which], frame)
+            return self.draw(there, which[reach])
+
+        if not self.whole or shapely.intersects(self.shapes[self.odd], frame).any():
+            return draw(np.arange(len(self.ids)))
+        inside = window.intersection(self.extent)
+        if inside.size == window.size:
+            return cut(self.pixels, window)
+        out, found = draw(self.near), cut(self.pixels, inside)
+        if found.size:
             top, left = inside.ymin - window.ymin, inside.xmin - window.xmin
-            found = self._get_chip(inside)[..., 0]
-            out[top : top + inside.height, left : left + inside.width] = found
+            out[top : top + found.shape[0], left : left + found.shape[1]] = found
         return out
 
 # %% ../nbs/E1_fast_scenes.ipynb #b90534bf

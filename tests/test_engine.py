@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import rasterio.shutil
+import rasterio.vrt
 import torch
 
 from rvtutorial import engine, learner
@@ -410,6 +412,38 @@ def test_new_images_become_maps(data, finished, tmp_path):
     assert set(shapes["class"]) <= {"building"} and shapes.crs == profile["crs"]
     with pytest.raises(FileNotFoundError, match="no trained model"):
         engine.predict(tmp_path, images, tmp_path / "three")
+
+
+@pytest.mark.slow
+def test_images_by_address_folder_glob_and_vrt(data, finished, tmp_path):
+    folder = data / "val"
+    images = sorted(folder.glob("*.tif"))
+    vrt = tmp_path / "both.vrt"
+    with rasterio.open(images[0]) as file, rasterio.vrt.WarpedVRT(file) as made:
+        rasterio.shutil.copy(made, vrt, driver="VRT")
+    script = Path(__file__).with_name("range_server.py")
+    server = subprocess.Popen(
+        [sys.executable, script, folder], stdout=subprocess.PIPE, text=True
+    )
+    port = int(server.stdout.readline())
+    address = f"http://127.0.0.1:{port}/{images[0].name}"
+    found = {}
+    try:
+        for name, what in {
+            "file": images[0], "folder": folder, "glob": str(folder / "*.tif"),
+            "vrt": vrt, "address": address,
+        }.items():  # fmt: skip
+            told = engine.predict(
+                finished.path, what, tmp_path / name, polygons=False, progress=False
+            )
+            with rasterio.open(Path(told.folder.iloc[0]) / "labels.tif") as file:
+                found[name] = len(told), file.read(1)
+    finally:
+        server.kill()
+        server.wait()
+    assert found["folder"][0] == len(images)
+    for name in ("vrt", "address", "folder"):
+        assert (found[name][1] == found["file"][1]).all(), name
 
 
 # --- a configuration that is not ours

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 from rastervision.core.box import Box
@@ -534,6 +534,7 @@ ring = st.lists(corner, min_size=3, max_size=7)
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rings=st.lists(ring, min_size=1, max_size=5), touched=st.booleans())
+@example(rings=[[(0, 50), (212, 0), (0, 0), (212, -1)]], touched=False)
 def test_any_polygons_equal_stock(rings, touched, image, tmp_path):
     # half pixels; rings may cross themselves, lie on a line or be a point
     shapes = on_map([shapely.Polygon(np.array(r) / 2) for r in rings])
