@@ -127,6 +127,7 @@ def to_the_end(make, cut):
     "Train, and go on with a new learner whenever `cut` stopped the one before."
     pieces = 0
     while True:
+        assert not [t for t in threading.enumerate() if t.name == "batches"]
         one = make()
         cut(one, pieces)
         try:
@@ -583,6 +584,7 @@ def test_before_the_first_checkpoint_none_is_named(zoo, tmp_path):
     assert "holds" not in str(err.value)
 
 
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step:UserWarning")
 def test_weights_that_are_lost_are_not_kept(zoo, tmp_path):
     cfg = settings(zoo, tmp_path)
     one = build(cfg, checkpoint=kept_in(cfg), checkpoint_minutes=0)
