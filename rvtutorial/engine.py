@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['STAGES', 'PACKAGES', 'DEFAULTS', 'prepare', 'fingerprint', 'paths', 'Work', 'train_stage', 'predict_stage',
            'map_scenes', 'mapped', 'eval_stage', 'bundle_stage', 'chip_stage', 'stock_stage', 'refuse_missing',
-           'products', 'stages_done', 'version', 'git_state', 'made_with', 'report', 'open_run', 'settings', 'attempt',
-           'chosen', 'shared_store', 'run', 'remove_partials', 'run_stages', 'ordered', 'run_stage', 'write_results',
-           'run_many', 'predict', 'Told', 'load_model', 'model_files', 'first_source']
+           'products', 'stages_done', 'version', 'git_state', 'made_with', 'report', 'open_run', 'settings',
+           'kept_memory', 'attempt', 'chosen', 'shared_store', 'run', 'remove_partials', 'run_stages', 'ordered',
+           'run_stage', 'write_results', 'run_many', 'predict', 'Told', 'load_model', 'model_files', 'first_source']
 
 # %% ../nbs/C1_engine.ipynb #91397838
 import contextlib
 import copy
+import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -474,6 +475,28 @@ def settings(threads: int | None = None, ddp: bool = False):
         if asked is not None:
             os.environ["RASTERVISION_USE_DDP"] = asked
 
+# %% ../nbs/C1_engine.ipynb #9ffeb17b
+@contextlib.contextmanager
+def kept_memory():
+    "Inside, freed memory stays with the process; where the C library is another, nothing."
+    trim, pad, maps = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        options = [(maps, 0), (trim, 2**31 - 1), (pad, 64 * 2**20)]
+        usual = [(maps, 65536), (trim, 128 * 1024), (pad, 128 * 1024)]
+        change, give_back = library.mallopt, library.malloc_trim
+    except (OSError, AttributeError):
+        yield
+        return
+    for option in options:
+        change(*option)
+    try:
+        yield
+    finally:
+        for option in usual:
+            change(*option)
+        give_back(0)
+
 # %% ../nbs/C1_engine.ipynb #0556c69d
 @contextlib.contextmanager
 def attempt(run: Run):
@@ -579,7 +602,8 @@ def run(
     out = print if progress else _say_nothing
     allow_open_files(len(cfg.dataset.all_scenes))
     with attempt(folder), settings(threads, ddp), get_tmp_dir() as tmp:
-        with options.stop.listening(), rasterio.Env(GDAL_CACHEMAX=64 * 2**20):
+        cache = rasterio.Env(GDAL_CACHEMAX=64 * 2**20)
+        with options.stop.listening(), cache, kept_memory():
             folder.update("made_with", **made_with())
             remove_partials(folder.path)
             with atomic_path(cfg.get_config_uri()) as path:
@@ -646,12 +670,7 @@ def run_stage(name: str, work: Work, stock: bool = False) -> None:
     folder.update("went", stages=earlier)
     kept = work.options.checkpoint
     if name == "train" and out is not _say_nothing:
-        state = None if stock else kept.load()
-        begin = state["place"]["epoch"] if state else 0
-        if state:
-            out(f"train: going on in epoch {begin + 1}")
-        epochs = work.cfg.backend.solver.num_epochs
-        work.options.tell = Progress(epochs, out, begin=begin)
+        work.options.tell = Progress(work.cfg.backend.solver.num_epochs, out)
     with quiet(stdout=name != "train"):
         stage = STAGES[name] if not stock else partial(stock_stage, name=name)
         stage(work)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Progress', 'clock', 'quiet', 'cpu_flags', 'precision_of', 'Interrupted', 'Stop', 'random_state', 'set_random_state',
            'seed_everything', 'Checkpoint', 'Options', 'FastLearner', 'spent', 'OrderedDDPLearner', 'recipe_of',
-           'why_not_at_once', 'prepared', 'pack', 'too_large']
+           'why_not_at_once', 'prepared', 'pack', 'second_name', 'too_large']
 
 # %% ../nbs/E3_learner.ipynb #98eaed52
 import contextlib
@@ -48,8 +48,8 @@ with warnings.catch_warnings():  # importing Raster Vision switches all of them 
 class Progress:
     "One line an epoch, and one every half minute inside long epochs."
 
-    def __init__(self, epochs: int, out=print, pause: float = 30.0, begin: float = 0):
-        self.epochs, self.out, self.pause, self.begin = epochs, out, pause, begin
+    def __init__(self, epochs: int, out=print, pause: float = 30.0):
+        self.epochs, self.out, self.pause, self.begin = epochs, out, pause, 0.0
         self.begun = self.told = time.perf_counter()
 
     def step(self, epoch: int, share: float, loss: float) -> None:
@@ -66,6 +66,12 @@ class Progress:
         for name in [k for k in metrics if k.endswith("_f1") and k != "avg_f1"][:1]:
             text += f"  {name[:-3]} F1 {metrics[name] or 0:.3f}"
         self._tell(epoch + 1, text)
+
+    def go_on(self, epoch: int, share: float) -> None:
+        "From a checkpoint, not from the start."
+        self.begin = epoch + share
+        if epoch < self.epochs:
+            self.out(f"train: going on in epoch {epoch + 1} ({share:.0%} of it done)")
 
     def _tell(self, done: float, text: str) -> None:
         self.told = time.perf_counter()
@@ -226,9 +232,7 @@ class Checkpoint:
         with atomic_path(self.path) as partial:
             torch.save(state | {"random": random_state()}, partial)
 
-    def load(
-        self, device="cpu"
-    ) -> dict | None:  # What was saved; None if there is none
+    def load(self, device="cpu") -> dict | None:  # None if there is none
         """The last checkpoint.
 
         Raises ValueError, with both digests, when it is of another training, and when
@@ -265,9 +269,7 @@ class Options:
     precision: str = "auto"  # auto, float32 or bfloat16
     onnx: bool = False  # Export to ONNX too
     keep: str = "last"  # Which weights become the model: last, or best by `monitor`
-    patience: int | None = (
-        None  # Epochs without a better `monitor` before stopping early
-    )
+    patience: int | None = None  # Epochs without a better one before stopping early
     monitor: str = "val_loss"  # A column of the log; losses should fall, scores rise
     checkpoint_minutes: float = 5.0  # Within an epoch; after each epoch anyway
     compile: bool = False  # torch.compile on a GPU
@@ -480,6 +482,11 @@ class FastLearner(SemanticSegmentationLearner):
             self.options.stop.check()
 
     @property
+    def complete(self):
+        "Whether no epoch is left to train."
+        return self.epoch >= self.cfg.solver.num_epochs or self.settled
+
+    @property
     def settled(self):
         "Whether to stop early."
         patience = self.options.patience
@@ -525,7 +532,7 @@ class FastLearner(SemanticSegmentationLearner):
                 "value": value,
                 "monitor": self.options.monitor,
             }
-            self.save_weights(self.best_weights_path)
+            second_name(self.last_model_weights_path, self.best_weights_path)
             self.waited_epochs = 0
         else:
             self.waited_epochs += 1
@@ -577,9 +584,11 @@ class FastLearner(SemanticSegmentationLearner):
             for name, values in self.model.named_parameters():
                 if not values.isfinite().all():  # what is lost is not worth keeping
                     self.finite(float("nan"), f"a weight of {name}")
-            path = Path(self.log_path)
+            path, parts = Path(self.log_path), self.parts().items()
+            if self.complete:  # what is left to do needs the weights of the last epoch
+                parts = {}.items()
             self.options.checkpoint.save(
-                parts={name: part.state_dict() for name, part in self.parts().items()},
+                parts={name: part.state_dict() for name, part in parts},
                 place={n: getattr(self, n) for n in _PLACE},
                 log=path.read_text() if path.exists() else None,
                 threads=torch.get_num_threads(),
@@ -592,10 +601,12 @@ class FastLearner(SemanticSegmentationLearner):
         state = kept.load(self.device) if kept else None
         if state is None:
             return
-        for name, part in self.parts().items():
-            part.load_state_dict(state["parts"][name])
         for name, value in state["place"].items():
             setattr(self, name, value)
+        for name, part in self.parts().items() if state["parts"] else ():
+            part.load_state_dict(state["parts"][name])
+        if not state["parts"]:
+            self.load_weights(self.last_model_weights_path)
         if state["log"] is None:
             Path(self.log_path).unlink(missing_ok=True)
         else:
@@ -604,6 +615,8 @@ class FastLearner(SemanticSegmentationLearner):
         if self.tb_writer is not None:  # forget what was written after the checkpoint
             self.tb_writer.close()
             self.tb_writer = SummaryWriter(self.tb_log_dir, purge_step=self.epoch)
+        if self.options.tell:
+            self.options.tell.go_on(self.epoch, self.batch / max(len(self.train_dl), 1))
         set_random_state(state["random"])
 
     # --- the model
@@ -612,7 +625,7 @@ class FastLearner(SemanticSegmentationLearner):
         "Train, then bundle; nothing is measured twice, nothing is drawn."
         self.train()
         if self.options.keep == "best" and self.best_weights_path.exists():
-            shutil.copyfile(self.best_weights_path, self.last_model_weights_path)
+            second_name(self.best_weights_path, self.last_model_weights_path)
             self.load_weights(self.last_model_weights_path)
         if not Path(self.last_model_weights_path).exists():
             self.save_weights(self.last_model_weights_path)
@@ -773,6 +786,18 @@ def pack(
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as bundle:
             for file in sorted(p for p in folder.rglob("*") if p.is_file()):
                 bundle.write(file, file.relative_to(folder))
+
+
+def second_name(
+    file: str | Path,  # Complete
+    name: str | Path,  # Replaced in one step
+) -> None:
+    "Let a file have another name too; a copy where the disk knows no second names."
+    with atomic_path(name) as partial:
+        try:
+            os.link(file, partial)
+        except OSError:
+            shutil.copyfile(file, partial)
 
 
 def too_large(learner: FastLearner, x, y) -> RuntimeError:

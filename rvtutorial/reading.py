@@ -597,9 +597,7 @@ def scratch_folder() -> Path:
 # %% ../nbs/E1_fast_scenes.ipynb #cdfe8a81
 def fingerprint_of(
     source,  # A FastSource that is not part of a mosaic, or a LabelRaster
-) -> (
-    tuple[str, str] | None
-):  # Name of what it holds, digest of its state; None: unknown
+) -> tuple[str, str] | None:  # A name, and a digest of its state; None: unknown
     "What pixels were made from: the same name and another digest means changed data."
     if isinstance(source, FastSource):
         if len(source.uris) != 1 or not Path(source.imagery_path).is_file():
