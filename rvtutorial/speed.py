@@ -151,7 +151,11 @@ def summary(
     peak: dict | float | None = None,  # What `peak` returned, or GFLOP/s
     flops: int | None = None,  # Operations of a chip, as `flops_of` counts them
 ) -> dict:  # Plain numbers, for run.json; None where unknown
-    "How fast a stage was; the share of the peak is that of the part `compute`."
+    """How fast a stage was; the share of the peak is that of the part `compute`.
+
+    At most 1, though a count may say more: a convolution with wide gaps between its taps
+    reaches beyond small images, and what falls outside is counted but not computed.
+    """
     waited = parts.get("wait", 0.0)
     peak = peak["best"] if isinstance(peak, dict) else peak
     busy = parts.get("compute", seconds - waited)
@@ -165,7 +169,7 @@ def summary(
         "waiting_share": _short(_ratio(waited, seconds)),
         "gflops": _short(rate),
         "peak_gflops": _short(peak),
-        "peak_share": _short(rate / peak) if rate and peak else None,
+        "peak_share": _short(min(rate / peak, 1.0)) if rate and peak else None,
         "parts": {name: round(part, 3) for name, part in parts.items()},
     }
 
