@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['seed_of', 'chance_of', 'Item', 'parts_of', 'plan', 'SharedResize', 'window_datasets', 'turned', 'symmetries',
-           'Recipe', 'recipe', 'Kitchen', 'scale_rows', 'Planned', 'albumentations_of', 'ahead', 'Batches']
+           'Recipe', 'recipe', 'Pantry', 'Kitchen', 'scale_rows', 'Planned', 'albumentations_of', 'ahead', 'Batches']
 
 # %% ../nbs/E2_batches.ipynb #79c86f6a
 import contextlib
@@ -286,8 +286,8 @@ def _scaling(transform, dtype):
     return tuple(scale.tolist()), tuple(shift.tolist())
 
 # %% ../nbs/E2_batches.ipynb #d84f639c
-class Kitchen:
-    "Makes finished batches by a recipe, in memory that is used again and again."
+class Pantry:
+    "Memory for batches that is used again and again."
 
     def __init__(
         self, parts, how: Recipe, batch_sz: int, device="cpu", buffers: int = 4
@@ -299,6 +299,33 @@ class Kitchen:
         self.shift = _across(how.shift, how.size, 0.0)
         self.batch_sz, self.free = batch_sz, [None] * buffers
         self.turn, self.done = 0, [None] * buffers
+
+    def _tensors(self, images, labels):
+        "Room for finished chips, beside the raw ones of the same turn."
+        if self.done[self.turn] is None:
+            shapes = [(self.batch_sz, *t.shape[1:]) for t in (images, labels)]
+            kinds = torch.float32, torch.int64
+            self.done[self.turn] = [
+                torch.empty(s, dtype=k) for s, k in zip(shapes, kinds, strict=True)
+            ]
+        return self.done[self.turn]
+
+    def _buffers(self, items):
+        "Room for a batch; taken again after `buffers` others."
+        self.turn = (self.turn + 1) % len(self.free)
+        if self.free[self.turn] is None:
+            scene, window = self.parts[items[0].part].scene, items[0].window
+            chip = scene.raster_source.get_chip(window)
+            ids = scene.label_source.get_label_arr(window).dtype
+            shape = (self.batch_sz, self.how.size, self.how.size)
+            values = np.empty((*shape, chip.shape[-1]), chip.dtype)
+            self.free[self.turn] = values, np.empty(shape, ids)
+        values, ids = self.free[self.turn]
+        return values[: len(items)], ids[: len(items)]
+
+# %% ../nbs/E2_batches.ipynb #c3b28b29
+class Kitchen(Pantry):
+    "Makes finished batches by a recipe."
 
     def raw(self, items: list[Item]) -> tuple:
         "Chips as they come from the scenes, (n, size, size, bands), and their labels."
@@ -338,30 +365,7 @@ class Kitchen:
     def __call__(self, items: list[Item]) -> tuple[torch.Tensor, torch.Tensor]:
         return self.finish(*self.raw(items))
 
-    def _tensors(self, images, labels):
-        "Room for finished chips, beside the raw ones of the same turn."
-        if self.done[self.turn] is None:
-            shapes = [(self.batch_sz, *t.shape[1:]) for t in (images, labels)]
-            kinds = torch.float32, torch.int64
-            self.done[self.turn] = [
-                torch.empty(s, dtype=k) for s, k in zip(shapes, kinds, strict=True)
-            ]
-        return self.done[self.turn]
-
-    def _buffers(self, items):
-        "Room for a batch; taken again after `buffers` others."
-        self.turn = (self.turn + 1) % len(self.free)
-        if self.free[self.turn] is None:
-            scene, window = self.parts[items[0].part].scene, items[0].window
-            chip = scene.raster_source.get_chip(window)
-            ids = scene.label_source.get_label_arr(window).dtype
-            shape = (self.batch_sz, self.how.size, self.how.size)
-            values = np.empty((*shape, chip.shape[-1]), chip.dtype)
-            self.free[self.turn] = values, np.empty(shape, ids)
-        values, ids = self.free[self.turn]
-        return values[: len(items)], ids[: len(items)]
-
-
+# %% ../nbs/E2_batches.ipynb #be0f5875
 def _across(numbers, size, nothing):
     "A number for each value of a row; None where it would change nothing."
     if set(numbers) == {nothing}:

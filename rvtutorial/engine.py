@@ -614,7 +614,7 @@ def run(
             run_stages(work, commands, engine == "stock")
     return folder.path
 
-
+# %% ../nbs/C1_engine.ipynb #7d03256d
 def _say_nothing(text: str) -> None:
     "In place of print."
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Progress', 'clock', 'quiet', 'cpu_flags', 'precision_of', 'Interrupted', 'Stop', 'random_state', 'set_random_state',
-           'seed_everything', 'Checkpoint', 'Options', 'FastLearner', 'spent', 'OrderedDDPLearner', 'recipe_of',
-           'why_not_at_once', 'prepared', 'pack', 'second_name', 'too_large']
+           'seed_everything', 'Checkpoint', 'Options', 'Built', 'Steps', 'Learns', 'Epochs', 'Records', 'Resumes',
+           'FastLearner', 'spent', 'OrderedDDPLearner', 'recipe_of', 'why_not_at_once', 'prepared', 'pack',
+           'second_name', 'too_large']
 
 # %% ../nbs/E3_learner.ipynb #98eaed52
 import contextlib
@@ -295,8 +296,8 @@ class Options:
         return new < best if self.monitor.endswith("loss") else new > best
 
 # %% ../nbs/E3_learner.ipynb #f4d76cb2
-class FastLearner(SemanticSegmentationLearner):
-    "Raster Vision's learner: faster, and with checkpoints from which it goes on exactly."
+class Built(SemanticSegmentationLearner):
+    "What a learner is made of: network, optimizer, scenes, batches."
 
     def __init__(self, *args, options: Options | None = None, **kwargs):
         self.options = options or Options()
@@ -307,8 +308,6 @@ class FastLearner(SemanticSegmentationLearner):
         super().__init__(*args, **kwargs)
         if self.training:
             self.go_on()
-
-    # --- what it is made of
 
     def setup_model(self, *args, **kwargs):
         "Stock's network, laid out in memory as its chips are."
@@ -357,7 +356,9 @@ class FastLearner(SemanticSegmentationLearner):
     def build_dataloaders(self, distributed=None):
         return *(self.build_dataloader(s) for s in ("train", "valid")), None
 
-    # --- one batch
+# %% ../nbs/E3_learner.ipynb #db3be666
+class Steps(Built):
+    "One batch, for training, validation and prediction."
 
     def cast(self):
         "Inside, convolutions are computed in the precision of the run."
@@ -391,31 +392,29 @@ class FastLearner(SemanticSegmentationLearner):
             return True
         return bool((labels != ignored % self.cfg.data.num_classes).any())
 
-    # --- an epoch
+    def predict(self, x, raw_out=False, out_shape=None):
+        "Scores or labels of chips, in the precision of the run."
+        size = x.shape[-2:] if out_shape is None else out_shape
+        x = self.to_device(self.to_batch(x).float(), self.device)
+        with torch.inference_mode():
+            out = self.forward(x)
+            return self.postprocess_model_output(out, raw_out=raw_out, out_shape=size)
 
-    def train_epoch(self, optimizer, dataloader=None, step_scheduler=None):
-        "One pass over the training chips, or the rest of one."
-        if self.batch == 0 and self.options.seed is not None:
-            seed_everything(self.options.seed, 1, self.epoch)
-        self.model.train()
-        start, loader = time.perf_counter(), self.train_dl
-        saved, waiting = start, self.meter("train").waiting
-        for batch in waiting(loader.epoch(self.epoch, self.batch)):
-            with self.meter("train").part("compute"):
-                self.step(batch, optimizer, step_scheduler)
-            self.batch += 1
-            if self.options.tell and self.losses:
-                share = self.batch / len(loader)
-                self.options.tell.step(self.epoch, share, self.losses[-1])
-            minutes = (time.perf_counter() - saved) / 60
-            if self.options.stop or minutes >= self.options.checkpoint_minutes:
-                self.save()
-                saved = time.perf_counter()
-                self.options.stop.check()
-        if not self.losses:
-            raise ValueError("the training scenes gave no chip with a labelled pixel")
-        mean = float(np.mean(self.losses))
-        return {"train_loss": mean, "train_time": spent(start)}
+    def predict_dataset(self, *args, progress_bar=True, **kwargs):
+        "Without a bar for each scene."
+        return super().predict_dataset(*args, progress_bar=False, **kwargs)
+
+    def scores(
+        self,
+        chips: np.ndarray,  # (n, height, width, bands), before scaling
+    ) -> np.ndarray:  # (n, classes, height, width) float32, from 0 to 1
+        "Scores of raw chips."
+        x = prepared(self.cfg.data, chips)
+        return self.predict(x, raw_out=True, out_shape=chips.shape[1:3]).numpy()
+
+# %% ../nbs/E3_learner.ipynb #2e968447
+class Learns(Steps):
+    "One step of the optimizer, and what can go wrong with it."
 
     def step(self, batch, optimizer, step_scheduler):
         "One step of the optimizer; nothing is learned where no pixel has a label."
@@ -450,6 +449,38 @@ class FastLearner(SemanticSegmentationLearner):
             f"training diverged at lr {self.cfg.solver.lr:g}; try a tenth of it{there}"
         )
 
+    def meter(self, stage) -> Meter:
+        "What measures a stage."
+        return self.options.meters.setdefault(stage, Meter(stage))
+
+# %% ../nbs/E3_learner.ipynb #fffcbd18
+class Epochs(Learns):
+    "One pass over the chips, or the rest of one."
+
+    def train_epoch(self, optimizer, dataloader=None, step_scheduler=None):
+        "One pass over the training chips, or the rest of one."
+        if self.batch == 0 and self.options.seed is not None:
+            seed_everything(self.options.seed, 1, self.epoch)
+        self.model.train()
+        start, loader = time.perf_counter(), self.train_dl
+        saved, waiting = start, self.meter("train").waiting
+        for batch in waiting(loader.epoch(self.epoch, self.batch)):
+            with self.meter("train").part("compute"):
+                self.step(batch, optimizer, step_scheduler)
+            self.batch += 1
+            if self.options.tell and self.losses:
+                share = self.batch / len(loader)
+                self.options.tell.step(self.epoch, share, self.losses[-1])
+            minutes = (time.perf_counter() - saved) / 60
+            if self.options.stop or minutes >= self.options.checkpoint_minutes:
+                self.save()
+                saved = time.perf_counter()
+                self.options.stop.check()
+        if not self.losses:
+            raise ValueError("the training scenes gave no chip with a labelled pixel")
+        mean = float(np.mean(self.losses))
+        return {"train_loss": mean, "train_time": spent(start)}
+
     def validate_epoch(self, dl):
         "Scores of all validation chips: the same chips each time."
         self.model.eval()
@@ -463,8 +494,6 @@ class FastLearner(SemanticSegmentationLearner):
         if not outputs:
             raise ValueError("no pixel of the validation scenes has a label")
         return {**self.validate_end(outputs), "valid_time": spent(start)}
-
-    # --- a training
 
     def _train(self, start_epoch, end_epoch):
         "Epoch after epoch; after each, the log, the weights and a checkpoint are written."
@@ -482,15 +511,14 @@ class FastLearner(SemanticSegmentationLearner):
             self.options.stop.check()
 
     @property
-    def complete(self):
-        "Whether no epoch is left to train."
-        return self.epoch >= self.cfg.solver.num_epochs or self.settled
-
-    @property
     def settled(self):
         "Whether to stop early."
         patience = self.options.patience
         return patience is not None and self.waited_epochs >= patience
+
+# %% ../nbs/E3_learner.ipynb #f592e92c
+class Records(Epochs):
+    "Log and weights, each file complete or not at all."
 
     def on_epoch_end(self, curr_epoch, metrics):
         "Write log and weights where stock writes them, each file complete or not at all."
@@ -554,11 +582,9 @@ class FastLearner(SemanticSegmentationLearner):
                 shutil.copyfile(path, partial)
             log_metrics_to_csv(str(partial), metrics)
 
-    def meter(self, stage) -> Meter:
-        "What measures a stage."
-        return self.options.meters.setdefault(stage, Meter(stage))
-
-    # --- going on
+# %% ../nbs/E3_learner.ipynb #7576c10c
+class Resumes(Records):
+    "Checkpoints, and going on from them."
 
     def load_checkpoint(self):
         "Not stock's, which has weights only: see `go_on`."
@@ -584,11 +610,9 @@ class FastLearner(SemanticSegmentationLearner):
             for name, values in self.model.named_parameters():
                 if not values.isfinite().all():  # what is lost is not worth keeping
                     self.finite(float("nan"), f"a weight of {name}")
-            path, parts = Path(self.log_path), self.parts().items()
-            if self.complete:  # what is left to do needs the weights of the last epoch
-                parts = {}.items()
+            path = Path(self.log_path)
             self.options.checkpoint.save(
-                parts={name: part.state_dict() for name, part in parts},
+                parts={name: part.state_dict() for name, part in self.parts().items()},
                 place={n: getattr(self, n) for n in _PLACE},
                 log=path.read_text() if path.exists() else None,
                 threads=torch.get_num_threads(),
@@ -603,10 +627,8 @@ class FastLearner(SemanticSegmentationLearner):
             return
         for name, value in state["place"].items():
             setattr(self, name, value)
-        for name, part in self.parts().items() if state["parts"] else ():
+        for name, part in self.parts().items():
             part.load_state_dict(state["parts"][name])
-        if not state["parts"]:
-            self.load_weights(self.last_model_weights_path)
         if state["log"] is None:
             Path(self.log_path).unlink(missing_ok=True)
         else:
@@ -619,7 +641,9 @@ class FastLearner(SemanticSegmentationLearner):
             self.options.tell.go_on(self.epoch, self.batch / max(len(self.train_dl), 1))
         set_random_state(state["random"])
 
-    # --- the model
+# %% ../nbs/E3_learner.ipynb #e1778745
+class FastLearner(Resumes):
+    "Raster Vision's learner: faster, and with checkpoints from which it goes on exactly."
 
     def _main(self):
         "Train, then bundle; nothing is measured twice, nothing is drawn."
@@ -665,29 +689,7 @@ class FastLearner(SemanticSegmentationLearner):
         "With the operators of today's torch; stock asks for older ones and fails aloud."
         super().export_to_onnx(path, *args, **{"opset_version": 18, **kwargs})
 
-    # --- predictions
-
-    def predict(self, x, raw_out=False, out_shape=None):
-        "Scores or labels of chips, in the precision of the run."
-        size = x.shape[-2:] if out_shape is None else out_shape
-        x = self.to_device(self.to_batch(x).float(), self.device)
-        with torch.inference_mode():
-            out = self.forward(x)
-            return self.postprocess_model_output(out, raw_out=raw_out, out_shape=size)
-
-    def predict_dataset(self, *args, progress_bar=True, **kwargs):
-        "Without a bar for each scene."
-        return super().predict_dataset(*args, progress_bar=False, **kwargs)
-
-    def scores(
-        self,
-        chips: np.ndarray,  # (n, height, width, bands), before scaling
-    ) -> np.ndarray:  # (n, classes, height, width) float32, from 0 to 1
-        "Scores of raw chips."
-        x = prepared(self.cfg.data, chips)
-        return self.predict(x, raw_out=True, out_shape=chips.shape[1:3]).numpy()
-
-
+# %% ../nbs/E3_learner.ipynb #236f9a94
 _PLACE = ("epoch", "batch", "losses", "best", "metrics", "waited_epochs")
 
 

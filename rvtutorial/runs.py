@@ -357,7 +357,7 @@ class Habits:
         False, _truth, "also export the network as ONNX", "no field", stock=True
     )
 
-
+# %% ../nbs/05_model_configuration.ipynb #f656f6fd
 @dataclass(frozen=True, kw_only=True)
 class Running:
     "How the engine goes about it; no field of Raster Vision's holds any of this."

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from rvtutorial.learner import Checkpoint, FastLearner
 from rvtutorial.sources import make_sample_scenes
 
 PHASES = ("start", "step", "checkpoint", "predict", "other")
+AIMS = ("checkpoint", "predict", "any moment", "any moment")
 SMALL = dict(chip_sz=64, stride_length=12, max_windows=12, batch_sz=3, epochs=3)
 INTERVAL = 0.0  # minutes: a checkpoint after each batch
 
@@ -50,6 +52,9 @@ class Place:
     def set(self, phase, batches=None):
         now = self.get()[1] if batches is None else batches
         self.memory[:16] = struct.pack("qq", PHASES.index(phase), now)
+
+    def at(self, phase):
+        return self.get()[0] == phase
 
     def get(self):
         phase, batches = struct.unpack("qq", self.memory[:16])
@@ -114,16 +119,16 @@ def attempt(data, folder, place=None):
         os._exit(status)
 
 
-def ended(pid, seconds=0.0):
-    "Exit status of an attempt that ends within some seconds, else None."
+def ended(pid, seconds=0.0, early=lambda: False):
+    "Exit status of an attempt that ends within some seconds or before `early`, else None."
     end = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= end:
+        if time.monotonic() >= end or early():
             return None
-        time.sleep(0.002)
+        time.sleep(0.0005)
 
 
 # --- what must hold after every kill
@@ -190,11 +195,12 @@ def main(kills=50, root=None):
             pid = attempt(data, folder, place)
             while place.get()[0] == "start" and ended_never(pid):
                 time.sleep(0.001)
-            resumed = place.get()[1]
-            if at and resumed < at:
+            phase, resumed = place.get()
+            if phase in ("step", "checkpoint") and resumed < at:
                 lost.append(at - resumed)
             if len(fell) < kills:
-                status = ended(pid, random.uniform(0, took / 12))
+                moment, aim = random.uniform(0, took / 5), random.choice(AIMS)
+                status = ended(pid, moment, partial(place.at, aim))
             else:
                 status = ended(pid, 600)
             if status is not None:
