@@ -538,5 +538,4 @@ class Batches:
         for batch in made:
             yield tuple(part.to(self.device, non_blocking=True) for part in batch)
 
-    def __iter__(self):
-        return self.epoch()
+    __iter__ = epoch
