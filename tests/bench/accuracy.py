@@ -39,10 +39,10 @@ def main(seeds=5, root=None):
             rows.append(score(root, data, name, seed))
             print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1))
     table = pd.DataFrame(rows)
-    groups = table.groupby("engine")[["validation", "test", "minutes"]]
-    print(groups.agg(["mean", "std", "min", "max"]).round(4).T.to_string())
+    numbers = table.groupby("engine")[["validation", "test", "minutes"]]
+    print(numbers.agg(["mean", "std", "min", "max"]).round(4).T.to_string())
     for split in ("validation", "test"):
-        mean, spread = groups[split].mean(), table.groupby("engine")[split].std()
+        mean, spread = numbers.mean()[split], numbers.std()[split]
         gap = mean["fast"] - mean["stock"]
         word = "less" if abs(gap) < spread.max() else "more"
         print(
