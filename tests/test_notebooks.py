@@ -188,7 +188,9 @@ def test_nothing_of_one_machine(path):
         [c.get("outputs", []) for c in json.loads(path.read_text())["cells"]]
     )
     home = re.escape(str(ROOT))
-    assert not re.search(rf"{home}|/(home|root|Users)/\w+|site-packages/\S+:\d+:", outputs)
+    assert not re.search(
+        rf"{home}|/(home|root|Users)/\w+|site-packages/\S+:\d+:", outputs
+    )
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
