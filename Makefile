@@ -12,7 +12,7 @@ ROOT_OK := $(if $(filter 0,$(shell id -u)),--allow-root)
 # what the notebooks' own tests make lies apart from your runs
 SMOKE := RVTUTORIAL_PRESET=smoke RVTUTORIAL_SITE=local RVTUTORIAL_HOME=$(CURDIR)/build/smoke
 
-.PHONY: run test lab bench lint notebooks pytest export format outputs clean help
+.PHONY: run test hpc-test lab bench lint notebooks pytest export format outputs clean help
 
 help:
 	@sed -n 's/^# //p' Makefile | head -4
@@ -25,6 +25,11 @@ test: lint notebooks pytest
 lab: $(VENV)/.ready
 	@mkdir -p lab && cp -rn nbs/*.ipynb nbs/images lab/
 	@cd lab && RVTUTORIAL_HOME=$(CURDIR) ../$(BIN)/jupyter lab $(ROOT_OK) 01_tutorial_setup.ipynb
+
+# jobs through a real Slurm and a real Apptainer, which it sets up and takes down again;
+# needs root and apt-get, and says so where they are missing
+hpc-test: $(VENV)/.ready
+	@tests/cluster/run.sh $(CURDIR)/$(BIN)/python
 
 # plain Raster Vision and the engine side by side: half an hour of both cores
 bench: $(VENV)/.ready

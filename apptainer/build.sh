@@ -10,15 +10,22 @@ set -u
 
 usage() {
     cat <<'TEXT'
-usage: build.sh [-h] [-n] [-t SCRATCH] [-w yes|no] [-a NAME=VALUE]... [IMAGE]
+usage: build.sh [-h] [-n] [-t SCRATCH] [-m MODULE]... [-w yes|no|FOLDER] [-d MIRROR]
+                [-b FROM:TO]... [-a NAME=VALUE]... [IMAGE]
 
 Build rastervision.def into one image file.
 
   IMAGE       the file to write (default: rastervision.sif)
-  -t SCRATCH  folder for Apptainer's cache and temporary files, 40 GB free
+  -t SCRATCH  folder for Apptainer's cache and temporary files, 15 GB free
               (default: $SCRATCH, else the folder of IMAGE); not the home folder
   -m MODULE   load this module first, such as apptainer
-  -w yes|no   put the ImageNet weights into the image (default: yes)
+  -w WEIGHTS  the ImageNet weights of the backbones: yes (download them into the image,
+              the default), no (bind a folder to /opt/torch in every job), or a folder
+              with files such as resnet50-11ad3fa6.pth to copy from
+  -d MIRROR   start from Debian itself, taken from this Debian mirror (debian.def; needs
+              debootstrap), and not from an image of a container registry
+  -b FROM:TO  show a folder of the machine to the build: to /opt/pip one with a pip.conf,
+              to the folder named by -a PACKAGES=... that one
   -a N=V      another build argument of rastervision.def, such as FROM=...
   -n          show the command, and run nothing
   -h          show this text
@@ -40,14 +47,22 @@ find_root() { # the checkout: sbatch runs a copy of this script from its own fol
     [ -f "$root/apptainer/rastervision.def" ] || die "no apptainer/rastervision.def in $root; start this in the checkout"
 }
 
-scratch=${SCRATCH:-} weights=yes dry_run=0 arguments=() modules=()
-while getopts ':hnt:w:a:m:' option; do
+show() { # command... : as one would type it
+    printf 'APPTAINER_CACHEDIR=%q APPTAINER_TMPDIR=%q' "$scratch/apptainer-cache" "$scratch/apptainer-tmp"
+    printf ' %q' "$@"
+    echo
+}
+
+scratch=${SCRATCH:-} weights=yes mirror='' dry_run=0 arguments=() modules=() binds=()
+while getopts ':hnt:w:a:m:d:b:' option; do
     case $option in
     h) usage && exit 0 ;;
     n) dry_run=1 ;;
     t) scratch=$OPTARG ;;
     w) weights=$OPTARG ;;
     m) modules+=("$OPTARG") ;;
+    d) mirror=$OPTARG ;;
+    b) binds+=(--bind "$OPTARG") ;;
     a) arguments+=(--build-arg "$OPTARG") ;;
     :) usage >&2 && die "option -$OPTARG needs a value" ;;
     *) usage >&2 && die "there is no option -$OPTARG" ;;
@@ -55,7 +70,15 @@ while getopts ':hnt:w:a:m:' option; do
 done
 shift $((OPTIND - 1))
 [ $# -le 1 ] || { usage >&2 && die "one image, not $#: $*"; }
-case $weights in yes | no) ;; *) usage >&2 && die "-w takes yes or no, not '$weights'" ;; esac
+case $weights in
+yes | no) ;;
+*)
+    compgen -G "$weights/*.pth" >/dev/null || compgen -G "$weights/hub/checkpoints/*.pth" >/dev/null ||
+        { usage >&2 && die "-w takes yes, no or a folder with weights (*.pth), not '$weights'"; }
+    binds+=(--bind "$(cd "$weights" && pwd):/mnt:ro")
+    weights=/mnt
+    ;;
+esac
 find_root
 
 image=${1:-rastervision.sif}
@@ -66,17 +89,20 @@ scratch=${scratch:-$(dirname "$image")}
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$root/rvtutorial/__init__.py")
 
 # --fakeroot: an ordinary user may install packages inside the image
-command=(apptainer build)
-[ "$(id -u)" = 0 ] || command+=(--fakeroot)
-command+=(--build-arg "VERSION=$version" --build-arg "WEIGHTS=$weights" "${arguments[@]}")
-command+=("$image.part" apptainer/rastervision.def)
+build=(apptainer build)
+[ "$(id -u)" = 0 ] || build+=(--fakeroot)
+base=("${build[@]}" --build-arg "MIRROR=$mirror" "$image.base" apptainer/debian.def)
+command=("${build[@]}" "${binds[@]}" --build-arg "VERSION=$version" --build-arg "WEIGHTS=$weights")
+[ -z "$mirror" ] || command+=(--build-arg BOOTSTRAP=localimage --build-arg "FROM=$image.base")
+command+=("${arguments[@]}" "$image.part" apptainer/rastervision.def)
+# the test inside needs what the build was shown
+try=(apptainer test "${binds[@]}" "$image.part")
 
 if [ "$dry_run" = 1 ]; then
     for module in "${modules[@]}"; do printf 'module load %q\n' "$module"; done
     printf 'cd %q\n' "$root"
-    printf 'APPTAINER_CACHEDIR=%q APPTAINER_TMPDIR=%q' "$scratch/apptainer-cache" "$scratch/apptainer-tmp"
-    printf ' %q' "${command[@]}"
-    echo
+    [ -z "$mirror" ] || show "${base[@]}"
+    show "${command[@]}"
     exit 0
 fi
 for module in "${modules[@]}"; do
@@ -86,10 +112,11 @@ command -v apptainer >/dev/null || die "no apptainer on the PATH; on a cluster a
 [ ! -e "$image" ] || die "$image is there already; move it away first (jobs may be using it)"
 export APPTAINER_CACHEDIR=$scratch/apptainer-cache APPTAINER_TMPDIR=$scratch/apptainer-tmp
 mkdir -p "$APPTAINER_CACHEDIR" "$APPTAINER_TMPDIR" || exit 1
-trap 'rm -rf "$image.part" "$APPTAINER_TMPDIR"' EXIT
+trap 'rm -rf "$image.part" "$image.base" "$APPTAINER_TMPDIR"' EXIT
 cd "$root" || exit 1
+[ -z "$mirror" ] || "${base[@]}" || exit
 "${command[@]}" || exit
-apptainer test "$image.part" || exit
+"${try[@]}" || exit
 # a name that exists is a whole image: it is moved there when all is done
 mv "$image.part" "$image" || exit
 sha256sum "$image" | tee "$image.sha256"

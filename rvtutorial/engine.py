@@ -42,6 +42,7 @@ from rvtutorial.learner import (
     Interrupted,
     Options,
     OrderedDDPLearner,
+    Paused,
     Progress,
     pack,
     quiet,
@@ -510,8 +511,13 @@ def attempt(run: Run):
         run.update("went", peak_memory_mb=most, **values)
 
     state("running")
+    run.update("went", paused=None)
     try:
         yield
+    except Paused as err:
+        state("paused", str(err))
+        run.update("went", paused=err.epoch)
+        return
     except (KeyboardInterrupt, Interrupted) as err:
         state("interrupted", str(err) or "KeyboardInterrupt")
         raise
@@ -570,6 +576,7 @@ def run(
     patience: int
     | None = None,  # Epochs without a better `monitor` before stopping early
     monitor: str | None = None,  # A column of the log, val_loss by default
+    pause: int | None = None,  # Stop after so many epochs in all; the next call goes on
     checkpoint_minutes: float = 5.0,  # Between checkpoints within an epoch
     blend: str = "mean",  # How overlapping scores are joined: mean, as stock, or cosine
     store: SceneStore
@@ -582,7 +589,8 @@ def run(
     Weights, predictions and log are the same, byte for byte, for one seed, one machine
     and one number of threads, however often the run was interrupted. SIGTERM and SIGUSR1
     end it after the next batch with exit status 75 (`Interrupted`); the same call goes
-    on. Raises ValueError when the folder holds another run or the loss is no longer a
+    on. After `pause` epochs the run's state is paused, `epochs` and its schedule stay as
+    they are. Raises ValueError when the folder holds another run or the loss is no longer a
     number, FileNotFoundError when a label or a prediction is missing.
     """
     cfg = prepare(config)
@@ -590,12 +598,15 @@ def run(
     given = dict(engine=engine, precision=precision, onnx=onnx, keep=keep)
     how = chosen(folder, **given, patience=patience, monitor=monitor)
     engine = how.pop("engine")
+    if pause and (engine == "stock" or ddp):
+        raise ValueError("pause needs the fast engine on one device")
     digest = hashlib.sha256(repr([fingerprint(cfg, False), seed, how]).encode())
     options = Options(
         seed=seed,
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
         store=store or shared_store(),
+        pause=pause,
         checkpoint=Checkpoint(folder.path / "checkpoint.pt", digest.hexdigest()[:16]),
         **how,
     )

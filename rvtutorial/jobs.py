@@ -7,10 +7,10 @@ __all__ = ['EXIT_OK', 'EXIT_FAILED', 'EXIT_REQUEUE', 'EXIT_TERMINATED', 'SOCKET_
            'socket_folder', 'kernel_options', 'kernel_env', 'activity', 'Stop', 'Receiver', 'Signals', 'use_engine',
            'use_atomic_files', 'Busy', 'alive', 'lock', 'attempt_record', 'why_failed', 'run_notebook', 'execute',
            'run_params', 'keep_failed_notebook', 'room_for_the_last_word', 'stamp_notebook', 'work', 'log_to',
-           'run_job', 'done_or_other', 'run_member', 'LessonFailed', 'skip_flags', 'skipped', 'lesson_client',
-           'save_notebook', 'save_figures', 'failed_cell', 'run_lesson', 'clock', 'Progress', 'ticking', 'minutes',
-           'runs_table', 'find_parts', 'run_lessons', 'run_parts', 'cancel_since', 'closing_words', 'main', 'main_run',
-           'main_submit', 'main_lessons']
+           'run_job', 'done_or_other', 'run_member', 'first_asked', 'LessonFailed', 'skip_flags', 'skipped',
+           'lesson_client', 'save_notebook', 'save_figures', 'failed_cell', 'run_lesson', 'clock', 'Progress',
+           'ticking', 'minutes', 'runs_table', 'find_parts', 'run_lessons', 'run_parts', 'cancel_since',
+           'closing_words', 'main', 'main_run', 'main_submit', 'main_lessons']
 
 # %% ../nbs/C4_jobs.ipynb #735392ae
 import asyncio
@@ -18,6 +18,7 @@ import base64
 import configparser
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import platform
@@ -35,11 +36,10 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .clusters import SlurmError
 from rvtutorial.queues import (
     Job,
     JobFailed,
-    SlurmError,
-    answer,
     differences,
     job_notebook,
     parameters,
@@ -52,6 +52,7 @@ from rvtutorial.runs import (
     read_json,
     write_json,
 )
+from .sites import answer
 from .slurm import submit
 
 # %% ../nbs/C4_jobs.ipynb #f99a15e0
@@ -420,10 +421,15 @@ def work(
     attempts = [*went.get("attempts", []), record]
     keep_failed_notebook(folder, attempts[:-1])
     given, params = read_json(folder / "params.json"), run_params(notebook, folder)
-    job = dict(went.get("job") or {}, notebook=str(notebook), params=given)
+    job = went.get("job") or {}
+    if job.get("submission") in (None, record["submission"]):  # not a later turn
+        job = dict(job, notebook=str(notebook), params=given)
     run.update("went", state="running", why=None, attempts=attempts, job=job)
     with room_for_the_last_word(folder):
         state, why, code, text = execute(notebook, folder, params, signals)
+    paused = run.manifest["went"].get("paused") if state == "succeeded" else None
+    if paused:
+        state, why = "paused", f"paused after {paused} epochs, as asked"
     record.update(ended=now(), state=state, why=why)
     peak = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     run.update("went", state=state, why=why, attempts=attempts, peak_memory_mb=peak)
@@ -495,8 +501,36 @@ def run_member(tasks: str | Path, index: int) -> int:
     doc = read_json(tasks, None)
     if doc is None:
         raise FileNotFoundError(f"there is no {tasks}")
-    home = Path(tasks).resolve().parent
-    return run_job(doc["folders"][index], home / doc["notebook"], str(home), index)
+    home, folder = Path(tasks).resolve().parent, Path(doc["folders"][index])
+    if Run(folder).state != "succeeded" and "params" in doc:
+        params = first_asked(doc.get("before"), folder, doc["params"][index])
+        if params is None:
+            return EXIT_OK
+        write_json(folder / "params.json", params)
+    return run_job(folder, home / doc["notebook"], str(home), index)
+
+
+def first_asked(before: str | None, folder: Path, params: dict) -> dict | None:
+    """The parameters of a run after `before` was asked; None if the run is not needed.
+
+    So a trial's values can be chosen when it begins, and a second round can look at the
+    first, without a process that has to watch over them. A run that is not needed ends
+    as skipped, or stays paused, with the reason.
+    """
+    if before is None:
+        return params
+    module, _, name = before.partition(":")
+    said = getattr(importlib.import_module(module), name)(folder, params)
+    run = Run(folder)
+    if isinstance(said, dict):
+        if not run.manifest.get("asked"):  # else its values are settled
+            run.update("went.job", params=said)
+        return said
+    paused = run.manifest.get("went", {}).get("paused")
+    state = "paused" if paused else "skipped"
+    run.update("went", state=state, why=str(said or "not needed"))
+    print(f"{now()} {folder.name} {state}: {said}", flush=True)
+    return None
 
 # %% ../nbs/C4_jobs.ipynb #cd075eae
 class LessonFailed(RuntimeError):

@@ -722,7 +722,7 @@ class _Record:
 
     @property
     def state(self) -> str:
-        "queued, running, succeeded, failed or interrupted; `unfinished` if unknown."
+        "queued, running, succeeded, failed, paused, ...; `unfinished` if unknown."
         said = self.manifest.get("went", {}).get("state")
         whole = (self.path / "bundle" / "model-bundle.zip").exists()
         return said or ("succeeded" if whole else "unfinished")
@@ -872,6 +872,11 @@ class Run(_Inputs):
         "The values the run was asked for, or what its config says about them."
         asked = self.manifest.get("asked", {}).get("hyperparams")
         return asked or _hyperparams_in(self.config)
+
+    @property
+    def paused(self) -> int | None:
+        "Epochs after which the training paused, None if it did not."
+        return self.manifest.get("went", {}).get("paused")
 
     def log(self):
         "DataFrame of the epochs so far, with Raster Vision's column names."

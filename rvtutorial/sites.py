@@ -43,6 +43,7 @@ class Node:
 
     parallel: int = 2  # Members of one submission that run at one time
     warn: int = 120  # Seconds between the warning and the end of the time
+    restarts: int = 10  # Further turns of a job whose time was over before its work
     modules: tuple[str, ...] = ()  # For `module load`, in this order
     image: str | None = None  # Container image that jobs run in
     binds: tuple[str, ...] = ()  # Folders for the container: host:container[:ro]
@@ -62,7 +63,7 @@ _TEXTS = dict.fromkeys(
 _TEXTS |= {"mem": (_MEMORY, "'16G', with a unit")}
 _TEXTS |= {"time": (_TIME, "'02:30:00', '1-12:00:00' or 150 (minutes)")}
 _TEXTS |= dict.fromkeys(("image", "python", "data", "scratch"), (_PATH, "'/a/path'"))
-_LEAST = {"cpus": 1, "nodes": 1, "parallel": 1, "warn": 0}
+_LEAST = {"cpus": 1, "nodes": 1, "parallel": 1, "warn": 0, "restarts": 0}
 MANAGED = {"--" + word for word in (
     "account partition qos gres mem time cpus-per-task nodes ntasks array output error "
     "chdir export signal requeue no-requeue open-mode parsable job-name wrap dependency"

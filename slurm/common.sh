@@ -52,6 +52,7 @@ for name in "account partition qos gres mem time cpus image data scratch".split(
 for name in ("modules", "binds", "extra"):
     print(f"site_{name}=({shlex.join(getattr(site, name))})")
 print(f"site_queue={site.queue} site_nodes={site.nodes} site_nv={int(site.nv)}")
+print(f"home={shlex.quote(str(runs.Workspace().home))}")
 PY
     ) || exit 2
     eval "$text"
@@ -67,6 +68,8 @@ job_text() { # print the job: a script in which every value is quoted
     printf 'scratch=$(mktemp -d %s/rvtutorial.XXXXXX)\n' "$(quoted_scratch)"
     # shellcheck disable=SC2016
     printf '%s\n' 'trap '\''rm -rf "$scratch"'\'' EXIT' 'mkdir "$scratch/home"'
+    # scenes that are made on first use lie in the course's folder, for a job too
+    [ -n "$data" ] || printf 'export {,APPTAINERENV_}RVTUTORIAL_HOME=%q\n' "$home"
     for word in "${run[@]}"; do line+=$(printf ' %q' "$word"); done
     if [ -z "$site_image" ]; then
         # shellcheck disable=SC2016
@@ -88,7 +91,8 @@ quoted_scratch() { # the folder for temporary files, as it stands in the job
 bind_options() { # what the container shows: this run's folder, the data, the site's binds
     local bind
     printf -- '--pwd %q --bind %q \\\n    ' "$output" "$output"
-    [ -z "$data" ] || printf -- '--bind %q \\\n    ' "$data:$data:ro"
+    if [ -n "$data" ]; then bind=$data:$data:ro; else bind=$home; fi
+    printf -- '--bind %q \\\n    ' "$bind"
     for bind in "${site_binds[@]}"; do printf -- '--bind %q \\\n    ' "$bind"; done
     [ "$site_nv" = 0 ] || printf -- '--nv \\\n    '
 }

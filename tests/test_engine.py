@@ -111,6 +111,23 @@ def test_a_training_that_was_cut_goes_on_and_ends_the_same(data, finished, tmp_p
 
 
 @pytest.mark.slow
+def test_a_pause_changes_nothing_in_the_end(data, finished, tmp_path):
+    cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
+    engine.run(cfg, progress=False, pause=1)
+    assert (run.state, run.paused, len(run.log())) == ("paused", 1, 1)
+    assert not (run.path / "predict").exists()
+    engine.run(cfg, progress=False, pause=1)  # asked for no more: nothing is done
+    assert (run.state, len(run.log())) == ("paused", 1)
+    engine.run(cfg, progress=False)
+    assert (run.state, run.paused) == ("succeeded", None)
+    assert produce(run) == produce(finished)
+    with pytest.raises(ValueError, match="pause must be after 1 epoch"):
+        engine.run(configure(data, tmp_path / "c"), progress=False, pause=-1)
+    with pytest.raises(ValueError, match="pause needs the fast engine"):
+        engine.run(configure(data, tmp_path / "c"), engine="stock", pause=1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_saves_and_exits_with_75(data, finished, tmp_path, name):
     cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")

@@ -14,7 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rvtutorial import queues, sites, slurm
+from rvtutorial import clusters, queues, sites, slurm
+from rvtutorial.clusters import SLURM, WORDS
 from rvtutorial.queues import merge, parameters
 from rvtutorial.runs import Run, packaged, read_json, write_json
 from rvtutorial.slurm import Job, JobFailed, Site, SlurmError, submit, submit_many
@@ -27,7 +28,8 @@ def own_queue(tmp_path_factory, monkeypatch):
     "A queue and a configuration folder that nobody else uses."
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path_factory.mktemp("queue")))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
-    monkeypatch.setattr(queues, "_asked", {})
+    SLURM.forget()
+    monkeypatch.setattr(clusters, "WAITS", ())
 
 
 def notebook(path: Path, params: str, *cells: str) -> Path:
@@ -219,7 +221,7 @@ while :; do
 done
 [ "$code" != 138 ] || code=75  # warned before the runner could listen
 # 75: interrupted by the warning before the end of its time; ask for another turn
-if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then
+if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
   trap '' TERM USR1
   # the last member's own id is the whole array's, so a member is named ARRAY_TASK
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" && sleep 60
@@ -434,6 +436,88 @@ def test_queue_takes_turns_and_cancels(tmp_path):
     assert not (tmp_path / "y" / "second" / "notebook.ipynb").exists()
 
 
+HOOK = """
+def ask(folder, params):
+    return "not promoted" if params["a"] == 2 else params | {"b": folder.name}
+"""
+
+
+def test_a_run_is_asked_when_it_begins(tmp_path, quick, monkeypatch):
+    "Its parameters may change then, or it is not needed after all."
+    (tmp_path / "choose.py").write_text(HOOK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    runs = {tmp_path / f"r{i}": {"a": i} for i in (1, 2)}
+    job = submit_many(runs, notebook=quick, before="choose:ask").wait(progress=False)
+    assert list(job.states().values()) == ["succeeded", "skipped"]
+    assert read_json(tmp_path / "r1" / "got.json") == [1, "r1"]
+    assert "r2  skipped  (not promoted)" in repr(job)
+    assert not (tmp_path / "r2" / "notebook.ipynb").exists()
+
+
+def test_what_a_job_waits_for_is_checked(tmp_path, quick):
+    book = notebook(tmp_path / "bad.ipynb", "a = 1", "assert False, 'no'")
+    job = submit(tmp_path / "bad", {}, notebook=book)
+    second = submit(tmp_path / "second", {}, notebook=quick, after=job, needs=True)
+    third = submit(tmp_path / "third", {}, notebook=quick, after=[job, second])
+    third.wait(progress=False)
+    with pytest.raises(JobFailed, match="a run that it needs did not succeed"):
+        second.wait(progress=False)
+    with pytest.raises(ValueError, match="bad has failed, and it is needed"):
+        submit(tmp_path / "fourth", {}, notebook=quick, after=job, needs=True)
+    assert not (tmp_path / "fourth").exists()
+
+
+def test_two_turns_of_one_run(tmp_path):
+    "A run may be queued behind its own earlier turn, once."
+    text = "import time\ntime.sleep(1)\nopen(f'turn{pause}', 'w').close()"
+    book = notebook(tmp_path / "turns.ipynb", "a = 1\npause = None", text)
+
+    def both():
+        first = submit(tmp_path / "r", {"pause": 1}, notebook=book)
+        return submit(tmp_path / "r", {"pause": 2}, notebook=book, after=first)
+
+    job = both()
+    wait_for(lambda: job.states()[tmp_path / "r"] == "running")
+    assert both().states()[tmp_path / "r"] in ("queued", "running")
+    assert len(list((tmp_path / "jobs").iterdir())) == 2
+    other = submit(tmp_path / "r", {"pause": 3}, notebook=book, after=job)
+    other.cancel()
+    wait_for(lambda: other.done)
+    assert not (tmp_path / "r" / "turn3").exists()
+
+
+@pytest.mark.parametrize(
+    "script, ends",
+    [
+        ("sleep 30", (-signal.SIGUSR1, False)),
+        ("trap '' USR1; exec sleep 30", (-signal.SIGTERM, True)),
+        ("trap '' USR1 TERM; sleep 30", (-signal.SIGKILL, True)),
+        ("trap 'exit 75' USR1; sleep 30 & wait", (75, False)),
+        ("exit 3", (3, False)),
+    ],
+)
+def test_the_local_queue_ends_what_takes_too_long(script, ends, monkeypatch):
+    monkeypatch.setattr(queues, "KILL_WAIT", 0.3)
+    child = subprocess.Popen(["bash", "-c", script], start_new_session=True)
+    assert queues.end_in_time(child, 0.9, 0.5) == ends
+
+
+def test_a_lost_number_is_found_by_the_name(cluster, tmp_path, quick, monkeypatch):
+    "Killed between sbatch and the note of its number: found again, not queued twice."
+    job = submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    home = Path(Run(tmp_path / "r").manifest["went"]["job"]["submission"])
+    write_json(home / "job.json", {"queue": "slurm"})
+    assert job.states() == {tmp_path / "r": "queued"}  # just sent, perhaps
+    os.utime(home / "job.json", (1, 1))
+    queues._SOUGHT.clear()
+    assert job.states() == {tmp_path / "r": "lost"}
+    cluster.answers(squeue={"out": "221|0|RUNNING|None\n"})
+    monkeypatch.setattr(queues, "find_job", lambda name: "221")
+    queues._SOUGHT.clear()
+    assert job.states() == {tmp_path / "r": "running"}
+    assert read_json(home / "job.json")["id"] == "221"
+
+
 def wait_for(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
@@ -542,9 +626,9 @@ def test_states_from_record_and_queue(state, attempt, word, reason, expected):
 
 
 def test_every_word_of_slurm_has_one_of_ours():
-    assert len(queues.WORDS) == len(set(queues.WORDS)) > 20
+    assert len(WORDS) == len(set(WORDS)) > 20
     ours = {"queued", "running", "succeeded", "failed", "interrupted", "cancelled"}
-    assert set(queues.WORDS.values()) == ours | {
+    assert set(WORDS.values()) == ours | {
         "timed out",
         "out of memory",
         "node lost",
@@ -590,12 +674,16 @@ class Pretended:
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines]
 
+    def called(self, name):
+        return [call for call in self.calls if call[0] == name]
+
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
     made = Pretended(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{made.bin}:/usr/bin:/bin")
     made.answers(sbatch={"out": "221\n"}, squeue={"out": ""}, sacct={"code": 1})
+    made.answers(**dict.fromkeys(("sinfo", "sacctmgr", "scontrol"), {"code": 1}))
     return made
 
 
@@ -609,7 +697,7 @@ def test_a_submission_to_slurm(cluster, tmp_path, quick, monkeypatch):
     cluster.answers(sbatch={"out": "221;farm\n", "err": "a notice of the site\n"})
     runs = {tmp_path / f"r{i}": {"a": i} for i in range(3)}
     job = submit_many(runs, site=FARM, notebook=quick)
-    name, args, env = cluster.calls[0]
+    name, args, env = cluster.called("sbatch")[0]
     assert name == "sbatch" and "--array=0-2%2" in args and "--account=crops" in args
     assert not [
         k for k in env if k.startswith(("SLURM_", "SBATCH_")) and k != "SLURM_CONF"
@@ -627,7 +715,7 @@ def test_states_come_from_squeue_then_sacct(cluster, tmp_path, quick, monkeypatc
     job = submit_many(runs, site=FARM, notebook=quick)
     lines = "221|0|RUNNING|None\n221|1|PENDING|Resources\n221|2|CANCELLED|None\n"
     cluster.answers(squeue={"out": lines})
-    queues._asked.clear()
+    SLURM.forget()
     assert list(job.states().values()) == ["running", "queued", "cancelled"]
     assert "r1  queued  (Resources)" in repr(job)
     cluster.answers(
@@ -635,17 +723,17 @@ def test_states_come_from_squeue_then_sacct(cluster, tmp_path, quick, monkeypatc
     )
     lines = "221_0|TIMEOUT\n221_1|OUT_OF_MEMORY\n221_2|CANCELLED by 1000\n"
     cluster.answers(sacct={"out": lines})
-    queues._asked.clear()
+    SLURM.forget()
     assert list(job.states().values()) == ["timed out", "out of memory", "cancelled"]
 
 
 def test_a_silent_slurm_loses_nothing(cluster, tmp_path, quick):
     job = submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     cluster.answers(squeue={"code": 1, "err": "Unable to contact slurm controller"})
-    queues._asked.clear()
+    SLURM.forget()
     assert repr(job) == "r  queued  (Slurm does not answer)"
     cluster.answers(squeue={"code": 1, "err": "Invalid job id specified"})
-    queues._asked.clear()
+    SLURM.forget()
     assert job.states() == {tmp_path / "r": "lost"}
 
 
@@ -654,7 +742,7 @@ def test_slurm_is_asked_seldom(cluster, tmp_path, quick):
     job = submit_many(runs, site=FARM, notebook=quick)
     lines = "".join(f"221|{i}|PENDING|Priority\n" for i in range(100))
     cluster.answers(squeue={"out": lines})
-    queues._asked.clear()
+    SLURM.forget()
     for _ in range(5):
         assert set(job.states().values()) == {"queued"}
     assert [call[0] for call in cluster.calls].count("squeue") == 1
@@ -663,7 +751,7 @@ def test_slurm_is_asked_seldom(cluster, tmp_path, quick):
 def test_a_run_in_the_queue_is_not_queued_twice(cluster, tmp_path, quick):
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     cluster.answers(squeue={"out": "221|0|PENDING|Priority\n"})
-    queues._asked.clear()
+    SLURM.forget()
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert [call[0] for call in cluster.calls].count("sbatch") == 1
 
@@ -675,7 +763,7 @@ def test_cancelling_on_slurm(cluster, tmp_path, quick):
         squeue={"out": "221|0|RUNNING|None\n221|2|PENDING|None\n"}, scancel={}
     )
     Run(tmp_path / "r1").update("went", state="succeeded")
-    queues._asked.clear()
+    SLURM.forget()
     job.cancel()
     assert cluster.calls[-1][:2] == ["scancel", ["221_0", "221_2"]]
 
@@ -710,7 +798,7 @@ def test_folders_that_slurm_would_read_as_patterns_are_refused(
 ):
     with pytest.raises(ValueError, match="reads as a pattern"):
         submit(tmp_path / "100%" / "r", {}, site=FARM, notebook=quick)
-    assert cluster.calls == []
+    assert cluster.calls == [] and not (tmp_path / "100%").exists()
 
 
 def run_script(home: Path, **env) -> subprocess.Popen:
@@ -723,7 +811,7 @@ def test_the_warning_ends_in_a_requeue_of_this_member_only(cluster, tmp_path):
     book = notebook(tmp_path / "long.ipynb", "a = 1", "import time\ntime.sleep(60)")
     runs = {tmp_path / f"r{i}": {} for i in range(2)}
     submit_many(runs, site=FARM, notebook=book)
-    home = Path(cluster.calls[0][1][-1]).parent
+    home = Path(cluster.called("sbatch")[0][1][-1]).parent
     cluster.answers(scontrol={"code": 1})  # 1: refused, so the script does not wait
     ids = {
         "SLURM_JOB_ID": "221",
@@ -740,19 +828,19 @@ def test_the_warning_ends_in_a_requeue_of_this_member_only(cluster, tmp_path):
     assert (went["state"], went["why"]) == ("interrupted", "SIGUSR1")
     assert went["attempts"][0]["slurm"]["array_task_id"] == "1"
     cluster.answers(squeue={"out": "221|0|PENDING|None\n221|1|PENDING|BeginTime\n"})
-    queues._asked.clear()
+    SLURM.forget()
     assert repr(Job(tmp_path / "r1")) == "r1  queued  (BeginTime)"
 
 
 def test_a_module_that_is_missing_is_found_in_the_log(cluster, tmp_path, quick):
     site = FARM.replace(modules=("nosuch",))
     job = submit(tmp_path / "r", {}, site=site, notebook=quick)
-    home = Path(cluster.calls[0][1][-1]).parent
+    home = Path(cluster.called("sbatch")[0][1][-1]).parent
     done = subprocess.run(["bash", home / "job.sh"], capture_output=True, text=True)
     assert done.returncode == 1 and "no module nosuch" in done.stderr
     (home / "slurm-221_0.out").write_text(done.stderr)
     cluster.answers(squeue={"out": "221|0|FAILED|NonZeroExitCode\n"})
-    queues._asked.clear()
+    SLURM.forget()
     with pytest.raises(JobFailed, match="no module nosuch"):
         job.wait(progress=False)
 

@@ -1,6 +1,9 @@
 """Sweeps: grids, names, strict sweep files, folders that go on, leaderboards."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +11,22 @@ import yaml
 from fake_runs import evaluation, write_log
 from hypothesis import given
 from hypothesis import strategies as st
+from light_job import light_job
 
 from rvtutorial import sweep as sweeps
+from rvtutorial import trials as at_work
 from rvtutorial.runs import Hyperparams, Run
-from rvtutorial.sweep import Sweep, grid, in_words, read_sweep, start
-from rvtutorial.sweepfile import Trial, read_record, short, trial_names, write_record
+from rvtutorial.search import open_study
+from rvtutorial.sweep import Sweep, grid, in_words, next_round, read_sweep, start
+from rvtutorial.sweepfile import (
+    SweepFile,
+    Trial,
+    read_record,
+    short,
+    trial_names,
+    write_record,
+)
+from rvtutorial.trials import before, gpus, refuse_full_disk, run_size, worked
 
 RATES = [1e-2, 1e-3, 1e-4, 1e-5]
 BASE = {"preset": "smoke", "data": "/data"}
@@ -99,7 +113,29 @@ P = "method: grid\nparameters:\n  "
     "text, message",
     [
         ("methd: grid\n", "my.yaml, line 1: there is no key 'methd'; did you mean 'method'"),
-        ("method: random\n", "line 1: there is no method 'random'"),
+        ("method: random\n" + P[13:] + "lr: {min: 0.1, max: 0.2}\n", "random has no end: say how many trials with run_cap"),
+        ("method: rndom\n", "line 1: there is no method 'rndom'; did you mean 'random'"),
+        ("method: random\nrun_cap: 3\n" + P[13:] + "lr: {min: 0.2, max: 0.1}\n", "line 4: lr: min must be below max, got 0.2 and 0.1"),
+        ("method: random\nrun_cap: 3\n" + P[13:] + "lr: {min: 0.2, max: 3}\n", "line 4: lr must be .*got [23]"),
+        ("method: bayes\nrun_cap: 3\n" + P[13:] + "lr: {min: 0.2, max: 3}\n", "line 4: lr must be .*got 3"),
+        ("method: random\nrun_cap: 3\n" + P[13:] + "lr: {distribution: beta, min: 0, max: 1}\n", "line 4: lr: there is no distribution 'beta'"),
+        ("method: random\nrun_cap: 9\n" + P[13:] + "seed: {min: 0, max: 2}\n", "line 2: there are only 3 different trials, not 9"),
+        ("method: random\nrun_cap: 3\n" + P[13:] + "lr: {value: 1e-3}\n", "line 1: nothing to draw for random"),
+        (P + "lr: {min: 1e-3}\n", "line 3: lr: write value, values, or min and max; found min"),
+        (P + "pause: {value: 3}\n", "line 3: there is no parameter 'pause'"),
+        (P + "a:\n    parameters:\n      lr: {value: 1}\n  b:\n    parameters:\n      lr: {value: 2}\n", "line 8: lr stands already in line 5"),
+        (P + "a:\n    parameters:\n      epoch: {value: 1}\n", "line 5: there is no parameter 'epoch'; did you mean 'epochs'"),
+        (P + "a: {parameters: {}}\n", "line 2: name at least one parameter"),
+        ("program: train.py\n" + P + "lr: {value: 1}\n", "line 1: program must be a job notebook: .*'train.py'; known are"),
+        ("program: hello\n" + P + "lr: {value: 1}\n", "line 4: there is no parameter 'lr'"),
+        ("seed: -1\n" + P + "lr: {value: 1}\n", "line 1: seed must be a whole number from 0"),
+        ("metric: {name: f1, target: 90}\n" + P + "lr: {value: 1}\n", "line 1: target must be a number above 0"),
+        ("early_terminate: {type: hyperband, min_iter: 9}\n" + P + "lr: {value: 1}\n", "line 1: no rung lies before the end"),
+        ("early_terminate:\n  type: hyperband\n  min_itr: 9\n" + P + "lr: {value: 1}\n", "line 1: .*did you mean 'min_iter'"),
+        ("early_terminate: {min_iter: 1}\n" + P + "epochs: {values: [2, 4]}\n", "line 1: rungs are counted in epochs"),
+        ("early_terminate: {min_iter: 1}\nmetric: accuracy\n" + P + "lr: {value: 1}\n", "line 1: there is no accuracy"),
+        ("early_terminate: {min_iter: 1}\nmethod: bayes\nrun_cap: 3\n" + P[13:] + "lr: {min: 0.1, max: 0.2}\n", "line 1: bayes learns from whole trainings"),
+        ("method: random\nrun_cap: 2\n" + P[13:] + "chip_sz: {value: 200}\n  stride_length: {min: 190, max: 230}\n", "line 5: stride_length 2.. is larger"),
         (P + "lr: {values: [1e-3]}\n  lr: {value: 1}\n", "line 4: parameters.lr stands already in line 3"),
         (P + "lr:\n    values: [1e-3]\n    values: [1e-4]\n", "line 5: parameters.lr.values stands already"),
         (P + "epochs: {value: 2}\n  epoch: {value: 8}\n", "line 4: there is no parameter 'epoch'; did you mean 'epochs'"),
@@ -163,8 +199,9 @@ def test_the_record_comes_back_as_it_was(tmp_path):
         Trial("a", "a", {"lr": 1e-05, "augment": False, "scaling": "0,255"}),
         Trial("b", "../first", {"lr": 0.1, "seed": None}),
     ]
-    write_record(tmp_path, fixed, trials)
-    assert read_record(tmp_path) == (fixed, trials)
+    write_record(tmp_path, SweepFile(fixed, {}), trials)
+    plan, found = read_record(tmp_path)
+    assert (plan.fixed, plan.method, found) == (fixed, "grid", trials)
     assert {p.name for p in tmp_path.iterdir()} == {"sweep.yaml", "trials.csv"}
     with pytest.raises(FileNotFoundError, match="no sweep folder"):
         read_record(tmp_path / "else")
@@ -175,12 +212,14 @@ def queue(monkeypatch):
     "A queue that notes what it is handed, and runs nothing."
     handed = []
 
-    def submit_many(runs, site):
+    def submit_many(runs, site, notebook, **order):
         handed.append({folder.name: params for folder, params in runs.items()})
+        handed[-1:] = handed[-1:] if not order else [{**handed[-1], **order}]
+        return "job"
 
-    monkeypatch.setattr(sweeps, "submit_many", submit_many)
-    monkeypatch.setattr(sweeps, "check_params", lambda notebook, params: params)
-    monkeypatch.setattr(sweeps, "job_notebook", lambda name: name)
+    monkeypatch.setattr(at_work, "submit_many", submit_many)
+    monkeypatch.setattr(at_work, "check_params", lambda notebook, params: params)
+    monkeypatch.setattr(at_work, "job_notebook", lambda name: name)
     return handed
 
 
@@ -240,6 +279,9 @@ def test_from_one_file_and_from_one_cell_the_same_sweep(tmp_path, queue):
     a = start(tmp_path / "a", path)
     b = start(tmp_path / "b", grid(lr=RATES), BASE)
     assert queue[0] == queue[1] and (a.trials, a.fixed) == (b.trials, b.fixed)
+    for name in ("sweep.yaml", "trials.csv"):  # but for the sweep's name, byte by byte
+        texts = [(tmp_path / s / name).read_text() for s in "ab"]
+        assert texts[0] == texts[1].replace("name: b\n", "name: a\n")
 
 
 def test_going_on_and_extending(tmp_path, queue):
@@ -265,7 +307,7 @@ def test_going_on_and_extending(tmp_path, queue):
         (grid(lr=[7]), BASE, "lr must be"),
         (grid(lr=[1e-3, "0.001"]), BASE, "more than once"),
         (grid(data=["a"]), BASE, "data is part of the base"),
-        (grid(epochs=[2]), {**BASE, "epochs": 2}, "use Sweep.extend"),
+        (grid(epochs=[2]), {**BASE, "epochs": 2}, "epochs is part of the base"),
         (grid(epoch=[2]), BASE, "did you mean 'epochs'"),
     ],
 )
@@ -273,10 +315,13 @@ def test_another_sweep_is_refused_and_nothing_changes(
     tmp_path, queue, trials, base, message
 ):
     start(tmp_path, grid(lr=RATES), BASE)
-    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     with pytest.raises(ValueError, match=message):
         start(tmp_path, trials, base)
-    assert len(queue) == 1 and {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert (
+        len(queue) == 1
+        and {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    )
 
 
 def test_a_bad_sweep_leaves_no_folder(tmp_path, queue, monkeypatch):
@@ -289,7 +334,7 @@ def test_a_bad_sweep_leaves_no_folder(tmp_path, queue, monkeypatch):
     def refuse(notebook, params):
         raise ValueError("'lr' is no parameter of hello")
 
-    monkeypatch.setattr(sweeps, "check_params", refuse)
+    monkeypatch.setattr(at_work, "check_params", refuse)
     with pytest.raises(ValueError, match="no parameter"):
         start(tmp_path / "s", grid(lr=RATES), BASE)
     assert not (tmp_path / "s").exists() and not queue
@@ -371,3 +416,330 @@ def test_words_for_one_and_for_a_clear_winner(tmp_path, queue):
     finish(sweep.runs()["lr=1e-4"], scenes(0.5), lr=1e-4)
     both = in_words(sweep.leaderboard())
     assert "told apart" not in both and both.endswith("It is better than lr=1e-4.")
+
+
+# ------------------------------------------------------------- drawn sweeps
+
+RANDOM = {
+    "method": "random",
+    "run_cap": 3,
+    "seed": 4,
+    "parameters": {
+        "lr": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1},
+        "batch_sz": {"values": [4, 8, 16]},
+        "epochs": {"value": 4},
+    },
+}
+TEXT = """
+method: random
+run_cap: 3
+seed: 4
+parameters:
+  lr: {distribution: log_uniform_values, min: 1e-5, max: 1e-1}
+  batch_sz: {values: [4, 8, 16]}
+  epochs: {value: 4}
+"""
+
+
+def test_random_from_a_file_from_a_dictionary_and_from_its_own_record(tmp_path, queue):
+    plan = read(tmp_path, TEXT)
+    assert plan == read_sweep(RANDOM) and len(plan.trials()) == 3
+    sweep = start(tmp_path / "s", RANDOM, BASE)
+    again = read_sweep(tmp_path / "s" / "sweep.yaml")
+    assert again.trials() == plan.trials() == [t.parameters for t in sweep.trials]
+    assert [t.name for t in sweep.trials] == trial_names(plan.trials())
+
+
+def test_a_random_sweep_goes_on_and_is_extended_by_a_number(tmp_path, queue):
+    first = start(tmp_path / "s", RANDOM, BASE).trials
+    assert start(tmp_path / "s", RANDOM, BASE).trials == first
+    with pytest.raises(ValueError, match="use Sweep.extend"):
+        start(tmp_path / "s", RANDOM | {"run_cap": 5}, BASE)
+    with pytest.raises(ValueError, match="parameters: its own distributions"):
+        start(tmp_path / "s", RANDOM | {"seed": 5}, BASE)
+    more = Sweep(tmp_path / "s").extend(2)
+    assert more.trials[:3] == first and len(more.trials) == 5
+    assert [t.parameters for t in more.trials] == read_sweep(
+        RANDOM | {"run_cap": 5}
+    ).trials()
+    assert start(tmp_path / "s", RANDOM | {"run_cap": 5}, BASE).trials == more.trials
+    with pytest.raises(ValueError, match="grid is extended by a list"):
+        start(tmp_path / "g", grid(lr=RATES), BASE).extend(2)
+
+
+def test_a_grid_takes_ranges_with_steps_and_groups():
+    content = {
+        "parameters": {
+            "epochs": {"min": 2, "max": 4},
+            "how": {"parameters": {"seed": {"values": [0]}, "lr": {"value": 1e-3}}},
+        }
+    }
+    plan = read_sweep(content)
+    assert plan.fixed == {"lr": 1e-3}
+    assert plan.trials() == grid(epochs=[2, 3, 4], seed=[0])
+    steps = {"lr": {"distribution": "q_uniform", "min": 0.1, "max": 0.3, "q": 0.1}}
+    assert read_sweep({"parameters": steps}).trials() == grid(lr=[0.1, 0.2, 0.3])
+
+
+def test_one_parameter_in_two_groups_of_a_dictionary():
+    group = {"parameters": {"lr": {"values": [1e-3]}}}
+    with pytest.raises(ValueError, match=r"lr stands already in parameters\.a\.param"):
+        read_sweep({"parameters": {"a": group, "b": group}})
+
+
+def test_progress_on_a_terminal_in_a_file_and_not_at_all(capsys):
+    now = at_work.Progress({"running": 1}, "", 60, 30, 2)
+    after = at_work.Progress({"succeeded": 1}, "", 90, 0, 3)
+    looks = iter([now, now, after])
+    found = at_work.follow(lambda: next(looks), every=0)
+    lines = capsys.readouterr().err.splitlines()
+    assert found is after and len(lines) == 2  # one for each change
+    assert lines[0] == "1 running; 1:00 worked; about 0:30 left; 2 GPU-minutes"
+    at_work.follow(lambda: after, quiet=True)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(TimeoutError, match="still at work after 0 s: 1 running"):
+        at_work.follow(lambda: now, every=0, timeout=0, quiet=True)
+
+
+def test_own_job_notebook_beside_the_sweep_file(tmp_path):
+    light_job(tmp_path / "light.ipynb", "x")
+    good = "program: light.ipynb\n" + P + "lr: {values: [1e-3]}\n"
+    assert read(tmp_path, good).program == str(tmp_path / "light.ipynb")
+    with pytest.raises(ValueError, match="no parameter 'batch_sz'"):
+        read(tmp_path, good + "  batch_sz: {value: 3}\n")
+
+
+# ------------------------------------------------------------- trials that ask
+
+BAYES = RANDOM | {"method": "bayes", "run_cap": 4}
+
+
+def test_bayes_asks_when_a_trial_starts_and_learns_from_the_finished(tmp_path, queue):
+    sweep = start(tmp_path, BAYES, BASE)
+    assert [t.name for t in sweep.trials] == [f"trial-{i}" for i in range(1, 5)]
+    assert queue[0]["before"] == at_work.HOOK and "lr" not in queue[0]["trial-1"]
+    runs = sweep.runs()
+    for name, state in [("trial-1", "succeeded"), ("trial-2", "failed")]:
+        runs[name].path.mkdir()
+        given = before(runs[name].path, queue[0][name])
+        assert before(runs[name].path, queue[0][name]) == given
+        finish(runs[name], scenes(0.8) if state == "succeeded" else None, state)
+        f1 = {"f1": 0.8} if state == "succeeded" else {}
+        runs[name].update("results", validation=f1)
+    runs["trial-3"].path.mkdir()
+    before(runs["trial-3"].path, queue[0]["trial-3"])
+    states = [t.state.name for t in open_study(tmp_path).trials]
+    assert states == ["COMPLETE", "FAIL", "RUNNING", "WAITING"]
+    assert open_study(tmp_path).best_value == 0.8
+    again = Sweep(tmp_path)  # the values are on record
+    assert again.trials[1].parameters == {k: given[k] for k in ("lr", "batch_sz")}
+    assert again.trials[3].parameters == {} and "lr" in again.trials[2].parameters
+    start(tmp_path, BAYES, BASE)
+    assert queue[1]["trial-3"]["lr"] == again.trials[2].parameters["lr"]
+    assert len(again.extend(2).trials) == 6
+    with pytest.raises(ValueError, match="extended by a number"):
+        again.extend(grid(lr=[1e-3]))
+
+
+LADDER = {"type": "hyperband", "min_iter": 1, "eta": 2}
+EARLY = {
+    "method": "grid",
+    "early_terminate": LADDER,
+    "parameters": {"epochs": {"value": 4}, "lr": {"values": RATES}},
+}
+
+
+def reach(run, epochs, f1, state="paused"):
+    "A run that has trained for so many epochs, with the same score after each."
+    write_log(run.path / "train" / "log.csv", epochs, 0)
+    text = (run.path / "train" / "log.csv").read_text().replace(",0.0,", f",{f1},")
+    (run.path / "train" / "log.csv").write_text(text.replace(",0.0,", f",{f1},"))
+    run.update("went", state=state)
+
+
+def test_rungs_are_handed_in_at_once_each_behind_the_one_before(tmp_path, queue):
+    start(tmp_path, EARLY, BASE)
+    pauses = [handed["lr=1e-3"].get("pause") for handed in queue]
+    assert pauses == [1, 2, None] and all(h["lr=1e-3"]["epochs"] == 4 for h in queue)
+    assert [h.get("after") for h in queue] == [None, "job", "job"]
+    assert all(h["before"] == at_work.HOOK for h in queue)
+
+
+def test_who_goes_on_is_decided_once_and_only_when_all_are_there(tmp_path, queue):
+    sweep = start(tmp_path, EARLY, BASE)
+    runs = sweep.runs()
+    for name, f1 in [("lr=1e-2", 0.5), ("lr=1e-3", 0.7), ("lr=1e-4", 0.5)]:
+        reach(runs[name], 1, f1)
+    said = before(runs["lr=1e-3"].path, queue[1]["lr=1e-3"])
+    assert said == "waits for a decision: lr=1e-5 has not reached epoch 1 yet"
+    assert not (tmp_path / "rungs.json").exists()
+    runs["lr=1e-5"].path.mkdir()
+    runs["lr=1e-5"].update("went", state="failed")  # counts as the worst
+    assert before(runs["lr=1e-3"].path, queue[1]["lr=1e-3"])["pause"] == 2
+    assert before(runs["lr=1e-2"].path, queue[1]["lr=1e-2"])["pause"] == 2  # a tie
+    assert (
+        before(runs["lr=1e-4"].path, queue[1]["lr=1e-4"])
+        == "not among the best after 1 epochs"
+    )
+    reach(runs["lr=1e-5"], 1, 0.9)  # too late
+    assert isinstance(before(runs["lr=1e-5"].path, queue[1]["lr=1e-5"]), str)
+    last = before(runs["lr=1e-3"].path, queue[2]["lr=1e-3"])
+    assert last == "waits for a decision: lr=1e-2 has not reached epoch 2 yet"
+    start(tmp_path, EARLY, BASE)  # goes on with what is left to do
+    assert [sorted(k for k in h if k[:2] == "lr") for h in queue[3:]] == [
+        ["lr=1e-2", "lr=1e-3"]
+    ] * 2
+    with pytest.raises(ValueError, match="has decided who goes on"):
+        Sweep(tmp_path).extend(grid(lr=[0.5]))
+
+
+def test_a_training_that_ended_by_itself_counts_with_its_last_epoch(tmp_path, queue):
+    sweep = start(tmp_path, EARLY, BASE)
+    runs = sweep.runs()
+    for i, run in enumerate(runs.values()):
+        reach(run, 2, 0.5 + 0.1 * i)
+    reach(runs["lr=1e-2"], 1, 0.95, state="succeeded")
+    found = at_work.rung_scores(tmp_path, sweep.plan, sweep.trials, 2)
+    assert found["lr=1e-2"] == 0.95 and found["lr=1e-3"] == 0.7
+
+
+def test_turns_of_a_queue_that_is_gone_are_forgotten(tmp_path, queue):
+    sweep = start(tmp_path, EARLY, BASE)
+    runs = sweep.runs()
+    gone = {"submission": str(tmp_path / "jobs" / "gone"), "index": 0, "params": {}}
+    reach(runs["lr=1e-3"], 1, 0.5, state="queued")
+    runs["lr=1e-3"].update("went", paused=1, job=gone)
+    runs["lr=1e-2"].path.mkdir()
+    runs["lr=1e-2"].update("went", state="running", job=gone)
+    assert set(sweep.status()["state"]) == {"lost", "new"}
+    at_work.note_lost(tmp_path, sweep.trials)
+    assert runs["lr=1e-3"].state == "paused" and runs["lr=1e-2"].state == "interrupted"
+
+
+def test_a_target_that_is_reached_ends_the_sweep(tmp_path, queue):
+    content = {
+        "metric": {"name": "f1", "target": 0.8},
+        "parameters": EARLY["parameters"],
+    }
+    sweep = start(tmp_path, content, BASE)
+    run = sweep.runs()["lr=1e-2"]
+    other = sweep.runs()["lr=1e-3"]
+    other.path.mkdir(exist_ok=True)
+    assert before(other.path, queue[0]["lr=1e-3"]) == queue[0]["lr=1e-3"]
+    finish(run, scenes(0.9), lr=1e-2)
+    run.update("results", validation={"f1": 0.85})
+    assert before(other.path, queue[0]["lr=1e-3"]) == "lr=1e-2 reached f1 0.850 of 0.8"
+    start(tmp_path, content, BASE)
+    assert len(queue) == 1
+
+
+# ------------------------------------------------------------- running it
+
+
+def test_retry_queues_the_failed_and_nothing_else(tmp_path, queue):
+    sweep = start(tmp_path, grid(lr=RATES), BASE)
+    finish(sweep.runs()["lr=1e-2"], scenes(0.9), lr=1e-2)
+    finish(sweep.runs()["lr=1e-3"], None, state="failed", lr=1e-3)
+    sweep.retry()
+    assert list(queue[1]) == ["lr=1e-3"]
+    sweep.go_on()
+    assert "lr=1e-4" in queue[2]
+
+
+def test_a_sweep_that_does_not_fit_leaves_no_folder(tmp_path, queue, monkeypatch):
+    usage = type("Usage", (), {"free": 3e9})
+    monkeypatch.setattr(at_work.shutil, "disk_usage", lambda path: usage)
+    base = {"preset": "version2", "data": "/data"}
+    with pytest.raises(
+        ValueError,
+        match=r"4 runs of 0.7 GB|4 runs of 675 MB need 3.4 GB, 3.0 GB are free",
+    ):
+        start(tmp_path / "s", grid(lr=RATES), base)
+    assert not (tmp_path / "s").exists() and not queue
+    start(tmp_path / "s", grid(lr=RATES), BASE)  # the small network fits
+
+
+def test_sizes_against_runs_that_were_measured():
+    "A UNet's run on 12 scenes of 650 px was 15 to 21 MB; a DeepLabV3's is near 1 GB."
+    each, extra = run_size(Hyperparams.of("sample"), 12 * 650 * 650)
+    assert 15e6 < each < 36e6 and extra > 4e6
+    each, _ = run_size(Hyperparams.of("version2"), 60 * 650 * 650)
+    assert 0.6e9 < each < 1.1e9
+    none, _ = run_size(Hyperparams.of("version2", scores="none"), 60 * 650 * 650)
+    assert none < each
+    room = at_work.Room(2, 1e9, 1e9, 3e9)
+    refuse_full_disk(Path("."), SweepFile({}, {}), [], room)
+
+
+@pytest.mark.parametrize(
+    "gres, count",
+    [
+        (None, 0), ("gpu", 1), ("gpu:2", 2), ("gpu:a100:4", 4), ("gpu:a100_1g.10gb:1", 1),
+        ("gpu:h200", 1), ("craynetwork:1,gpu:2", 2), ("gpu:tesla:2(S:0-1)", 2), ("shard:8", 0),
+    ],
+)  # fmt: skip
+def test_gpus_of_a_request(gres, count):
+    assert gpus(gres) == count
+
+
+def test_progress_counts_time_and_gpus(tmp_path, queue):
+    sweep = start(tmp_path, grid(lr=[1e-2, 1e-3]), BASE)
+    run = sweep.runs()["lr=1e-2"]
+    finish(run, scenes(0.9), lr=1e-2)
+    spans = [("2026-01-01T10:00:00+00:00", "2026-01-01T10:01:00+00:00")] * 2
+    run.update("went", attempts=[dict(started=a, ended=b) for a, b in spans])
+    run.update("results", validation={"f1": 0.9})
+    run.update("made_with", device="cuda:0")
+    now = sweep.progress()
+    assert worked(run) == 120 and now.gpu_minutes == 2
+    assert now.states == {"succeeded": 1, "new": 1} and now.over
+    assert now.best.startswith("lr=1e-2: pixel F1 0.9") and "95 % interval" in now.best
+
+
+def test_next_round_of_a_sweep(tmp_path, queue):
+    sweep = start(tmp_path, grid(lr=RATES), BASE)
+    with pytest.raises(ValueError, match="no runs"):
+        next_round(sweep)
+    recalls = {"lr=1e-2": 0.86, "lr=1e-3": 0.902, "lr=1e-4": 0.6, "lr=1e-5": 0.0}
+    for i, (name, run) in enumerate(sweep.runs().items()):
+        finish(run, scenes(recalls[name], seed=i), lr=float(name[3:]))
+    found = sweep.next_round()
+    assert [t["lr"] for t in found] == [2e-4, 5e-4, 2e-3, 5e-3]
+    assert found.reason.startswith(
+        "lr=1e-3 is better than all others. lr: 0.001 lies inside"
+    )
+    assert len(sweep.extend(found).trials) == 8
+
+
+LIGHT = """program: light.ipynb
+method: grid
+parameters:
+  epochs: {value: 2}
+  lr: {values: [1e-2, 0.9]}
+"""
+STARTER = """import sys
+from rvtutorial.sweep import start
+start(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_two_who_start_one_sweep_run_no_trial_twice(tmp_path, monkeypatch):
+    "On the real local queue; one of the trials fails, and is tried again when asked."
+    monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path / "queue"))
+    light_job(tmp_path / "light.ipynb", Path(__file__).parent)
+    (tmp_path / "s.yaml").write_text(LIGHT)
+    command = [sys.executable, "-c", STARTER, tmp_path / "s", tmp_path / "s.yaml"]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [starter.wait() for starter in both] == [0, 0]
+    sweep = Sweep(tmp_path / "s")
+    with pytest.raises(RuntimeError, match="the loss is not a number"):
+        sweep.wait(progress=False)
+    assert (tmp_path / "s" / "lr=1e-2" / "epochs.txt").read_text().split() == ["0", "1"]
+    tries = {n: len(r.manifest["went"]["attempts"]) for n, r in sweep.runs().items()}
+    assert tries == {"lr=1e-2": 1, "lr=0.9": 1}
+    assert len(list((tmp_path / "s" / "jobs").glob("*/tasks.json"))) == 1
+    with pytest.raises(RuntimeError, match="not a number"):
+        sweep.retry().wait(progress=False)
+    tries = {n: len(r.manifest["went"]["attempts"]) for n, r in sweep.runs().items()}
+    assert tries == {"lr=1e-2": 1, "lr=0.9": 2}

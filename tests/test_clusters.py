@@ -1,0 +1,141 @@
+"What Slurm says, read from text; the commands themselves run in tests/cluster."
+
+import math
+
+import pytest
+
+from rvtutorial import clusters
+from rvtutorial.clusters import Watcher, explain, minutes, misfit, read_nodes
+from rvtutorial.sites import Site
+
+NODES = read_nodes(
+    "gpu|1-00:00:00|32|256000|gpu:a100:4(S:0-1),gpu:a100_1g.10gb:7\n"
+    "gpu|1-00:00:00|64+|128000|(null)\n"
+    "cpu|infinite|8|64000|(null)\n"
+)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (150, 150),
+        ("150", 150),
+        ("30:30", 30.5),
+        ("02:30:00", 150),
+        ("1-12", 36 * 60),
+        ("1-12:30", 36 * 60 + 30),
+        ("2-00:00:30", 2880.5),
+        ("infinite", math.inf),
+        ("UNLIMITED", math.inf),
+    ],
+)
+def test_times_as_slurm_writes_them(text, expected):
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(partition="gpu", time="1-00:00:00", gres="gpu:a100:4", cpus=32), None),
+        (
+            dict(partition="gpu", gres="gpu:11"),
+            "gres gpu:11 is more than its nodes have",
+        ),
+        (dict(partition="gpu", gres="gpu:1", cpus=64), "gres gpu:1 is more"),
+        (dict(partition="gpu", gres="gpu:a100_1g.10gb:7", mem="200G"), None),
+        (dict(partition="gpu", mem="260000M"), "mem 260000M.*256000 MB"),
+        (dict(partition="cpu", gres="gpu:1"), "its nodes have: none"),
+        (dict(partition="cpu", time="99-00:00:00"), None),
+        (dict(partition="cpu,gpu", gres="gpu:1"), None),
+        (dict(partition="gpu", time="1-00:01:00"), "partition gpu allows: 1-00:00:00"),
+        (dict(cpus=65), "cpus 65 is more than its nodes have: 64"),
+        (dict(partition="qpu"), "partition 'qpu' is not one of cpu, gpu"),
+        (dict(), None),
+    ],
+)
+def test_what_fits_no_node_is_said_with_its_field(fields, words):
+    import re
+
+    said = misfit(Site(name="x", **fields), NODES)
+    assert said is None if words is None else re.search(words, said), said
+
+
+@pytest.mark.parametrize(
+    "said, field",
+    [
+        ("Invalid account or account/partition combination specified", "account"),
+        ("invalid partition specified: gppu", "partition"),
+        ("Invalid qos specification", "qos"),
+        ("Invalid generic resource (gres) specification", "gres"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "time"),
+        ("Memory specification can not be satisfied", "mem"),
+        ("CPU count per node can not be satisfied", "cpus"),
+        ("Node count specification invalid", "nodes"),
+        (
+            "Requested node configuration is not available",
+            "gres, mem, cpus or partition",
+        ),
+        ("sbatch: unrecognized option '--no-such'", "extra"),
+    ],
+)
+def test_a_refusal_names_the_field(said, field):
+    assert explain(f"sbatch: error: {said}") == f"Change {field} in the site file."
+
+
+def test_a_refusal_for_too_many_jobs_blames_no_field():
+    said = "Job violates accounting/QOS policy (job submit limit, user's size limits)"
+    assert "submit fewer" in explain(said)
+    assert explain("something new") == ""
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    "What ask_slurm answers, and what it was asked."
+    asked, replies = [], []
+
+    def ask(ids):
+        asked.append(ids)
+        reply = replies.pop(0) if replies else {}
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    monkeypatch.setattr(clusters, "ask_slurm", ask)
+    return asked, replies
+
+
+def test_a_job_that_is_over_is_not_asked_about_again(slurm):
+    asked, replies = slurm
+    watcher = Watcher(every=0)
+    replies += [{("1", 0): ("succeeded", ""), ("2", 0): ("running", "")}] * 2
+    assert watcher.states({"1", "2"})["1", 0] == ("succeeded", "")
+    assert watcher.states({"1", "2"})["1", 0] == ("succeeded", "")
+    assert asked == [["1", "2"], ["2"]]
+    watcher.states({"1"})
+    assert len(asked) == 2
+
+
+def test_a_job_nobody_has_asked_about_is_unknown_not_lost(slurm):
+    asked, replies = slurm
+    watcher = Watcher(every=60)
+    replies += [{("1", 0): ("running", "")}, {("2", 0): ("queued", "")}]
+    watcher.states({"1"})
+    assert watcher.states({"2"}) == {("2", None): ("unknown", "")}
+    assert watcher.states({"2"}, now=True)["2", 0] == ("queued", "")
+
+
+def test_silence_is_asked_less_and_less_often(slurm, monkeypatch):
+    asked, replies = slurm
+    clock = [1000.0]
+    monkeypatch.setattr(clusters.time, "monotonic", lambda: clock[0])
+    watcher = Watcher(every=5)
+    replies += [clusters.SlurmError("silent")] * 100
+    for _ in range(600):
+        said = watcher.states({"1"})
+        clock[0] += 1
+    assert said == {("1", None): ("unknown", "Slurm does not answer")}
+    assert len(asked) < 15 and watcher.silence > 590
+    replies.clear()
+    replies.append({("1", 0): ("running", "")})
+    clock[0] += 60
+    assert watcher.states({"1"})["1", 0] == ("running", "") and watcher.silence == 0

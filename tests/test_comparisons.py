@@ -1,0 +1,328 @@
+"Intervals keep their word, and nobody wins by chance."
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from rvtutorial.comparisons import (
+    World,
+    board_of,
+    bootstrap,
+    compare_all,
+    difference,
+    holm,
+    jackknife,
+    neighbours,
+    plot_power,
+    power,
+    trials,
+)
+from rvtutorial.counting import add, count_arrays, score, scores, table
+
+NAMES = ("building", "background", "null")
+
+
+def labels(seed, shape=(60, 70), n=3):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, n, shape).astype(np.uint8)
+    flip = rng.random(shape) < 0.3
+    return truth, np.where(flip, rng.integers(0, n, shape), truth).astype(np.uint8)
+
+
+def some_counts(seed=0, scenes=6, null=False):
+    parts = []
+    for i in range(scenes):
+        truth, drawn = labels([seed, i], n=3 if null else 2)
+        parts.append(count_arrays(truth, drawn, NAMES, scene=str(i)))
+    return add(parts)
+
+
+def test_bootstrap_equals_a_loop_over_draws():
+    rows = table(some_counts(scenes=7))
+    rng = np.random.default_rng(5)
+    weights = rng.multinomial(7, np.full(7, 1 / 7), size=300)
+    numbers = rows[["tp", "fp", "fn"]].to_numpy()
+    slow = []
+    for draw in weights:
+        tp, fp, fn = sum(n * row for n, row in zip(draw, numbers, strict=True))
+        slow.append(2 * tp / (2 * tp + fp + fn))
+    found = bootstrap(rows, "f1", n=300, seed=5)
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.quantile(slow, [0.025, 0.975]))
+    )
+    assert found.low < found.value < found.high
+    assert found.scenes == 7
+
+
+def test_bootstrap_is_repeatable_and_narrows():
+    rows = table(some_counts(scenes=40))
+    assert bootstrap(rows) == bootstrap(rows)
+    assert bootstrap(rows, seed=1) != bootstrap(rows, seed=2)
+    for interval in (bootstrap, jackknife):
+        few, many = interval(rows[:6]), interval(rows)
+        assert many.high - many.low < few.high - few.low
+
+
+def test_interval_of_one_scene_and_of_nothing():
+    rows = table(some_counts(scenes=1))
+    assert "no interval: 1 scene" in repr(bootstrap(rows))
+    none = pd.DataFrame(np.zeros((3, 5)), columns=["tp", "fp", "fn", "tn", "right"])
+    found = bootstrap(none)
+    assert np.isnan([found.value, found.low, found.high]).all() and found.undefined == 1
+    sparse = none.copy()
+    sparse.loc[0, "tp"] = 5
+    assert 0.1 < bootstrap(sparse).undefined < 0.5
+
+
+def test_jackknife_equals_leaving_out_one_scene_at_a_time():
+    rows = table(some_counts(scenes=7))
+    left = [scores(rows.drop(i).sum().to_frame().T).pixel_f1[0] for i in rows.index]
+    logits = np.log(np.divide(left, np.subtract(1, left)))
+    error = np.sqrt(6 / 7 * ((logits - logits.mean()) ** 2).sum())
+    found = jackknife(rows)
+    middle = np.log(found.value / (1 - found.value))
+    steps = logits - logits.mean()
+    peaked = (steps**4).mean() / (steps**2).mean() ** 2
+    freedom = min(6, 2 * 7 / (peaked - 4 / 6))
+    reach = stats.t.ppf(0.975, freedom) * error
+    ends = 1 / (1 + np.exp(-(middle + np.array([-reach, reach]))))
+    assert (found.low, found.high) == pytest.approx(tuple(ends), rel=1e-6)
+    assert found.low < found.value < found.high
+
+
+def test_jackknife_says_when_there_is_no_interval():
+    rows = table(some_counts(scenes=3))
+    assert "no interval: 1 scene" in repr(jackknife(rows[:1]))
+    lonely = rows.assign(tp=[9, 0, 0], fp=0, fn=[1, 0, 0])
+    assert np.isnan(jackknife(lonely).low) and jackknife(lonely).value > 0.9
+    perfect = rows.assign(fp=0, fn=0)
+    found = jackknife(perfect)
+    assert found.value == 1 and found.low == pytest.approx(1) and found.high <= 1
+
+
+@pytest.mark.parametrize("scenes", [5, 12])
+def test_jackknife_keeps_its_word_for_few_scenes(scenes):
+    "Of 600 intervals 95 % should hold the truth; 92 % is three standard errors below."
+    rng = np.random.default_rng(scenes)
+
+    def draw(n):
+        found, built = rng.beta(12, 2, n), rng.integers(20_000, 120_000, n)
+        tp, fp = built * found, built * rng.beta(2, 18, n)
+        rows = np.stack([tp, fp, built - tp, 422_500 - built - fp, tp], axis=1)
+        return pd.DataFrame(rows, columns=["tp", "fp", "fn", "tn", "right"])
+
+    truth = score(draw(500_000).sum().to_numpy())
+    found = [jackknife(draw(scenes)) for _ in range(600)]
+    inside = np.mean([one.low <= truth <= one.high for one in found])
+    assert 0.92 < inside < 0.98
+
+
+def test_a_difference_is_paired_and_names_a_winner():
+    rng = np.random.default_rng(0)
+    easy = rng.uniform(0.5, 0.95, 30)
+    one = pd.DataFrame(dict(tp=1000 * easy, fn=1000 * (1 - easy), fp=50.0, tn=9000.0))
+    one["right"] = one.tp + one.tn
+    two = one.assign(tp=one.tp + 5, fn=one.fn - 5)
+    found = difference(two, one, names=("two", "one"))
+    assert found.winner == "two"
+    assert found.verdict.startswith("two is better than one: difference 0.00")
+    drawn = difference(two, one, method="bootstrap")
+    assert drawn.winner == "first" and drawn.low == pytest.approx(found.low, abs=1e-3)
+    with pytest.raises(ValueError, match="must be .jackknife. or .bootstrap."):
+        difference(two, one, method="guess")
+    back = difference(one, two, names=("one", "two"))
+    assert back.winner == "two" and back.verdict == found.verdict
+    wide = bootstrap(two)
+    assert found.high - found.low < 0.1 * (wide.high - wide.low)
+    with pytest.raises(ValueError, match=r"same scenes, got \[29, 30\]"):
+        difference(one, two[1:])
+
+
+def test_a_tie_is_said_with_its_numbers():
+    one = table(some_counts(scenes=8)).astype(float)
+    shift = np.array([-3, 3, -2, 2, -1, 1, -4, 4.0])
+    two = one.assign(tp=one.tp + shift, fn=one.fn - shift)
+    found = difference(one, two, names=("1e-3", "2e-3"))
+    assert found.winner is None
+    text = "1e-3 and 2e-3 are tied: difference 0.000, 95 % interval -0.00"
+    assert found.verdict.startswith(text) and found.verdict.endswith(", 8 scenes")
+    assert 0.05 < found.p <= 1
+    same = difference(one, one)
+    assert same.winner is None and same.p == 1 and (same.low, same.high) == (0, 0)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+@settings(deadline=None, max_examples=100)
+def test_holm_equals_its_definition(p):
+    order = np.argsort(p, kind="stable")
+    expected, worst = np.empty(len(p)), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, (len(p) - rank) * p[i])
+        expected[i] = min(worst, 1)
+    assert np.array_equal(holm(p), expected)
+
+
+def test_holm_leaves_out_what_has_no_p():
+    found = holm([0.01, np.nan, 0.04])
+    assert found[[0, 2]].tolist() == [0.02, 0.04] and np.isnan(found[1])
+
+
+def test_many_runs_are_corrected_and_it_is_said():
+    many = {str(i): rows for i, rows in enumerate(World().draw(50, [0.0] * 8, 6))}
+    pairs = compare_all(many)[1]
+    assert len(pairs) == 28
+    assert all(
+        pair.family == 28 and pair.corrected >= pair.p for pair in pairs.values()
+    )
+    lucky = [p for p in pairs.values() if p.p < 0.05 <= p.corrected]
+    assert lucky and all(p.winner is None for p in lucky)
+    assert "are tied, 28 comparisons considered: difference" in lucky[0].verdict
+
+
+def test_a_board_says_what_it_compared():
+    many = {str(i): rows for i, rows in enumerate(World().draw(30, [0, 0, -1], 1))}
+    board = board_of(many, notes=["classes differ"], left_out=["7"])
+    assert board.index[-1] == "2" and not board.tied["2"] and board.tied.iloc[:2].all()
+    assert "scenes that not all have: 7; classes differ" in board.verdict["2"]
+    assert board.verdict.iloc[0] == "highest" and np.isnan(board.p.iloc[0])
+    single = board_of({"one": many["0"]})
+    assert single.tied["one"] and single.low["one"] < single.pixel_f1["one"]
+
+
+def boxes(*west, south=0.0, side=1.0):
+    frame = pd.DataFrame(
+        dict(west=west, south=south), index=list("abcdefghij")[: len(west)]
+    )
+    return frame.assign(east=frame.west + side, north=frame.south + side)
+
+
+def test_scenes_that_touch_are_neighbours():
+    found = neighbours(boxes(0, 1, 5, 6.04, 9, np.nan))
+    assert found.to_dict() == dict(a=0, b=0, c=1, d=1, e=2, f=3)
+    assert neighbours(boxes(0, 1.2)).is_unique
+    assert neighbours(boxes(np.nan, np.nan)).is_unique
+    corner = boxes(0, 1).assign(south=[0, 1], north=[1, 2])
+    assert neighbours(corner).nunique() == 1
+
+
+def test_a_city_of_touching_scenes_is_cut_into_parts():
+    x, y = np.divmod(np.arange(48), 6)
+    frame = pd.DataFrame(dict(west=x, south=y, east=x + 1, north=y + 1.0))
+    found = neighbours(frame)
+    assert found.value_counts().max() <= 7 and found.nunique() >= 7
+    for _, block in frame.groupby(found):  # compact, not a scatter
+        assert (block.east.max() - block.west.min()) * (
+            block.north.max() - block.south.min()
+        ) <= 2 * len(block)
+
+
+def test_an_interval_over_blocks_is_that_of_their_sums():
+    rows = table(some_counts(scenes=8))
+    blocks = [0, 0, 1, 1, 2, 2, 3, 3]
+    found, summed = jackknife(rows, blocks=blocks), rows.groupby(blocks).sum()
+    assert (found.low, found.high) == pytest.approx(
+        (jackknife(summed).low, jackknife(summed).high)
+    )
+    assert "8 scenes in 4 blocks" in repr(found)
+    pair = difference(rows, rows * 0.9, blocks=blocks)
+    assert pair.verdict.endswith("8 scenes in 4 blocks")
+    assert np.isnan(jackknife(rows, blocks=[0] * 8).low)
+    assert bootstrap(rows, blocks=blocks).low < found.value
+    with pytest.raises(ValueError, match="8 scenes need as many blocks, got 3"):
+        jackknife(rows, blocks=[0, 1, 2])
+
+
+def test_blocks_matter_where_neighbours_are_alike():
+    rows, blocks = World(block=5), np.arange(50) // 5
+    assert trials(rows, times=200)["covered"] < 0.88
+    assert trials(rows, times=200, blocks=blocks)["covered"] > 0.92
+
+
+def test_seeds_widen_an_interval_and_are_said():
+    rows = World(seeds=0.3).draw(50, [0.0] * 6, 3)
+    alone, three = (
+        difference(rows[0], rows[3]),
+        difference(list(rows[:3]), list(rows[3:])),
+    )
+    assert three.high - three.low > 2 * (alone.high - alone.low) / np.sqrt(3)
+    assert three.verdict.endswith("50 scenes, 3 seeds") and three.seeds == 3
+    mean = np.mean([score(one.sum(axis=0)) for one in rows[:3]])
+    assert three.values[0] == pytest.approx(mean)
+    assert "3 seeds" in repr(jackknife(list(rows[:3])))
+    with pytest.raises(ValueError, match="bootstrap over 3 seeds"):
+        difference(list(rows[:3]), list(rows[3:]), method="bootstrap")
+
+
+def test_an_interval_over_seeds_covers_other_trainings():
+    luck, rng, alone, three = World(seeds=0.15), np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        runs = list(luck.draw(50, [0.0] * 6, rng))
+        one, more = difference(runs[0], runs[3]), difference(runs[:3], runs[3:])
+        alone += one.low <= 0 <= one.high
+        three += more.low <= 0 <= more.high
+    assert alone / 200 < 0.6 and three / 200 > 0.9
+
+
+def test_an_interval_keeps_its_word():
+    "400 pairs with a known difference over 50 scenes; 1 % is one standard error."
+    found = trials(World(), skill=0.1, times=400)
+    assert 0.92 <= found["covered"] <= 0.985
+    none = trials(World(), times=400, seed=1)
+    assert none["named"] + none["wrong"] <= 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skill", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "world", [World(), World(spread=1.2, own=0.3), World(empty=0.25)]
+)
+def test_an_interval_keeps_its_word_a_thousand_times(world, skill):
+    found = trials(world, skill, times=1000, seed=5)
+    assert 0.93 <= found["covered"] <= 0.97
+    if not skill:
+        assert found["named"] + found["wrong"] <= 0.065
+
+
+@pytest.mark.slow
+def test_a_single_score_keeps_its_word_a_thousand_times():
+    world, rng = World(), np.random.default_rng(2)
+    found = [jackknife(world.draw(50, [0], rng)[0]) for _ in range(1000)]
+    inside = np.mean([one.low <= world.truth() <= one.high for one in found])
+    assert 0.93 <= inside <= 0.97
+
+
+@pytest.mark.slow
+def test_eight_equal_runs_have_no_winner():
+    world, rng, claims = World(), np.random.default_rng(4), 0
+    for _ in range(300):
+        pairs = compare_all(dict(enumerate(world.draw(50, [0.0] * 8, rng))))[1]
+        claims += any(pair.winner for pair in pairs.values())
+    assert claims / 300 <= 0.065
+
+
+def test_power_grows_with_difference_and_scenes():
+    found = power(World(), skills=(0, 0.1, 0.4), scenes=(8, 50), times=60)
+    by = found.set_index(["scenes", found.difference.round(3)]).named.unstack()
+    assert (by.iloc[:, -1] > by.iloc[:, 0]).all()
+    assert by.iloc[1, 1] >= by.iloc[0, 1] and by.iloc[1, -1] > 0.9
+    figure = plot_power(found)
+    ax = figure.axes[0]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "8 scenes",
+        "50 scenes",
+    ]
+    assert "F1" in ax.get_xlabel()
+
+
+def test_many_runs_and_resamples_are_quick():
+    "20 runs x 50 scenes x 10,000 resamples: under 2 s on one core."
+    rows = {str(i): rows for i, rows in enumerate(World().draw(50, [0.0] * 20, 0))}
+    start = time.process_time()
+    board = board_of(rows, method="bootstrap", n=10_000)
+    assert time.process_time() - start < 2
+    assert len(board) == 20 and board.low.notna().all()

@@ -1,0 +1,115 @@
+"""Run folders in CSV, TensorBoard and Weights & Biases, and nothing on the network."""
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from fake_runs import write_log
+
+from rvtutorial import tracking
+from rvtutorial.runs import Run
+from rvtutorial.tracking import history, named_runs, outcome, summary, to_csv, track
+
+
+@pytest.fixture
+def runs(tmp_path):
+    "Two runs that have finished and one that has not begun."
+    for lr, f1 in [(1e-2, 0.9), (1e-3, 0.7)]:
+        run = Run(tmp_path / f"lr={lr:g}")
+        write_log(run.path / "train" / "log.csv", 3, f1)
+        run.update(
+            "asked", hyperparams={"lr": lr, "img_sz": None, "class_weights": [1, 2]}
+        )
+        run.update("results", validation={"class": "building", "f1": f1, "iou": None})
+        start = "2026-01-01T10:00:00+00:00"
+        run.update("went", state="succeeded", attempts=[{"started": start}])
+    (tmp_path / "new").mkdir()
+    return [tmp_path / "lr=0.01", tmp_path / "lr=0.001", tmp_path / "new"]
+
+
+def test_history_has_numbers_only(runs):
+    table = history(Run(runs[0]))
+    assert table["train_time"].tolist() == [5.0] * 3
+    assert not len(table.select_dtypes(object).columns)
+    assert table["building_f1"].iloc[-1] == 0.9
+    assert len(history(Run(runs[2]))) == 0
+
+
+def test_outcome_and_summary(runs):
+    assert outcome(Run(runs[0])) == {"validation/f1": 0.9}
+    table = summary(runs)
+    assert table.loc["lr=0.01", "class_weights"] == "[1, 2]"
+    assert "img_sz" not in table and table.loc["new", "state"] == "unfinished"
+
+
+def test_what_counts_as_runs(runs, tmp_path):
+    assert list(named_runs(runs[0])) == ["lr=0.01"]
+    assert list(named_runs({"a": runs[0], "b": Run(runs[1])})) == ["a", "b"]
+    sweep = type("Sweep", (), {"runs": lambda self: {"x": Run(runs[0])}})()
+    assert list(named_runs(sweep)) == ["x"]
+    with pytest.raises(ValueError, match="two runs are called lr=0.01"):
+        named_runs([runs[0], runs[0]])
+
+
+def test_csv_holds_all_runs_and_can_be_written_again(runs, tmp_path):
+    for _ in range(2):
+        curves, table = (pd.read_csv(path) for path in to_csv(runs, tmp_path / "out"))
+    assert len(curves) == 6 and set(curves["run"]) == {"lr=0.01", "lr=0.001"}
+    assert table["validation/f1"].tolist()[:2] == [0.9, 0.7]
+    assert to_csv(runs[2], tmp_path / "none")[0].exists()
+
+
+def test_tensorboard_reads_back_what_the_log_says(runs, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):  # written twice, there once
+        made = tracking.to_tensorboard(runs[:2], tmp_path / "tb")
+    events = EventAccumulator(str(made[0])).Reload()
+    scalars = events.Scalars("validation/building_f1")
+    log = Run(runs[0]).log()
+    assert [e.step for e in scalars] == [0, 1, 2]
+    assert [e.value for e in scalars] == pytest.approx(list(log["building_f1"]))
+    assert [e.wall_time - scalars[0].wall_time for e in scalars] == [0, 6, 12]
+    assert "validation/f1" in events.Tags()["scalars"]  # of the HPARAMS page
+    assert sorted(p.name for p in (tmp_path / "tb").iterdir()) == [
+        "lr=0.001",
+        "lr=0.01",
+    ]
+
+
+def test_switches(runs, tmp_path):
+    made = track(runs, tmp_path / "a")
+    assert list(made) == ["csv"]
+    assert (
+        track(runs, tmp_path / "b", csv=False) == {} and not (tmp_path / "b").exists()
+    )
+    with pytest.raises(ValueError, match="online is for Weights & Biases"):
+        track(runs, tmp_path / "b", online=True)
+
+
+def test_without_wandb_the_error_says_what_to_do(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match="pip install wandb"):
+        track(runs, tmp_path, wandb=True)
+    assert "WANDB_ERROR_REPORTING" not in os.environ
+
+
+def test_importing_loads_neither_torch_nor_a_tracker():
+    code = (
+        "import sys, rvtutorial.tracking\n"
+        "print(sorted({'torch', 'wandb', 'tensorboard'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_wandb_writes_offline_whatever_the_environment_says(
+    runs, tmp_path, monkeypatch
+):
+    pytest.importorskip("wandb", reason="an extra that is not installed here")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    made = track(runs[:1], tmp_path / "w", csv=False, wandb=True)["wandb"]
+    assert made[0].name.startswith("offline-run-") and list(made[0].glob("*.wandb"))
+    assert os.environ["WANDB_MODE"] == "online"
