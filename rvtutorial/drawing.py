@@ -4,10 +4,15 @@
 
 # %% auto #0
 __all__ = ['VECTORS', 'ERRORS', 'PALETTE', 'SPARE', 'LINES', 'Frame', 'frame_of', 'same_place', 'read_labels', 'read_picture',
-           'outlines', 'read_truth', 'Sight', 'see', 'draw_picture', 'draw_classes', 'draw_errors', 'class_colours',
-           'see_scene', 'prediction_of', 'truth_of', 'panels', 'label_panels', 'draw_matrix', 'draw_curve']
+           'outlines', 'read_truth', 'Sight', 'see', 'draw_pixels', 'draw_picture', 'draw_classes', 'draw_errors',
+           'class_names', 'class_colours', 'see_scene', 'prediction_of', 'truth_of', 'panels', 'wrapped_panels',
+           'label_panels', 'draw_matrix', 'look_of', 'draw_curve', 'legend_below', 'title_above', 'figure_kind',
+           'figure_bytes', 'alt_text']
 
 # %% ../nbs/C9_drawing.ipynb #0de0e1b4
+import io
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, hypot, radians
@@ -18,7 +23,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_rgb
 
-from .metrics import as_classes
+from .metrics import LabelFolder, as_classes
 from .runs import Run
 from .scenes import read_image, stretch
 
@@ -220,6 +225,13 @@ def see(
     return Sight(id, frame, picture, Path(label), outlines(label, frame, max_size))
 
 # %% ../nbs/C9_drawing.ipynb #8f29d5b3
+def draw_pixels(ax, sight, pixels, colour=None, **look):
+    "Draw any pixels of a scene, with outlines if they have a colour."
+    _show(ax, sight, pixels, **look)
+    if colour:
+        _draw_lines(ax, sight, colour)
+
+
 def draw_picture(ax, sight, colour="#FFE94A"):
     "Draw an image with the outlines of its labels."
     _show(ax, sight, sight.picture)
@@ -268,26 +280,36 @@ PALETTE = {"building": "#E69F00", "background": "#4A7298", "null": "#FFFFFF"}
 SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#D55E00", "#777777")
 
 
-def class_colours(
-    run: Run,
-) -> dict[str, str]:  # Class name -> colour, in the order of the class numbers
-    "Read the classes of a run from its pipeline-config.json and give each a colour."
+def class_names(
+    run: Run | LabelFolder,
+) -> tuple[list[str], str | None]:  # In the order of the class numbers; and null's name
+    "The classes of a run, from its pipeline-config.json."
+    if isinstance(run, LabelFolder):
+        return list(run.classes), run.null
     known = run.config["dataset"]["class_config"]
-    names = list(known["names"])
-    null = known.get("null_class") or "null"
-    names += [] if null in names else [null]
+    names, null = list(known["names"]), known.get("null_class") or "null"
+    return names + [null] * (null not in names), null
+
+
+def class_colours(
+    run: Run | LabelFolder,
+) -> dict[str, str]:  # Class name -> colour, in the order of the class numbers
+    "Give each class of a run a colour."
+    names, null = class_names(run)
     spare = iter(SPARE * len(names))
     colours = {name: PALETTE.get(name) or next(spare) for name in names}
-    return colours | {null: PALETTE["null"]}
+    return colours | ({null: PALETTE["null"]} if null in names else {})
 
 # %% ../nbs/C9_drawing.ipynb #7fee236d
 def see_scene(
-    run: Run,
+    run: Run | LabelFolder,
     scene: str,  # Id
     data: str | Path | None = None,  # Where the images are now
     max_size: int = 1000,  # Longer side of what is read, in pixels
 ) -> Sight:
     "Read the image and the labels of one scene of a run."
+    if isinstance(run, LabelFolder):
+        return _see_folder(run, scene, data, max_size)
     image = run.image(scene, data)
     for place in (None, run.path, data):
         try:
@@ -299,9 +321,23 @@ def see_scene(
         raise missing
     return see(image, label, scene, max_size)
 
+
+def _see_folder(folder, scene, data, max_size):
+    "A scene of a folder of labels; grey where it is not known which image is meant."
+    drawn, label = folder.prediction(scene), folder.label(scene)
+    own = re.compile(rf"(^|\D){re.escape(scene)}$")
+    found = (
+        [p for p in Path(data).rglob("*.tif*") if own.search(p.stem)] if data else []
+    )
+    if len(found) == 1:
+        return see(found[0], label, scene, max_size)
+    frame = frame_of(drawn)
+    grey = np.full((*_fit(frame.shape, max_size), 3), 0.8, np.float32)
+    return Sight(scene, frame, grey, Path(label), outlines(label, frame, max_size))
+
 # %% ../nbs/C9_drawing.ipynb #505815ae
 def prediction_of(
-    run: Run,
+    run: Run | LabelFolder,
     sight: Sight,  # From `see_scene`
     max_size: int = 1000,
 ) -> np.ndarray:  # (rows, columns) class numbers
@@ -312,11 +348,26 @@ def prediction_of(
             f"{path} does not lie on the image of scene {sight.id}: they differ in size "
             "or place; is `data` the right folder?"
         )
-    return read_labels(path, max_size)
+    labels = read_labels(path, max_size)
+    if isinstance(run, LabelFolder):
+        return _folder_classes(run, path, labels, run.predicted)
+    return labels
+
+
+def _folder_classes(folder, path, labels, values):
+    "Class numbers of a raster that stands in a folder of labels."
+    import rasterio
+
+    names, null = class_names(folder)
+    with rasterio.open(path) as source:
+        nodata = source.nodata
+    return as_classes(
+        labels, values, nodata, names.index(null) if null in names else None
+    )
 
 # %% ../nbs/C9_drawing.ipynb #a86d0113
 def truth_of(
-    run: Run,
+    run: Run | LabelFolder,
     sight: Sight,  # From `see_scene`
     max_size: int = 1000,
 ) -> np.ndarray:  # (rows, columns) class numbers
@@ -325,6 +376,10 @@ def truth_of(
         raise ValueError(
             f"scene {sight.id} of {run.name} has no labels to compare with"
         )
+    if isinstance(run, LabelFolder):
+        truth = read_truth(sight.label, sight.frame, max_size, run.rest)
+        raster = sight.label.suffix.lower() not in VECTORS
+        return _folder_classes(run, sight.label, truth, run.values) if raster else truth
     splits = ("train_scenes", "validation_scenes", "test_scenes")
     scenes = [s for split in splits for s in run.config["dataset"].get(split) or []]
     scene = next(scene for scene in scenes if scene["id"] == sight.id)
@@ -347,6 +402,19 @@ def panels(
     size = (wide * columns + 0.7, (wide * tall + 0.4) * rows + 0.6)
     grid = dict(squeeze=False, layout="constrained", sharex="row", sharey="row")
     return plt.subplots(rows, columns, figsize=size, **grid)
+
+
+def wrapped_panels(
+    n: int,
+    frame: Frame,  # Of a scene; panels get its shape
+):  # Figure, the first n axes in reading order; the others are gone
+    "Axes for n drawings of one shape, in rows of at most five."
+    rows = -(-n // 5)
+    fig, axes = panels(rows, -(-n // rows), frame)
+    plt.close(fig)
+    for ax in axes.flat[n:]:
+        ax.remove()
+    return fig, axes.flat[:n]
 
 
 def label_panels(axes, sights):
@@ -392,11 +460,104 @@ def draw_matrix(ax, counts, kind):
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
+def look_of(
+    i: int,  # Place of the run
+    marker: bool = True,
+) -> dict:  # For `Axes.plot`
+    "Colour, dashes and marker of a run's line; they repeat at different rates."
+    look = dict(color=LINES[i % 7], linestyle=("-", "--", "-.", ":")[i % 4])
+    return look | (dict(marker="osD^v"[i % 5], markersize=4) if marker else {})
+
+
 def draw_curve(ax, log, column, name, i):
-    "One run's line; colour, dashes and marker repeat at different rates."
+    "One run's line over the epochs."
     if column not in log:
         known = ", ".join(log.columns)
         raise ValueError(f"train/log.csv of {name} has no {column!r}; it has {known}")
-    look = dict(color=LINES[i % 7], linestyle=("-", "--", "-.", ":")[i % 4])
-    look |= dict(marker="osD^v"[i % 5], markersize=4)
-    ax.plot(log["epoch"], log[column], label=name, **look)
+    ax.plot(log["epoch"], log[column], label=name, **look_of(i))
+
+# %% ../nbs/C9_drawing.ipynb #75a0024a
+def legend_below(
+    fig,
+    handles,  # Lines or patches with labels
+):
+    "A legend under a figure, in as many columns as fit its width."
+    longest = max(len(handle.get_label()) for handle in handles)
+    room = 14.5 * fig.get_figwidth()  # letters of this size on a line
+    columns = int(np.clip(room // (longest + 10), 1, len(handles)))
+    columns = -(-len(handles) // -(-len(handles) // columns))  # rows of equal length
+    style = dict(ncols=columns, fontsize=9, frameon=False, handlelength=3.2)
+    fig.legend(handles=handles, loc="outside lower center", **style)
+
+
+def title_above(
+    fig,
+    text: str,  # What the figure shows, of which scenes
+):
+    "A title over a figure, in as many lines as it needs."
+    lines = textwrap.wrap(text, int(14.5 * fig.get_figwidth()))
+    fig.suptitle("\n".join(lines), fontsize=10)
+
+# %% ../nbs/C9_drawing.ipynb #ce3bd73c
+def figure_kind(fig) -> str:  # "jpeg" or "png"
+    "JPEG for figures that show imagery, PNG for the others."
+    pictures = [image for ax in fig.axes for image in ax.images]
+    large = any(np.size(image.get_array()) > 10_000 for image in pictures)
+    return "jpeg" if large else "png"
+
+
+def figure_bytes(
+    fig,
+    kind: str | None = None,  # "jpeg", "png" or "svg"; None: as `figure_kind` says
+    width: int = 1200,  # Pixels at most
+    most: int = 200_000,  # Bytes at most; details are given up for it
+) -> bytes:  # Content of a file
+    "A figure as it is seen on a screen."
+    kind = kind or figure_kind(fig)
+    if kind not in ("jpeg", "png", "svg"):
+        raise ValueError(f'kind must be "jpeg", "png" or "svg", got {kind!r}')
+    dpi, out = min(110, width / fig.get_figwidth()), io.BytesIO()
+    if kind == "svg":
+        fig.savefig(out, format="svg")
+        return out.getvalue()
+    for shrink in (1, 0.85, 0.7, 0.55, 0.4):
+        picture = _rendered(fig, shrink * dpi)
+        for data in _encoded(picture, kind):
+            if len(data) <= most:
+                return data
+    return data
+
+# %% ../nbs/C9_drawing.ipynb #48153105
+def _rendered(fig, dpi):
+    "A figure as a picture in memory."
+    from PIL import Image
+
+    out = io.BytesIO()
+    fig.savefig(out, format="png", dpi=dpi, pil_kwargs={"compress_level": 1})
+    return Image.open(out).convert("RGB")
+
+
+def _encoded(picture, kind):
+    "The picture as files, each smaller than the one before."
+    ways = [dict(quality=q, optimize=True) for q in (85, 72, 60, 50)]
+    pictures = [picture] * len(ways)
+    if kind == "png":
+        ways, pictures = [{}] * 2, (picture, picture.quantize(64))
+    for way, one in zip(ways, pictures, strict=True):
+        out = io.BytesIO()
+        one.save(out, format=kind, **way)
+        yield out.getvalue()
+
+
+def alt_text(fig) -> str:  # A sentence or a few
+    "What a figure shows, from its own words, for readers who cannot see it."
+    title = fig.get_suptitle().replace("\n", " ")
+    parts = [title] if title else []
+    for ax in fig.axes:
+        name, x, y = ax.get_title(), ax.get_xlabel(), ax.get_ylabel()
+        axes = f"{y} against {x}" if x and y else ""
+        words = ": ".join(word for word in (name, axes) if word)
+        parts += [words.replace("\n", " ")] if words else []
+    named = [t.get_text() for legend in fig.legends for t in legend.get_texts()]
+    parts = list(dict.fromkeys(parts))  # alike panels once
+    return ". ".join(parts + ["Legend: " + ", ".join(named)] * bool(named)) + "."

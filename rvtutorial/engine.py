@@ -6,8 +6,9 @@
 __all__ = ['STAGES', 'PACKAGES', 'DEFAULTS', 'prepare', 'fingerprint', 'paths', 'Work', 'train_stage', 'predict_stage',
            'map_scenes', 'mapped', 'eval_stage', 'bundle_stage', 'chip_stage', 'stock_stage', 'refuse_missing',
            'products', 'stages_done', 'version', 'git_state', 'made_with', 'report', 'open_run', 'settings',
-           'kept_memory', 'attempt', 'chosen', 'shared_store', 'run', 'remove_partials', 'run_stages', 'ordered',
-           'run_stage', 'write_results', 'run_many', 'predict', 'Told', 'load_model', 'model_files', 'first_source']
+           'kept_memory', 'attempt', 'chosen', 'refuse_pause', 'shared_store', 'run', 'remove_partials', 'run_stages',
+           'ordered', 'run_stage', 'write_results', 'run_many', 'predict', 'Told', 'load_model', 'model_files',
+           'first_source']
 
 # %% ../nbs/C1_engine.ipynb #91397838
 import contextlib
@@ -550,6 +551,12 @@ def chosen(
     return found
 
 
+def refuse_pause(pause: int | None, stock: bool) -> None:
+    "Raise ValueError where a training cannot be left for another time."
+    if pause and stock:
+        raise ValueError("pause needs the fast engine on one device")
+
+
 def shared_store() -> SceneStore:
     "The pixels that all runs of this process share."
     if "one" not in _STORES:
@@ -576,7 +583,7 @@ def run(
     patience: int
     | None = None,  # Epochs without a better `monitor` before stopping early
     monitor: str | None = None,  # A column of the log, val_loss by default
-    pause: int | None = None,  # Stop after so many epochs in all; the next call goes on
+    pause: int | None = None,  # Stop after so many epochs in all, as the state says
     checkpoint_minutes: float = 5.0,  # Between checkpoints within an epoch
     blend: str = "mean",  # How overlapping scores are joined: mean, as stock, or cosine
     store: SceneStore
@@ -589,8 +596,7 @@ def run(
     Weights, predictions and log are the same, byte for byte, for one seed, one machine
     and one number of threads, however often the run was interrupted. SIGTERM and SIGUSR1
     end it after the next batch with exit status 75 (`Interrupted`); the same call goes
-    on. After `pause` epochs the run's state is paused, `epochs` and its schedule stay as
-    they are. Raises ValueError when the folder holds another run or the loss is no longer a
+    on. Raises ValueError when the folder holds another run or the loss is no longer a
     number, FileNotFoundError when a label or a prediction is missing.
     """
     cfg = prepare(config)
@@ -598,8 +604,7 @@ def run(
     given = dict(engine=engine, precision=precision, onnx=onnx, keep=keep)
     how = chosen(folder, **given, patience=patience, monitor=monitor)
     engine = how.pop("engine")
-    if pause and (engine == "stock" or ddp):
-        raise ValueError("pause needs the fast engine on one device")
+    refuse_pause(pause, engine == "stock" or ddp)
     digest = hashlib.sha256(repr([fingerprint(cfg, False), seed, how]).encode())
     options = Options(
         seed=seed,

@@ -727,6 +727,11 @@ class _Record:
         whole = (self.path / "bundle" / "model-bundle.zip").exists()
         return said or ("succeeded" if whole else "unfinished")
 
+    @property
+    def paused(self) -> int | None:
+        "Epochs after which the training paused, None if it did not."
+        return self.manifest.get("went", {}).get("paused")
+
     def update(self, section: str, **values) -> None:
         "Merge values into a section of `run.json`; dots lead deeper: `results.test`."
         self._change(section, lambda place: place.update(values))
@@ -872,11 +877,6 @@ class Run(_Inputs):
         "The values the run was asked for, or what its config says about them."
         asked = self.manifest.get("asked", {}).get("hyperparams")
         return asked or _hyperparams_in(self.config)
-
-    @property
-    def paused(self) -> int | None:
-        "Epochs after which the training paused, None if it did not."
-        return self.manifest.get("went", {}).get("paused")
 
     def log(self):
         "DataFrame of the epochs so far, with Raster Vision's column names."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANAGED', 'Resources', 'Node', 'check_values', 'Site', 'site_files', 'find_site', 'site_values', 'expand',
            'load_modules', 'clean_env', 'answer', 'accounts', 'wanted_version', 'installed', 'has_folder',
-           'enough_room', 'has_program', 'knows', 'check_site']
+           'enough_room', 'has_program', 'fits', 'knows', 'check_site']
 
 # %% ../nbs/C7_sites.ipynb #4a3e7778
 import getpass
@@ -19,6 +19,7 @@ import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from .container import check_image, check_versions
 from .runs import near_match, own_sites, packaged
 
 # %% ../nbs/C7_sites.ipynb #fe674b0c
@@ -281,6 +282,18 @@ def has_program(name: str, remedy: str) -> tuple[str, bool, str, str]:
     return (name, bool(path), path or "missing", "" if path else remedy)
 
 
+def fits(image: Path) -> tuple[str, bool, str, str]:
+    "One row of the check: is an image whole, and does it hold what is installed here?"
+    try:
+        path = check_image(image)
+        inside = check_versions(path)
+    except RuntimeError:  # no Apptainer here: only the file could be looked at
+        return ("image", True, str(path), "")
+    except (OSError, ValueError) as error:
+        return ("image", False, str(image), str(error))
+    return ("image", True, f"{path}, rvtutorial {inside.get('rvtutorial')}", "")
+
+
 def knows(what: str, value: str | None, known: list[str]) -> tuple[str, bool, str, str]:
     "One row of the check: does Slurm know a name?"
     if value is None or not known:
@@ -298,7 +311,7 @@ def check_site(
     rows = [enough_room(Path.cwd())]
     rows += [has_folder("data", site.data), has_folder("scratch", site.scratch, True)]
     if site.image:
-        rows += [has_folder("image", site.image)]
+        rows += [fits(Path(os.path.expandvars(site.image)))]
         rows += [has_program("apptainer", "name its module in the site file")]
         rows += [has_folder("binds", bind.split(":")[0]) for bind in site.binds]
     else:

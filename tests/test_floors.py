@@ -22,7 +22,10 @@ FLOORS = {
     1.5: {"drawing", "inputs", "learner"},
     2: {"config", "engine", "jobs", "tiles"},
     2.5: {"trials"},
+    2.6: {"plots"},
+    2.7: {"sweepplots"},
     3: {"sweep", "viz", "thresholds", "buildings"},
+    3.5: {"housekeeping"},
     4: {"training", "report", "exercises"},
     5: {"cli"},
 }

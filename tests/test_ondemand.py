@@ -659,6 +659,7 @@ def card(tmp_path):
 
 CELLS = 5  # imports, the accounts, the workspace
 CODE = ".jp-CodeCell"
+EDITORS = f"document.querySelectorAll('{CODE} .jp-InputArea-editor').length"
 IDLE = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status"
 PROMPTS = (
     f"[...document.querySelectorAll('{CODE} .jp-InputPrompt')].map(e => e.innerText)"
@@ -686,6 +687,8 @@ def run_part_1(one, address, profile, picture=None):
         for at in range(CELLS):
 
             def run(at=at):  # a key is lost while the page still connects to the kernel
+                if page.js(EDITORS) <= at:  # and cells are drawn one after the other
+                    return False
                 page.click(f"{CODE} .jp-InputArea-editor", at)
                 page.shift_enter()
                 with contextlib.suppress(TimeoutError):

@@ -869,3 +869,14 @@ def test_committed_outputs_hold_no_path_of_the_machine():
         assert not re.search(
             r"/(work|home|root|tmp)/[\w-]+/", text.replace("/tmp/rvt", "")
         )
+
+
+def test_an_image_that_is_not_there_is_said_before_queueing(cluster, tmp_path, quick):
+    site = FARM.replace(image=str(tmp_path / "rv.sif"))
+    with pytest.raises(FileNotFoundError, match="no image at .*rv.sif; build it once"):
+        submit(tmp_path / "r", {}, site=site, notebook=quick)
+    (tmp_path / "box/.singularity.d").mkdir(parents=True)
+    site = FARM.replace(image=str(tmp_path / "box"), binds=("/no/such:/in:ro",))
+    with pytest.raises(FileNotFoundError, match="nothing at /no/such"):
+        submit(tmp_path / "r", {}, site=site, notebook=quick)
+    assert not cluster.called("sbatch") and not (tmp_path / "r").exists()

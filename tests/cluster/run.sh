@@ -25,5 +25,17 @@ trap 'exit 130' INT TERM
 
 "$here/standup.sh" up || exit 1
 "$here/apptainer.sh" up || [ $? = 3 ] || exit 1
+command -v ruby >/dev/null || apt-get install -y -qq --no-install-recommends ruby >/dev/null
+
 # 25 minutes for all; setting up takes two to four of them
-timeout --kill-after=30 1260 "$python" -m pytest "$here" --durations=15 "$@"
+timeout --kill-after=30 1260 "$python" -m pytest "$here" --durations=15 "$@" || exit
+
+# the Open OnDemand app: its templates by Ruby, its sessions under this Slurm and in an
+# image that borrows this Python
+root=$(cd "$here/../.." && pwd)
+eval "$("$here/standup.sh" env | sed 's/^/export /')"
+base=$("$here/apptainer.sh" up | sed -n 's/^RVTUTORIAL_TEST_BASE=//p')
+binds="$("$python" -c 'import sys; print(*{sys.prefix, sys.base_prefix} - {"/usr"})') $root"
+[ -z "$base" ] || export RVTUTORIAL_TEST_IMAGE=$base RVTUTORIAL_TEST_BINDS=$binds \
+    RVTUTORIAL_TEST_PYTHON=$python
+timeout --kill-after=30 300 "$python" -m pytest "$root/tests/test_ondemand.py" --durations=5

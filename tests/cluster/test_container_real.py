@@ -32,6 +32,10 @@ def apptainer_says(*words, **options):
 # --- the image
 
 
+def test_the_image_of_this_checkout_fits(image):
+    assert check_versions(image.path)["torch"] == image_versions(image.path)["torch"]
+
+
 def bind_flags(image):
     return [word for bind in image.binds for word in ("--bind", bind)]
 
@@ -182,10 +186,6 @@ def test_signals_go_in_and_exit_75_comes_out(image, tmp_path, name):
 
 
 # --- versions
-
-
-def test_the_image_of_this_checkout_fits(image):
-    assert check_versions(image.path)["torch"] == image_versions(image.path)["torch"]
 
 
 def test_an_image_with_another_torch_is_told(image, workplace):

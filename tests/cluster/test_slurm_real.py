@@ -68,6 +68,11 @@ def until(true, seconds: float = 120, what: str = ""):
         time.sleep(0.3)
 
 
+def said(*words: str) -> str:
+    "What a command prints."
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+
+
 def state(job: Job) -> str:
     SLURM.forget()
     return job.details()[0]["state"]
@@ -116,6 +121,36 @@ def test_one_cell_three_places(place, site, image):
             ).read_bytes()
             assert same, f"{file} of {name} is not the local queue's"
     assert Run(place / "inside").manifest["made_with"]["container"] == str(image.path)
+
+
+def write_site(place: Path, slurm, *lines: str) -> dict[str, str]:
+    "A site file `one` of this user's own; the environment in which it is found."
+    sites = place / "config/rvtutorial/sites"
+    sites.mkdir(parents=True)
+    known = [f'partition = "{slurm.partition}"', f'gres = "{GPU}"', "cpus = 1"]
+    known += [f'account = "{slurm.account}"'] if slurm.account else []
+    (sites / "one.toml").write_text("\n".join([*known, *lines]) + "\n")
+    return {"XDG_CONFIG_HOME": str(place / "config")}
+
+
+def test_the_lessons_run_on_the_cluster_as_they_stand(place, slurm):
+    "Parts 1, 3 and 6 with another site in the environment, and not one cell changed."
+    environ = os.environ | write_site(place, slurm, 'mem = "3G"')
+    environ |= {"RVTUTORIAL_SITE": "one", "RVTUTORIAL_PRESET": "smoke"}
+    environ |= {"RVTUTORIAL_HOME": str(place / "home")}
+    (place / "home").mkdir()
+    words = ["-m", "rvtutorial.jobs", "lessons", "--parts", ROOT / "nbs"]
+    words += ["--out", place / "executed", "--only", "01", "03", "06"]
+    done = subprocess.run(
+        [sys.executable, *words], env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    runs = [path.parent for path in (place / "home/runs").rglob("params.json")]
+    assert len(runs) >= 3
+    for folder in runs:
+        assert went(folder)["state"] == "succeeded"
+        assert went(folder)["job"]["site"] == "one"
+        assert went(folder)["attempts"][-1]["slurm"]["array_task_id"].isdigit()
 
 
 # --- arrays and dependencies --------------------------------------------------------
@@ -419,14 +454,7 @@ def stopped(slurm):
     start = functools.partial(os.kill, pid, signal.SIGCONT)
     yield start
     start()
-    until(
-        lambda: (
-            "UP"
-            in subprocess.run(
-                ["scontrol", "ping"], capture_output=True, text=True
-            ).stdout
-        )
-    )
+    until(lambda: "UP" in said("scontrol", "ping"))
 
 
 def controller_pid() -> str:
@@ -459,14 +487,7 @@ def test_a_controller_that_is_down_loses_nothing(place, site, slurm, monkeypatch
         assert held.states() == {place / "held": "running"}
     finally:
         subprocess.run(["slurmctld"], check=True)
-    until(
-        lambda: (
-            "UP"
-            in subprocess.run(
-                ["scontrol", "ping"], capture_output=True, text=True
-            ).stdout
-        )
-    )
+    until(lambda: "UP" in said("scontrol", "ping"))
     until(lambda: state(held) == "running")
     held.cancel()
     submit(place / "r", {}, site=site, notebook=notebook).wait(progress=False)
@@ -582,41 +603,19 @@ def test_submitting_and_looking_is_quick(place, site):
 
 def test_run_model2_with_every_option(place, slurm, image, workplace):
     "Handed to a real sbatch; the seven values are in Raster Vision's own file."
-    sites = place / "config/rvtutorial/sites"
-    sites.mkdir(parents=True)
-    lines = [
-        f'partition = "{slurm.partition}"',
-        f'gres = "{GPU}"',
-        'mem = "3G"',
-        "cpus = 1",
-    ]
-    lines += [f'account = "{slurm.account}"'] if slurm.account else []
-    lines += [
-        f'image = "{image.path}"',
-        "nv = false",
-        f"binds = {json.dumps(list(image.binds))}",
-    ]
-    (sites / "one.toml").write_text("\n".join(lines) + "\n")
+    binds = f"binds = {json.dumps(list(image.binds))}"
+    lines = ['mem = "3G"', f'image = "{image.path}"', "nv = false", binds]
+    environ = os.environ | write_site(place, slurm, *lines)
+    environ |= {"RVTUTORIAL_PRESET": "smoke", "RVTUTORIAL_PYTHON": sys.executable}
     out = place / "out"
     words = "-c 64 -s 60 -m 2 -e 1 -b 2 -l 2e-3 -S one".split()
-    environ = os.environ | {
-        "XDG_CONFIG_HOME": str(place / "config"),
-        "RVTUTORIAL_PRESET": "smoke",
-        "RVTUTORIAL_PYTHON": sys.executable,
-    }
     script = [ROOT / "slurm/run_model2.sh", *words, "-o", out]
     done = subprocess.run(
         script, env=environ, capture_output=True, text=True, cwd=workplace
     )
     assert done.returncode == 0, done.stderr
     number = done.stdout.split()[1]
-    queue = ["squeue", "-h", "-j", number, "-t", "PD,R,CG"]
-    until(
-        lambda: (
-            not subprocess.run(queue, capture_output=True, text=True).stdout.strip()
-        ),
-        240,
-    )
+    until(lambda: not said("squeue", "-h", "-j", number, "-t", "PD,R,CG"), 240)
     log = (out / f"slurm-{number}.out").read_text()
     assert (out / "eval/validation_scenes/eval.json").exists(), log[-2000:]
     config = read_json(out / "pipeline-config.json")
@@ -630,12 +629,7 @@ def test_run_model2_with_every_option(place, slurm, image, workplace):
 
 
 def test_run_notebook_waits_on_the_cluster(place, slurm):
-    sites = place / "config/rvtutorial/sites"
-    sites.mkdir(parents=True)
-    lines = [f'partition = "{slurm.partition}"', 'mem = "500M"', "cpus = 1"]
-    lines += [f'account = "{slurm.account}"'] if slurm.account else []
-    (sites / "one.toml").write_text("\n".join(lines) + "\n")
-    environ = os.environ | {"XDG_CONFIG_HOME": str(place / "config")}
+    environ = os.environ | write_site(place, slurm, 'mem = "500M"')
     words = ["-s", "one", "-n", "hello", "-p", sys.executable, "-w", str(place / "r")]
     done = subprocess.run(
         [ROOT / "slurm/run_notebook.sh", *words, "name=it's $(id)", "seconds=1"],

@@ -1,0 +1,377 @@
+"What may be deleted goes, and nothing else, whoever is at work meanwhile."
+
+import ast
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rvtutorial import housekeeping as keep
+from rvtutorial.housekeeping import RULES, chosen, clean, disk_use, look
+from rvtutorial.jobs import lock
+from rvtutorial.runs import Run, write_json
+
+HOUR = 3600
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path_factory, monkeypatch):
+    for name in ("QUEUE", "SCRATCH"):
+        folder = tmp_path_factory.mktemp(name.lower())
+        monkeypatch.setenv(f"RVTUTORIAL_{name}", str(folder))
+
+
+def age(path, hours=2.0):
+    then = time.time() - hours * HOUR
+    os.utime(path, (then, then))
+
+
+def put(path: Path, size=1000, hours=0.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(size))
+    if hours:
+        age(path, hours)
+    return path
+
+
+def bundle(path: Path) -> None:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as file:
+        file.writestr("model.pth", bytes(500))
+    put(path).write_bytes(whole.getvalue())
+
+
+STAYS = [
+    "run.json", "pipeline-config.json", "params.json", "notebook.ipynb",
+    "train/log.csv", "train/model-bundle.zip", "bundle/model-bundle.zip",
+    "predict/9/labels.tif", "labels/a.geojson", "eval/validation_scenes/eval.json",
+    "job.log", "notes.txt",
+]  # fmt: skip
+GOES = {
+    "checkpoint.pt": "checkpoints", "train/checkpoints/model-ckpt-epoch-3.pth": "checkpoints",
+    "train/last-model.pth": "weights", "train/best-model.pth": "weights",
+    "train/tb-logs/events.out.1": "tensorboard", "train/tb-logs/x/events.out.2": "tensorboard",
+    "notebook.attempt1.ipynb": "attempts",
+    ".0123abcd.checkpoint.pt": "partials", "predict/9/.0123abcd.labels.tif": "partials",
+    ".reserve": "partials",
+}  # fmt: skip
+ASKED = {"predict/9/scores.tif": "scores", "predict/9/pixel_hits.npy": "scores"}
+
+
+def make_run(folder: Path, state="succeeded") -> Path:
+    for name in [*STAYS, *GOES, *ASKED]:
+        put(folder / name, hours=2)
+    for stage in ("train", "bundle"):
+        bundle(folder / stage / "model-bundle.zip")
+    write_json(folder / "run.json", {"went": {"state": state}})
+    write_json(folder / "pipeline-config.json", {})
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+# ------------------------------------------------------------------ the rules
+
+
+def test_what_goes_and_what_stays(tmp_path):
+    run = make_run(tmp_path / "runs" / "a b [x] é")
+    before = disk_use(run)["all"]
+    plan = look([tmp_path / "runs"])
+    found = {item.path.relative_to(run).as_posix(): item.rule for item in plan.found}
+    assert found == GOES
+    assert files(run) >= {*STAYS, *GOES, *ASKED}  # a look touches nothing
+    gone = clean(plan)
+    assert gone.size == plan.size == before - disk_use(run)["all"]
+    assert files(run) - {".run.lock"} == {*STAYS, *ASKED}
+    assert not look([run]).found
+
+
+def test_scores_go_when_asked_for(tmp_path):
+    run = make_run(tmp_path / "a")
+    clean(look([run], ["scores"]))
+    assert not files(run) & {*ASKED} and files(run) >= {*STAYS, *GOES}
+    with pytest.raises(ValueError, match="no rule 'score'; did you mean 'scores'"):
+        look([run], ["score"])
+    assert "scores" not in chosen() and "scores" in RULES
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted", "paused", "unfinished"])
+def test_a_run_that_may_go_on_keeps_what_it_needs(tmp_path, state):
+    run = make_run(tmp_path / "a", state)
+    if state == "unfinished":
+        write_json(run / "run.json", {})
+        (run / "bundle/model-bundle.zip").unlink()
+    found = {item.rule for item in look([run]).found}
+    assert found == {"partials"}
+
+
+def test_weights_stay_where_a_bundle_does_not_open(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "bundle/model-bundle.zip").write_bytes(b"PK")
+    assert "weights" not in {item.rule for item in look([run]).found}
+
+
+def test_a_fresh_partial_may_be_in_the_making(tmp_path):
+    run = make_run(tmp_path / "a", "failed")
+    put(run / "train" / ".89abcdef.log.csv")
+    names = [item.path.name for item in look([run]).found]
+    assert ".89abcdef.log.csv" not in names and ".0123abcd.checkpoint.pt" in names
+
+
+def test_one_file_with_two_names_is_counted_once(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "train/last-model.pth").unlink()
+    os.link(run / "train/best-model.pth", run / "train/last-model.pth")
+    before, plan = disk_use(run)["all"], look([run], ["weights"])
+    assert [item.size for item in plan.found] == [1000, 0]
+    assert clean(plan).size == before - disk_use(run)["all"] == 1000
+    os.link(run / "checkpoint.pt", tmp_path / "elsewhere")
+    assert [i.path.parent.name for i in look([run], ["checkpoints"]).found] == [
+        "checkpoints"
+    ]
+
+
+def test_links_are_left_and_not_followed(tmp_path):
+    run, other = make_run(tmp_path / "a"), put(tmp_path / "other/last-model.pth")
+    put(tmp_path / "other/best-model.pth")
+    for path in (run / "train").glob("*.pth"):
+        path.unlink()
+    (run / "checkpoint.pt").unlink()
+    (run / "checkpoint.pt").symlink_to(other)
+    (run / "train").rename(tmp_path / "moved")
+    for path in ("best-model.pth", "last-model.pth"):
+        put(tmp_path / "moved" / path)
+    (run / "train").symlink_to(tmp_path / "moved")
+    assert {item.rule for item in look([run]).found} == {"attempts", "partials"}
+
+
+names = st.lists(
+    st.sampled_from(
+        [*STAYS, *GOES, *ASKED, "labels/.0123abcd.x", "bundle/x.pth", "eval/a/b.tif"]
+    ),
+    unique=True,
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names, st.sampled_from(["succeeded", "failed", "running", "queued"]))
+def test_whatever_is_there_records_bundles_and_labels_stay(tmp_path, there, state):
+    run = tmp_path / str(time.monotonic_ns())
+    for name in there:
+        put(run / name, hours=2)
+    for stage in ("train", "bundle"):
+        bundle(run / stage / "model-bundle.zip")
+    write_json(run / "run.json", {"went": {"state": state}})
+    before = files(run)
+    clean(look([run], list(RULES)))
+    gone = before - files(run)
+    assert not gone & {*STAYS, "bundle/x.pth", "eval/a/b.tif"}
+    assert not gone if state in ("running", "queued") else gone <= {*GOES, *ASKED}
+
+
+# ------------------------------------------------------------------ who is at work
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_a_run_at_work_is_left_alone(tmp_path, state):
+    run = make_run(tmp_path / "a", state)
+    plan = look([tmp_path])
+    assert not plan.found and plan.left == {run: state}
+    assert f"a ({state})" in repr(plan)
+
+
+def test_the_queue_is_believed_too(tmp_path):
+    "A run that has succeeded, and whose folder a process holds all the same."
+    run = make_run(tmp_path / "a")
+    with lock(run):
+        assert look([run]).left == {run: "running"}
+
+
+def test_a_run_that_begins_between_look_and_deed_is_left(tmp_path):
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    plan = look([tmp_path])
+    Run(first).update("went", state="queued")
+    gone = clean(plan)
+    assert {item.run for item in gone.found} == {second}
+    assert list(gone.left) == [first] and "was queued" in gone.left[first]
+    assert files(first) >= {*GOES}
+
+
+def test_a_held_lock_keeps_us_out(tmp_path):
+    run = make_run(tmp_path / "a")
+    plan = look([run])
+    code = "import sys, time; from rvtutorial.jobs import lock\n"
+    code += "with lock(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    args = [sys.executable, "-c", code, str(run)]
+    holder = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "in\n"
+        gone = clean(plan)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert not gone.found and "begun" in gone.left[run]
+    assert clean(plan).size == plan.size  # left by a process that is gone
+
+
+def test_what_changed_meanwhile_stays(tmp_path):
+    run = make_run(tmp_path / "a")
+    plan = look([run])
+    Run(run).update("went", state="failed")
+    gone = {item.rule for item in clean(plan).found}
+    assert gone == {"partials"}
+
+
+def test_interrupted_in_the_middle_and_called_again(tmp_path, monkeypatch):
+    run, calls = make_run(tmp_path / "a"), []
+
+    def stop(item, left, real=keep._delete):
+        calls.append(item)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(item, left)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keep, "_delete", stop)
+        with pytest.raises(KeyboardInterrupt):
+            clean(look([run]))
+    assert files(run) & {*GOES}
+    clean(look([run]))
+    assert not files(run) & {*GOES} and files(run) >= {*STAYS}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_what_cannot_be_deleted_is_named(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "train").chmod(0o500)
+    gone = clean(look([run], ["weights", "checkpoints"]))
+    (run / "train").chmod(0o700)
+    assert run / "train/last-model.pth" in gone.left
+    assert {item.rule for item in gone.found} == {"checkpoints"}
+
+
+# ------------------------------------------------------------------ beside the runs
+
+
+def submission(runs: Path, name: str, *members: str, hours=2.0) -> Path:
+    home = runs / "jobs" / name
+    put(home / "job.sh", 300), put(home / "local-0.out", 700)
+    write_json(home / "tasks.json", {"folders": [str(runs / m) for m in members]})
+    write_json(home / "job.json", {"queue": "local", "id": "0", "host": socket.gethostname()})
+    age(home / "tasks.json", hours), age(home, hours)
+    return home
+
+
+def refer(run: Path, home: Path, **more) -> None:
+    Run(run).update("went", job={"submission": str(home), "index": 0, **more})
+
+
+def test_a_submission_goes_when_no_run_refers_to_it(tmp_path):
+    run = make_run(tmp_path / "a")
+    old, new = (submission(tmp_path, name, "a") for name in ("old", "new"))
+    deleted = submission(tmp_path, "deleted", "b")
+    earlier = submission(tmp_path, "earlier", "a")
+    refer(run, new, earlier=[[str(earlier), 0, {}]])
+    submission(tmp_path, "young", "c", hours=0)
+    plan = look([tmp_path], ["submissions"])
+    assert {item.path for item in plan.found} == {old, deleted}
+    assert plan.size == sum(
+        f.stat().st_size for h in (old, deleted) for f in h.iterdir()
+    )
+    clean(plan)
+    assert {p.name for p in (tmp_path / "jobs").iterdir()} == {
+        "new",
+        "earlier",
+        "young",
+    }
+
+
+def test_submissions_of_runs_that_were_moved_stay(tmp_path):
+    run = make_run(tmp_path / "runs/a")
+    home = submission(tmp_path / "runs", "one", "a")
+    refer(run, home)
+    (tmp_path / "runs").rename(tmp_path / "archive")
+    assert not look([tmp_path / "archive"], ["submissions"]).found
+
+
+def test_a_submission_in_the_queue_stays(tmp_path):
+    home = submission(tmp_path, "one", "a")
+    members = [{"state": "PENDING"}]
+    write_json(home / "queue.json", {"pid": 1, "host": "far", "members": members})
+    age(home)
+    assert not look([tmp_path], ["submissions"]).found
+    members[0]["state"] = "COMPLETED"
+    write_json(home / "queue.json", {"pid": 1, "host": "far", "members": members})
+    age(home)
+    assert look([tmp_path], ["submissions"]).found
+
+
+def test_half_of_a_deleted_submission_goes_with_the_next_call(tmp_path):
+    put(tmp_path / "jobs" / ".gone-1234" / "job.sh")
+    clean(look([tmp_path]))
+    assert not list((tmp_path / "jobs").iterdir())
+
+
+def test_only_files_of_ours_that_nobody_opened_leave_scratch(tmp_path):
+    scratch = keep.scratch_folder()
+    mine = put(scratch / f"{'0123456789abcdef' * 2}.npy", 5000, hours=2)
+    put(scratch / f"{'fedcba9876543210' * 2}.npy", 5000)
+    put(scratch / "somebody.npy", 5000, hours=99)
+    plan = look([tmp_path], ["cache"])
+    assert [item.path for item in plan.found] == [mine] and plan.size == 5000
+    assert clean(plan).size == 5000 and len(list(scratch.iterdir())) == 2
+
+
+def test_scratch_is_where_trainings_have_it():
+    "The module that fills it imports torch, so its function is read, not called."
+    bodies = []
+    for module in ("reading", "housekeeping"):
+        source = Path(keep.__file__).with_name(f"{module}.py").read_text()
+        found = {getattr(n, "name", ""): n for n in ast.parse(source).body}
+        bodies.append(ast.unparse(found["scratch_folder"].body[1:]))
+    assert bodies[0] == bodies[1]
+
+
+# ------------------------------------------------------------------ tables
+
+
+def test_disk_use_by_kind(tmp_path):
+    run = make_run(tmp_path / "a")
+    found = disk_use(tmp_path)
+    assert found["scores"] == 2000 and found["labels"] == 1000
+    assert found["weights"] == 4000  # checkpoints too
+    assert found["bundles"] == 2 * (run / "train/model-bundle.zip").stat().st_size
+    assert found["all"] == sum((run / f).stat().st_size for f in files(run))
+    assert sum(found.values()) == 2 * found["all"]
+
+
+def test_the_table_has_a_row_for_each_rule(tmp_path):
+    make_run(tmp_path / "a")
+    rows = {row["rule"]: row for row in look([tmp_path]).rows()}
+    assert list(rows) == [name for name in RULES if name != "scores"]
+    assert rows["weights"]["files"] == 2 and rows["weights"]["bytes"] == 2000
+    assert json.dumps(list(rows.values()))
+
+
+@pytest.mark.parametrize(
+    "n, text", [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e9, "2.5 GB")]
+)
+def test_sizes_in_words(n, text):
+    assert keep.size_in_words(n) == text
+
+
+def test_folders_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        look([tmp_path / "nope"])
+    assert look([tmp_path]).found == ()
