@@ -337,11 +337,12 @@ def _held(run: Path | None):
     "Keep jobs out of a run folder while the context lasts; Busy if one is inside."
     with contextlib.ExitStack() as stack:
         if run is not None:
-            if (run / "job.lock").exists():  # only jobs of ours come back to a folder
-                stack.enter_context(lock(run))
             state = at_work([Run(run)]).get(run)
+            if not state and (run / "job.lock").exists():  # jobs may come back to it
+                stack.enter_context(lock(run))
+                state = {Run(run).state} & set(LIVE)  # by now
             if state:
-                raise Busy(f"{state} by now")
+                raise Busy("a job has begun or was queued meanwhile")
         yield
 
 

@@ -11,11 +11,14 @@ import base64
 import hashlib
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+
+from .drawing import figure_bytes, figure_kind
 
 # %% ../nbs/C14_page.ipynb #5b6142f1
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Section:
 
     @property
     def id(self) -> str:
-        return self.title.lower().replace(" ", "-")
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 # %% ../nbs/C14_page.ipynb #745b7b10
 def text_of(value, digits: int = 3) -> str:
@@ -60,7 +63,11 @@ def text_of(value, digits: int = 3) -> str:
         return "yes" if value else "no"
     if isinstance(value, (float, np.floating)):
         return f"{value:.{digits}f}" if digits else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, (int, np.integer)) and abs(value) > 9999 else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, (int, np.integer)) and abs(value) > 9999
+        else str(value)
+    )
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,22 @@ class Table:
     @property
     def numeric(self) -> list[bool]:
         "Columns of numbers, which stand to the right."
-        return [all(_is_number(row[i]) for row in self.rows) for i in range(len(self.columns))]
+        return [
+            all(_is_number(row[i]) for row in self.rows)
+            for i in range(len(self.columns))
+        ]
 
 
 def _is_number(text: str) -> bool:
-    return text == "-" or text.replace(",", "").replace(" to ", "").replace(".", "").replace("-", "").replace("e", "").isdigit()
+    return (
+        text == "-"
+        or text.replace(",", "")
+        .replace(" to ", "")
+        .replace(".", "")
+        .replace("-", "")
+        .replace("e", "")
+        .isdigit()
+    )
 
 
 def as_table(
@@ -89,10 +107,14 @@ def as_table(
     folded: bool = False,
 ) -> Table:
     "A frame as texts."
-    many = {c: digits.get(c, 3) if isinstance(digits, Mapping) else digits for c in frame}
+    many = {
+        c: digits.get(c, 3) if isinstance(digits, Mapping) else digits for c in frame
+    }
     rows = [[str(name), *(text_of(v, many[c]) for c, v in zip(frame, row, strict=True))]
             for name, row in zip(frame.index, frame.itertuples(index=False), strict=True)]  # fmt: skip
-    return Table(caption, [str(frame.index.name or "run"), *map(str, frame)], rows, folded)
+    return Table(
+        caption, [str(frame.index.name or "run"), *map(str, frame)], rows, folded
+    )
 
 # %% ../nbs/C14_page.ipynb #fe29905a
 @dataclass(frozen=True)
@@ -116,22 +138,13 @@ def embed(
     figure,  # A matplotlib figure
     alt: str,  # What it shows, with numbers
     caption: str = "",
-    imagery: bool = False,  # Photographs become JPEG, charts PNG
 ) -> Picture:
-    "A figure at screen size, inside the page."
+    "A figure at screen size, inside the page: photographs as JPEG, charts as PNG."
     from PIL import Image
 
-    file, sharp = io.BytesIO(), 1 if imagery else 1.5  # pixels of a figure's pixel
-    figure.savefig(file, format="png", dpi=100 * sharp, facecolor="white")
-    picture, file = Image.open(file).convert("RGB"), io.BytesIO()
-    size = [round(side / sharp) for side in picture.size]
-    if imagery:
-        picture.save(file, "jpeg", quality=80, optimize=True)
-    else:  # few colours, and no dots between them
-        few = picture.quantize(128, dither=Image.Dither.NONE)
-        few.save(file, "png", optimize=True)
-    src = inside(file.getvalue(), "jpeg" if imagery else "png")
-    return Picture(src, alt, caption, "", *size)
+    content, kind = figure_bytes(figure), figure_kind(figure)
+    width, height = (round(side / 1.1) for side in Image.open(io.BytesIO(content)).size)
+    return Picture(inside(content, kind), alt, caption, "", width, height)
 
 # %% ../nbs/C14_page.ipynb #b9491158
 def jpeg(
@@ -141,7 +154,10 @@ def jpeg(
     "A photograph in the size of a screen."
     from PIL import Image
 
-    pixels, file = Image.fromarray((255 * picture).round().astype(np.uint8)), io.BytesIO()
+    pixels, file = (
+        Image.fromarray((255 * picture).round().astype(np.uint8)),
+        io.BytesIO(),
+    )
     pixels.resize(size).save(file, "jpeg", quality=80, optimize=True)
     return file.getvalue()
 
@@ -150,7 +166,7 @@ def paint(
     codes: np.ndarray,  # (rows, columns): 0 for nothing, 1 for the first colour ...
     colours: list[str],  # As matplotlib takes them
     size: tuple[int, int],  # Width and height in pixels
-    opacity: float = 0.75,
+    opacity: float = 0.72,
 ) -> bytes:  # PNG
     "Regions as a picture that is transparent where there is nothing."
     from matplotlib.colors import to_rgb
@@ -340,10 +356,9 @@ def render(
     swipes = [p for s in sections for p in s.pieces if isinstance(p, Swipe)]
     key = {what: colour for one in swipes for what, colour in one.key.items()}
     names = {what: f"k{i}" for i, what in enumerate(key)}
-    colours = [f".{names[what]} {{ --key: {colour} }}\n" for what, colour in key.items()]
+    colours = [
+        f".{names[what]} {{ --key: {colour} }}\n" for what, colour in key.items()
+    ]
     known = dict(title=title, lead=lead, sections=sections, names=names)
     known |= dict(style=STYLE + "".join(colours), script=SCRIPT)
     return world.get_template("page").render(known)
-
-
-

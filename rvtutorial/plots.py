@@ -23,6 +23,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 from . import drawing, metrics
 from .comparisons import TITLES
@@ -334,21 +335,25 @@ def summary(
 ) -> pd.DataFrame:  # Texts. Index: run
     "The columns of a leaderboard that a reader needs, as texts."
     first, out = board.columns[0], {}
-    for column in (first, f"test_{first}"):
-        if column in board:
-            before = column.removesuffix(first)
-            name = f"{before.replace('_', ' ')}{first.replace('_', ' ')}"
-            ends = board[f"{before}low"].map("{:.3f}".format)
-            out[name] = board[column].map("{:.3f}".format)
-            ends += " to " + board[f"{before}high"].map("{:.3f}".format)
-            out[f"{before.replace('_', ' ')}95 % interval"] = ends
+    for before in ("", "test_"):
+        if before + first in board:
+            ends = board[[f"{before}low", f"{before}high"]].map("{:.3f}".format)
+            words = before.replace("_", " ")
+            out[words + _titled(first)] = board[before + first].map("{:.3f}".format)
+            out[f"{words}95 % interval"] = ends.agg(" to ".join, axis=1)
     out["behind"] = board["behind"].map("{:.3f}".format)
-    words = np.where(board["tied"], "tied", "behind").astype(object)
-    words[:1] = "highest"
-    out["verdict"] = words
-    for column in board.filter(regex="^pixel_").columns.difference([first], sort=False):
-        out[column.replace("_", " ")] = board[column].map("{:.3f}".format)
+    verdicts = ["tied" if tied else "behind" for tied in board["tied"]]
+    out["verdict"] = ["highest", *verdicts[1:]]
+    for column in board.columns[1:]:
+        if column.startswith("pixel_"):
+            out[_titled(column)] = board[column].map("{:.3f}".format)
     return pd.DataFrame(out, index=board.index)
+
+
+def _titled(column):
+    "pixel_f1 as `pixel F1`."
+    name = column.removeprefix("pixel_")
+    return f"pixel {TITLES.get(name, name)}"
 
 
 def _said(board):
@@ -869,10 +874,8 @@ def _draw_score_curves(ax, found, kind, metric):
     x, y, *_ = _CURVES[kind]
     y = y or metric
     for i, one in enumerate(found.values()):
-        curve = one.curve[np.isfinite(one.curve.threshold)]
-        look = drawing.look_of(i) | dict(
-            markevery=(3 * i % 17, max(1, len(curve) // 9))
-        )
+        curve = one.curve if kind == "roc" else one.curve.iloc[1:]  # from infinity
+        look = drawing.look_of(i) | dict(markevery=(0.02 * (i % 7), 0.14))
         ax.plot(curve[x], curve[y], **look)
     names = dict(false_positive_rate="false positives, share of all others", f1="pixel F1",
                  iou="pixel IoU", recall="recall", precision="precision")  # fmt: skip
@@ -916,6 +919,7 @@ def plot_reliability(
         below.plot(bins.score, bins.pixels, **look)
     ax.set(ylabel="observed share", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     below.set(xlabel="mean score of the bin", ylabel="pixels in it", yscale="log")
+    below.yaxis.set_minor_formatter(NullFormatter())
     for one in (ax, below):
         one.grid(alpha=0.3)
     shown = [(None, None, "ece", "ECE")]

@@ -426,17 +426,17 @@ def ask_local(
     }
 
 # %% ../nbs/C8_queues.ipynb #1eca1502
-_SOUGHT: dict = {}  # Submission folder -> when its job id was last looked for
+_SOUGHT: dict = {}  # Submission folder -> when its job id was looked for, and found
 
 
-def job_id(home: Path, doc: dict) -> str | None:
+def job_id(home: Path, doc: dict) -> str | None:  # "": perhaps it is on its way
     "The id that Slurm gave to a submission; looked for by its name where none is noted."
     if doc.get("id") or doc.get("refused"):
         return doc.get("id")
-    if time.monotonic() - _SOUGHT.get(home, -math.inf) < SLURM.every:
-        return ""
-    _SOUGHT[home] = time.monotonic()
-    found = find_job(home.name)  # whoever submitted was killed, or pasted the command
+    at, found = _SOUGHT.get(home, (-math.inf, None))
+    if time.monotonic() - at >= SLURM.every:
+        found = find_job(home.name)  # whoever submitted was killed, or it was pasted
+        _SOUGHT[home] = time.monotonic(), found
     if found:
         write_json(home / "job.json", doc | {"id": found})
     sent = time.time() - (home / "job.json").stat().st_mtime

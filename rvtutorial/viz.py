@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['files', 'display_conf_mat', 'plot_predictions', 'plot_prediction', 'plot_coverage', 'plot_metrics', 'leaderboard',
-           'Board', 'LabelFolder', 'find_scene', 'importance', 'open_runs', 'plot_agreement', 'plot_cost',
-           'plot_errors', 'plot_importance', 'plot_leaderboard', 'plot_parallel', 'plot_parameter', 'plot_reliability',
-           'plot_scene', 'plot_scene_scores', 'plot_score_curves', 'plot_worst', 'summary', 'trial_table',
-           'write_table']
+           'Board', 'LabelFolder', 'alt_text', 'figure_bytes', 'figure_kind', 'find_scene', 'importance', 'open_runs',
+           'plot_agreement', 'plot_cost', 'plot_errors', 'plot_importance', 'plot_leaderboard', 'plot_parallel',
+           'plot_parameter', 'plot_reliability', 'plot_scene', 'plot_scene_scores', 'plot_score_curves', 'plot_worst',
+           'summary', 'trial_table', 'write_table']
 
 # %% ../nbs/07_evaluation.ipynb #e4a5d053
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from . import drawing, metrics
 from .chips import grid_windows, plot_windows
+from .drawing import alt_text, figure_bytes, figure_kind  # noqa: F401
 from .metrics import LabelFolder  # noqa: F401  (one place for all figures)
 from rvtutorial.plots import (  # noqa: F401
     Board,
@@ -50,10 +51,11 @@ from rvtutorial.sweepplots import (  # noqa: F401
 
 # %% ../nbs/07_evaluation.ipynb #04302b2f
 _all_ = [
-    "Board", "LabelFolder", "find_scene", "importance", "open_runs", "plot_agreement",
-    "plot_cost", "plot_errors", "plot_importance", "plot_leaderboard", "plot_parallel",
-    "plot_parameter", "plot_reliability", "plot_scene", "plot_scene_scores",
-    "plot_score_curves", "plot_worst", "summary", "trial_table", "write_table",
+    "Board", "LabelFolder", "alt_text", "figure_bytes", "figure_kind", "find_scene",
+    "importance", "open_runs", "plot_agreement", "plot_cost", "plot_errors",
+    "plot_importance", "plot_leaderboard", "plot_parallel", "plot_parameter",
+    "plot_reliability", "plot_scene", "plot_scene_scores", "plot_score_curves",
+    "plot_worst", "summary", "trial_table", "write_table",
 ]  # fmt: skip
 
 # %% ../nbs/07_evaluation.ipynb #5951efa4
@@ -127,8 +129,8 @@ def plot_predictions(
         ax.set_title(f"{name}\n{ax.get_title()}".strip(), fontsize=10)
     drawing.label_panels(axes, sights)
     _legend(fig, base, view)
-    for note in note_test(opened, split, "plot_predictions"):
-        drawing.title_above(fig, note)
+    notes = [f"{split} scenes", *note_test(opened, split, "plot_predictions")]
+    drawing.title_above(fig, "; ".join(notes))
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #59a6e1f6

@@ -268,7 +268,9 @@ def submission(runs: Path, name: str, *members: str, hours=2.0) -> Path:
     home = runs / "jobs" / name
     put(home / "job.sh", 300), put(home / "local-0.out", 700)
     write_json(home / "tasks.json", {"folders": [str(runs / m) for m in members]})
-    write_json(home / "job.json", {"queue": "local", "id": "0", "host": socket.gethostname()})
+    write_json(
+        home / "job.json", {"queue": "local", "id": "0", "host": socket.gethostname()}
+    )
     age(home / "tasks.json", hours), age(home, hours)
     return home
 

@@ -1,0 +1,444 @@
+"The command line: quick, one document, exit codes that can be trusted, odd names."
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from fake_runs import fake_run, three_scenes
+from light_job import light_job
+
+from rvtutorial.cli import Answer, Command, cli, code_of, one_line, run_folders, table
+from rvtutorial.runs import Run, read_json, write_json
+
+NAMES = "samples check train predict sweep status compare report clean completion"
+COMMANDS = NAMES.split()
+PROGRAM = [sys.executable, "-c", "from rvtutorial.cli import main; main()"]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path / "queue"))
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("RVTUTORIAL_HOME", str(tmp_path))
+    for name in ("PRESET", "SITE", "DATA"):
+        monkeypatch.delenv(f"RVTUTORIAL_{name}", raising=False)
+    return tmp_path
+
+
+def sh(*words, code=0):
+    "Run a command line in this process; its exit code is the one expected."
+    found = CliRunner().invoke(cli, [str(w) for w in words], prog_name="rvtutorial")
+    assert found.exit_code == code, (found.output, found.exception)
+    return found
+
+
+def doc(*words, code=0):
+    "The one JSON document that a command prints."
+    return json.loads(sh(*words, "--json", code=code).stdout)
+
+
+def finished(folder, f1=0.9, **went):
+    Run(folder).path.mkdir(parents=True)
+    Run(folder).update("went", **{"state": "succeeded", **went})
+    Run(folder).update("results", validation={"class": "building", "f1": f1})
+    return folder
+
+
+# ------------------------------------------------------------------ the shell's side
+
+
+def test_the_program_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom rvtutorial.cli import cli\n"
+        f"for name in {COMMANDS}:\n"
+        "    assert CliRunner().invoke(cli, [name, '--help']).exit_code == 0, name\n"
+        "heavy = {'torch', 'rastervision', 'pandas', 'numpy', 'rasterio', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.stdout.strip() == "[]", out.stderr
+
+
+def test_help_comes_at_once():
+    took = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        subprocess.run([*PROGRAM, "sweep", "--help"], check=True, capture_output=True)
+        took.append(time.perf_counter() - begun)
+    assert min(took) < 0.4
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name):
+    text = sh(name, "--help").stdout
+    assert "Exit codes:" in text and "--json" in text and "--debug" in text
+    assert name in sh("--help").stdout
+
+
+def test_near_matches():
+    assert "Did you mean 'train'?" in sh("trian", code=2).stderr
+    assert "--site" in sh("train", "a", "--stie", "x", code=2).stderr
+    found = sh("train", "a", "--site", "atlsa", code=1).stderr
+    assert "did you mean 'atlas'?" in found
+
+
+def test_an_error_is_one_line_and_no_traceback(tmp_path):
+    found = sh("status", tmp_path / "nope", code=1)
+    assert found.stdout == ""
+    assert found.stderr == f"Error: there is no folder {tmp_path / 'nope'}\n"
+    args = [*PROGRAM, "status", str(tmp_path / "nope"), "--debug"]
+    out = subprocess.run(args, capture_output=True, text=True)
+    assert out.returncode == 1 and "Traceback" in out.stderr
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("a: b"), "a: b"),
+        (ValueError("first:\n  second"), "first (more with --debug)"),
+        (PermissionError(13, "Permission denied", "x"), "Permission denied: x"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_errors_in_one_line(error, line):
+    assert one_line(error) == line
+
+
+def test_what_a_library_prints_does_not_spoil_the_document():
+    @click.command(cls=Command)
+    def noisy():
+        print("a library says something")
+        return Answer("fine", {"x": float("nan"), "path": Path("/a")}, 75)
+
+    found = CliRunner().invoke(noisy, ["--json"])
+    assert json.loads(found.stdout) == {"x": None, "path": "/a"}
+    assert found.stderr == "a library says something\n" and found.exit_code == 75
+    assert CliRunner().invoke(noisy, []).stdout == "fine\n"
+
+
+def test_a_reader_that_goes_away(tmp_path):
+    finished(tmp_path / "runs" / "a")
+    line = f"{sys.executable} -c '{PROGRAM[2]}' status | true; echo ${{PIPESTATUS[0]}}"
+    out = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert out.stdout.strip() in ("0", "1") and "Traceback" not in out.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell):
+    if shell == "bash" and not shutil.which("bash"):
+        pytest.skip("bash is not on this machine")
+    assert "_RVTUTORIAL_COMPLETE" in sh("completion", shell).stdout
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("rvtutorial st", "plain,status"),
+        ("rvtutorial train runs/a epo", "plain,epochs="),
+        ("rvtutorial train --site at", "plain,atlas"),
+    ],
+)
+def test_a_word_is_completed(words, expected):
+    env = {**os.environ, "COMP_WORDS": words, "_RVTUTORIAL_COMPLETE": "bash_complete"}
+    env["COMP_CWORD"] = str(len(words.split()) - 1)
+    out = subprocess.run(PROGRAM, env=env, capture_output=True, text=True)
+    assert expected in out.stdout.splitlines()
+
+
+def test_tables():
+    rows = [{"run": "a", "n": 1, "x": 0.12345}, {"run": "long", "n": 20, "x": None}]
+    assert table(rows) == "run    n      x\na      1  0.123\nlong  20      -"
+    assert table([]) == ""
+
+
+# ------------------------------------------------------------------ samples and check
+
+
+def small(folder):
+    return sh("samples", folder, "--size=64", "--train=2", "--val=1", "--test=1")
+
+
+def test_samples_and_check(tmp_path):
+    folder = tmp_path / "my scènes [1]"
+    assert "2 train, 1 val, 1 test" in small(folder).stdout
+    found = doc("check", folder, "--only", "data")
+    assert found["ok"] and [row["scenes"] for row in found["data"]] == [2, 1, 1]
+    assert "holds other sample scenes" in sh("samples", folder, code=1).stderr
+    sh("samples", "--size=64", code=2)
+    sh("samples", "--preset", "version2", code=2)
+
+
+def test_check_finds_what_is_wrong(tmp_path):
+    folder = tmp_path / "data"
+    small(folder)
+    for path in (folder / "train").glob("*img1*"):  # one place, in two splits
+        shutil.copy(path, folder / "val" / path.name.replace("img1", "img99"))
+    found = doc("check", folder, "--only", "data", code=1)
+    (problem,) = found["problems"]
+    assert problem.startswith("train 1 and val 99 share 100% of their ground")
+    next((folder / "val").glob("*.geojson")).unlink()
+    found = sh("check", folder, "--only", "data", code=1)
+    assert "images without labels" in found.stdout and found.stderr == ""
+
+
+def test_check_of_a_site(tmp_path):
+    site = tmp_path / "here.toml"
+    site.write_text('queue = "local"\nscratch = "/nowhere at all"\n')
+    found = doc("check", "--only", "site", "--site", site, code=1)
+    assert ["scratch" in problem for problem in found["problems"]] == [True]
+    assert {"what", "ok", "found", "remedy"} == set(found["site"][0])
+
+
+def test_what_is_said_wins_over_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("RVTUTORIAL_PRESET", "sample")
+    found = doc("check", "--only", "data", "--preset", "smoke", code=1)
+    assert "data/smoke" in found["problems"][0] and "samples" in found["problems"][0]
+    assert os.environ["RVTUTORIAL_PRESET"] == "sample"
+
+
+# ------------------------------------------------------------------ train
+
+
+def test_what_is_refused_before_anything_is_made(tmp_path):
+    run = tmp_path / "runs" / "a"
+    assert "did you mean 'epochs'?" in sh("train", run, "epoch=3", code=2).stderr
+    assert "lr must be" in sh("train", run, "lr=7", code=2).stderr
+    assert "not NAME=VALUE" in sh("train", run, "lr", code=2).stderr
+    assert "given twice" in sh("train", run, "lr=1e-3", "lr=1e-2", code=2).stderr
+    assert "RUN_FOLDER comes before" in sh("train", "lr=1e-3", code=2).stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_scenes_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rvtutorial.slurm.start_local", lambda home: "0")
+        sh("train", "./lr=1e-3", "preset=smoke", "data=some data")
+    params = read_json(tmp_path / "lr=1e-3" / "params.json")
+    assert params == {"preset": "smoke", "data": str(tmp_path / "some data")}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_waiting_and_not_the_job(tmp_path):
+    folder = tmp_path / "runs" / "lr=1e-3 [é]"
+    words = ["train", str(folder), "--notebook=hello", "seconds=1", "name=a=b"]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen([*PROGRAM, *words, "--wait"], **pipes)
+    for _ in range(200):
+        time.sleep(0.05)
+        if Run(folder).state == "running":
+            break
+    assert doc("status")["runs"][0]["state"] == "running"
+    assert sh("status", "--exit-code", code=75)
+    waiting.send_signal(signal.SIGINT)
+    out, err = waiting.communicate(timeout=10)
+    assert waiting.returncode == 130 and out == ""
+    assert "the jobs go on" in err and "Traceback" not in err
+    assert "still at work" in sh(*words, "--timeout=0.1", code=75).stderr
+    found = doc(*words, "--wait")
+    assert found["state"] == "succeeded" and found["folder"] == str(folder)
+    assert (folder / "hello.txt").read_text() == "hello a=b\n"
+    assert doc(*words, "--wait") == found  # and nothing is done twice
+    assert len(Run(folder).manifest["went"]["attempts"]) == 1
+    assert "holds another run" in sh(*words[:-1], "name=c", code=1).stderr
+
+
+# ------------------------------------------------------------------ predict
+
+
+def test_predict_says_what_is_missing(tmp_path):
+    out = ["-o", tmp_path / "maps"]
+    assert (
+        "no run folder or bundle" in sh("predict", "nope", "x.tif", *out, code=1).stderr
+    )
+    sh("predict", tmp_path, *out, code=2)  # no image
+    for bands in ("0,1", "red"):
+        found = sh("predict", tmp_path, "x.tif", *out, "--bands", bands, code=2)
+        assert "counted from 1" in found.stderr
+
+
+# ------------------------------------------------------------------ sweep and status
+
+
+@pytest.fixture
+def plan(tmp_path):
+    job = light_job(tmp_path / "light job.ipynb", Path(__file__).parent)
+    text = f"program: {job.name}\nparameters:\n  epochs: {{value: 2}}\n"
+    path = tmp_path / "rates.yaml"
+    path.write_text(text + "  lr: {values: [3e-3, 0.8]}\n")
+    return path
+
+
+def test_a_dry_run_makes_nothing(tmp_path, plan):
+    before = sorted(tmp_path.rglob("*"))
+    found = doc("sweep", plan, "preset=smoke", "--dry-run")
+    assert [row["trial"] for row in found["trials"]] == ["lr=3e-3", "lr=0.8"]
+    assert found["trials"][1]["values"] == {"lr": 0.8} and found["disk"]["runs"] == 2
+    assert 2e6 < found["disk"]["bytes"] < found["disk"]["free"]
+    assert sorted(tmp_path.rglob("*")) == before
+    text = sh("sweep", plan, "--dry-run").stdout
+    assert "2 runs of" in text and "are free" in text
+
+
+@pytest.mark.slow
+def test_a_sweep_from_beginning_to_end(tmp_path, plan):
+    folder = tmp_path / "runs/a sweep"
+    first = sh("sweep", plan, "-o", folder, "--wait", "--json", code=1)
+    assert "the loss is not a number" in first.stderr
+    found = json.loads(first.stdout)
+    states = {row["run"]: row["state"] for row in found["trials"]}
+    assert states == {"lr=3e-3": "succeeded", "lr=0.8": "failed"}
+    assert found["best"].startswith("lr=3e-3") and found["folder"] == str(folder)
+    assert doc("sweep", folder, "--dry-run")["trials"][0]["there"]
+    sh("sweep", folder, "--retry", "--wait", code=1)
+    tried = [len(r.manifest["went"]["attempts"])
+             for r in map(Run, run_folders([folder]).values())]  # fmt: skip
+    assert tried == [1, 2]
+    plan.write_text(plan.read_text().replace("[3e-3, 0.8]", "[3e-3, 1e-3]"))
+    assert "use Sweep.extend" in sh("sweep", plan, "-o", folder, code=1).stderr
+    sh("sweep", folder, "--extend", plan, "--timeout=0", code=75)
+    assert len(doc("sweep", folder, "--stop")["trials"]) == 3
+    sh("sweep", folder, "lr=3", code=2), sh("sweep", plan, "--stop", code=2)
+    shown = doc("status")
+    assert len(shown["runs"]) == 3 and shown["sweeps"][0]["best"].startswith("lr=3e-3")
+
+
+def test_a_slip_in_a_sweep_file_is_named(tmp_path):
+    path = tmp_path / "slip.yaml"
+    path.write_text("parameters:\n  epoch: {values: [1, 2]}\n")
+    found = sh("sweep", path, "--dry-run", code=1)
+    assert "slip.yaml, line 2" in found.stderr and "'epochs'" in found.stderr
+    assert "neither a sweep file" in sh("sweep", tmp_path / "no.yaml", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "states, code",
+    [
+        ([], 0), (["succeeded", "paused", "skipped"], 0), (["succeeded", "failed"], 1),
+        (["running", "failed"], 1), (["succeeded", "queued"], 75), (["interrupted"], 75),
+        (["lost"], 75), (["new", "unfinished"], 75), (["cancelled"], 1), (["timed out"], 1),
+    ],
+)  # fmt: skip
+def test_exit_codes_of_states(states, code):
+    assert code_of(states) == code
+
+
+def test_status_of_odd_names_and_of_trials_that_have_not_begun(tmp_path):
+    from rvtutorial.sweepfile import SweepFile, Trial, write_record
+
+    finished(tmp_path / "runs/ü|*[x]", 0.5)
+    sweep = tmp_path / "runs/b"
+    finished(sweep / "lr=1e-2")
+    trials = [Trial("lr=1e-2", "lr=1e-2", {"lr": 1e-2})]
+    trials += [Trial("lr=1e-3", "lr=1e-3", {"lr": 1e-3})]
+    write_record(sweep, SweepFile({"preset": "smoke"}, {}), trials)
+    rows = {row["run"]: row for row in doc("status")["runs"]}
+    assert set(rows) == {"ü|*[x]", "b/lr=1e-2", "b/lr=1e-3"}
+    assert rows["b/lr=1e-3"]["state"] == "new" and rows["ü|*[x]"]["F1"] == 0.5
+    assert list(run_folders([sweep])) == ["lr=1e-2", "lr=1e-3"]
+    assert len(run_folders([tmp_path / "runs", sweep])) == 3  # none is named twice
+    sh("status", "--watch", "--exit-code", code=75)
+
+
+def test_status_of_nothing(tmp_path):
+    assert "`rvtutorial train` makes one" in sh("status", code=1).stderr
+    (tmp_path / "empty").mkdir()
+    assert "holds none" in sh("status", tmp_path / "empty", code=1).stderr
+
+
+# ------------------------------------------------------------------ compare and report
+
+
+@pytest.fixture
+def judged(tmp_path):
+    "Three runs that were evaluated and one that is at work."
+    scenes = three_scenes(tmp_path / "data")
+    for shift in (1, 2, 3):
+        fake_run(tmp_path / "runs" / f"shift|{shift}", scenes, shift)
+    Run(tmp_path / "runs" / "late").path.mkdir()
+    Run(tmp_path / "runs" / "late").update("went", state="running")
+    return tmp_path / "runs"
+
+
+def test_compare_orders_and_says_what_is_left_out(judged):
+    found = sh("compare", "--json")
+    assert "left out: late (running)" in found.stderr
+    board = json.loads(found.stdout)
+    assert [r["run"] for r in board["runs"]] == ["shift|1", "shift|2", "shift|3"]
+    assert all("difference" in row["verdict"] for row in board["runs"][1:])
+    text = sh("compare").stdout
+    assert text.count("95 % interval") == 2 and "pixel_f1" in text
+
+
+def test_forms_of_a_leaderboard(judged):
+    csv = pd.read_csv(io.StringIO(sh("compare", "--format", "csv").stdout))
+    assert list(csv["run"]) == ["shift|1", "shift|2", "shift|3"] and "verdict" in csv
+    lines = sh("compare", "--format", "markdown").stdout.splitlines()
+    assert len(lines) == 5 and set(lines[1]) == set("| -")
+    assert {line.replace("\\|", "").count("|") for line in lines} == {9}
+    assert "\\toprule" in sh("compare", "--format", "latex").stdout
+    iou = sh("compare", "--metric", "iou").stdout.splitlines()[0]
+    assert "pixel_iou" in iou and "pixel_f1" not in iou
+
+
+def test_compare_refuses(judged):
+    assert "no metric 'f2'" in sh("compare", "--metric", "f2", code=1).stderr
+    late = sh("compare", judged / "late", code=1).stderr
+    assert "nothing to compare" in late and "late (running)" in late
+    assert "test scenes" in sh("compare", "--split", "test", code=1).stderr
+
+
+def test_a_look_at_the_test_split_is_recorded(judged):
+    for run in judged.glob("shift*"):
+        shutil.copytree(run / "eval/validation_scenes", run / "eval/test_scenes")
+    note = doc("compare", "--report", "test")["note"]
+    assert "opened once" in note
+    assert "opened 2 times" in sh("compare", "--split", "test").stdout
+
+
+def test_report(judged):
+    pytest.importorskip("rvtutorial.report")
+    out = judged / "a report.html"
+    found = doc("report", judged / "shift|1", judged / "shift|2", "-o", out)
+    assert found == {"file": str(out), "bytes": out.stat().st_size}
+
+
+# ------------------------------------------------------------------ clean
+
+
+def test_clean_shows_first(tmp_path):
+    run = finished(tmp_path / "runs/a")
+    (run / "checkpoint.pt").write_bytes(bytes(5000))
+    (run / "predict/1").mkdir(parents=True)
+    (run / "predict/1/scores.tif").write_bytes(bytes(7000))
+    found = doc("clean")
+    assert (found["deleted"], found["bytes"]) == (False, 5000)
+    assert (run / "checkpoint.pt").exists()
+    assert "nothing was deleted" in sh("clean").stdout
+    assert doc("clean", "--scores", "--files")["bytes"] == 12000
+    assert doc("clean", "--yes")["files"][0]["path"] == str(run / "checkpoint.pt")
+    assert (
+        not (run / "checkpoint.pt").exists() and (run / "predict/1/scores.tif").exists()
+    )
+    assert doc("clean", "--rule", "scores", "--yes")["bytes"] == 7000
+    assert "did you mean 'scores'?" in sh("clean", "--rule", "score", code=1).stderr
+
+
+def test_clean_leaves_what_is_at_work(tmp_path):
+    run = finished(tmp_path / "runs/a", state="running")
+    (run / "checkpoint.pt").write_bytes(bytes(5000))
+    found = doc("clean", "--yes")
+    assert found["left"] == {str(run): "running"} and (run / "checkpoint.pt").exists()
+    write_json(run / "run.json", {"went": {"state": "succeeded"}})
+    assert doc("clean", "--yes")["bytes"] == 5000
