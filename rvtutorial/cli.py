@@ -4,10 +4,8 @@
 
 # %% auto #0
 __all__ = ['FINE', 'FAILED', 'AGAIN', 'STOPPED', 'EPILOG', 'SETTINGS', 'Answer', 'as_json', 'one_line', 'Command', 'Commands',
-           'cli', 'main', 'workspace', 'all_runs', 'values', 'table', 'is_sweep', 'run_folders', 'samples',
-           'check_data', 'check', 'code_of', 'state_rows', 'wait_for', 'train', 'predict', 'planned', 'sweep_answer',
-           'existing', 'new_folder', 'sweep', 'sweep_doc', 'look', 'watch', 'up_again', 'status', 'finished',
-           'markdown', 'board_text', 'compare', 'report', 'clean', 'completion']
+           'cli', 'main', 'workspace', 'all_runs', 'values', 'table', 'is_sweep', 'run_folders', 'samples', 'check',
+           'code_of', 'state_rows', 'train', 'predict', 'sweep', 'status', 'compare', 'report', 'clean', 'completion']
 
 # %% ../nbs/C3_command_line.ipynb #a0cc1fa6
 import contextlib
@@ -43,14 +41,18 @@ class Answer:
     code: int = FINE  # To scripts
 
 
-def as_json(doc) -> str:
+def as_json(
+    doc,  # Dicts, lists, numbers (numpy's too), texts, paths
+) -> str:
     "One JSON document; what is no number in JSON is null."
     from rvtutorial.runs import _jsonable
 
     return json.dumps(_jsonable(doc), indent=1, allow_nan=False)
 
 
-def one_line(error: Exception) -> str:
+def one_line(
+    error: Exception,
+) -> str:  # Says where there is more to read
     "An error as one line."
     text = str(error).strip()
     if isinstance(error, OSError) and error.errno and error.strerror:
@@ -153,7 +155,10 @@ _folder = click.Path(path_type=Path, file_okay=False)
 _paths = click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 
 
-def workspace(preset: str | None = None, site: str | None = None):
+def workspace(
+    preset: str | None = None,  # None: that of the environment, or sample
+    site: str | None = None,  # None: that of the environment, or local
+):  # A `Workspace`
     "The workspace that a command means; what it says wins over the environment."
     from rvtutorial.runs import Workspace
 
@@ -167,7 +172,7 @@ def workspace(preset: str | None = None, site: str | None = None):
         os.environ.update(before)
 
 
-def all_runs() -> Path:
+def all_runs() -> Path:  # Such as runs/ of the checkout
     "The folder of all runs of this workspace; FileNotFoundError before there is one."
     folder = workspace().runs
     if not folder.is_dir():
@@ -177,7 +182,9 @@ def all_runs() -> Path:
     return folder
 
 # %% ../nbs/C3_command_line.ipynb #108a16f7
-def values(pairs: Iterable[str]) -> dict[str, str]:
+def values(
+    pairs: Iterable[str],  # Such as ["lr=1e-3", "data=scenes"]
+) -> dict[str, str]:  # By name; the folder of scenes is absolute
     "Parameters from texts such as lr=1e-3; a usage error for anything else."
     found = {}
     for pair in pairs:
@@ -195,7 +202,7 @@ def values(pairs: Iterable[str]) -> dict[str, str]:
 def table(
     rows: list[dict],  # With the same keys
     form: str = ".3f",  # Of numbers that are not whole
-    gap: str = "  ",
+    gap: str = "  ",  # Between two columns
 ) -> str:
     "Rows as aligned columns: numbers to the right, None as a hyphen."
     if not rows:
@@ -218,7 +225,9 @@ def table(
     )  # fmt: skip
 
 # %% ../nbs/C3_command_line.ipynb #75bc2542
-def is_sweep(path: Path) -> bool:
+def is_sweep(
+    path: Path,  # A folder
+) -> bool:
     "Whether a folder is a sweep's."
     return (path / "trials.csv").is_file()
 
@@ -295,7 +304,7 @@ def samples(folder, preset, **changes):
     return Answer(f"{folder}: {counted} scenes", {"folder": str(folder), **counts})
 
 # %% ../nbs/C3_command_line.ipynb #a6510c2f
-def check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[str]]:
+def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[str]]:
     "One row a split, and all that is wrong with the scenes of a folder or a table."
     from rvtutorial.pairs import DataError, find_splits, leaks, outlines
     from rvtutorial.scenes import check_scenes
@@ -352,7 +361,7 @@ def check(data, preset, site, image_pattern, label_pattern, class_field, classes
         ]
     if only != "site":
         folder = data or workspace(preset, site).data
-        doc["data"], problems = check_data(folder, pattern, how)
+        doc["data"], problems = _check_data(folder, pattern, how)
         if data is None and not folder.exists():
             problems = [
                 f"there are no scenes in {folder}: `rvtutorial samples` makes some"
@@ -372,7 +381,7 @@ def _site_problem(site: str, row: dict) -> str:
 
 # %% ../nbs/C3_command_line.ipynb #0ae24fc7
 def code_of(
-    states: Iterable[str],
+    states: Iterable[str],  # Such as "succeeded" and "queued"
 ) -> int:  # 0 all fine; 1 something failed; 75 something is still to come
     "What a script should make of the states of some runs."
     from rvtutorial.queues import FINE as WELL
@@ -390,8 +399,10 @@ def code_of(
     return (AGAIN if rest <= later else FAILED) if rest else FINE
 
 
-def state_rows(runs: dict[str, Path]) -> list[dict]:
-    "One row a run: name, state, epochs, F1 of the validation scenes, why, folder."
+def state_rows(
+    runs: dict[str, Path],  # Name -> run folder, which need not be there
+) -> list[dict]:  # run, state, epochs, of, F1 (validation scenes), why, folder
+    "How some runs are, one row each."
     from rvtutorial.queues import Job
     from rvtutorial.runs import Run
 
@@ -403,7 +414,7 @@ def state_rows(runs: dict[str, Path]) -> list[dict]:
             if detail["state"] == "new" and not run.manifest
             else detail["state"]
         )
-        state = "new" if not run.path.is_dir() else state
+        state = (state or "unfinished") if run.path.is_dir() else "new"
         of = detail["epochs"]
         row = {"run": name, "state": state, "epochs": detail["done"], "of": of}
         row["F1"] = (run.results.get("validation") or {}).get("f1")
@@ -411,7 +422,7 @@ def state_rows(runs: dict[str, Path]) -> list[dict]:
     return rows
 
 
-def wait_for(waiting, states, timeout: float | None = None) -> int:
+def _wait_for(waiting, states, timeout: float | None = None) -> int:
     "Wait for jobs with `waiting`, then make an exit code of `states()`."
     from rvtutorial.queues import JobFailed
 
@@ -458,8 +469,10 @@ def train(folder, params, site, notebook, after, wait, timeout):
     job = submit(folder, asked, site=site, notebook=notebook, after=behind or None)
     code = FINE
     if wait or timeout is not None:
-        code = wait_for(job.wait, lambda: job.states().values(), timeout)
+        code = _wait_for(job.wait, lambda: job.states().values(), timeout)
     rows = state_rows({job.folders[0].name: job.folders[0]})
+    if rows[0]["state"] not in ("queued", "running"):
+        code = code_of([rows[0]["state"]])  # over, or the queue is gone already
     return Answer(table(_short(rows)), rows[0], code)
 
 
@@ -516,7 +529,7 @@ def predict(model, images, out, bands, **how):
     return Answer(text, rows)
 
 # %% ../nbs/C3_command_line.ipynb #800a2080
-def planned(folder: Path, file: Path, base: dict) -> Answer:
+def _plan_new(folder: Path, file: Path, base: dict) -> Answer:
     "The trials of a sweep that is not started, and what its runs need of the disk."
     from rvtutorial.sweepfile import expand, new_trials, read_record
     from rvtutorial.trials import checked_trials, room_for
@@ -525,10 +538,10 @@ def planned(folder: Path, file: Path, base: dict) -> Answer:
     known = read_record(folder)[1] if is_sweep(folder) else []
     new_trials(plan.fixed, asked, [])
     trials = checked_trials(folder, plan, asked, known)
-    return _planned(folder, trials, room_for(folder, plan, trials))
+    return _plan_answer(folder, trials, room_for(folder, plan, trials))
 
 
-def _planned(folder: Path, trials: list, room) -> Answer:
+def _plan_answer(folder: Path, trials: list, room) -> Answer:
     rows = [{"trial": t.name, "values": t.parameters, "there": t.path(folder).is_dir()}
             for t in trials]  # fmt: skip
     doc = {"folder": str(folder), "trials": rows, "dry_run": True}
@@ -542,22 +555,22 @@ def _planned(folder: Path, trials: list, room) -> Answer:
     return Answer(text, doc | {"disk": disk}, FINE if enough else FAILED)
 
 
-def sweep_answer(sweep, code: int = FINE) -> Answer:
+def _sweep_answer(sweep, code: int = FINE) -> Answer:
     "How a sweep is."
     rows = state_rows({trial.name: trial.path(sweep.folder) for trial in sweep.trials})
-    doc = sweep_doc(sweep.folder)
+    doc = _sweep_doc(sweep.folder)
     text = doc.pop("text")
     return Answer(f"{table(_short(rows))}\n{text}", doc | {"trials": rows}, code)
 
 # %% ../nbs/C3_command_line.ipynb #f4569fb5
-def existing(folder: Path, action: str | None, extend: str | None, site, dry: bool):
+def _existing(folder: Path, action: str | None, extend: str | None, site, dry: bool):
     "Do something with a sweep that is there; returns the sweep, or an Answer."
     from rvtutorial.sweep import Sweep
     from rvtutorial.trials import room_for
 
     sweep = Sweep(folder)
     if dry and extend is None:
-        return _planned(
+        return _plan_answer(
             sweep.folder, sweep.trials, room_for(folder, sweep.plan, sweep.trials)
         )
     if action == "stop":
@@ -575,7 +588,7 @@ def existing(folder: Path, action: str | None, extend: str | None, site, dry: bo
     return sweep.extend(more, site=site)
 
 
-def new_folder(file: Path, out: Path | None) -> Path:
+def _new_folder(file: Path, out: Path | None) -> Path:
     "The folder of a new sweep: as said, else runs/NAME of the file."
     if not file.is_file():
         raise click.UsageError(f"{file} is neither a sweep file nor a sweep folder")
@@ -616,11 +629,11 @@ def sweep(plan, params, out, site, dry, action, extend, wait, timeout):
         said = (
             ctx.get_parameter_source("site") == click.core.ParameterSource.COMMANDLINE
         )
-        found = existing(plan, action, extend, site if said else None, dry)
+        found = _existing(plan, action, extend, site if said else None, dry)
     else:
-        folder = new_folder(plan, out)
+        folder = _new_folder(plan, out)
         if dry:
-            return planned(folder, plan, values(params))
+            return _plan_new(folder, plan, values(params))
         from rvtutorial.sweep import start
 
         found = start(folder, plan, values(params), site)
@@ -628,11 +641,11 @@ def sweep(plan, params, out, site, dry, action, extend, wait, timeout):
         return found
     code = FINE
     if (wait or timeout is not None) and action != "stop":
-        code = wait_for(found.wait, lambda: found.job.states().values(), timeout)
-    return sweep_answer(found, code)
+        code = _wait_for(found.wait, lambda: found.job.states().values(), timeout)
+    return _sweep_answer(found, code)
 
 # %% ../nbs/C3_command_line.ipynb #e830e48b
-def sweep_doc(folder: Path) -> dict:
+def _sweep_doc(folder: Path) -> dict:
     "How a sweep is: states, best so far, seconds; `text` says it in one line."
     from rvtutorial.sweep import Sweep
 
@@ -649,32 +662,32 @@ def sweep_doc(folder: Path) -> dict:
     return doc | {"text": f"{folder.name}: {now!r}"}
 
 
-def look(paths: list[Path]) -> tuple[str, dict]:
+def _look(paths: list[Path]) -> tuple[str, dict]:
     "How some runs and sweeps are, as a text and as an object."
     rows = state_rows(run_folders(paths))
     marks = {mark.parent for path in paths for mark in Path(path).rglob("trials.csv")}
-    sweeps = [sweep_doc(folder) for folder in sorted(marks)]
+    sweeps = [_sweep_doc(folder) for folder in sorted(marks)]
     text = "\n".join([table(_short(rows)), *(sweep["text"] for sweep in sweeps)])
     return text, {"runs": rows, "sweeps": sweeps}
 
 
-def watch(paths: list[Path], every: float) -> None:
+def _watch(paths: list[Path], every: float) -> None:
     "Draw the states of some runs again and again until nothing is at work."
     from rvtutorial.clusters import LIVE
 
     said, live = None, sys.stderr.isatty()
     while True:
-        text, doc = look(paths)
+        text, doc = _look(paths)
         if text != said:
-            click.echo((up_again(said) if live and said else "") + text, err=True)
+            click.echo((_up_again(said) if live and said else "") + text, err=True)
             said = text
         if not any(row["state"] in LIVE for row in doc["runs"]):
-            click.echo(up_again(said) if live else "", err=True, nl=False)
+            click.echo(_up_again(said) if live else "", err=True, nl=False)
             return
         time.sleep(every)
 
 
-def up_again(text: str) -> str:
+def _up_again(text: str) -> str:
     "What takes the last frame off a screen."
     return f"\x1b[{text.count(chr(10)) + 1}A\x1b[J"
 
@@ -694,13 +707,13 @@ def status(paths, live, every, exit_code):
     if live:
         note = "stopped looking; the jobs go on"
         click.get_current_context().meta["stopped"] = note
-        watch(paths, every)
-    text, doc = look(paths)
+        _watch(paths, every)
+    text, doc = _look(paths)
     code = code_of(row["state"] for row in doc["runs"]) if exit_code else FINE
     return Answer(text, doc, code)
 
 # %% ../nbs/C3_command_line.ipynb #aa2bcfa2
-def finished(paths: Iterable[Path], split: str = "validation") -> dict:
+def _finished(paths: Iterable[Path], split: str = "validation") -> dict:
     "Name -> run for all that have succeeded; says what is left out."
     from rvtutorial.runs import Run
 
@@ -717,7 +730,7 @@ def finished(paths: Iterable[Path], split: str = "validation") -> dict:
     return done
 
 
-def markdown(rows: list[dict]) -> str:
+def _markdown(rows: list[dict]) -> str:
     "Rows, each with a run, as a Markdown table."
     rows = [{**row, "run": row["run"].replace("|", "\\|")} for row in rows]
     lines = table(rows, gap=" | ").splitlines()
@@ -725,7 +738,7 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
 
 
-def board_text(board, form: str) -> str:
+def _board_text(board, form: str) -> str:
     "A leaderboard in one of the forms of `compare`."
     if form == "csv":
         return board.to_csv().rstrip("\n")
@@ -737,7 +750,7 @@ def board_text(board, form: str) -> str:
     if form == "latex":
         return short.to_latex(float_format="%.3f", escape=True).rstrip("\n")
     rows = [{"run": name, **row} for name, row in short.to_dict("index").items()]
-    return markdown(rows) if form == "markdown" else table(rows)
+    return _markdown(rows) if form == "markdown" else table(rows)
 
 # %% ../nbs/C3_command_line.ipynb #38172398
 @cli.command(short_help="Order runs, and say which can be told apart.")
@@ -759,14 +772,14 @@ def compare(paths, metric, split, also, of, seeds, method, form):
     "Order runs by a score of whole scenes, and say which of them can be told apart."
     from rvtutorial.metrics import group_seeds, leaderboard
 
-    runs = finished(paths or [all_runs()], split)
+    runs = _finished(paths or [all_runs()], split)
     groups = group_seeds(runs) if seeds else runs
     how = {"method": method, "report": also, "of": of}
     board = leaderboard(groups, metric, split, **how)
     note = board.attrs.get("note")
     rows = [{"run": name, **row} for name, row in board.to_dict("index").items()]
     doc = {"metric": metric, "split": split, "runs": rows, "note": note}
-    text = board_text(board, form)
+    text = _board_text(board, form)
     if form == "table":
         said = [row["verdict"] for row in rows[1:]] + ([note] if note else [])
         text = "\n".join([text, "", *said]).rstrip()

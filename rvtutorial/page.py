@@ -69,7 +69,7 @@ def text_of(value, digits: int = 3) -> str:
         else str(value)
     )
 
-
+# %% ../nbs/C14_page.ipynb #06afbeda
 @dataclass(frozen=True)
 class Table:
     "Rows of texts; the first of each row is its name."

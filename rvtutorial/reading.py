@@ -684,7 +684,8 @@ class SceneFiles:
     def prune(self) -> int:  # Files deleted
         "Delete the files that nobody has opened for a while."
         limit = time.time() - self.keep_days * 86_400
-        old = [p for p in self.folder.glob("*.npy") if p.stat().st_mtime < limit]
+        ours = self.folder.glob("[0-9a-f]" * 32 + ".npy")  # others may write here too
+        old = [path for path in ours if path.stat().st_mtime < limit]
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)

@@ -144,8 +144,14 @@ def _readable(named: dict, split: str) -> tuple[dict, dict]:
         try:
             counts[name] = metrics.counts_of(run, split)
         except _UNREADABLE as err:
-            left_out[name] = str(err) or type(err).__name__
+            left_out[name] = _reason(err, run)
     return counts, left_out
+
+
+def _reason(err: Exception, run) -> str:
+    "Why a run has no counts, without its name, which stands before it."
+    text = (str(err) or type(err).__name__).partition(": run ")[0]
+    return text.removeprefix(f"run {run.name} ")
 
 
 def _alike(counts: dict) -> tuple[str, dict]:
@@ -174,7 +180,7 @@ def gather(
     named, sweep = named_runs(what)
     counts, left_out = _readable(named, split)
     if not counts:
-        why = "; ".join(f"{k}: {v}" for k, v in list(left_out.items())[:3])
+        why = "; ".join(f"{k} {v}" for k, v in list(left_out.items())[:3])
         raise ValueError(
             f"nothing to compare: none of {len(named)} runs has scores of {split} "
             f"scenes ({why or 'no runs were given'}). Wait until a run has finished, or "
@@ -319,7 +325,7 @@ def board_section(found: Material, board: pd.DataFrame) -> Section:
     pieces = [as_table(shown, caption), *_board_figure(found, board), *_seeds(found)]
     return Section("Leaderboard", pieces)
 
-
+# %% ../nbs/C5_report.ipynb #0667f67b
 def _seeds(found: Material) -> list:
     "Runs that differ in their seed alone, taken together."
     try:
@@ -495,7 +501,7 @@ def parameters_section(found: Material) -> Section | None:
         "Parameters", pieces + (_many(found, names, how) if len(names) > 1 else [])
     )
 
-
+# %% ../nbs/C5_report.ipynb #8cc46893
 def _many(found: Material, names: list, how: dict) -> list:
     "All hyperparameters at once, and which of them mattered."
     alt = f"A line for each run through {', '.join(names)} to its score; the numbers are in the tables."
@@ -558,7 +564,7 @@ def scores_section(found: Material) -> Section:
         "Scores", [*_score_figures(found, kept), as_table(table, caption), *notes]
     )
 
-
+# %% ../nbs/C5_report.ipynb #1f5ff86b
 def _score_figures(found: Material, kept: dict) -> list:
     "Curves over the threshold, and reliability."
     runs, how = (
@@ -700,7 +706,7 @@ def commands(found: Material) -> list[Listing]:
     lines = [line for line in lines if line]
     return [Listing("In a terminal", "\n".join(lines))] if lines else []
 
-
+# %% ../nbs/C5_report.ipynb #4b751d32
 def _command(name: str, run: Run) -> str:
     "The command that makes one run again; empty if its folder does not say."
     job = (run.manifest.get("went") or {}).get("job") or {}

@@ -137,8 +137,10 @@ def plot_parameter(
     x, labels = _positions(values)
     fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     plt.close(fig)
+    joined = len(groups) <= 8
+    places = [x] * len(groups) if joined else _side_by_side(groups, x)
     for i, (name, group) in enumerate(groups.items()):
-        _draw_group(ax, group, x, tables, placed, metric, i, name, len(groups) <= 8)
+        _draw_group(ax, group, places[i], tables, placed, metric, i, name, joined)
     _value_axis(ax, x, labels)
     ax.set(
         xlabel=_NAMES.get(parameter, parameter),
@@ -215,6 +217,26 @@ def _draw_group(ax, group, x, tables, placed, metric, i, name, joined):
     ax.errorbar(at, middle, np.nan_to_num(ends), capsize=3, elinewidth=1, **look)
 
 
+def _side_by_side(groups, x):
+    "Places a little apart for trials that have the same value."
+    at = np.array(list(x.values()))
+    log = _spans_magnitudes(at)
+    change, back = (np.log10, lambda v: 10**v) if log else (np.asarray, float)
+    step = 0.012 * (np.ptp(change(at)) or 1)
+    total = {v: sum(v in group for group in groups.values()) for v in x}
+    seen, out = dict.fromkeys(x, 0), []
+    for group in groups.values():
+        shift = {v: (seen[v] - (total[v] - 1) / 2) * step for v in group}
+        out.append({v: back(change(x[v]) + shift[v]) for v in group})
+        seen |= {v: seen[v] + 1 for v in group}
+    return out
+
+
+def _spans_magnitudes(values):
+    "Do positive numbers reach so far that a logarithmic axis serves them better?"
+    return bool(min(values) > 0 and max(values) / min(values) >= 20)
+
+
 def _value_axis(ax, x, labels):
     "A logarithmic axis for numbers that span magnitudes; every value is named if few."
     at = sorted(x.values())
@@ -222,7 +244,7 @@ def _value_axis(ax, x, labels):
         ax.set_xticks(range(len(labels)), labels)
         ax.set_xlim(-0.5, len(labels) - 0.5)
         return
-    wide = at[0] > 0 and at[-1] / at[0] >= 20
+    wide = _spans_magnitudes(at)
     if wide:
         ax.set_xscale("log")
     if len(at) <= 10 and (wide or len(at) <= 6):
@@ -297,7 +319,7 @@ def _scale(values, digits=False):
         return [where[short(v)] for v in values], [(p, k) for k, p in where.items()]
     numbers = values.to_numpy(float)
     low, high = np.nanmin(numbers), np.nanmax(numbers)
-    log = low > 0 and high / low >= 20
+    log = _spans_magnitudes([low, high])
     change = np.log10 if log else np.asarray
     span = (change(high) - change(low)) or 1
     ticks = [
@@ -526,7 +548,7 @@ def plot_cost(
     fig, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
     plt.close(fig)
     handles = _draw_costs(ax, known, front, cost)
-    wide = known[cost].max() >= 20 * known[cost].min()
+    wide = _spans_magnitudes(known[cost])
     ax.set(
         xlabel=_COSTS[cost],
         ylabel=f"{table.attrs['metric']}, 95 % interval",

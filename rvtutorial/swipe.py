@@ -100,11 +100,13 @@ def layer(
 
 def _shares(codes: np.ndarray, of: str) -> str:
     "What the colours say, in words."
-    hit, missed, wrong = ((codes == i).sum() for i in (1, 2, 3))
-    found = f"{hit / (hit + missed):.0%} of the {of} pixels found"
-    found = found if hit + missed else "nothing to find"
-    false = f"{wrong / (hit + wrong):.0%} of what was drawn is wrong"
-    return f"{found}, {false if hit + wrong else 'nothing drawn'}"
+    hit, missed, wrong = (int((codes == i).sum()) for i in (1, 2, 3))
+    found, false = "nothing to find", "nothing drawn"
+    if hit + missed:
+        found = f"{hit / (hit + missed):.0%} of the {of} pixels found"
+    if hit + wrong:
+        false = f"{wrong / (hit + wrong):.0%} of what was drawn is wrong"
+    return f"{found}, {false}"
 
 # %% ../nbs/C13_swipe.ipynb #9839a863
 def swipe_of(
