@@ -122,7 +122,9 @@ def misfit(
 def _offer(nodes: list[dict], field: str) -> str:
     "The most that nodes have of something, in words."
     if field == "gres":
-        kinds = {f"{n}:{k}:{c}" if k else f"{n}:{c}" for x in nodes for n, k, c in x["gres"]}
+        kinds = {
+            f"{n}:{k}:{c}" if k else f"{n}:{c}" for x in nodes for n, k, c in x["gres"]
+        }
         return "its nodes have: " + (", ".join(sorted(kinds - {"(null):1"})) or "none")
     if field == "time":
         best = max(nodes, key=lambda node: node["minutes"])
@@ -248,7 +250,9 @@ def run_sbatch(
         if taken:
             return taken
         if wait:
-            warnings.warn(f"Slurm does not answer; asked again in {wait} s", stacklevel=2)
+            warnings.warn(
+                f"Slurm does not answer; asked again in {wait} s", stacklevel=2
+            )
             time.sleep(wait)
     silent = bool(re.search(_SILENT, said, re.I))
     more = (

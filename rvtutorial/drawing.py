@@ -6,8 +6,8 @@
 __all__ = ['VECTORS', 'ERRORS', 'PALETTE', 'SPARE', 'LINES', 'Frame', 'frame_of', 'same_place', 'read_labels', 'read_picture',
            'outlines', 'read_truth', 'Sight', 'see', 'draw_pixels', 'draw_picture', 'draw_classes', 'draw_errors',
            'class_names', 'class_colours', 'see_scene', 'prediction_of', 'truth_of', 'panels', 'wrapped_panels',
-           'label_panels', 'draw_matrix', 'look_of', 'draw_curve', 'legend_below', 'title_above', 'figure_kind',
-           'figure_bytes', 'alt_text']
+           'label_panels', 'draw_matrix', 'look_of', 'draw_curve', 'legend_below', 'title_above', 'folded',
+           'figure_kind', 'figure_bytes', 'alt_text']
 
 # %% ../nbs/C9_drawing.ipynb #0de0e1b4
 import io
@@ -411,6 +411,7 @@ def wrapped_panels(
     "Axes for n drawings of one shape, in rows of at most five."
     rows = -(-n // 5)
     fig, axes = panels(rows, -(-n // rows), frame)
+    fig.set_figheight(fig.get_figheight() + 0.35 * rows)  # titles of several lines
     plt.close(fig)
     for ax in axes.flat[n:]:
         ax.remove()
@@ -485,7 +486,9 @@ def legend_below(
     longest = max(len(handle.get_label()) for handle in handles)
     room = 14.5 * fig.get_figwidth()  # letters of this size on a line
     columns = int(np.clip(room // (longest + 10), 1, len(handles)))
-    columns = -(-len(handles) // -(-len(handles) // columns))  # rows of equal length
+    rows = -(-len(handles) // columns)
+    columns = -(-len(handles) // rows)  # rows of equal length
+    fig.set_figheight(fig.get_figheight() + 0.2 * (rows - 1))
     style = dict(ncols=columns, fontsize=9, frameon=False, handlelength=3.2)
     fig.legend(handles=handles, loc="outside lower center", **style)
 
@@ -496,7 +499,21 @@ def title_above(
 ):
     "A title over a figure, in as many lines as it needs."
     lines = textwrap.wrap(text, int(14.5 * fig.get_figwidth()))
+    fig.set_figheight(fig.get_figheight() + 0.17 * len(lines))
     fig.suptitle("\n".join(lines), fontsize=10)
+
+
+def folded(
+    name: str,  # Of a run, such as "lr=1e-3+epochs=8"
+    letters: int = 22,  # That fit above a panel
+) -> str:
+    "A name in several lines, cut after its plus signs, if it is too long for one."
+    lines = [""]
+    for part in re.split(r"(?<=\+)", str(name)):
+        if lines[-1] and len(lines[-1] + part) > letters:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 # %% ../nbs/C9_drawing.ipynb #ce3bd73c
 def figure_kind(fig) -> str:  # "jpeg" or "png"

@@ -33,6 +33,7 @@ class Points:
     "A list of sentences."
 
     texts: list[str]
+    folded: str = ""  # What to call them where they are shown only when asked for
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ PIECES = """{% macro table(t) %}<div class="wide" role="region" aria-label="{{ t
 {% for n in s.notes %}<br>{{ n }}{% endfor %}</figcaption></figure>{% endmacro %}
 {% macro piece(p, kind, names) %}
 {% if kind == "Words" %}<p>{{ p.text }}</p>
+{% elif kind == "Points" and p.folded %}<details><summary>{{ p.folded }}</summary><ul>{% for t in p.texts %}<li>{{ t }}</li>{% endfor %}</ul></details>
 {% elif kind == "Points" %}<ul>{% for t in p.texts %}<li>{{ t }}</li>{% endfor %}</ul>
 {% elif kind == "Listing" %}<h3>{{ p.caption }}</h3><pre class="wide" role="region" aria-label="{{ p.caption }}">{{ p.text }}</pre>
 {% elif kind == "Table" and p.folded %}<details><summary>{{ p.caption }}</summary>{{ table(p) }}</details>
@@ -303,7 +305,7 @@ pre { overflow-x: auto; padding: .7rem; background: var(--card); border-radius: 
 .key::before { content: ""; display: inline-block; width: .9em; height: .9em; margin-right: .3em;
   border: 1px solid var(--soft); background: var(--key); vertical-align: -.1em }
 @media screen and (max-width: 40rem) { .chart.broad { max-width: none; width: 58rem } }
-@media print { nav, .skip, .controls { display: none } body { max-width: none }
+@media print { nav, .skip, .controls label + label { display: none } body { max-width: none }
   figure, tr { break-inside: avoid } * { print-color-adjust: exact } }
 """  # noqa: E501
 

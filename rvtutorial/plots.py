@@ -216,7 +216,14 @@ def _below(path):
         return {trial.name: Run(trial.path(path)) for trial in read_record(path)[1]}
     if any((path / mark).exists() for mark in marks) or not path.is_dir():
         return [Run(path)]
-    return find_runs(path) or [Run(path)]
+    asked = ("hyperparams", "data")  # other jobs, such as a greeting, have neither
+    found = [
+        run
+        for run in find_runs(path)
+        if (run.path / "pipeline-config.json").is_file()
+        or any(key in run.manifest.get("asked", {}) for key in asked)
+    ]
+    return found or [Run(path)]
 
 # %% ../nbs/A12_comparing_runs.ipynb #88b11457
 @dataclass(frozen=True)
@@ -254,7 +261,11 @@ def shared_counts(
     tables = {k: metrics.table(found.only(scenes), of) for k, found in counts.items()}
     every = {scene for found in counts.values() for scene in found.scenes}
     note = [_left_out(len(every) - len(scenes))] if len(every) > len(scenes) else []
-    note += ["classes differ"] if len({frozenset(kind) for kind in kinds}) > 1 else []
+    note += (
+        ["classes differ"]
+        if len({frozenset(c.classes) - {c.null} for c in counts.values()}) > 1
+        else []
+    )
     note += note_test(opened, split, "figure")
     words = _which(counts.values(), len(scenes))
     return Shared(tables, of, scenes, words, "; ".join(note))
@@ -356,12 +367,15 @@ def _titled(column):
     return f"pixel {TITLES.get(name, name)}"
 
 
-def _said(board):
-    "What the numbers rest on, in a sentence."
+def _basis(board):
+    "What the numbers rest on: the scenes, and how often the test split was opened."
     line = board.iloc[0]
     where = f"{line.scenes} whole {line.get('split', '')} scenes".replace("  ", " ")
-    note = f"; {board.attrs['note']}" if board.attrs.get("note") else ""
-    return f"{where}; tied: these scenes cannot tell it from the highest{note}"
+    return "; ".join([where, *filter(None, [board.attrs.get("note")])])
+
+
+def _said(board):
+    return f"{_basis(board)}; tied: these scenes cannot tell it from the highest"
 
 # %% ../nbs/A12_comparing_runs.ipynb #7f6b664d
 def write_table(
@@ -399,39 +413,37 @@ def plot_leaderboard(
     **more,  # As in `metrics.leaderboard`
 ):  # Figure
     "Draw scores with intervals, highest above, and who is tied with the highest."
-    board = metrics.leaderboard(open_runs(runs), metric, split, **more)
+    opened = open_runs(runs)
+    board = metrics.leaderboard(opened, metric, split, **more)
     size = dict(figsize=(6.4, 1.5 + 0.3 * len(board)), layout="constrained")
     fig, ax = plt.subplots(**size)
     plt.close(fig)
-    value = board.iloc[:, 0]
-    for place, (name, line) in enumerate(board.iterrows()):
-        full = dict(mfc="#0072B2" if line.tied else "white", mec="#0072B2", ms=7)
+    name = f"pixel {TITLES.get(metric, metric)}"
+    _draw_dots(ax, board)
+    ax.set(xlabel=f"{name}, with its 95 % interval", ylim=(len(board) - 0.4, -0.6))
+    drawing.legend_below(fig, [_dot(True), _dot(False)])
+    words = f"{name} of {more.get('of') or shared_class(opened, split)}, "
+    drawing.title_above(fig, words + _basis(board))
+    return fig
+
+# %% ../nbs/A12_comparing_runs.ipynb #1c16c932
+def _dot(tied):
+    "A mark in the figure of the leaderboard."
+    look = dict(color="#0072B2", ls="", ms=7, marker="o" if tied else "s")
+    words = "highest, or tied with it" if tied else "told apart from it"
+    return Line2D([], [], **look, mfc=None if tied else "white", label=words)
+
+
+def _draw_dots(ax, board):
+    "A line for each interval, a mark for each score."
+    for place, (_, line) in enumerate(board.iterrows()):
         ax.plot([line.low, line.high], [place] * 2, color="#56B4E9", lw=3.5)
-        ax.plot(value[name], place, "o" if line.tied else "s", **full)
+        mark = _dot(line.tied)
+        mark.set_data([line.iloc[0]], [place])
+        ax.add_line(mark)
     ax.set_yticks(range(len(board)), board.index)
-    ax.invert_yaxis()
-    ax.set(
-        xlabel=f"pixel {TITLES.get(metric, metric)}, with its 95 % interval",
-        ylim=(len(board) - 0.4, -0.6),
-    )
     ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
-    marks = [
-        ("o", "#0072B2", "highest, or tied with it"),
-        ("s", "white", "told apart from it"),
-    ]
-    handles = [
-        Line2D([], [], marker=m, mfc=c, mec="#0072B2", ls="", label=t)
-        for m, c, t in marks
-    ]
-    drawing.legend_below(fig, handles)
-    of = more.get("of") or shared_class(runs, split)
-    words = (
-        f"pixel {TITLES.get(metric, metric)} of {of}, {_said(board).split('; tied')[0]}"
-    )
-    note = f"; {board.attrs['note']}" if "note" in board.attrs else ""
-    drawing.title_above(fig, words + note)
-    return fig
 
 # %% ../nbs/A12_comparing_runs.ipynb #108d0176
 def plot_scene_scores(
@@ -566,7 +578,9 @@ def plot_errors(
         number = _class_number(run, of)
         masks = _layers(run, sight, number, max_size)
         drawing.draw_errors(ax, sight, *masks)
-        ax.set_title(f"{name}\n{_scene_score(run, scene, split, of)}", fontsize=9)
+        ax.set_title(
+            f"{drawing.folded(name)}\n{_scene_score(run, scene, split, of)}", fontsize=9
+        )
     _outer_labels(axes, sight)
     drawing.legend_below(fig, _error_patches())
     kind = drawing.class_names(base)[0][_class_number(base, of)]
@@ -849,9 +863,7 @@ def plot_score_curves(
         )
     metric = metrics.metric_name(metric)
     found, words = scored(runs, split, of, data)
-    size = dict(
-        figsize=(4 * len(show) + 0.2, 4.3 + 0.1 * len(found)), layout="constrained"
-    )
+    size = dict(figsize=(4 * len(show) + 0.2, 4.2), layout="constrained")
     fig, axes = plt.subplots(1, len(show), squeeze=False, **size)
     plt.close(fig)
     for ax, kind in zip(axes.flat, show, strict=True):

@@ -455,7 +455,9 @@ def ask(
             found |= {(home, i): w for i, w in ask_local(Path(home)).items()}
         elif doc:
             number = job_id(Path(home), doc)
-            found |= {(home, None): ("unknown", "not heard of yet")} if number == "" else {}
+            found |= (
+                {(home, None): ("unknown", "not heard of yet")} if number == "" else {}
+            )
             by_id |= {number: home} if number else {}
     if by_id:
         reply = SLURM.states(set(by_id), now)
@@ -641,7 +643,10 @@ def to_queue(job: "Job", asked: dict, again: list[str]) -> dict:
 
 def _turns(job: dict) -> list:
     "Submission, place in it and parameters of each turn that a run is queued for."
-    return [[job.get(k) for k in ("submission", "index", "params")], *job.get("earlier", [])]
+    return [
+        [job.get(k) for k in ("submission", "index", "params")],
+        *job.get("earlier", []),
+    ]
 
 
 def enqueue(folder: Path, job: dict) -> None:

@@ -82,18 +82,32 @@ def named_runs(
 ) -> tuple[dict, Sweep | None]:  # Name -> run; the sweep if it is one
     "Give every run a name; `ValueError` for what is no run."
     if isinstance(what, Mapping):
-        named = {str(k): _spread(v)[0][1] for k, v in what.items()}
-        return named, None
-    items = list(what) if isinstance(what, (list, tuple)) else [what]
-    found = [pair for one in items for pair in _spread(one)]
+        items = []
+        found = [pair for k, v in what.items() for pair in _named_by(str(k), v)]
+    else:
+        items = list(what) if isinstance(what, (list, tuple)) else [what]
+        found = [pair for one in items for pair in _spread(one)]
     names = Counter(name for name, _ in found)
     named = {}
     for name, run in found:
         name = f"{run.path.parent.name}/{name}" if names[name] > 1 else name
+        name = _short(name)
         while name in named:
             name += "'"
         named[name] = run
     return named, _sweep_of(items)
+
+
+def _named_by(name: str, one) -> list[tuple]:
+    "What stands under a name: a run, or several, such as seeds or a sweep."
+    many = list(one) if isinstance(one, (list, tuple)) else [one]
+    found = [pair for each in many for pair in _spread(each)]
+    return [(name if len(found) == 1 else f"{name}/{own}", run) for own, run in found]
+
+
+def _short(name: str) -> str:
+    "A name that leaves room for a figure."
+    return name if len(name) <= 60 else f"{name[:40]}...{name[-17:]}"
 
 
 def _sweep_of(items: list) -> Sweep | None:
@@ -142,6 +156,7 @@ def _readable(named: dict, split: str) -> tuple[dict, dict]:
     counts, left_out = {}, {}
     for name, run in named.items():
         try:
+            getattr(run, "manifest", None)  # can it be read?
             counts[name] = metrics.counts_of(run, split)
         except _UNREADABLE as err:
             left_out[name] = _reason(err, run)
@@ -246,7 +261,7 @@ def _drawn(draw, alt: str, caption: str) -> list:
     try:
         return [embed(draw(), alt, caption)]
     except _UNREADABLE as err:
-        return [Words(f"Not shown: {caption[0].lower()}{caption[1:]} ({err})")]
+        return [Words(f"Not shown: {alt.partition(':')[0]} ({err}).")]
 
 # %% ../nbs/C5_report.ipynb #2473df9a
 def _board(found: Material) -> pd.DataFrame:
@@ -267,13 +282,28 @@ def _summary(found: Material, board: pd.DataFrame) -> str:
             not math.isnan(first.low)
         )
         return f"{board.index[0]} reaches a {what} of {first.iloc[0]:.3f}{span} on {first.scenes} {found.split} scenes."
-    return in_words(board).replace(board.columns[0], what)
+    if len(board) <= 6:
+        return in_words(board).replace(board.columns[0], what)
+    text = f"{board.index[0]} has the highest {what}, {first.iloc[0]:.3f} on "
+    return f"{text}{first.scenes} {found.split} scenes. {_others(board)}"
+
+
+def _others(board: pd.DataFrame) -> str:
+    "How many of the others are told apart from the first."
+    many, tied = len(board) - 1, int(board.tied.iloc[1:].sum())
+    if not tied:
+        return f"It is better than all {many} others."
+    if tied == many:
+        return f"None of the {many} others can be told apart from it."
+    return f"It is better than {many - tied} of the {many} others; {tied} cannot be told apart from it."
 
 # %% ../nbs/C5_report.ipynb #aa78278a
 def said_section(found: Material, board: pd.DataFrame) -> Section:
     "What can be said, what was left out, and how often the test split was opened."
     verdicts = [f"{v}." for v in board.verdict if v != "highest"]
-    pieces = [Points(verdicts)] if verdicts else []
+    pieces = [Points(verdicts[:8])] if verdicts else []
+    if len(verdicts) > 8:
+        pieces.append(Points(verdicts[8:], f"{len(verdicts) - 8} more verdicts"))
     if len(board) > 1:
         pieces.append(Words(_TIED))
     notes = list(found.notes)
@@ -398,9 +428,10 @@ def scenes_section(found: Material) -> Section:
     table = found.by_scene
     table = table.loc[sorted(table.index, key=natural_key)]
     score = f"pixel {_title(found.metric)} of {found.of}"
+    some = table.dropna(axis=1, how="all")
     ranges = [
         f"{k} {v.median():.3f} ({v.min():.3f} to {v.max():.3f})"
-        for k, v in table.items()
+        for k, v in some.items()
     ]
     alt = f"Boxes of the {score} of single scenes. Medians, lowest and highest: {'; '.join(ranges)}."
     how = dict(metric=found.metric, split=found.split, of=found.of)
@@ -440,7 +471,7 @@ def _agreement(found: Material) -> list:
     "Where the runs differ, on the scene on which they differ most."
     table, many = found.by_scene, len(found.runs)
     apart = (table.max(axis=1) - table.min(axis=1)).dropna()
-    if many < 2 or apart.empty:
+    if many < 2 or apart.empty or apart.max() < 0.0005:
         return []
     scene, score = apart.idxmax(), f"pixel {_title(found.metric)}"
     ends = f"{score} from {table.loc[scene].min():.3f} to {table.loc[scene].max():.3f}"
@@ -470,41 +501,43 @@ def _varied(found: Material) -> pd.DataFrame:
         table = sweepplots.trial_table(found.own, **how)
     except _UNREADABLE:
         return pd.DataFrame()
-    rest = ("minutes", "gpu_minutes", "operations")
-    return (
-        table.drop(columns=[c for c in rest if c in table])
-        if len(table) > 1
-        else table[:0]
-    )
+    table = table.drop(columns=["minutes", "gpu_minutes", "operations"])
+    return table if len(table) > 1 else pd.DataFrame()
 
 
 def parameters_section(found: Material) -> Section | None:
     "The score against what was varied, and what mattered."
     table = _varied(found)
     names = [c for c in table if c not in ("score", "low", "high", "seed")]
-    if not names:
-        return None
-    how, pieces = dict(metric=found.metric, split=found.split, of=found.of), []
-    for name in names[:3]:
-        ends = [
-            f"{_value(row[name])}: {row.score:.3f} ({_interval(row)})"
-            for _, row in table.iterrows()
-        ]
-        alt = f"Pixel {_title(found.metric)} against {name}, with 95 % intervals: {'; '.join(ends)}."
-        caption = f"The score against {name}, with 95 % intervals."
-        pieces += _drawn(
-            lambda name=name: sweepplots.plot_parameter(found.own, name, **how),
-            alt,
-            caption,
-        )
-    return Section(
-        "Parameters", pieces + (_many(found, names, how) if len(names) > 1 else [])
-    )
+    how = dict(metric=found.metric, split=found.split, of=found.of)
+    pieces = [p for name in names[:3] for p in _one_parameter(found, table, name, how)]
+    if len(names) > 1:
+        pieces += _many(found, names, how)
+    return Section("Parameters", pieces) if pieces else None
 
 # %% ../nbs/C5_report.ipynb #8cc46893
+def _one_parameter(found: Material, table: pd.DataFrame, name: str, how: dict) -> list:
+    "The score against one hyperparameter, of the runs whose value is known."
+    known = table[table[name].notna()]
+    if len(known) < 2:
+        return []
+    ends = [
+        f"{_value(row[name])}: {row.score:.3f} ({_interval(row)})"
+        for _, row in known.iterrows()
+    ]
+    score = f"Pixel {_title(found.metric)} against {name}, with 95 % intervals"
+    runs = {k: found.runs[k] for k in known.index}
+    alt = f"{score}: {'; '.join(ends)}."
+    return _drawn(
+        lambda: sweepplots.plot_parameter(runs, name, **how), alt, f"{score}."
+    )
+
+
 def _many(found: Material, names: list, how: dict) -> list:
     "All hyperparameters at once, and which of them mattered."
-    alt = f"A line for each run through {', '.join(names)} to its score; the numbers are in the tables."
+    ends = [f(found.by_scene.mean()) for f in (min, max)]
+    alt = f"A line for each run through {', '.join(names)} to its score; means over "
+    alt += f"scenes from {ends[0]:.3f} to {ends[1]:.3f}."
     pieces = _drawn(
         lambda: sweepplots.plot_parallel(found.own, **how),
         alt,
@@ -555,11 +588,12 @@ def scores_section(found: Material) -> Section:
         return Section("Scores", notes)
     table = pd.DataFrame(index=pd.Index(kept, name="run"))
     for column, name in _AREAS.items():
-        table[name] = [row[column] for row in kept.values()]
-        table[f"{name}, 95 % interval"] = [
-            _interval(r, f"{column}_low", f"{column}_high") for r in kept.values()
+        ends = [
+            _interval(row, f"{column}_low", f"{column}_high") for row in kept.values()
         ]
-    caption = f"Scores of {found.of} over all thresholds; of Brier and ECE the lower is better"
+        values = [text_of(float(row[column])) for row in kept.values()]
+        table[name] = [f"{v} ({e})" for v, e in zip(values, ends, strict=True)]
+    caption = f"Scores of {found.of} over all thresholds; of Brier and ECE the lower is better; with 95 % intervals"
     return Section(
         "Scores", [*_score_figures(found, kept), as_table(table, caption), *notes]
     )
@@ -647,6 +681,9 @@ def _cost_figure(found: Material, table: pd.DataFrame) -> list:
         if (table.get("GPU-minutes", pd.Series(0)) > 0).any()
         else "minutes"
     )
+    known = table[kind].dropna().to_numpy(float)
+    if len(known) < 2 or np.ptp(known) < 0.01 * known.max():
+        return []  # nothing to choose by cost
     said = [f"{k} {row.iloc[0]:.3f} for {row[kind]:.1f}" for k, row in table.iterrows()]
     alt = f"Pixel {_title(found.metric)} against {kind}: {'; '.join(said)}."
     how = dict(metric=found.metric, split=found.split, of=found.of)
@@ -771,7 +808,9 @@ def sections_of(
         "costs": lambda: costs_section(found),
         "origins": lambda: origins_section(found),
     }
-    bar = tqdm(makers.items(), desc="report", disable=not progress, leave=False)
+    bar = tqdm(
+        makers.items(), desc="report", disable=None if progress else True, leave=False
+    )
     made = []
     with _one_look(board.attrs.get("note", "")):
         for name, make in bar:

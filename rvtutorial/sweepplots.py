@@ -216,7 +216,7 @@ def _draw_group(ax, group, x, tables, placed, metric, i, name, joined):
     at = [x[value] for value in values]
     ax.errorbar(at, middle, np.nan_to_num(ends), capsize=3, elinewidth=1, **look)
 
-
+# %% ../nbs/A13_sweep_figures.ipynb #42805308
 def _side_by_side(groups, x):
     "Places a little apart for trials that have the same value."
     at = np.array(list(x.values()))
@@ -236,7 +236,7 @@ def _spans_magnitudes(values):
     "Do positive numbers reach so far that a logarithmic axis serves them better?"
     return bool(min(values) > 0 and max(values) / min(values) >= 20)
 
-
+# %% ../nbs/A13_sweep_figures.ipynb #8359baf5
 def _value_axis(ax, x, labels):
     "A logarithmic axis for numbers that span magnitudes; every value is named if few."
     at = sorted(x.values())
@@ -266,7 +266,7 @@ def plot_parallel(
     scales = [_scale(table[name]) for name in names] + [
         _scale(table["score"], digits=True)
     ]
-    size = dict(figsize=(2 + 1.7 * len(scales), 4.4), layout="constrained")
+    size = dict(figsize=(2 + 1.7 * len(scales), 4.2), layout="constrained")
     fig, ax = plt.subplots(**size)
     plt.close(fig)
     heights = np.array([place for place, _ in scales])  # (axes, runs)
@@ -305,7 +305,7 @@ def _differing(table, least=1):
         )
     return names
 
-
+# %% ../nbs/A13_sweep_figures.ipynb #80bdaa35
 def _scale(values, digits=False):
     "Places from 0 to 1 of some values, and (place, text) of the ticks."
     number = all(
@@ -328,7 +328,7 @@ def _scale(values, digits=False):
     ]
     return (change(numbers) - change(low)) / span, ticks
 
-
+# %% ../nbs/A13_sweep_figures.ipynb #c1ff1b57
 def _round(values, low, high, log, digits):
     "(number, text) of round numbers between two ends; of all values if they are few."
     kinds = np.unique(values.astype(float))
@@ -340,25 +340,22 @@ def _round(values, low, high, log, digits):
         kinds = found if len(found) > 1 else np.array([low, high])
     return [(k, f"{k:g}" if digits else short(float(f"{k:.3g}"))) for k in kinds]
 
-
+# %% ../nbs/A13_sweep_figures.ipynb #f7fe4fe7
 def _draw_lines(ax, heights, table):
-    "A smooth line for each trial, the lighter and thicker the higher its score."
+    "A smooth line for each trial, the darker and thicker the higher its score."
     order = table["score"].rank(pct=True).to_numpy()
     x, few = np.arange(len(heights)), len(table) <= 10
-    top = set(table["score"].nlargest(3).index)
+    top = list(table["score"].nlargest(3).index)
     fine = np.linspace(0, len(heights) - 1, 30 * (len(heights) - 1) + 1)
     for i, name in enumerate(table.index):
         smooth = _eased(x, heights[:, i], fine)
         look = dict(
-            color=plt.get_cmap("cividis")(0.92 * order[i]), lw=0.8 + 1.8 * order[i]
+            color=plt.get_cmap("cividis_r")(0.1 + 0.9 * order[i]),
+            lw=0.8 + 1.8 * order[i],
         )
-        named = few or name in top
-        if named:
-            look |= {
-                k: v
-                for k, v in drawing.look_of(i).items()
-                if k in ("linestyle", "marker")
-            }
+        if few or name in top:
+            own = drawing.look_of(i if few else top.index(name))
+            look |= {k: own[k] for k in ("linestyle", "marker")}
             look |= dict(markevery=30, ms=5, label=f"{name} ({table.score[name]:.3f})")
         ax.plot(fine, smooth, zorder=2 + order[i] / 2, **look)
 
@@ -413,7 +410,7 @@ def _codes(values):
         return pd.to_numeric(values).fillna(-1).to_numpy(float)
     return pd.factorize(values.map(repr), sort=True)[0].astype(float)
 
-
+# %% ../nbs/A13_sweep_figures.ipynb #e2427507
 def _shuffled(rows, scores, seed, repeats):
     "(repeats, columns + 1) added error, the last column random; share explained."
     from sklearn.ensemble import RandomForestRegressor
@@ -444,7 +441,7 @@ def _shuffled(rows, scores, seed, repeats):
     lost = np.concatenate([error for error, _ in errors]).mean()
     return np.array(found), float(1 - lost / spread)
 
-# %% ../nbs/A13_sweep_figures.ipynb #e2427507
+# %% ../nbs/A13_sweep_figures.ipynb #b13d8148
 def plot_importance(
     runs,  # As `open_runs` takes them; a sweep
     metric: str = "f1",
@@ -453,48 +450,40 @@ def plot_importance(
 ):  # Figure
     "Draw which hyperparameters a forest needs to foresee the score."
     found = importance(runs, metric, split, **more)
-    chance, bars = found.loc["chance"], found.drop("chance").sort_values("mean")
+    bars = found.drop("chance").sort_values("mean")
     fig, ax = plt.subplots(figsize=(6.4, 2 + 0.35 * len(bars)), layout="constrained")
     plt.close(fig)
-    ax.axvspan(
-        min(0, chance.low), chance.high, color="0.85", label="columns of random numbers"
+    _draw_bars(ax, bars, found.loc["chance"])
+    ax.set_yticks(range(len(bars)), bars.index)
+    ax.set(xlabel="error added by shuffling, share of the scores' variance")
+    ax.spines[["top", "right"]].set_visible(False)
+    handles = [h for h in ax.get_legend_handles_labels()[0] if _seen(h)]
+    drawing.legend_below(fig, handles)
+    part = found.attrs["explained"]
+    words = f"{found.attrs['trials']} trials, {found.attrs['title']}; on trials not seen, the forest explains "
+    words += (
+        f"{part:.0%} of the variance" if part > 0 else "nothing: these bars mean little"
     )
+    drawing.title_above(fig, words)
+    return fig
+
+# %% ../nbs/A13_sweep_figures.ipynb #34258fd7
+def _draw_bars(ax, bars, chance):
+    "Bars with ranges; hatched ones do not leave the band of the random columns."
+    words = "columns of random numbers"
+    ax.axvspan(min(0, chance.low), chance.high, color="0.85", label=words)
     beyond = bars["low"] > chance.high
     for strong in (True, False):
         at = np.flatnonzero(beyond == strong)
         look = (
-            dict(color="#0072B2")
+            dict(fc="#0072B2")
             if strong
             else dict(fc="white", ec="#0072B2", hatch="///")
         )
         words = "more than chance in every repeat" if strong else "may be chance"
         ax.barh(at, bars["mean"].iloc[at], height=0.6, label=words, **look)
-    ax.hlines(
-        range(len(bars)),
-        bars["low"],
-        bars["high"],
-        color="black",
-        lw=1.2,
-        label="range over repeats",
-    )
-    ax.set_yticks(range(len(bars)), bars.index)
-    ax.set(xlabel="error added by shuffling, share of the scores' variance")
-    ax.spines[["top", "right"]].set_visible(False)
-    handles = [
-        h for h, bars in zip(*ax.get_legend_handles_labels(), strict=True) if _seen(h)
-    ]
-    drawing.legend_below(fig, handles)
-    part = found.attrs["explained"]
-    words = (
-        f"explains {part:.0%} of the variance"
-        if part > 0
-        else "explains nothing: these bars mean little"
-    )
-    drawing.title_above(
-        fig,
-        f"{found.attrs['trials']} trials, {found.attrs['title']}; on trials not seen, the forest {words}",
-    )
-    return fig
+    ends, look = (bars["low"], bars["high"]), dict(color="black", lw=1.2)
+    ax.hlines(range(len(bars)), *ends, label="range over repeats", **look)
 
 
 def _seen(handle):

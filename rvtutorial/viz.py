@@ -126,7 +126,7 @@ def plot_predictions(
     for row, sight in zip(axes, sights, strict=True):
         _draw_row(row, sight, opened, view, split, max_size)
     for name, ax in zip(["image", *opened], axes[0], strict=True):
-        ax.set_title(f"{name}\n{ax.get_title()}".strip(), fontsize=10)
+        ax.set_title(f"{drawing.folded(name)}\n{ax.get_title()}".strip(), fontsize=10)
     drawing.label_panels(axes, sights)
     _legend(fig, base, view)
     notes = [f"{split} scenes", *note_test(opened, split, "plot_predictions")]
@@ -198,7 +198,8 @@ def plot_metrics(
     columns: Sequence[str] | None = None,  # Of train/log.csv; None: losses and F1
 ):  # Figure with one panel for each column
     "Draw what training logged; runs may have different numbers of epochs."
-    logs = {name: _log(name, run) for name, run in open_runs(output_path).items()}
+    runs = open_runs(output_path)
+    logs = {name: _log(name, run) for name, run in runs.items()}
     columns = list(columns or _usual_columns(logs))
     size = dict(figsize=(3.7 * len(columns) + 0.2, 3.3), layout="constrained")
     fig, axes = plt.subplots(1, len(columns), squeeze=False, **size)
@@ -215,6 +216,7 @@ def plot_metrics(
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     drawing.legend_below(fig, axes[0, 0].get_lines())
+    drawing.title_above(fig, _chips_of(runs))
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #6e3f5a38
@@ -225,6 +227,20 @@ def _log(name, run):
             f"{name} is a folder of labels: nothing was trained, so it has no curves"
         )
     return run.log()
+
+
+def _chips_of(runs):
+    "Which scenes the chips are cut from, as far as runs know."
+    counts = set()
+    for run in runs.values():
+        try:
+            counts.add(tuple(len(run.scene_ids(split)) for split in ("train", "val")))
+        except FileNotFoundError:  # before pipeline-config.json is written
+            return "chips, not whole scenes"
+    if len(counts) > 1:
+        return "chips of different sets of scenes"
+    train, val = counts.pop()
+    return f"chips of {train} training and {val} validation scenes"
 
 
 def _usual_columns(logs):

@@ -147,6 +147,16 @@ def test_names_cannot_become_code(sweep, tmp_path):
     assert not [a for _, a in tree.found if {"onload", "onerror"} & {*a}]
 
 
+@pytest.mark.parametrize(
+    "tied, said",
+    [(0, "better than all 3 others"), (1, "better than 2 of the 3 others; 1 cannot"),
+     (3, "None of the 3 others can")],
+)  # fmt: skip
+def test_many_runs_are_counted_and_not_listed(tied, said):
+    board = pd.DataFrame({"tied": [True] + tied * [True] + (3 - tied) * [False]})
+    assert said in report._others(board)
+
+
 def test_a_heading_of_signs_has_an_address():
     html = render("t", "l", [Section("A & <b>", [Words("x")])])
     assert 'href="#a-b"' in html and 'id="a-b"' in html
@@ -298,6 +308,35 @@ def test_runs_of_one_name_are_told_apart(sweep, tmp_path):
     shutil.copytree(sweep / "lr=1e-3", tmp_path / "other" / "lr=1e-3")
     named, _ = report.named_runs([sweep, tmp_path / "other" / "lr=1e-3"])
     assert len(named) == 4 and "other/lr=1e-3" in named
+
+
+def test_several_runs_may_stand_under_one_name(sweep):
+    two = [sweep / "lr=1e-3", sweep / "lr=1e-4"]
+    named, whole = report.named_runs({"a": two, "b": sweep / "lr=2e-3"})
+    assert list(named) == ["a/lr=1e-3", "a/lr=1e-4", "b"] and whole is None
+    named, _ = report.named_runs({"y" * 99: two[0]})
+    assert len(next(iter(named))) == 60
+
+
+@pytest.mark.filterwarnings("error")
+def test_scenes_without_any_building(tmp_path):
+    empty = {s: (*make_scene(tmp_path / "d", s, []), [], (40, 50)) for s in "12"}
+    runs = [fake_run(tmp_path / name, empty) for name in ("a", "b")]
+    out = write_report(runs, tmp_path / "r.html", progress=False)
+    assert "no building in them" in words(out)
+
+
+def test_a_run_whose_records_are_broken_is_compared_all_the_same(tmp_path):
+    three = three_scenes(tmp_path / "d")
+    good, bad = fake_run(tmp_path / "good", three), fake_run(tmp_path / "bad", three, 3)
+    (bad / "pipeline-config.json").write_text("{")
+    (bad / "train" / "log.csv").unlink()
+    out = write_report([good, bad], tmp_path / "a.html", progress=False)
+    assert "good is better than bad" in words(out) or "tied" in words(out)
+    (bad / "run.json").write_text('{"went": {"state": "succeeded", "attempts": [{')
+    found = gather([good, bad])
+    assert list(found.runs) == ["good"]
+    assert "run.json is not whole JSON" in found.left_out["bad"]
 
 
 # --- the test split

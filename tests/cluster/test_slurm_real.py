@@ -1,6 +1,5 @@
 """Slurm for real: the same cell here and there, hostile values, and all that goes wrong."""
 
-import functools
 import json
 import os
 import random
@@ -32,6 +31,30 @@ def quiet_home(workplace, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path_factory.mktemp("queue")))
     monkeypatch.setenv("RVTUTORIAL_HOME", str(workplace / "home"))
     SLURM.forget()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_jobs(slurm, partition, workplace):
+    "What needs minutes of waiting begins first, and is looked at near the end."
+    site = Site(
+        name="one", partition=partition, account=slurm.account, mem="3G", cpus=1,
+        time=60, python=sys.executable,
+    )  # fmt: skip
+    place = workplace / "long"
+    place.mkdir()
+    deaf = book(place / "deaf.ipynb", "a = 0", "print('begun', flush=True)",
+                "import time\ntime.sleep(600)")  # fmt: skip
+    params = {"preset": "sample", "epochs": 14, "max_windows": 12}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RVTUTORIAL_HOME", str(workplace / "home"))
+        limits = dict(time=1, warn=35, restarts=30)
+        return {
+            "cut": submit(place / "cut", params, site=site.replace(**limits)),
+            "whole": submit(place / "whole", params, site=site),
+            "deaf": submit(
+                place / "deaf", {}, site=site.replace(time=1, warn=0), notebook=deaf
+            ),
+        }
 
 
 @pytest.fixture
@@ -257,30 +280,7 @@ def test_hostile_folder_names(workplace, site, name):
     assert not [p for p in (workplace / "names").rglob("MARK*")]
 
 
-# --- time limits --------------------------------------------------------------------
-
-
-@pytest.mark.timeout(1500)
-def test_three_time_limits_in_one_training(place, site):
-    "Warned, saved, requeued by Slurm alone, three times; the same weights in the end."
-    params = {"preset": "sample", "epochs": 8, "max_windows": 12}
-    local = Site(cpus=1, python=sys.executable)
-    short = site.replace(time=1, warn=15, mem="3G", restarts=30)
-    job = submit(place / "cut", params, site=short)
-    job.wait(progress=False)
-    attempts = went(place / "cut")["attempts"]
-    assert [a["why"] for a in attempts[:-1]] == ["SIGUSR1"] * (len(attempts) - 1)
-    assert len(attempts) >= 4, "it was too quick to be interrupted three times"
-    assert [a["slurm"].get("restart_count", "0") for a in attempts] == [
-        str(i) for i in range(len(attempts))
-    ]
-    submit(place / "whole", params, site=local).wait(progress=False)
-    for file in ("train/last-model.pth", "eval/validation_scenes/eval.json"):
-        assert (place / "cut" / file).read_bytes() == (
-            place / "whole" / file
-        ).read_bytes()
-    log = [(place / name / "train/log.csv").read_text() for name in ("cut", "whole")]
-    assert len(log[0].splitlines()) == len(log[1].splitlines()) == 9
+# --- requeued ------------------------------------------------------------------------
 
 
 def test_only_the_member_that_asked_is_requeued(place, site):
@@ -300,16 +300,6 @@ def test_only_the_member_that_asked_is_requeued(place, site):
     job.wait(progress=False)
     assert len(went(place / "r0")["attempts"]) == 1
     assert len(went(place / "r1")["attempts"]) == 2
-
-
-def test_a_job_that_does_not_listen_is_timed_out(place, site):
-    "No warning asked for: Slurm says what happened, the notebook is kept."
-    notebook = book(place / "long.ipynb", "a = 0", "print('begun', flush=True)",
-                    "import time\ntime.sleep(600)")  # fmt: skip
-    job = submit(place / "r", {}, site=site.replace(time=1, warn=0), notebook=notebook)
-    with pytest.raises(JobFailed, match="r: timed out") as error:
-        job.wait(progress=False, timeout=200)
-    assert "begun" in str(error.value) and "notebook up to there" in str(error.value)
 
 
 # --- cancelling, and what kills -----------------------------------------------------
@@ -349,29 +339,6 @@ def test_a_runner_that_is_killed(place, site):
     os.kill(went(place / "r")["attempts"][-1]["pid"], signal.SIGKILL)
     until(lambda: state(job) == "failed")
     assert "it ended before it could say why" in repr(job)
-
-
-def test_a_node_that_is_lost(place, site):
-    "An operator says that the node is down: Slurm requeues the job, and we say so."
-    job = submit(place / "r", {}, site=site, notebook=sleeper(place))
-    until(begun(place / "r"))
-    node = subprocess.run(["sinfo", "-hN", "-o", "%N"], capture_output=True, text=True)
-    node = node.stdout.split()[0]
-    try:
-        subprocess.run(
-            ["scontrol", "update", f"nodename={node}", "state=down", "reason=test"]
-        )
-        until(lambda: state(job) in ("queued", "node lost"))
-    finally:
-        job.cancel()
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"])
-    ready = ["sinfo", "-h", "-o", "%t"]
-    until(
-        lambda: (
-            "idle"
-            in subprocess.run(ready, capture_output=True, text=True).stdout.split()
-        )
-    )
 
 
 # --- refusals -----------------------------------------------------------------------
@@ -443,68 +410,7 @@ def test_too_many_jobs_for_an_account(place, site, slurm):
         subprocess.run([*limit, "MaxSubmitJobs=-1"], check=True, capture_output=True)
 
 
-# --- a Slurm that does not answer ---------------------------------------------------
-
-
-@pytest.fixture
-def stopped(slurm):
-    "The controller, stopped; calling the fixture's value starts it again."
-    pid = int(controller_pid())
-    os.kill(pid, signal.SIGSTOP)
-    start = functools.partial(os.kill, pid, signal.SIGCONT)
-    yield start
-    start()
-    until(lambda: "UP" in said("scontrol", "ping"))
-
-
-def controller_pid() -> str:
-    conf = Path(os.environ["SLURM_CONF"]).read_text()
-    name = next(
-        line for line in conf.splitlines() if line.startswith("SlurmctldPidFile")
-    )
-    return Path(name.partition("=")[2]).read_text()
-
-
-def test_a_controller_that_is_down_loses_nothing(place, site, slurm, monkeypatch):
-    "Refused in clear words; the same call works when it is back."
-    monkeypatch.setattr(clusters, "WAITS", (1,))
-    notebook = book(place / "one.ipynb", "a = 0", "a")
-    held = submit(place / "held", {}, site=site, notebook=sleeper(place))
-    until(begun(place / "held"))
-    pid = int(controller_pid())
-    os.kill(pid, signal.SIGTERM)
-    until(lambda: not Path(f"/proc/{pid}").exists())
-    try:
-        with pytest.warns(
-            UserWarning, match="Slurm does not answer; asked again in 1 s"
-        ):
-            with pytest.raises(
-                SlurmError, match="Nothing is lost: submit the same again"
-            ):
-                submit(place / "r", {}, site=site, notebook=notebook)
-        assert went(place / "r")["state"] == "failed"
-        SLURM.forget()
-        assert held.states() == {place / "held": "running"}
-    finally:
-        subprocess.run(["slurmctld"], check=True)
-    until(lambda: "UP" in said("scontrol", "ping"))
-    until(lambda: state(held) == "running")
-    held.cancel()
-    submit(place / "r", {}, site=site, notebook=notebook).wait(progress=False)
-
-
-def test_a_controller_that_comes_back_in_time(place, site, slurm, monkeypatch):
-    monkeypatch.setattr(clusters, "WAITS", (2, 4, 8))
-    notebook = book(place / "one.ipynb", "a = 0", "a")
-    pid = int(controller_pid())
-    os.kill(pid, signal.SIGTERM)
-    until(lambda: not Path(f"/proc/{pid}").exists())
-    environ = os.environ | {"WAIT": "22"}
-    subprocess.Popen(["bash", "-c", "sleep $WAIT; slurmctld"], env=environ)
-    with pytest.warns(UserWarning, match="Slurm does not answer"):
-        job = submit(place / "r", {}, site=site, notebook=notebook)
-    job.wait(progress=False)
-    assert job.states() == {place / "r": "succeeded"}
+# --- once and not twice --------------------------------------------------------------
 
 
 def test_a_lost_answer_is_found_again_and_not_doubled(place, site):
@@ -652,3 +558,107 @@ def test_secrets_reach_neither_script_nor_log_nor_job(place, site, monkeypatch):
     for path in place.rglob("*"):
         if path.is_file() and not stat.S_ISSOCK(path.stat().st_mode):
             assert b"s3cr3t-value" not in path.read_bytes(), path
+
+
+# --- time limits --------------------------------------------------------------------
+
+
+def test_a_job_that_does_not_listen_is_timed_out(long_jobs):
+    "No warning asked for: Slurm says what happened, the notebook is kept."
+    with pytest.raises(JobFailed, match="deaf: timed out") as error:
+        long_jobs["deaf"].wait(progress=False, timeout=200)
+    assert "begun" in str(error.value) and "notebook up to there" in str(error.value)
+
+
+@pytest.mark.timeout(1200)
+def test_three_time_limits_in_one_training(long_jobs):
+    "Warned, saved, requeued by Slurm alone, three times; the same weights in the end."
+    cut, whole = long_jobs["cut"].folders[0], long_jobs["whole"].folders[0]
+    long_jobs["cut"].wait(progress=False)
+    long_jobs["whole"].wait(progress=False)
+    attempts = went(cut)["attempts"]
+    assert [a["why"] for a in attempts[:-1]] == ["SIGUSR1"] * (len(attempts) - 1)
+    assert len(attempts) >= 4, "it was too quick to be interrupted three times"
+    counts = [a["slurm"].get("restart_count", "0") for a in attempts]
+    assert counts == [str(i) for i in range(len(attempts))]
+    print(f"interrupted {len(attempts) - 1} times")
+    for file in ("train/last-model.pth", "eval/validation_scenes/eval.json"):
+        assert (cut / file).read_bytes() == (whole / file).read_bytes()
+    for folder in (cut, whole):
+        assert len((folder / "train/log.csv").read_text().splitlines()) == 15
+
+
+def test_a_node_that_is_lost(place, site):
+    "An operator says that the node is down: Slurm requeues the job, and we say so."
+    job = submit(place / "r", {}, site=site, notebook=sleeper(place))
+    until(begun(place / "r"))
+    node = subprocess.run(["sinfo", "-hN", "-o", "%N"], capture_output=True, text=True)
+    node = node.stdout.split()[0]
+    try:
+        subprocess.run(
+            ["scontrol", "update", f"nodename={node}", "state=down", "reason=test"]
+        )
+        until(lambda: state(job) in ("queued", "node lost"))
+    finally:
+        job.cancel()
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"])
+    ready = ["sinfo", "-h", "-o", "%t"]
+    until(
+        lambda: (
+            "idle"
+            in subprocess.run(ready, capture_output=True, text=True).stdout.split()
+        )
+    )
+
+
+# --- a Slurm that does not answer ---------------------------------------------------
+
+
+def controller_pid() -> str:
+    conf = Path(os.environ["SLURM_CONF"]).read_text()
+    name = next(
+        line for line in conf.splitlines() if line.startswith("SlurmctldPidFile")
+    )
+    return Path(name.partition("=")[2]).read_text()
+
+
+def test_a_controller_that_is_down_loses_nothing(place, site, slurm, monkeypatch):
+    "Refused in clear words; the same call works when it is back."
+    monkeypatch.setattr(clusters, "WAITS", (1,))
+    notebook = book(place / "one.ipynb", "a = 0", "a")
+    held = submit(place / "held", {}, site=site, notebook=sleeper(place))
+    until(begun(place / "held"))
+    pid = int(controller_pid())
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    try:
+        with pytest.warns(
+            UserWarning, match="Slurm does not answer; asked again in 1 s"
+        ):
+            with pytest.raises(
+                SlurmError, match="Nothing is lost: submit the same again"
+            ):
+                submit(place / "r", {}, site=site, notebook=notebook)
+        assert went(place / "r")["state"] == "failed"
+        SLURM.forget()
+        assert held.states() == {place / "held": "running"}
+    finally:
+        subprocess.run(["slurmctld"], check=True)
+    until(lambda: "UP" in said("scontrol", "ping"))
+    until(lambda: state(held) == "running")
+    held.cancel()
+    submit(place / "r", {}, site=site, notebook=notebook).wait(progress=False)
+
+
+def test_a_controller_that_comes_back_in_time(place, site, slurm, monkeypatch):
+    monkeypatch.setattr(clusters, "WAITS", (2, 4, 8))
+    notebook = book(place / "one.ipynb", "a = 0", "a")
+    pid = int(controller_pid())
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    environ = os.environ | {"WAIT": "22"}
+    subprocess.Popen(["bash", "-c", "sleep $WAIT; slurmctld"], env=environ)
+    with pytest.warns(UserWarning, match="Slurm does not answer"):
+        job = submit(place / "r", {}, site=site, notebook=notebook)
+    job.wait(progress=False)
+    assert job.states() == {place / "r": "succeeded"}
