@@ -17,8 +17,6 @@ import fcntl
 import json
 import math
 import os
-import re
-import shlex
 import signal
 import socket
 import subprocess
