@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_counts import some_counts
 from scipy import stats
 
 from rvtutorial.comparisons import (
@@ -22,24 +23,7 @@ from rvtutorial.comparisons import (
     power,
     trials,
 )
-from rvtutorial.counting import add, count_arrays, score, scores, table
-
-NAMES = ("building", "background", "null")
-
-
-def labels(seed, shape=(60, 70), n=3):
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, n, shape).astype(np.uint8)
-    flip = rng.random(shape) < 0.3
-    return truth, np.where(flip, rng.integers(0, n, shape), truth).astype(np.uint8)
-
-
-def some_counts(seed=0, scenes=6, null=False):
-    parts = []
-    for i in range(scenes):
-        truth, drawn = labels([seed, i], n=3 if null else 2)
-        parts.append(count_arrays(truth, drawn, NAMES, scene=str(i)))
-    return add(parts)
+from rvtutorial.counting import score, scores, table
 
 
 def test_bootstrap_equals_a_loop_over_draws():

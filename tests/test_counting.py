@@ -8,6 +8,7 @@ import pytest
 from fake_runs import PEAK, evaluation, write_boxes, write_raster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_counts import NAMES, labels, some_counts
 from sklearn import metrics as sk
 
 from rvtutorial.counting import (
@@ -26,23 +27,6 @@ from rvtutorial.counting import (
     windows_of,
 )
 from rvtutorial.runs import headline
-
-NAMES = ("building", "background", "null")
-
-
-def labels(seed, shape=(60, 70), n=3):
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, n, shape).astype(np.uint8)
-    flip = rng.random(shape) < 0.3
-    return truth, np.where(flip, rng.integers(0, n, shape), truth).astype(np.uint8)
-
-
-def some_counts(seed=0, scenes=6, null=False):
-    parts = []
-    for i in range(scenes):
-        truth, drawn = labels([seed, i], n=3 if null else 2)
-        parts.append(count_arrays(truth, drawn, NAMES, scene=str(i)))
-    return add(parts)
 
 
 def test_scores_equal_scikit_learn():

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_runs import evaluation, fake_run, three_scenes, truth_of, write_raster
+from random_counts import NAMES, some_counts
 from rasterio.transform import from_origin
 
 from rvtutorial import metrics
@@ -35,23 +36,6 @@ from rvtutorial.metrics import (
     table,
 )
 from rvtutorial.runs import Run, write_json
-
-NAMES = ("building", "background", "null")
-
-
-def labels(seed, shape=(60, 70), n=3):
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, n, shape).astype(np.uint8)
-    flip = rng.random(shape) < 0.3
-    return truth, np.where(flip, rng.integers(0, n, shape), truth).astype(np.uint8)
-
-
-def some_counts(seed=0, scenes=6, null=False):
-    parts = []
-    for i in range(scenes):
-        truth, drawn = labels([seed, i], n=3 if null else 2)
-        parts.append(count_arrays(truth, drawn, NAMES, scene=str(i)))
-    return add(parts)
 
 
 def test_eval_json_is_read_per_scene(tmp_path):
