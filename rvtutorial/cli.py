@@ -791,14 +791,19 @@ def compare(paths, metric, split, also, of, seeds, method, form):
 @click.option("-o", "--out", default="report.html", show_default=True,
               type=click.Path(path_type=Path, dir_okay=False), help="The file.")  # fmt: skip
 @click.option("--title", help="What stands on top.")
-def report(paths, out, title):
+@click.option("--split", default="validation", show_default=True,
+              type=click.Choice(["validation", "test"]), help="Which scenes.")  # fmt: skip
+@click.option("--scenes", type=click.IntRange(1), help="Maps of so many; else three.")
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False),
+              help="Where images and labels are now, if they were moved.")  # fmt: skip
+def report(paths, out, title, **more):
     "Write one HTML file about runs or a sweep, to send to somebody."
     from rvtutorial.report import write_report
 
     paths = [Path(os.path.abspath(path)) for path in paths or [all_runs()]]
     runs = list(run_folders(paths).values())
     one = paths[0] if len(paths) == 1 and is_sweep(paths[0]) else runs
-    path = Path(write_report(one, out, title=title)).absolute()
+    path = Path(write_report(one, out, title=title, **more)).absolute()
     size = path.stat().st_size
     return Answer(f"{path} ({size / 1e6:.1f} MB)", {"file": str(path), "bytes": size})
 

@@ -47,7 +47,7 @@ def long_jobs(slurm, partition, workplace):
     params = {"preset": "sample", "epochs": 14, "max_windows": 12}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RVTUTORIAL_HOME", str(workplace / "home"))
-        limits = dict(time=1, warn=35, restarts=30)
+        limits = dict(time=1, warn=25, restarts=60)
         return {
             "cut": submit(place / "cut", params, site=site.replace(**limits)),
             "whole": submit(place / "whole", params, site=site),
