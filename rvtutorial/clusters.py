@@ -283,7 +283,7 @@ read_states("221|0|RUNNING|None\n221|1|PENDING|Dependency\n")
 # %% ../nbs/C11_talking_to_slurm.ipynb #4da713d8
 def _accounted(ids: list[str]) -> dict | None:
     "States from the accounting, None where there is none."
-    asked = ["sacct", "-n", "-X", "-P", "--array", "-j", ",".join(ids)]
+    asked = ["sacct", "-n", "-X", "-P", "-j", ",".join(ids)]
     lines = answer([*asked, "-o", "JobID,State"])
     found = {}
     for line in (lines or "").splitlines():

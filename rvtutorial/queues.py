@@ -378,6 +378,8 @@ def merge(
     if reason == CANCELLING and state == "interrupted":
         return "cancelled", why
     if word == "unknown":
+        if state == "interrupted":  # not over before the queue has been asked
+            return "queued", reason or "interrupted, and perhaps queued again"
         return state, reason if state in LIVE else why
     if word == "running" and state == "interrupted":
         return "running", "interrupted, and about to be queued again or to end"

@@ -614,6 +614,7 @@ OURS = {"submission": "s", "index": 0}
         ("interrupted", "interrupted", "cancelled", "", "cancelled"),
         ("interrupted", "interrupted", "timed out", "", "timed out"),
         ("interrupted", "interrupted", None, "", "interrupted"),
+        ("interrupted", "interrupted", "unknown", "", "queued"),
         ("interrupted", "interrupted", "running", queues.CANCELLING, "cancelled"),
     ],
 )
