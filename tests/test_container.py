@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -288,8 +289,8 @@ def test_definition_copies_what_it_installs(definition):
         source, target = line.split()
         assert not os.path.isabs(source) and (root / source).exists(), source
         targets[source] = target
-    package = (root / "pyproject.toml").read_text()
-    folders = re.findall(r'^"?rvtutorial[\w."]* = "(.+)"$', package, re.M)
+    package = tomllib.loads((root / "pyproject.toml").read_text())
+    folders = package["tool"]["setuptools"]["package-dir"].values()
     assert "slurm/sites" in folders
     for folder in map(Path, folders):
         above = {str(folder), *map(str, folder.parents)}

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 from rvtutorial import clusters
-from rvtutorial.clusters import SLURM
+from rvtutorial.clusters import SLURM, _accounted, _controlled
 from rvtutorial.queues import FINE, Job, JobFailed, SlurmError
 from rvtutorial.runs import Run, read_json, write_json
 from rvtutorial.slurm import Site, submit, submit_many
@@ -179,7 +179,7 @@ def test_the_lessons_run_on_the_cluster_as_they_stand(place, slurm):
 # --- arrays and dependencies --------------------------------------------------------
 
 
-def test_an_array_with_a_failing_member_and_what_waits_for_it(place, site):
+def test_an_array_with_a_failing_member_and_what_waits_for_it(place, site, slurm):
     text = "import time\ntime.sleep(1)\nassert a != 2, 'two is too much'"
     notebook = book(place / "some.ipynb", "a = 0", text)
     runs = {place / f"r{i}": {"a": i} for i in range(4)}
@@ -193,6 +193,10 @@ def test_an_array_with_a_failing_member_and_what_waits_for_it(place, site):
         job.wait(progress=False)
     assert "r2/notebook.ipynb" in str(error.value) and "r1" not in str(error.value)
     assert list(job.states().values()) == ["succeeded"] * 2 + ["failed", "succeeded"]
+    number = number_of(place / "r2")
+    if slurm.account:  # what squeue forgets after some minutes; sacct lags behind it
+        until(lambda: _accounted([number]).get((number, 2), ("",))[0] == "failed")
+    assert _controlled(number)[number, 2][0] == "failed"
     report.wait(progress=False)
     begun = went(place / "report")["attempts"][0]["started"]
     assert begun >= max(went(f)["attempts"][-1]["ended"] for f in runs)
