@@ -44,11 +44,11 @@ def long_jobs(slurm, partition, workplace):
     place.mkdir()
     deaf = book(place / "deaf.ipynb", "a = 0", "print('begun', flush=True)",
                 "import time\ntime.sleep(600)")  # fmt: skip
-    params = {"preset": "sample", "epochs": 24, "max_windows": 12}
+    params = {"preset": "sample", "epochs": 30, "max_windows": 12}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RVTUTORIAL_HOME", str(workplace / "home"))
-        # the warning comes up to a minute early: with one minute it would come at once
-        limits = dict(time=2, warn=25, restarts=30)
+        # Slurm looks every 30 s whether a warning falls due before it looks again
+        limits = dict(time=1, warn=15, restarts=30)
         return {
             "cut": submit(place / "cut", params, site=site.replace(**limits)),
             "whole": submit(place / "whole", params, site=site),
@@ -590,7 +590,7 @@ def test_three_time_limits_in_one_training(long_jobs):
     for file in ("train/last-model.pth", "eval/validation_scenes/eval.json"):
         assert (cut / file).read_bytes() == (whole / file).read_bytes()
     for folder in (cut, whole):
-        assert len((folder / "train/log.csv").read_text().splitlines()) == 25
+        assert len((folder / "train/log.csv").read_text().splitlines()) == 31
 
 
 def test_a_node_that_is_lost(place, site):
