@@ -65,7 +65,7 @@ def devices(
 ) -> list[tuple[str, str, int]]:  # Name, type or "", count
     "Generic resources, as they are asked for and as nodes offer them."
     found = []
-    for item in re.sub(r"\(.*?\)", "", text).split(","):
+    for item in re.sub(r"\(.*?\)", "", text).replace("=", ":").split(","):
         name, *more = item.split(":")
         number = more.pop() if more and more[-1].isdigit() else "1"
         found += [(name, ":".join(more), int(number))] if name else []

@@ -42,6 +42,7 @@ def test_times_as_slurm_writes_them(text, expected):
             "gres gpu:11 is more than its nodes have",
         ),
         (dict(partition="gpu", gres="gpu:1", cpus=64), "gres gpu:1 is more"),
+        (dict(partition="gpu", gres="gpu=4"), None),
         (dict(partition="gpu", gres="gpu:a100_1g.10gb:7", mem="200G"), None),
         (dict(partition="gpu", mem="260000M"), "mem 260000M.*256000 MB"),
         (dict(partition="cpu", gres="gpu:1"), "its nodes have: none"),
