@@ -34,6 +34,7 @@ import threading
 import time
 import traceback
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from .clusters import SlurmError
@@ -52,6 +53,7 @@ from rvtutorial.runs import (
     read_json,
     write_json,
 )
+from .forks import forked_kernel, serve
 from .sites import answer
 from .slurm import submit
 
@@ -87,11 +89,13 @@ def kernel_options(
 
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     argv += ["--log-level=CRITICAL"]  # it calls each interrupt an error
+    forked = forked_kernel()  # Appendix C15; empty where kernels start from nothing
 
     class OwnKernel(AsyncKernelManager):
         @property
         def kernel_spec(self):
-            return KernelSpec(argv=argv, display_name="python3", language="python")
+            names = dict(display_name="python3", language="python")
+            return KernelSpec(argv=argv, metadata=forked, **names)
 
     where = {"transport": "ipc", "connection_file": str(Path(sockets) / "k.json")}
     return dict(
@@ -851,7 +855,10 @@ def main(argv: list[str] | None = None) -> int:
     ways = {"submit": main_submit, "lessons": main_lessons}
     try:
         if argv[:1] == ["member"]:
-            return run_member(argv[1], int(argv[2]))
+            one = partial(run_member, argv[1])
+            if argv[2:] == ["serve"]:
+                return serve(Path(argv[1]).parent, one)
+            return one(int(argv[2]))
         return ways.get(argv[0] if argv else "", main_run)(argv)
     except (ValueError, OSError, SlurmError, JobFailed) as error:
         print(error, file=sys.stderr)

@@ -43,6 +43,7 @@ from rvtutorial.clusters import (
     find_job,
     run_sbatch,  # noqa: F401, beside start_local
 )
+from .forks import Served, Server
 from .sites import answer, clean_env
 
 # %% ../nbs/C8_queues.ipynb #23519266
@@ -242,7 +243,7 @@ class LocalQueue:
     "Runs the members of one submission, one after the other, and notes their states."
 
     def __init__(self, home: str | Path):
-        self.home, self.child = Path(home), None
+        self.home, self.child, self.server = Path(home), None, None
         self.tasks = read_json(self.home / "tasks.json")
         folders = self.tasks["folders"]
         self.members = [dict(state="PENDING", reason="") for _ in folders]
@@ -260,14 +261,16 @@ class LocalQueue:
         "Whether somebody asked that a member should not run."
         return member in read_json(self.home / "cancelled.json", [])
 
-    def start(self, member: int) -> subprocess.Popen:
-        "The job script, with all that it prints in a file."
-        script = ["bash", str(self.home / "job.sh"), str(member)]
-        null = subprocess.DEVNULL
-        with open(self.home / f"local-{member}.out", "ab") as log:
-            return subprocess.Popen(
-                script, stdin=null, stdout=log, stderr=log, start_new_session=True
-            )
+    def start(self, member: int) -> Served:
+        "Begin a member; the job script is started if it does not run."
+        if self.server is None or self.server.script.poll() is not None:
+            self.server = Server(self.home, member)
+        return self.server.run(member)
+
+    def stop_cancelled(self) -> None:
+        "Stop the member that runs if somebody has asked for it."
+        if self.child is not None and self.cancelled(self.child.member):
+            self.child.terminate()
 
     def unmet(self) -> list[str]:
         "Names of the runs without whose success no member may begin."
@@ -279,7 +282,7 @@ KILL_WAIT = 30  # Seconds between SIGTERM and SIGKILL, Slurm's default
 
 
 def end_in_time(
-    child: subprocess.Popen,  # A job script, in a session of its own
+    child: Served | subprocess.Popen,  # What runs
     seconds: float | None,  # Longest run time
     warn: float,  # Seconds before its end that the job is warned
 ) -> tuple[int, bool]:  # Exit code, and whether it had to be stopped
@@ -293,8 +296,6 @@ def end_in_time(
             return child.wait(max(0, begun + limit - time.monotonic())), stopped
         except subprocess.TimeoutExpired:
             stopped = number != signal.SIGUSR1
-            if number == signal.SIGKILL:
-                os.killpg(child.pid, number)
             child.send_signal(number)
     return child.wait(), stopped
 
@@ -303,11 +304,8 @@ def run_member(queue: LocalQueue, member: int) -> None:
     "Run one member; again when it asks for it with exit code 75, but not for ever."
     for restart in range(queue.tasks.get("restarts", 0) + 1):
         queue.child = queue.start(member)
-        queue.save(
-            member, state="RUNNING", reason="", pid=queue.child.pid, restart=restart
-        )
-        if queue.cancelled(member):
-            queue.child.terminate()
+        queue.save(member, state="RUNNING", reason="", restart=restart)
+        queue.stop_cancelled()
         limit, warn = queue.tasks.get("seconds"), queue.tasks.get("warn", 0)
         code, stopped = end_in_time(queue.child, limit, warn)
         if code != 75 or queue.cancelled(member):
@@ -319,13 +317,13 @@ def run_member(queue: LocalQueue, member: int) -> None:
 
 # %% ../nbs/C8_queues.ipynb #9265ccf3
 def cancel_on_signal(queue: LocalQueue) -> None:
-    "A signal to the queue cancels all its members; a closed terminal does not."
+    "SIGTERM cancels all members, SIGUSR1 those that are noted; a closed terminal none."
 
     def stop(number, frame):
         write_json(queue.home / "cancelled.json", list(range(len(queue.members))))
-        if queue.child is not None:
-            queue.child.terminate()
+        queue.stop_cancelled()
 
+    signal.signal(signal.SIGUSR1, lambda number, frame: queue.stop_cancelled())
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -358,6 +356,8 @@ def run_queue(home: str | Path) -> None:
         for member in everyone:
             if queue.members[member]["state"] == "PENDING":
                 queue.save(member, state="CANCELLED", reason=why)
+        if queue.server is not None:
+            queue.server.close()
 
 # %% ../nbs/C8_queues.ipynb #5bd860bd
 def _own_attempt(went: dict) -> dict:
@@ -489,12 +489,10 @@ def cancel_members(home: Path, members: list[int]) -> None:
         if answer(["scancel", *names]) is None:
             raise SlurmError(f"scancel {' '.join(names)} failed; try it in a terminal")
         return
-    for index, member in enumerate(
-        read_json(home / "queue.json", {}).get("members", [])
-    ):
-        if index in members and member["state"] == "RUNNING":
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(member["pid"], signal.SIGTERM)
+    queue = read_json(home / "queue.json", {})
+    if queue.get("host") == socket.gethostname() and _is_queue(queue["pid"]):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(queue["pid"], signal.SIGUSR1)
 
 # %% ../nbs/C8_queues.ipynb #85da6167
 def tail(path: Path, lines: int) -> str:

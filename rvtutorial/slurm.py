@@ -64,10 +64,10 @@ def sbatch_args(
 # %% ../nbs/01_tutorial_setup.ipynb #8fd9561c
 JOB_SH = r"""#!/bin/bash@LOGIN@
 # Written by rvtutorial. Slurm runs one copy for each member of the job and gives its
-# number in SLURM_ARRAY_TASK_ID; the local queue gives it as the only argument.
+# number in SLURM_ARRAY_TASK_ID; the local queue says "serve" and writes to it.
 @MODULES@set -u
 tasks=@TASKS@
-member=${SLURM_ARRAY_TASK_ID:-${1:-0}}
+member=${1:-${SLURM_ARRAY_TASK_ID:-0}}
 child='' pending=''
 # a signal to this script goes on to the runner, which interrupts the notebook's kernel
 forward() { if [ -n "$child" ]; then kill -"$1" "$child" 2>/dev/null; else pending=$1; fi; }
@@ -75,7 +75,7 @@ trap 'forward USR1' USR1
 trap 'forward TERM' TERM INT HUP
 scratch=$(mktemp -d @SCRATCH@/rvt.XXXXXX) || exit 1
 trap 'rm -rf "$scratch"' EXIT
-@SETUP@@COMMAND@ "$tasks" "$member" &
+@SETUP@@COMMAND@ "$tasks" "$member" <&0 &
 child=$!
 [ -z "$pending" ] || kill -"$pending" "$child"
 while :; do

@@ -12,7 +12,7 @@ FLOORS = {
     0.1: {"counting"},
     0.2: {"comparisons"},
     0.3: {"calibration"},
-    0.4: {"labels", "sites"},
+    0.4: {"forks", "labels", "sites"},
     0.5: {"clusters"},
     0.6: {"pairs", "queues"},
     0.7: {"search"},

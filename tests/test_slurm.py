@@ -194,11 +194,11 @@ def test_a_bare_site_asks_for_nothing_in_particular():
 
 JOB_SCRIPT = r"""#!/bin/bash -l
 # Written by rvtutorial. Slurm runs one copy for each member of the job and gives its
-# number in SLURM_ARRAY_TASK_ID; the local queue gives it as the only argument.
+# number in SLURM_ARRAY_TASK_ID; the local queue says "serve" and writes to it.
 module load apptainer || { echo no module apptainer >&2; exit 1; }
 set -u
 tasks='/p/my jobs/tasks.json'
-member=${SLURM_ARRAY_TASK_ID:-${1:-0}}
+member=${1:-${SLURM_ARRAY_TASK_ID:-0}}
 child='' pending=''
 # a signal to this script goes on to the runner, which interrupts the notebook's kernel
 forward() { if [ -n "$child" ]; then kill -"$1" "$child" 2>/dev/null; else pending=$1; fi; }
@@ -212,7 +212,7 @@ for v in SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT
   CUDA_VISIBLE_DEVICES OMP_NUM_THREADS RVTUTORIAL_HOME; do
   [ -z "${!v-}" ] || export "APPTAINERENV_$v=${!v}"
 done
-apptainer exec --no-eval --cleanenv --contain --workdir "$scratch" --home "$scratch"/home --pwd '/p/my jobs' --bind /in:/opt/data/input:ro --bind '/p/my jobs' --nv /i/rv.sif python -m rvtutorial.jobs member "$tasks" "$member" &
+apptainer exec --no-eval --cleanenv --contain --workdir "$scratch" --home "$scratch"/home --pwd '/p/my jobs' --bind /in:/opt/data/input:ro --bind '/p/my jobs' --nv /i/rv.sif python -m rvtutorial.jobs member "$tasks" "$member" <&0 &
 child=$!
 [ -z "$pending" ] || kill -"$pending" "$child"
 while :; do
@@ -532,7 +532,11 @@ def test_a_queue_that_is_killed_is_seen(tmp_path):
     home = Path(Run(tmp_path / "run").manifest["went"]["job"]["submission"])
     queue = read_json(home / "queue.json")
     runner = Run(tmp_path / "run").manifest["went"]["attempts"][-1]["pid"]
-    for pid in (queue["pid"], queue["members"][0]["pid"], runner):
+    chain = [runner]  # the member, the process that it is a copy of, the script
+    while chain[-1] != queue["pid"]:
+        stat = Path(f"/proc/{chain[-1]}/stat").read_text()
+        chain.append(int(stat.rpartition(")")[2].split()[1]))
+    for pid in reversed(chain):
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: job.states() == {tmp_path / "run": "lost"})
     done = subprocess.run(
