@@ -305,7 +305,10 @@ LOWER_IS_BETTER = ("brier", "ece")
 
 @dataclass(frozen=True)
 class Comparison:
-    "The difference between two runs over the scenes that both have."
+    """The difference between two runs over the scenes that both have.
+
+    Where there are fewer than two scenes, `low`, `high` and `p` are NaN and nobody wins.
+    """
 
     names: tuple[str, str]
     values: tuple[float, float]  # Scores over the common scenes
@@ -324,6 +327,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:
+        "First minus second, in the units of the score."
         return self.values[0] - self.values[1]
 
     @property
@@ -343,6 +347,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
+        "One sentence: who is better or that they are tied, by how much, on what."
         return _in_words(self)
 
     def __repr__(self):
@@ -424,6 +429,13 @@ def difference_of(
     return Comparison(*found, p=p, notes=notes)
 
 
+def _refuse_unequal(groups):
+    "Raise ValueError unless all runs, with all their seeds, have as many scenes."
+    lengths = {len(numbers_of(one)) for group in groups for one in group}
+    if len(lengths) > 1:
+        raise ValueError(f"a pair needs the same scenes, got {sorted(lengths)} of them")
+
+
 def difference(
     a: pd.DataFrame | Counts | np.ndarray | list,  # Counts of scenes; a list: seeds
     b: pd.DataFrame
@@ -438,11 +450,13 @@ def difference(
     n: int = 2000,  # Draws, and their seed, of the bootstrap
     seed: int = 0,
 ) -> Comparison:
-    "Compare two runs scene by scene; raises `ValueError` for unequal numbers of scenes."
+    """Compare two runs scene by scene.
+
+    Raises ValueError for unequal numbers of scenes, for a metric or method that is not
+    known, and for a bootstrap over several seeds.
+    """
     sets = [x if isinstance(x, list) else [x] for x in (a, b)]
-    lengths = {len(numbers_of(one)) for group in sets for one in group}
-    if len(lengths) > 1:
-        raise ValueError(f"a pair needs the same scenes, got {sorted(lengths)} of them")
+    _refuse_unequal(sets)
     how = (metric, method, blocks, n, seed)
     return _pair(names, *(_judge(group, *how) for group in sets), metric, level)
 
@@ -528,9 +542,14 @@ def compare_all(
     n: int = 2000,
     seed: int = 0,
 ) -> tuple[dict[str, Interval], dict[tuple, Comparison]]:
-    "An interval for every run and a corrected comparison for every pair."
+    """An interval for every run and a corrected comparison for every pair.
+
+    Raises what `difference` raises. With fewer than two scenes or blocks there are no
+    intervals, whatever the method.
+    """
     check_method(method)
     groups = {k: v if isinstance(v, list) else [v] for k, v in sets.items()}
+    _refuse_unequal(groups.values())
     how = (metric, method, blocks, n, seed)
     few = any(len(_units(numbers_of(g[0]), blocks)) < 2 for g in groups.values())
     how = (metric, "jackknife", blocks) if few else how
@@ -582,10 +601,14 @@ def _line(found, best, pair):
 
 # %% ../nbs/A7_comparisons.ipynb #fe5fe885
 def neighbours(
-    boxes: pd.DataFrame,  # Index: scene. west, south, east, north; NaN: not on a map
-    gap: float = 0.05,  # Still neighbours: this part of the smaller side of a scene
+    boxes: pd.DataFrame,  # Index: scene. west, south, east, north, in one unit
+    gap: float = 0.05,  # Still neighbours: this part of the shortest side
 ) -> pd.Series:  # Index: scene. Number of its block
-    "Put scenes that touch, or nearly so, into blocks; a lone scene is one of its own."
+    """Put scenes that touch, or nearly so, into blocks.
+
+    A lone scene is a block of its own, and so is one that is not on a map: NaN. A block
+    has at most as many scenes as the square root of the number of all of them, or two.
+    """
     import shapely
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

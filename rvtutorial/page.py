@@ -53,6 +53,7 @@ class Section:
 
     @property
     def id(self) -> str:
+        "What a link on the page calls it."
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 # %% ../nbs/C14_page.ipynb #745b7b10
@@ -164,7 +165,7 @@ def jpeg(
 
 
 def paint(
-    codes: np.ndarray,  # (rows, columns): 0 for nothing, 1 for the first colour ...
+    codes: np.ndarray,  # (rows, columns), below 256: 0 for nothing, 1 for a colour ...
     colours: list[str],  # As matplotlib takes them
     size: tuple[int, int],  # Width and height in pixels
     opacity: float = 0.72,

@@ -122,7 +122,7 @@ def read_inside(
     dataset,  # An open raster
     bands,  # Bands, counted from 1
     window: Box,  # In pixels of the raster, wholly inside it
-) -> np.ndarray:  # (height, width, bands)
+) -> np.ndarray:  # (height, width, bands), in the type of the file
     "The pixels of a window, with zeros where the raster has no data."
     where = window.rasterio_format()
     bands = [int(b) for b in bands]
@@ -257,7 +257,10 @@ def polygons_of(
     classes,  # ClassConfig
     crs_transformer,  # Of the image
 ) -> tuple[np.ndarray, np.ndarray]:  # Polygons in pixels of the raster, their class ids
-    "The polygons that Raster Vision would draw, in its order."
+    """The polygons that Raster Vision would draw, in its order.
+
+    Raises what Raster Vision raises for points, lines, or features without a class.
+    """
     quick = _quickly(config.vector_source, classes, crs_transformer)
     if quick is not None:
         return quick

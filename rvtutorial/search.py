@@ -431,7 +431,11 @@ def ask(
     seed: int = 0,
     startup: int = 5,  # Trials that are drawn at random before it learns
 ) -> dict:  # One value a parameter
-    "Values for a trial; asked again, it has the same."
+    """Values for a trial; asked again, it has the same.
+
+    Raises KeyError for a trial that is not in the journal (see `enlist`), ImportError
+    where there is no Optuna.
+    """
     entry = _entry(open_study(folder), name)
     optuna = _optuna()
     own = int(chance(seed, entry.number, "ask") * 2**32)  # each trial its own draws
@@ -450,7 +454,10 @@ def tell(
     folder: str | Path,  # The sweep folder
     scores: Mapping[str, float | None],  # By trial; None for one that failed
 ) -> None:
-    "Let the journal know what is finished; telling twice changes nothing."
+    """Let the journal know what is finished; telling twice changes nothing.
+
+    Raises KeyError for a trial that is not in the journal.
+    """
     study = open_study(folder)
     fail = _optuna().trial.TrialState.FAIL
     for name, value in scores.items():

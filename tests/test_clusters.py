@@ -5,13 +5,20 @@ import math
 import pytest
 
 from rvtutorial import clusters
-from rvtutorial.clusters import Watcher, explain, minutes, misfit, read_nodes
+from rvtutorial.clusters import Watcher, absent, explain, minutes, misfit, read_nodes
 from rvtutorial.sites import Site
 
 NODES = read_nodes(
-    "gpu|1-00:00:00|32|256000|gpu:a100:4(S:0-1),gpu:a100_1g.10gb:7\n"
-    "gpu|1-00:00:00|64+|128000|(null)\n"
-    "cpu|infinite|8|64000|(null)\n"
+    "gpu|1-00:00:00|32|256000|mixed|gpu:a100:4(S:0-1),gpu:a100_1g.10gb:7\n"
+    "gpu|1-00:00:00|64+|128000|allocated|(null)\n"
+    "cpu|infinite|8|64000|idle|(null)\n"
+)
+TIRED = read_nodes(
+    "gpu|1-00:00:00|32|256000|drained|gpu:a100:8\n"
+    "gpu|1-00:00:00|32|256000|down*|gpu:a100:8\n"
+    "gpu|1-00:00:00|32|256000|idle|gpu:a100:4\n"
+    "cpu|infinite|8|64000|idle~|(null)\n"
+    "old|infinite|8|64000|down$|(null)\n"
 )
 
 
@@ -59,6 +66,35 @@ def test_what_fits_no_node_is_said_with_its_field(fields, words):
 
     said = misfit(Site(name="x", **fields), NODES)
     assert said is None if words is None else re.search(words, said), said
+
+
+@pytest.mark.parametrize(
+    "fields, states",
+    [
+        (dict(partition="gpu", gres="gpu:8"), "down, drained"),
+        (dict(partition="gpu", gres="gpu:4"), None),
+        (dict(partition="cpu"), None),  # asleep: Slurm wakes it
+        (dict(partition="old"), "down"),
+        (dict(partition="old,cpu"), None),
+        (dict(gres="gpu:8"), "down, drained"),
+        (dict(partition="gpu", gres="gpu:9"), None),  # none fits: `misfit` says so
+    ],
+)
+def test_nodes_that_fit_and_take_no_jobs(fields, states):
+    assert absent(Site(name="x", **fields), TIRED) == states
+
+
+def test_a_request_for_absent_nodes_is_said_and_one_for_none_is_refused(monkeypatch):
+    def answer(args):
+        form = "gpu|1-00:00:00|32|256000|drained*|gpu:a100:8\n"
+        return form if args[0] == "sinfo" and args[-1].count("|") == 5 else None
+
+    monkeypatch.setattr(clusters, "answer", answer)
+    site = Site(name="x", partition="gpu", gres="gpu:8")
+    with pytest.warns(UserWarning, match="every node that fits is drained"):
+        clusters.refuse_request(site)
+    with pytest.raises(clusters.SlurmError, match="not queued: gres gpu:9.*site x"):
+        clusters.refuse_request(site.replace(gres="gpu:9"))
 
 
 @pytest.mark.parametrize(
