@@ -183,7 +183,11 @@ def _member(number: int, home: Path, run: Callable[[int], int]) -> None:
         os.dup2(file, place)
     modules = home / "modules.json"
     _BORN.update(files=_open_files(), modules=modules, folder=os.getcwd())
-    sys.exit(run(number))
+    try:
+        sys.exit(run(number))
+    finally:
+        for kernel in multiprocessing.active_children():  # one that nobody needed
+            kernel.kill()
 
 
 def exit_code(process) -> int:

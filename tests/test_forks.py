@@ -181,6 +181,30 @@ def test_a_lock_ends_with_its_owner_though_the_copy_lives(tmp_path):
     assert job.states() == {folder: "lost"} or job.states() == {folder: "failed"}
 
 
+def test_a_member_does_not_wait_for_a_kernel_that_was_not_needed(tmp_path):
+    "As when a job is stopped after the copy was made and before it became a kernel."
+    (tmp_path / "serve.py").write_text(f"""
+import sys
+sys.path.insert(0, {str(Path(forks.__file__).parent.parent)!r})
+from rvtutorial import forks
+
+def run(number):
+    global kept
+    kept = forks.forked_kernel(), forks.Spare()
+    print("pid", kept[1].pid, bool(kept[0]), flush=True)
+    return 5
+
+forks.serve(sys.argv[1], run)
+""")
+    line = f'exec "{sys.executable}" "{tmp_path}/serve.py" "{tmp_path}" <&0'
+    (tmp_path / "job.sh").write_text(line)
+    server = Server(tmp_path, 0)
+    assert server.run(0).wait(20) == 5
+    _, pid, shared = (tmp_path / "local-0.out").read_text().split()
+    assert shared == "True" and not Path(f"/proc/{pid}").exists()
+    server.close()
+
+
 def test_only_a_member_shares(monkeypatch):
     assert forks.forked_kernel() == {}
     monkeypatch.setattr(forks, "_BORN", {"files": set()})

@@ -19,7 +19,7 @@ from rvtutorial.container import (
 )
 from rvtutorial.runs import read_json
 from rvtutorial.sites import Site
-from rvtutorial.slurm import submit
+from rvtutorial.slurm import Job, JobFailed, submit_many
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -246,21 +246,39 @@ def test_a_training_inside_equals_one_outside(image, workplace, monkeypatch):
     host = Site(name="host", queue="local", cpus=1)
     sites = {"outside": host, "inside": host.replace(image=str(image.path))}
     sites["inside"] = sites["inside"].replace(binds=image.binds)
-    weights = {}
+    found = {}
     for name, site in sites.items():
-        folder = workplace / "runs" / name
-        submit(folder, {"preset": "smoke"}, site=site).wait(progress=False)
-        went = read_json(folder / "run.json")["went"]
-        assert went["state"] == "succeeded", went
-        container = went["attempts"][-1]["container"]
-        assert bool(container) == (name == "inside")
-        state = torch.load(folder / "train/last-model.pth", weights_only=False)
-        weights[name] = state
-    outside, inside = weights.values()
-    assert outside.keys() == inside.keys()
-    assert all(torch.equal(outside[key], inside[key]) for key in outside)
-    texts = [
-        (workplace / "runs" / name / "eval/validation_scenes/eval.json").read_text()
-        for name in sites
-    ]
-    assert texts[0] == texts[1]
+        # the second and third of a submission begin as copies of a warm process
+        folders = [workplace / "runs" / f"{name}{i}" for i in range(3)]
+        job = submit_many(dict.fromkeys(folders, {"preset": "smoke"}), site=site)
+        job.wait(progress=False)
+        for folder in folders:
+            went = read_json(folder / "run.json")["went"]
+            assert went["state"] == "succeeded", went
+            container = went["attempts"][-1]["container"]
+            assert bool(container) == (name == "inside")
+            state = torch.load(folder / "train/last-model.pth", weights_only=False)
+            scores = folder / "eval/validation_scenes/eval.json"
+            found[folder.name] = state, scores.read_text()
+    (one, scores), *others = found.values()
+    for other, text in others:
+        assert one.keys() == other.keys() and text == scores
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_inside_is_cancelled_and_the_next_one_goes_on(
+    image, workplace, monkeypatch
+):
+    monkeypatch.setenv("RVTUTORIAL_QUEUE", str(workplace / "queue"))
+    monkeypatch.setenv("RVTUTORIAL_HOME", str(workplace / "home"))
+    site = Site(name="inside", queue="local", image=str(image.path), binds=image.binds)
+    folders = [workplace / "stopped" / name for name in ("first", "second")]
+    job = submit_many(dict.fromkeys(folders, {"preset": "smoke"}), site=site)
+    end = time.monotonic() + 120
+    while not (folders[0] / "notebook.ipynb").exists():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    Job(folders[0]).cancel()
+    with pytest.raises(JobFailed, match="cancelled"):
+        job.wait(progress=False)
+    assert list(job.states().values()) == ["cancelled", "succeeded"]
