@@ -456,13 +456,15 @@ def score_summary(
     counts: ScoreCounts,
     level: float = 0.95,
     bins: int = 15,  # Of the ECE
+    blocks: Sequence | None = None,  # Of each scene: neighbours count as one
 ) -> pd.DataFrame:  # Index: class. Each of SCORES, its _low and _high; pixels, errors
     """What the scores are worth, class by class over all scenes, with intervals.
 
     `roc_auc_error` and `average_precision_error` bound what the levels may hide; both
     are 0 for `uint8` and half-precision scores. Brier and ECE are then exact as well,
-    and else within 2e-4. Intervals are the jackknife's over scenes.
+    and else within 2e-4. Intervals are the jackknife's over scenes, or over blocks.
     """
+    counts = _joined(counts, blocks)
     rows = [_summary(counts, kind, level, bins) for kind in counts.classes]
     return pd.DataFrame(rows, index=pd.Index(counts.classes, name="class"))
 
@@ -470,42 +472,41 @@ def score_summary(
 def _summary(counts, kind, level, bins):
     "One line of `score_summary`."
     levels, (others, own) = _dense(counts, kind)
-    values = _all_scores(levels, own.sum(axis=0), others.sum(axis=0), bins)
-    moved = [_all_scores(levels, own.sum(axis=0) - a, others.sum(axis=0) - b, bins)
-             for a, b in zip(own, others, strict=True)]  # fmt: skip
+    values, moved = _left_out(levels, own, others, bins)
     line = {"pixels": int(own.sum() + others.sum()), "prevalence": np.nan}
     line["unscored"] = int(counts.unscored.sum())
     if line["pixels"]:
         line["prevalence"] = own.sum() / line["pixels"]
-    for i, name in enumerate(SCORES):
-        found = interval_of(
-            float(values[i]), np.array([m[i] for m in moved]), name, level
-        )
-        line |= {
-            name: found.value,
-            f"{name}_low": found.low,
-            f"{name}_high": found.high,
-        }
+    for name, value, steps in zip(SCORES, values, moved.T, strict=True):
+        found = interval_of(float(value), steps, name, level)
+        ends = {f"{name}_low": found.low, f"{name}_high": found.high}
+        line |= {name: found.value, **ends}
     exact = counts.exact
     areas = (0.0, 0.0) if exact else _bounds(own.sum(axis=0), others.sum(axis=0))
     return line | {"roc_auc_error": areas[0], "average_precision_error": areas[1]}
 
+# %% ../nbs/A6_calibration.ipynb #af357449
+def _joined(counts, blocks):
+    "Counts in which the scenes of a block are one scene; None: as they are."
+    if blocks is None:
+        return counts
+    if len(blocks) != len(counts):
+        raise ValueError(f"{len(counts)} scenes need as many blocks, got {len(blocks)}")
+    names, place = np.unique(np.asarray(blocks), return_inverse=True)
+    whole = np.zeros((len(names), *counts.histograms.shape[1:]), np.int64)
+    unscored = np.bincount(place, counts.unscored, len(names)).astype(np.int64)
+    for block, one in zip(place, counts.histograms, strict=True):
+        whole[block] += one
+    scenes = tuple(map(str, names))
+    return replace(counts, histograms=whole, scenes=scenes, unscored=unscored)
 
-def left_out_scores(
-    counts: ScoreCounts,
-    metric: str,  # One of SCORES
-    of: str | None = None,  # Class; None: the first that is not background
-    bins: int = 15,  # Of the ECE
-) -> tuple[float, np.ndarray]:  # Of all scenes, and (scenes,) without each of them
-    "What `difference_of` needs to compare two runs by their scores."
-    if metric not in SCORES:
-        raise ValueError(f"no metric {metric!r}; there are {', '.join(SCORES)}")
-    i, kind = SCORES.index(metric), counts.classes[counts.place(of)]
-    levels, (others, own) = _dense(counts, kind)
+
+def _left_out(levels, own, others, bins):
+    "(4,) SCORES of all scenes, and (scenes, 4) without each of them."
     total = own.sum(axis=0), others.sum(axis=0)
-    moved = [_all_scores(levels, total[0] - a, total[1] - b, bins)[i]
+    moved = [_all_scores(levels, total[0] - a, total[1] - b, bins)
              for a, b in zip(own, others, strict=True)]  # fmt: skip
-    return float(_all_scores(levels, *total, bins)[i]), np.array(moved, float)
+    return np.array(_all_scores(levels, *total, bins), float), np.array(moved, float)
 
 
 def _dense(counts, kind):
@@ -513,6 +514,22 @@ def _dense(counts, kind):
     both = counts.histograms[:, counts.place(kind)]
     kept = np.flatnonzero(both.sum(axis=(0, 1), dtype=np.int64))[::-1]
     return LEVELS[counts.kind][kept], both[:, :, kept].transpose(1, 0, 2).astype(float)
+
+
+def left_out_scores(
+    counts: ScoreCounts,
+    metric: str,  # One of SCORES
+    of: str | None = None,  # Class; None: the first that is not background
+    bins: int = 15,  # Of the ECE
+    blocks: Sequence | None = None,  # Of each scene: blocks are left out, not scenes
+) -> tuple[float, np.ndarray]:  # Of all scenes, and (units,) without each of them
+    "What `difference_of` and `interval_of` need to judge runs by their scores."
+    if metric not in SCORES:
+        raise ValueError(f"no metric {metric!r}; there are {', '.join(SCORES)}")
+    kind = counts.classes[counts.place(of)]
+    levels, (others, own) = _dense(_joined(counts, blocks), kind)
+    values, moved = _left_out(levels, own, others, bins)
+    return float(values[SCORES.index(metric)]), moved[:, SCORES.index(metric)]
 
 # %% ../nbs/A6_calibration.ipynb #a5ae3eed
 def merge_rankings(
@@ -572,8 +589,10 @@ def reliability(
     of: str | None = None,  # Class; None: the first that is not background
     bins: int = 15,
     level: float = 0.95,
+    blocks: Sequence | None = None,  # Of each scene: neighbours count as one
 ) -> pd.DataFrame:  # As `reliability_of`, and share_low, share_high over scenes
     "Mean score and observed share in bins, with an interval from scene to scene."
+    counts = _joined(counts, blocks)
     curve = reliability_of(counts.ranking(of), bins)
     place = _bins(LEVELS[counts.kind], bins)
     into = np.eye(bins)[place]

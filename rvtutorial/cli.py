@@ -45,9 +45,15 @@ def as_json(
     doc,  # Dicts, lists, numbers (numpy's too), texts, paths
 ) -> str:
     "One JSON document; what is no number in JSON is null."
-    from rvtutorial.runs import _jsonable
+    whole = json.loads(json.dumps(doc, default=_plain), parse_constant=lambda _: None)
+    return json.dumps(whole, indent=1)
 
-    return json.dumps(_jsonable(doc), indent=1, allow_nan=False)
+
+def _plain(value):
+    "What JSON has no word for: numpy's numbers, sets, paths."
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def one_line(
@@ -264,6 +270,10 @@ def _runs_below(path: Path) -> dict[str, Path]:
     names = {run: os.path.relpath(run, path) for run in runs}
     names |= {path: path.name} if path in names else {}
     return {names[run]: run for run in sorted(runs, key=natural_key)}
+
+
+def _holds_runs(path: Path) -> bool:
+    return path.is_dir() and bool(_runs_below(path))
 
 
 def _trials(sweep: Path) -> dict[str, Path]:
@@ -730,6 +740,22 @@ def _finished(paths: Iterable[Path], split: str = "validation") -> dict:
     return done
 
 
+def _maps(paths, truth: str, classes: str, values: str | None, split: str) -> dict:
+    "Name -> label rasters that another program wrote, to be compared like runs."
+    from rvtutorial.metrics import label_folder
+
+    try:
+        pairs = [pair.split("=") for pair in values.split(",")] if values else []
+        how = {"values": {int(a): int(b) for a, b in pairs} or None, "split": split}
+    except ValueError:
+        raise click.UsageError(f"--values is like 255=0,0=1, got {values}") from None
+    found = {}
+    for path in paths:
+        one = label_folder(path, truth, classes.split(","), **how)
+        found[one.name if one.name not in found else str(path)] = one
+    return found
+
+# %% ../nbs/C3_command_line.ipynb #38172398
 def _markdown(rows: list[dict]) -> str:
     "Rows, each with a run, as a Markdown table."
     rows = [{**row, "run": row["run"].replace("|", "\\|")} for row in rows]
@@ -744,6 +770,9 @@ def _board_text(board, form: str) -> str:
         return board.to_csv().rstrip("\n")
     score = board.columns[0]
     shown = [score, "low", "high", "behind", "tied", "scenes", "pixel_iou"]
+    shown += [
+        f"pixel_{name}" for name in ("roc_auc", "average_precision", "brier", "ece")
+    ]
     short = board[[c for c in dict.fromkeys(shown) if c in board] + [
         c for c in board if c.startswith("test_") and c != "test_scenes"]].copy()  # fmt: skip
     short["tied"] = ["-", *("yes" if tied else "no" for tied in board["tied"].iloc[1:])]
@@ -752,11 +781,12 @@ def _board_text(board, form: str) -> str:
     rows = [{"run": name, **row} for name, row in short.to_dict("index").items()]
     return _markdown(rows) if form == "markdown" else table(rows)
 
-# %% ../nbs/C3_command_line.ipynb #38172398
+# %% ../nbs/C3_command_line.ipynb #a99557c2
 @cli.command(short_help="Order runs, and say which can be told apart.")
 @_paths
 @click.option("--metric", default="f1", show_default=True,
-              help="f1, iou, precision, recall, specificity or accuracy.")  # fmt: skip
+              help="f1, iou, precision, recall, specificity or accuracy; of runs that kept "
+                   "scores roc_auc, average_precision, brier or ece.")  # fmt: skip
 @click.option("--split", type=click.Choice(["validation", "test"]), default="validation",
               show_default=True, help="Scenes that decide; looking at test is recorded.")  # fmt: skip
 @click.option(
@@ -766,16 +796,30 @@ def _board_text(board, form: str) -> str:
 @click.option("--seeds", is_flag=True, help="Runs that differ in their seed are one.")
 @click.option("--method", type=click.Choice(["jackknife", "bootstrap"]),
               default="jackknife", show_default=True, help="Of the intervals.")  # fmt: skip
+@click.option("--data", type=_folder, help="Where labels are now, to count scores.")
+@click.option("--truth", metavar="FOLDER",
+              help="Labels of PATHS that are no runs, such as truth/{id}.geojson.")  # fmt: skip
+@click.option("--classes", default="building,background", show_default=True,
+              help="With --truth: names in the order of the class numbers.")  # fmt: skip
+@click.option("--values", metavar="V=N,...",
+              help="With --truth: value in its rasters = class number.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "csv", "markdown", "latex"]),
               default="table", show_default=True)  # fmt: skip
-def compare(paths, metric, split, also, of, seeds, method, form):
-    "Order runs by a score of whole scenes, and say which of them can be told apart."
+def compare(paths, metric, seeds, form, split, also, truth, classes, values, **how):
+    """Order runs by a score of whole scenes, and say which can be told apart.
+
+    With --truth a path may also be a folder of label rasters from any program, named
+    ID.tif, or a pattern such as 'maps/{id}_labels.tif'.
+    """
     from rvtutorial.metrics import group_seeds, leaderboard
 
-    runs = _finished(paths or [all_runs()], split)
+    strange = [path for path in paths if truth and not _holds_runs(path)]
+    own = [path for path in paths if path not in strange]
+    runs = _finished(own or [all_runs()], split) if own or not strange else {}
     groups = group_seeds(runs) if seeds else runs
-    how = {"method": method, "report": also, "of": of}
-    board = leaderboard(groups, metric, split, **how)
+    if strange:
+        groups |= _maps(strange, truth, classes, values, split)
+    board = leaderboard(groups, metric, split, report=also, **how)
     note = board.attrs.get("note")
     rows = [{"run": name, **row} for name, row in board.to_dict("index").items()]
     doc = {"metric": metric, "split": split, "runs": rows, "note": note}

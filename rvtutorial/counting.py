@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VECTORS', 'CACHE', 'TABLE', 'METRICS', 'confusion', 'refuse_strangers', 'Counts', 'add', 'count_arrays', 'windows_of',
-           'as_classes', 'open_pair', 'count_rasters', 'table', 'first_class', 'score', 'metric_name', 'scores',
-           'overall', 'averages']
+           'as_classes', 'polygons_of', 'moved', 'fill', 'open_pair', 'count_rasters', 'table', 'first_class', 'score',
+           'metric_name', 'scores', 'overall', 'averages']
 
 # %% ../nbs/A11_counting.ipynb #34cb0bfd
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,7 +136,10 @@ def count_arrays(
     return Counts(matrix[None], (scene,), tuple(classes), null)
 
 # %% ../nbs/A11_counting.ipynb #ed4586a9
-def windows_of(source, side=2048) -> Iterator:
+def windows_of(
+    source,  # An open raster
+    side: int = 2048,  # Pixels; what is read at once stays within its square
+) -> Iterator:  # Of rasterio's windows
     "Windows of at most about `side` x `side` pixels that follow the file's own blocks."
     from rasterio.windows import Window
 
@@ -185,17 +188,11 @@ def as_classes(
 VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
 
 
-def _pixels(at, back):
-    "(n, 2) places as whole columns and rows; `back` leads from the map to pixels."
-    if back is None:
-        return np.trunc(at)
-    x, y = at.T
-    t = back
-    return np.trunc(np.column_stack([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f]))
-
-
-def _shapes(path, grid):
-    "(geometry in whole pixels of an open raster, class number) of every label."
+def polygons_of(
+    path: str | Path,  # A vector file
+    grid,  # What has `transform` and `crs`, such as an open raster
+) -> tuple[np.ndarray, np.ndarray]:  # Geometries in pixels of the grid; class numbers
+    "Read the shapes of a vector file; without a column `class_id` they are class 0."
     import geopandas as gpd
     import shapely
 
@@ -203,27 +200,50 @@ def _shapes(path, grid):
     rows = rows[~(rows.geometry.isna() | rows.geometry.is_empty)]
     if grid.crs is not None and rows.crs is not None and rows.crs != grid.crs:
         rows = rows.to_crs(grid.crs)
-    back = None if grid.crs is None else ~grid.transform
-    places = shapely.transform(
-        shapely.force_2d(rows.geometry.to_numpy()), lambda at: _pixels(at, back)
-    )
+    shapes = shapely.force_2d(rows.geometry.to_numpy())
+    if grid.crs is not None:
+        shapes = shapely.transform(shapes, lambda at: moved(~grid.transform, at))
     numbers = rows["class_id"].to_numpy(int) if "class_id" in rows else [0] * len(rows)
-    return list(zip(places, map(int, numbers), strict=True))
+    return shapes, np.asarray(numbers, int)
+
+
+def moved(
+    transform,  # Affine: pixels to the map, or its inverse
+    at: np.ndarray,  # (n, 2)
+) -> np.ndarray:  # (n, 2)
+    "Points through an affine transform."
+    t, (x, y) = transform, np.asarray(at, float).T
+    return np.column_stack([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f])
 
 # %% ../nbs/A11_counting.ipynb #3e2e74c2
-def _drawn(path, grid, rest):
-    "A function that draws the labels of a vector file in a window of a raster."
-    from affine import Affine
+def fill(
+    shapes: np.ndarray,  # Geometries in pixels of a whole scene
+    numbers: Sequence[int],  # Their class numbers
+    size: tuple[int, int],  # Rows and columns of the result
+    place,  # Affine: pixels of the result to pixels of the scene
+    rest: int = 1,  # Class of what no shape covers
+) -> np.ndarray:  # uint8
+    "Fill shapes with their class numbers; the later one lies on top."
     from rasterio.features import rasterize
 
-    shapes = _shapes(path, grid)
+    pairs = list(zip(shapes, map(int, numbers), strict=True))
+    if not pairs:
+        return np.full(size, rest, np.uint8)
+    return rasterize(pairs, size, fill=rest, transform=place, dtype="uint8")
+
+# %% ../nbs/A11_counting.ipynb #36357432
+def _drawn(path, grid, rest):
+    "A function that draws the labels of a vector file in a window of a raster."
+    import shapely
+    from affine import Affine
+
+    shapes, numbers = polygons_of(path, grid)
+    shapes = shapely.transform(shapes, np.trunc)
 
     def read(window):
         size = (int(window.height), int(window.width))
-        if not shapes:
-            return np.full(size, rest, np.uint8)
         place = Affine.translation(window.col_off, window.row_off)
-        return rasterize(shapes, size, fill=rest, transform=place, dtype="uint8")
+        return fill(shapes, numbers, size, place, rest)
 
     return read
 
@@ -322,7 +342,9 @@ def table(
     return pd.DataFrame(dict(tp=tp, fp=fp, fn=fn, tn=tn, right=right), index=index)
 
 # %% ../nbs/A11_counting.ipynb #9ca83815
-def first_class(counts: Counts) -> str:
+def first_class(
+    counts: Counts,
+) -> str:  # Its name
     "The first class that is neither background nor null; scores are about it."
     named = [name for name in counts.classes if name not in ("background", counts.null)]
     return named[0] if named else counts.classes[0]
@@ -358,7 +380,10 @@ def score(
         return np.where(below > 0, above / below, np.nan)
 
 # %% ../nbs/A11_counting.ipynb #5559a544
-def metric_name(name):
+def metric_name(
+    name: str,  # Such as "f1" or "pixel_f1"
+) -> str:  # Without "pixel_"
+    "`ValueError` unless it is one of METRICS."
     short = str(name).removeprefix("pixel_")
     if short not in METRICS:
         raise ValueError(f"no metric {name!r}; there are {', '.join(METRICS)}")

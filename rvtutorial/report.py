@@ -11,8 +11,7 @@ __all__ = ['named_runs', 'Material', 'gather', 'telling_scenes', 'said_section',
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -253,7 +252,7 @@ def telling_scenes(
 # %% ../nbs/C5_report.ipynb #d55611a9
 def _title(metric: str) -> str:
     "A metric as it is written in a text."
-    return metrics.TITLES.get(metric, metric.replace("_", " "))
+    return metrics.metric_title(metric)
 
 
 def _drawn(draw, alt: str, caption: str) -> list:
@@ -778,16 +777,6 @@ def origins_section(found: Material) -> Section:
     return Section("How it was made", [*pieces, *commands(found), made])
 
 # %% ../nbs/C5_report.ipynb #b8c9166a
-@contextmanager
-def _one_look(note: str) -> Iterator[None]:
-    "A report is one look at the test split, which its leaderboard has put on record."
-    record, metrics.open_test = metrics.open_test, lambda *_, **__: note
-    try:
-        yield
-    finally:
-        metrics.open_test = record
-
-# %% ../nbs/C5_report.ipynb #7d8eb413
 def sections_of(
     found: Material,
     board: pd.DataFrame,  # Its leaderboard
@@ -812,13 +801,13 @@ def sections_of(
         makers.items(), desc="report", disable=None if progress else True, leave=False
     )
     made = []
-    with _one_look(board.attrs.get("note", "")):
+    with metrics.one_look():
         for name, make in bar:
             bar.set_postfix_str(name)
             made.append(make())
     return [section for section in made if section and section.pieces]
 
-# %% ../nbs/C5_report.ipynb #e59c7f82
+# %% ../nbs/C5_report.ipynb #7d8eb413
 def write_report(
     what,  # A sweep or its folder; runs: paths, Run, LabelFolder, a list, name -> run
     out: str | Path = "report.html",  # The file to write
@@ -838,8 +827,9 @@ def write_report(
     step, and about 2 MB large for 8 runs.
     """
     found = gather(what, split, metric, data)
-    board = _board(found)
-    sections = sections_of(found, board, scenes, progress)
+    with metrics.one_look():  # a report is one look at the test split
+        board = _board(found)
+        sections = sections_of(found, board, scenes, progress)
     page = render(title or _heading(found), _summary(found, board), sections)
     out = Path(out).expanduser()
     with atomic_path(out) as partial:

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -573,10 +574,17 @@ def _table(hp: Hyperparams):
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/05_model_configuration.ipynb #d3d01c68
-def _full(path: Path, err: OSError) -> OSError:
+def _is_full(folder: Path, err: Exception) -> bool:
+    "Whether an error means a full disk; torch and GDAL only say that writing failed."
+    if isinstance(err, OSError) and err.errno is not None:
+        return err.errno in (errno.ENOSPC, errno.EDQUOT)
+    return shutil.disk_usage(folder).free < 65536
+
+
+def _full(path: Path, err: Exception) -> OSError:
     "The same error in words that help."
     return OSError(
-        err.errno,
+        getattr(err, "errno", None) or errno.ENOSPC,
         f"no space is left; {path.name} is as it was before. Free some space, or "
         f"choose a folder elsewhere, and run this again",
         str(path.parent),
@@ -599,8 +607,8 @@ def atomic_path(
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as err:
+        if _is_full(path.parent, err):
             raise _full(path, err) from err
         raise
     finally:

@@ -208,7 +208,8 @@ def in_words(
     best, column = board.index[0], board.columns[0]
     others = board.iloc[1:]
     tied, worse = list(others.index[others.tied]), list(others.index[~others.tied])
-    text = f"{best} has the highest {column}, {board[column].iloc[0]:.3f} on "
+    text = f"{best} has the {board.verdict.iloc[0]} {column}, "
+    text += f"{board[column].iloc[0]:.3f} on "
     text += f"{board.scenes.iloc[0]} {board.split.iloc[0]} scenes"
     text += f", and cannot be told apart from {_listed(tied)}." if tied else "."
     return text + (f" It is better than {_listed(worse)}." if worse else "")

@@ -68,7 +68,10 @@ def short(
 def trial_names(
     trials: list[dict],  # Parameters of each trial
 ) -> list[str]:  # One name a trial, such as "lr=1e-3" or "lr=1e-3+seed=1"
-    "Names that hold the parameters in which the trials differ, and no others."
+    """Names that hold the parameters in which the trials differ, and no others.
+
+    Raises ValueError for a trial that is asked for twice.
+    """
     keys = list(dict.fromkeys(key for trial in trials for key in trial))
     seen = {key: {repr(trial.get(key, ...)) for trial in trials} for key in keys}
     differ = [key for key in keys if len(seen[key]) > 1] or keys
@@ -159,7 +162,10 @@ def complete(
     fixed: dict,  # What stays: hyperparameters and settings such as preset
     trial: dict,  # What this trial has of its own
 ) -> Hyperparams:  # Cast and checked
-    "All hyperparameters of one trial; the preset is `sample` unless it is fixed."
+    """All hyperparameters of one trial; the preset is `sample` unless it is fixed.
+
+    Raises ValueError for unknown names, bad values, and values that contradict.
+    """
     asked = {**fixed, **trial}
     known = {key: value for key, value in asked.items() if key not in SETTINGS}
     return Hyperparams.of(asked.get("preset", "sample"), **known)
@@ -400,7 +406,7 @@ def known_parameters(
         has = parameters(job_notebook(path))
     except FileNotFoundError as err:
         raise ValueError(f"program must be a job notebook: {err}") from None
-    ours = [item.name for item in fields(Hyperparams) if item.name != "pause"]
+    ours = [item.name for item in fields(Hyperparams)]
     return path, [name for name in (*ours, *SETTINGS) if name in has]
 
 
@@ -501,7 +507,10 @@ def write_record(
     plan: SweepFile,  # What is the same in all trials, and how they are chosen
     trials: list[Trial],  # At least one
 ) -> None:
-    "Write sweep.yaml and trials.csv, each whole or not at all."
+    """Write sweep.yaml and trials.csv, both whole or not at all.
+
+    Raises OSError when the disk is full; the files are then as they were.
+    """
     rows = [
         {"trial": number, "name": trial.name, "folder": trial.folder}
         | {k: _as_text(v) for k, v in trial.parameters.items()}
@@ -509,10 +518,10 @@ def write_record(
     ]
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(_content(folder, plan, trials), sort_keys=False)
-    with atomic_path(folder / "sweep.yaml") as path:
-        path.write_text(text, encoding="utf-8")
-    with atomic_path(folder / "trials.csv") as path:
-        pd.DataFrame(rows).to_csv(path, index=False)
+    yaml_file, table = folder / "sweep.yaml", folder / "trials.csv"
+    with atomic_path(yaml_file) as one, atomic_path(table) as other:
+        one.write_text(text, encoding="utf-8")
+        pd.DataFrame(rows).to_csv(other, index=False)
 
 # %% ../nbs/A5_sweep_files.ipynb #e5db64d2
 def read_plan(
@@ -629,7 +638,10 @@ def add_trials(
     asked: list[dict],  # Parameters of the trials asked for
     reuse: Iterable = (),  # Runs that may stand in for a trial
 ) -> list[Trial]:
-    "The known trials, and after them those asked for that are new, each with a name."
+    """The known trials, and after them those asked for that are new, each with a name.
+
+    Raises ValueError for a trial that is asked for twice or that has bad values.
+    """
     if plan.method == "bayes":
         names = [f"trial-{n}" for n in range(len(known) + 1, (plan.run_cap or 0) + 1)]
         return [*known, *(Trial(name, name, {}) for name in names)]

@@ -7,6 +7,8 @@ __all__ = ['FEWEST', 'cost_of', 'trial_table', 'plot_parameter', 'plot_parallel'
            'plot_cost']
 
 # %% ../nbs/A13_sweep_figures.ipynb #c488e17b
+from dataclasses import dataclass
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,15 +16,25 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from . import drawing, metrics
-from .comparisons import TITLES
-from .plots import common, in_order, open_runs
+from .plots import in_order, open_runs
 from .runs import Run, near_match
 from .sweepfile import short
 from .trials import gpu_minutes, worked
 
 # %% ../nbs/A13_sweep_figures.ipynb #7630408d
-def _scored_runs(runs, split, of, metric):
-    "Intervals of the runs that have scores, which those are, and who was left out."
+@dataclass(frozen=True)
+class _Judged:
+    "Runs that have scores, on the scenes that all of these have."
+
+    runs: dict  # Name -> run
+    tables: dict[str, pd.DataFrame]  # Name -> counts of the scenes
+    blocks: np.ndarray | None  # Of each scene: neighbours are one, as in a leaderboard
+    of: str  # The class that is scored
+    missing: dict[str, str]  # Name -> state of those that have no scores
+
+
+def _judged(runs, metric, split, of):
+    "Read the counts of runs; those that have none are left out, and named."
     counts, missing = {}, {}
     for name, run in runs.items():
         try:
@@ -32,26 +44,11 @@ def _scored_runs(runs, split, of, metric):
     if not counts:
         states = ", ".join(f"{name} is {state}" for name, state in missing.items())
         raise FileNotFoundError(f"none of these runs has {split} scores yet: {states}")
-    scenes = common({name: found.scenes for name, found in counts.items()})
-    placed, of = (
-        _blocks(next(runs[name] for name in counts), scenes),
-        of or _usual(counts),
-    )
-    tables = {k: metrics.table(found.only(scenes), of) for k, found in counts.items()}
-    found = {
-        k: metrics.jackknife(one, metric, blocks=placed) for k, one in tables.items()
-    }
-    return found, (tables, placed, of), missing
-
-
-def _usual(counts):
-    return metrics.first_class(next(iter(counts.values())))
-
-
-def _blocks(run, scenes):
-    "Neighbouring scenes as one, as in the leaderboard; None where there are none."
-    found = metrics.neighbours(metrics.footprints(run, scenes))
-    return None if found.is_unique else found.to_numpy()
+    found = metrics.common_counts(counts, metric, split, of)
+    kept = {name: runs[name] for name in counts}
+    tables = {name: one for name, (one,) in found.tables.items()}
+    blocks = metrics.blocks_of(kept.values(), found.scenes)
+    return _Judged(kept, tables, blocks, found.of, missing)
 
 # %% ../nbs/A13_sweep_figures.ipynb #9665f4b9
 def cost_of(
@@ -93,29 +90,29 @@ def trial_table(
     `.attrs` say what the score is of (`title`), and `left_out` which runs have none, with
     their states. Raises `FileNotFoundError` if none has.
     """
-    opened = open_runs(runs)
-    found, (tables, _, of), missing = _scored_runs(opened, split, of, metric)
-    kept = {name: opened[name] for name in found}
-    table = _parameters(kept)
-    for column in ("value", "low", "high"):
-        table["score" if column == "value" else column] = [
-            getattr(one, column) for one in found.values()
-        ]
+    return _table(_judged(open_runs(runs), metric, split, of), metric, split)
+
+
+def _table(found, metric, split):
+    "`trial_table` of runs whose counts were read."
+    table, name = _parameters(found.runs), f"pixel {metrics.metric_title(metric)}"
+    each = [metrics.jackknife(one, metric, blocks=found.blocks)
+            for one in found.tables.values()]  # fmt: skip
+    for column, field in (("score", "value"), ("low", "low"), ("high", "high")):
+        table[column] = [getattr(one, field) for one in each]
     for kind in ("minutes", "gpu_minutes", "operations"):
-        table[kind] = [cost_of(run, kind) for run in kept.values()]
-    scenes = len(next(iter(tables.values())))
-    words = f"pixel {TITLES.get(metric, metric)} of {of}, {scenes} whole {split} scenes"
-    if missing:
-        listed = ", ".join(
-            f"{name} ({state})" for name, state in list(missing.items())[:3]
+        table[kind] = [cost_of(run, kind) for run in found.runs.values()]
+    words = f"{name} of {found.of}, {each[0].scenes} whole {split} scenes"
+    words += f" in {each[0].blocks} blocks" * (each[0].blocks is not None)
+    if found.missing:
+        some = [f"{k} ({state})" for k, state in list(found.missing.items())[:3]]
+        more = ", ..." * (len(found.missing) > 3)
+        words += (
+            f"; {len(found.missing)} without scores left out: {', '.join(some)}{more}"
         )
-        more = ", ..." * (len(missing) > 3)
-        words += f"; {len(missing)} without scores left out: {listed}{more}"
     if split == "test":
-        words += f"; {metrics.open_test(kept, metric, what='trials')}"
-    table.attrs |= dict(
-        title=words, left_out=missing, metric=f"pixel {TITLES.get(metric, metric)}"
-    )
+        words += f"; {metrics.open_test(found.runs, metric, what='trials')}"
+    table.attrs |= dict(title=words, left_out=found.missing, metric=name)
     return table
 
 # %% ../nbs/A13_sweep_figures.ipynb #4137ff52
@@ -127,25 +124,19 @@ def plot_parameter(
     of: str | None = None,  # Class; None: the first that is not background
 ):  # Figure
     "Draw a score, with 95 % intervals, against one hyperparameter."
-    table = trial_table(runs, metric, split, of)
-    opened = {name: run for name, run in open_runs(runs).items() if name in table.index}
-    values = pd.Series(
-        {k: _value(k, run, parameter) for k, run in opened.items()}, dtype=object
-    )
+    found = _judged(open_runs(runs), metric, split, of)
+    values = {k: _value(k, run, parameter) for k, run in found.runs.items()}
+    table, values = _table(found, metric, split), pd.Series(values, dtype=object)
     groups, others = _groups(table, values, parameter)
-    _, (tables, placed, _), _ = _scored_runs(opened, split, of, metric)
     x, labels = _positions(values)
-    fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    plt.close(fig)
+    fig, ax = drawing.one_panel(6.4, 4.2)
     joined = len(groups) <= 8
     places = [x] * len(groups) if joined else _side_by_side(groups, x)
     for i, (name, group) in enumerate(groups.items()):
-        _draw_group(ax, group, places[i], tables, placed, metric, i, name, joined)
+        _draw_group(ax, group, places[i], found, metric, i, name, joined)
     _value_axis(ax, x, labels)
-    ax.set(
-        xlabel=_NAMES.get(parameter, parameter),
-        ylabel=f"{table.attrs['metric']}, 95 % interval",
-    )
+    score = f"{table.attrs['metric']}, 95 % interval"
+    ax.set(xlabel=_NAMES.get(parameter, parameter), ylabel=score)
     ax.grid(alpha=0.3)
     drawing.legend_below(fig, ax.get_legend_handles_labels()[0])
     others = f"; {', '.join(others)} differ too" if others and len(groups) > 8 else ""
@@ -188,23 +179,22 @@ def _positions(values):
     return {v: float(kinds.index(short(v))) for v in dict.fromkeys(values)}, kinds
 
 # %% ../nbs/A13_sweep_figures.ipynb #7b4cea14
-def _draw_group(ax, group, x, tables, placed, metric, i, name, joined):
+def _draw_group(ax, group, x, judged, metric, i, name, joined):
     "The points of one setting of the other hyperparameters, seeds taken together."
     values = sorted(group, key=x.get)
     first = next((v for v in values if len(group[v]) > 1), None) if i == 0 else None
     for value in values:
         if len(group[value]) > 1:
             each = [
-                metrics.jackknife(tables[run], metric).value for run in group[value]
+                metrics.jackknife(judged.tables[run], metric).value
+                for run in group[value]
             ]
             (dots,) = ax.plot(
                 [x[value]] * len(each), each, "x", color="0.25", ms=5, zorder=3
             )
             dots.set_label("a single seed" if value == first else "_")
-    found = [
-        metrics.jackknife([tables[run] for run in group[v]], metric, blocks=placed)
-        for v in values
-    ]
+    sets = [[judged.tables[run] for run in group[v]] for v in values]
+    found = [metrics.jackknife(one, metric, blocks=judged.blocks) for one in sets]
     middle = np.array([one.value for one in found])
     ends = np.abs([[one.value - one.low, one.high - one.value] for one in found]).T
     seeds = max(len(names) for names in group.values())
@@ -266,9 +256,7 @@ def plot_parallel(
     scales = [_scale(table[name]) for name in names] + [
         _scale(table["score"], digits=True)
     ]
-    size = dict(figsize=(2 + 1.7 * len(scales), 4.2), layout="constrained")
-    fig, ax = plt.subplots(**size)
-    plt.close(fig)
+    fig, ax = drawing.one_panel(2 + 1.7 * len(scales), 4.2)
     heights = np.array([place for place, _ in scales])  # (axes, runs)
     _draw_lines(ax, heights, table)
     for i, (_, ticks) in enumerate(scales):
@@ -451,8 +439,7 @@ def plot_importance(
     "Draw which hyperparameters a forest needs to foresee the score."
     found = importance(runs, metric, split, **more)
     bars = found.drop("chance").sort_values("mean")
-    fig, ax = plt.subplots(figsize=(6.4, 2 + 0.35 * len(bars)), layout="constrained")
-    plt.close(fig)
+    fig, ax = drawing.one_panel(6.4, 2 + 0.35 * len(bars))
     _draw_bars(ax, bars, found.loc["chance"])
     ax.set_yticks(range(len(bars)), bars.index)
     ax.set(xlabel="error added by shuffling, share of the scores' variance")
@@ -534,8 +521,7 @@ def plot_cost(
             f"no cost is on record for {listed}: plain Raster Vision writes no run.json"
         )
     front = known[pareto_front(known[cost], known["score"])].sort_values(cost)
-    fig, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
-    plt.close(fig)
+    fig, ax = drawing.one_panel(6.8, 4.6)
     handles = _draw_costs(ax, known, front, cost)
     wide = _spans_magnitudes(known[cost])
     ax.set(

@@ -43,13 +43,14 @@ if last == whole and not (folder / "eval").exists():  # a stage is done once
         file.write("once\\n")"""
 
 
-def light_job(path, tests, pace=0.02):
-    "Write the notebook; `tests` is the folder of `fake_runs`."
+def light_job(path, tests, pace=0.02, first=""):
+    "Write the notebook; `tests` is the folder of `fake_runs`, `first` comes before epoch 0."
     new = nbformat.v4.new_code_cell
-    first = f"import sys\nsys.path.insert(0, {str(tests)!r})"
+    imports = f"import sys\nsys.path.insert(0, {str(tests)!r})"
     tagged = new(PARAMETERS, metadata={"tags": ["parameters"]})
-    cells = [new(first), tagged, new(BODY), new(TRAIN.replace("PACE", str(pace)))]
-    book = nbformat.v4.new_notebook(cells=[*cells, new(END)])
+    train = TRAIN.replace("PACE", str(pace))
+    cells = [new(imports), tagged, *map(new, (BODY, first, train, END))]
+    book = nbformat.v4.new_notebook(cells=cells)
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
     book.metadata["kernelspec"] = kernel
     path.write_text(nbformat.writes(book))

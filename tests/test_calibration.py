@@ -21,6 +21,7 @@ from rvtutorial.calibration import (
     count_scores,
     ece,
     exact_ranking,
+    left_out_scores,
     merge_rankings,
     ranking_of,
     reliability,
@@ -383,3 +384,27 @@ def test_a_summary_is_a_table(tmp_path):
     found = score_summary(count_score_arrays(*made_up(13), NAMES))
     found.to_csv(tmp_path / "a.csv")
     assert list(pd.read_csv(tmp_path / "a.csv", index_col=0).index) == list(NAMES[:2])
+
+
+def test_blocks_are_what_their_scenes_are_together():
+    parts = [count_score_arrays(*made_up(i, (20, 20)), NAMES, str(i)) for i in range(6)]
+    found, blocks = add_scores(parts), [1, 0, 1, 0, 2, 2]
+    wholes = []
+    for block in (0, 1, 2):
+        own = [made_up(i, (20, 20)) for i in range(6) if blocks[i] == block]
+        truth = np.concatenate([one for one, _ in own])
+        scores = np.concatenate([one for _, one in own], axis=1)
+        wholes.append(count_score_arrays(truth, scores, NAMES, str(block)))
+    whole = add_scores(wholes)
+    for one, other in (
+        (score_summary(found, blocks=blocks), score_summary(whole)),
+        (reliability(found, blocks=blocks), reliability(whole)),
+    ):
+        pd.testing.assert_frame_equal(one, other)
+    value, moved = left_out_scores(found, "ece", blocks=blocks)
+    assert len(moved) == 3 and value == pytest.approx(ece(found.ranking()))
+    assert found.histograms.dtype == np.uint32  # what was given stays as it was
+    with pytest.raises(ValueError, match="6 scenes need as many blocks, got 2"):
+        score_summary(found, blocks=[0, 1])
+    with pytest.raises(ValueError, match="no metric 'auc'"):
+        left_out_scores(found, "auc")

@@ -11,13 +11,23 @@ import time
 from pathlib import Path
 
 import click
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from fake_runs import fake_run, three_scenes
+from fake_runs import fake_run, three_scenes, truth_of, write_raster
 from light_job import light_job
 
-from rvtutorial.cli import Answer, Command, cli, code_of, one_line, run_folders, table
+from rvtutorial.cli import (
+    Answer,
+    Command,
+    as_json,
+    cli,
+    code_of,
+    one_line,
+    run_folders,
+    table,
+)
 from rvtutorial.runs import Run, read_json, write_json
 
 NAMES = "samples check train predict sweep status compare report clean completion"
@@ -123,6 +133,12 @@ def test_what_a_library_prints_does_not_spoil_the_document():
 
     found = CliRunner().invoke(noisy, ["--json"])
     assert json.loads(found.stdout) == {"x": None, "path": "/a"}
+    odd = {"a": np.float32(0.5), "b": np.arange(2), "c": {3, 1}, "d": [np.nan, -np.inf]}
+    odd |= {"e": {"f": (1, np.bool_(True))}, "g": np.array([np.nan])}
+    assert json.loads(as_json(odd)) == {
+        "a": 0.5, "b": [0, 1], "c": [1, 3], "d": [None, None], "e": {"f": [1, True]},
+        "g": [None],
+    }  # fmt: skip
     assert found.stderr == "a library says something\n" and found.exit_code == 75
     assert CliRunner().invoke(noisy, []).stdout == "fine\n"
 
@@ -398,6 +414,41 @@ def test_compare_refuses(judged):
     late = sh("compare", judged / "late", code=1).stderr
     assert "nothing to compare" in late and "late (running)" in late
     assert "test scenes" in sh("compare", "--split", "test", code=1).stderr
+
+
+def test_compare_takes_label_rasters_and_their_truth(judged, tmp_path):
+    for scene, (_, _, boxes, shape) in three_scenes(tmp_path / "data").items():
+        write_raster(tmp_path / f"maps/{scene}_x.tif", truth_of(boxes, shape))
+        coded = np.where(truth_of(boxes, shape) == 0, 255, 0).astype(np.uint8)
+        write_raster(tmp_path / f"masks/{scene}.tif", coded)
+    shapes = ["--truth", tmp_path / "data/buildings_AOI_2_Vegas_img{id}.geojson"]
+    maps = tmp_path / "maps/{id}_x.tif"
+    found = doc("compare", judged / "shift|1", maps, *shapes)["runs"]
+    assert [row["run"] for row in found] == ["maps", "shift|1"]
+    assert found[0]["pixel_f1"] == 1 and found[0]["scenes"] == 3
+    alone = doc("compare", maps, "--truth", tmp_path / "masks", "--values", "255=0,0=1")
+    assert [row["pixel_f1"] for row in alone["runs"]] == [1]
+    other = sh("compare", maps, "--truth", tmp_path / "masks", code=1).stderr
+    assert "no class: [255]" in other
+    assert (
+        "--values is like" in sh("compare", maps, *shapes, "--values=a", code=2).stderr
+    )
+    assert "no folder" in sh("compare", tmp_path / "no", *shapes, code=1).stderr
+    assert "no run and holds none" in sh("compare", tmp_path / "maps", code=1).stderr
+    assert doc("compare", *shapes)["runs"][0]["run"] == "shift|1"  # all runs, as ever
+
+
+def test_compare_by_scores(judged):
+    error = sh("compare", "--metric", "brier", code=1).stderr
+    assert "run shift|1 kept no scores of scene 9" in error and "scores=uint8" in error
+    rng = np.random.default_rng(0)
+    for path in judged.rglob("labels.tif"):
+        said = rng.integers(0, 256, (3, 40, 50)).astype(np.uint8)
+        write_raster(path.with_name("scores.tif"), said)
+    found = doc("compare", "--metric", "brier")["runs"]
+    values = [row["pixel_brier"] for row in found]
+    assert values == sorted(values) and found[0]["verdict"] == "lowest"
+    assert "pixel_average_precision" in sh("compare", "--metric", "brier").stdout
 
 
 def test_a_look_at_the_test_split_is_recorded(judged):

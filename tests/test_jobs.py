@@ -349,7 +349,7 @@ def test_a_full_disk(small_disk, tmp_path):
     trial = Trial(small_disk, "print('first')", text, "print('y' * 200_000)")
     done = trial.run()
     assert done.returncode == 1
-    assert trial.went["state"] == "failed" and "full" in trial.went["why"]
+    assert trial.went["state"] == "failed" and "no space is left" in trial.went["why"]
     assert trial.cells()[1]["outputs"][0]["text"] == ["first\n"]
     assert not list(trial.folder.glob(".*partial*"))
     (trial.folder / "junk").unlink()

@@ -18,16 +18,22 @@ from rvtutorial.metrics import (
     Counts,
     LabelFolder,
     add,
+    add_scores,
+    blocks_of,
     bootstrap,
+    common_counts,
     compare,
     count_arrays,
+    count_score_arrays,
     counts_from,
     counts_of,
     exact_ranking_of,
     footprints,
     group_seeds,
+    label_folder,
     leaderboard,
     neighbours,
+    one_look,
     open_test,
     openings,
     openings_in_words,
@@ -443,3 +449,165 @@ def test_counts_without_a_folder_say_that_they_leave_no_record(sweep):
     assert board.attrs["note"].startswith("not on record") and board.openings["a"] == 0
     kept = leaderboard({"a": some_counts()}, split="test", record=sweep)
     assert kept.openings["a"] == 1 == len(openings(Sweep()))
+
+
+@pytest.fixture(scope="module")
+def scored():
+    "Scores of ten scenes by four runs that see less and less; two see the same."
+    rng, sets = np.random.default_rng(0), {}
+    truths = [rng.integers(0, 2, (40, 40)) for _ in range(10)]
+    for name, noise in dict(worst=0.9, sharp=0.2, same=0.2, blurred=0.4).items():
+        parts = []
+        for i, truth in enumerate(truths):
+            hard = 0.1 * i * rng.normal(size=truth.shape)
+            said = 0.5 - 0.3 * (truth - 0.5) + noise * rng.normal(size=truth.shape)
+            said = np.clip(said + 0.2 * hard, 0, 1)
+            both = np.stack([said, 1 - said])
+            parts.append(count_score_arrays(truth, both, NAMES[:2], str(i)))
+        sets[name] = add_scores(parts)
+    return sets
+
+
+@pytest.mark.parametrize("metric", metrics.SCORES)
+def test_runs_are_ordered_by_their_scores(scored, metric):
+    board = leaderboard(scored, metric)
+    lower = metric in ("brier", "ece")
+    values = {k: metrics.score_summary(v).loc["building"] for k, v in scored.items()}
+    rank = sorted(values, key=lambda k: values[k][metric], reverse=not lower)
+    assert list(board.index) == rank and board.columns[0] == f"pixel_{metric}"
+    for name, line in board.iterrows():
+        one = values[name]
+        expected = [one[metric], one[f"{metric}_low"], one[f"{metric}_high"]]
+        assert line.iloc[[0, 2, 3]].tolist() == pytest.approx(expected, abs=1e-12)
+        for other in {*metrics.SCORES} - {metric}:
+            assert line[f"pixel_{other}"] == pytest.approx(one[other], abs=1e-12)
+    assert set(board.scenes) == {10} and board.attrs["of"] == "building"
+    assert (board.behind >= 0).all() and board.behind.is_monotonic_increasing
+    assert board.verdict.iloc[0] == ("lowest" if lower else "highest")
+    assert board.tied[["sharp", "same"]].all() and not board.tied["worst"]
+    assert f"{rank[0]} is better than worst" in board.verdict["worst"]
+    assert ("lower is better" in board.verdict["worst"]) == lower
+
+
+def test_comparisons_by_scores_are_corrected_like_those_by_labels(scored):
+    "Six pairs: the corrected p is that of Holm, as in the leaderboard by F1."
+    names = list(scored)
+    pairs = {(a, b): compare(scored[a], scored[b], "roc_auc").p
+             for i, a in enumerate(names) for b in names[i + 1:]}  # fmt: skip
+    fixed = dict(zip(pairs, metrics.holm(list(pairs.values())), strict=True))
+    board = leaderboard(scored, "roc_auc")
+    best = board.index[0]
+    for name in board.index[1:]:
+        pair = (best, name) if (best, name) in fixed else (name, best)
+        assert board.p[name] == pytest.approx(fixed[pair])
+
+
+def test_neighbouring_scenes_are_one_for_scores_too(scored):
+    blocks = {str(i): i // 2 for i in range(10)}
+    board = leaderboard(scored, "average_precision", blocks=blocks)
+    assert set(board.blocks) == {5} and "10 scenes in 5 blocks" in board.verdict.iloc[1]
+    pair = compare(scored["sharp"], scored["worst"], "ece", blocks=blocks)
+    assert pair.blocks == 5 and pair.scenes == 10
+    joined = metrics.score_summary(scored["sharp"], blocks=list(blocks.values()))
+    line = board.loc["sharp"]
+    assert line.low == pytest.approx(joined.average_precision_low["building"])
+
+
+def test_what_cannot_be_ordered_by_scores_is_refused_by_name(scored, plain, tmp_path):
+    import shutil
+
+    bare = shutil.copytree(plain, tmp_path / "bare")
+    for path in bare.rglob("scores.tif"):
+        path.unlink()
+    with pytest.raises(
+        FileNotFoundError, match="run bare kept no scores of scene 9.*scores=uint8"
+    ):
+        leaderboard({"a": scored["sharp"], "b": bare}, "roc_auc")
+    with pytest.raises(ValueError, match="Counts holds labels .* and no scores"):
+        leaderboard({"a": some_counts()}, "brier")
+    with pytest.raises(
+        ValueError, match="lr=1 is 2 runs, and ece has no interval over"
+    ):
+        leaderboard({"lr=1": [scored["sharp"], scored["same"]]}, "ece")
+    with pytest.raises(
+        ValueError, match="roc_auc are the jackknife's, not bootstrap's"
+    ):
+        leaderboard(scored, "roc_auc", method="bootstrap")
+    with pytest.raises(ValueError, match="no metric 'auc'; .* kept scores roc_auc"):
+        leaderboard(scored, "auc")
+    few = {"a": scored["sharp"].only(["0"]), "b": scored["same"].only(["1"])}
+    with pytest.raises(ValueError, match="no scene in common: a: .* b: "):
+        leaderboard(few, "brier")
+
+
+def test_a_score_board_says_what_it_left_out_and_records_the_test_split(
+    scored, tmp_path
+):
+    some = {"a": scored["sharp"], "b": scored["blurred"].only(["1", "2", "3"])}
+    how = dict(split="test", record=tmp_path)
+    board = leaderboard(some, "brier", **how)
+    assert set(board.scenes) == {3} and "0, 4, 5" in board.verdict.iloc[1]
+    assert openings(tmp_path).metric.tolist() == ["brier"]
+    again = leaderboard(
+        {k: v.only(["1", "2"]) for k, v in some.items()}, "brier", **how
+    )
+    assert set(again.openings) == {2} and "opened 2 times" in again.attrs["note"]
+
+
+def test_one_look_is_one_line_for_runs_that_were_seen_already(sweep):
+    runs = {p.name: p for p in (sweep / "trials").iterdir()}
+    with one_look():
+        first = open_test(runs, "f1", what="leaderboard")
+        assert open_test(runs, "iou", what="figure") == first
+        open_test(list(runs.values())[:1], "f1")
+    assert len(openings(sweep)) == 1
+    with one_look():
+        open_test(list(runs.values())[:1], "f1")
+        with one_look():  # part of the same look
+            open_test(list(runs.values())[:1], "iou")
+        open_test(runs, "f1")  # one of them was not seen yet
+    assert len(openings(sweep)) == 3
+    open_test(runs, "f1")
+    open_test(runs, "f1")
+    assert len(openings(sweep)) == 5
+
+
+def test_common_counts_hold_what_figures_need(plain, tmp_path):
+    import shutil
+
+    other = shutil.copytree(plain, tmp_path / "other")
+    path = other / "eval" / "validation_scenes" / "eval.json"
+    kept = json.loads(path.read_text())
+    del kept["per_scene"]["10"]
+    path.write_text(json.dumps(kept))
+    found = common_counts({"a": plain, "b": [other, plain]})
+    assert found.scenes == ["9", "11"] and found.left_out == ["10"]
+    assert [len(group) for group in found.tables.values()] == [1, 2]
+    assert (found.of, found.split, found.notes) == ("building", "validation", [])
+    assert blocks_of([Run(plain)], found.scenes, {"9": 4, "11": 4}).tolist() == [4, 4]
+    assert blocks_of([some_counts()], ["1"]) is None
+    path.write_text(json.dumps({"per_scene": {"9": []}}))
+    with pytest.raises(ValueError, match="run b: scene 9: .* no confusion matrix"):
+        common_counts({"a": plain, "b": other})
+
+
+def test_null_is_no_class_to_compare_on():
+    one = Counts(np.ones((1, 2, 2), int), ("1",), ("road", "null"))
+    other = Counts(np.ones((1, 2, 2), int), ("1",), ("water", "null"))
+    with pytest.raises(ValueError, match="a: road, null and b: water, null"):
+        common_counts({"a": one, "b": other})
+    more = Counts(np.ones((1, 1, 1), int), ("1",), ("road",))
+    assert common_counts({"a": one, "b": more}).notes == []
+
+
+def test_a_folder_of_labels_is_named_by_a_pattern(tmp_path):
+    for folder, name in (("maps/1", "labels"), ("maps/2", "labels")):
+        write_raster(tmp_path / folder / f"{name}.tif", np.eye(4, dtype=np.uint8))
+    for scene in "12":
+        write_raster(tmp_path / "t" / f"t_{scene}.tif", np.eye(4, dtype=np.uint8))
+    where = (tmp_path / "maps/{id}/labels.tif", tmp_path / "t/t_{id}.tif")
+    found = label_folder(*where, NAMES[:2])
+    assert found.name == "maps" and counts_of(found).scenes == ("1", "2")
+    assert counts_of(found).total.tolist() == [[24, 0], [0, 8]]
+    plain = label_folder(tmp_path / "t", tmp_path / "t", NAMES[:2])
+    assert (plain.pattern, plain.path) == ("{id}.tif", tmp_path / "t")

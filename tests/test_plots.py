@@ -275,6 +275,33 @@ def test_the_curve_at_a_half_is_the_score_of_the_labels(sweep):
         assert f1 == pytest.approx(expected, abs=2e-3)
 
 
+def test_the_board_of_scores_is_drawn_too(sweep):
+    board = viz.leaderboard(sweep, "brier")
+    assert "the lowest" in repr(board) and "pixel Brier score" in repr(board)
+    assert list(board.pixel_brier) == sorted(board.pixel_brier)
+    fig = viz.plot_leaderboard(sweep, "brier")
+    assert legend(fig)[0] == "lowest, or tied with it"
+    assert "pixel Brier score of building, 4 whole validation scenes" in words(fig)
+
+
+def test_neighbouring_scenes_are_blocks_in_every_figure_with_intervals(tmp_path):
+    "Scenes of fake_run lie on one spot: three of them are two blocks."
+    for shift in (1, 2):
+        run = fake_run(tmp_path / f"shift={shift}", three_scenes(tmp_path / "d"), shift)
+        rng = np.random.default_rng(shift)
+        for path in run.rglob("labels.tif"):
+            said = rng.integers(0, 256, (3, 40, 50)).astype(np.uint8)
+            write_raster(path.with_name("scores.tif"), said)
+    runs = [tmp_path / "shift=1", tmp_path / "shift=2"]
+    for draw in (viz.plot_leaderboard, viz.plot_reliability, viz.plot_score_curves):
+        assert "3 whole validation scenes in 2 blocks" in words(draw(runs))
+    areas = plots.scored(runs)[0]["shift=1"].areas
+    found = metrics.scores_of(runs[0])
+    blocks = metrics.blocks_of([Run(runs[0])], found.scenes)
+    expected = metrics.score_summary(found, blocks=blocks).loc["building"]
+    assert areas.roc_auc_low == pytest.approx(expected.roc_auc_low)
+
+
 # other people's runs
 
 
