@@ -196,10 +196,15 @@ def interval_of(
     left_out: np.ndarray,  # (scenes,) the value without each of them
     name: str,  # What the value is
     level: float = 0.95,
+    seeds: Sequence[float] = (),  # The value of each seed, where `value` is their mean
 ) -> Interval:
     "The jackknife's interval of any share, such as an area under a curve."
-    judged = _Judged(value, left_out, "jackknife", np.array([value]), len(left_out))
-    return _interval(judged, name, level)
+    return _interval(_judged_by(value, left_out, seeds), name, level)
+
+
+def _judged_by(value, left_out, seeds=()):
+    each = np.array(seeds if len(seeds) else [value], float)
+    return _Judged(float(value), left_out, "jackknife", each, len(left_out))
 
 
 def _middle(drawn, level):
@@ -414,19 +419,20 @@ def _pair(names, a, b, metric, level, **more):
 
 
 def difference_of(
-    a: tuple,  # A value, and (scenes,) the value without each of them
+    a: tuple,  # A value, (scenes,) the value without each; perhaps that of each seed
     b: tuple,  # The same of another run, scene by scene
     name: str,  # What the value is
     names: tuple[str, str] = ("first", "second"),
     level: float = 0.95,
 ) -> Comparison:
     "Compare any value of two runs, such as an area under a curve, by the jackknife."
-    both = [_Judged(float(v), m, "jackknife", np.array([v]), len(m)) for v, m in (a, b)]
+    both = [_judged_by(*a), _judged_by(*b)]
     low, high, p = _gap(*both, level)
     values = (both[0].value, both[1].value)
     notes = (f"{name}, lower is better" if name in LOWER_IS_BETTER else name,)
     found = (names, values, low, high, name, both[0].scenes, level)
-    return Comparison(*found, p=p, notes=notes)
+    seeds = min(len(one.seeds) for one in both)
+    return Comparison(*found, p=p, notes=notes, seeds=seeds)
 
 
 def _refuse_unequal(groups):

@@ -616,7 +616,7 @@ def _only_jackknife(metric, method):
 class _Moved:
     "One of SCORES on the scenes that all runs have, and how it moves."
 
-    moved: dict  # Run -> (value, values without each of the units)
+    moved: dict  # Run -> (value, values without each of the units, value of each seed)
     others: pd.DataFrame  # Index: run. pixel_roc_auc ...
     of: str
     scenes: list[str]
@@ -632,17 +632,26 @@ class _Moved:
 
 def _common_scores(groups, metric, split, of, blocks, data, null="ignore"):
     "Read the scores of runs, one run after the other, on their common scenes."
-    runs = {name: _lone(name, group, metric) for name, group in groups.items()}
-    ids = {name: _scored_scenes(run, split, data) for name, run in runs.items()}
+    every = [run for group in groups.values() for run in group]
+    ids = {
+        name if len(group) == 1 else (name, i): _scored_scenes(run, split, data)
+        for name, group in groups.items()
+        for i, run in enumerate(group)
+    }
     scenes, moved, others, built = common_scenes(ids), {}, {}, []
-    placed = blocks_of(runs.values(), scenes, blocks)
-    for name, run in runs.items():
-        counts = scores_of(run, split, data, null).only(scenes)
-        of = of or counts.classes[counts.place()]
-        moved[name] = left_out_scores(counts, metric, of, blocks=placed)
-        rank, each = counts.ranking(of), (roc_auc, average_precision, brier, ece)
-        others[name] = {f"pixel_{f.__name__}": f(rank) for f in each}
-        built.append(counts.histograms[:, counts.place(of), 1].sum(axis=-1))
+    placed = blocks_of(every, scenes, blocks)
+    for name, group in groups.items():
+        parts, rest = [], []
+        for run in group:
+            counts = scores_of(run, split, data, null).only(scenes)
+            of = of or counts.classes[counts.place()]
+            parts.append(left_out_scores(counts, metric, of, blocks=placed))
+            rank, each = counts.ranking(of), (roc_auc, average_precision, brier, ece)
+            rest.append({f"pixel_{f.__name__}": f(rank) for f in each})
+            built.append(counts.histograms[:, counts.place(of), 1].sum(axis=-1))
+        values, without = zip(*parts, strict=True)
+        moved[name] = (np.mean(values), np.mean(without, axis=0), values)
+        others[name] = pd.DataFrame(rest).mean(skipna=False)
     left_out = sorted(
         {s for own in ids.values() for s in own} - {*scenes}, key=natural_key
     )
@@ -652,16 +661,6 @@ def _common_scores(groups, metric, split, of, blocks, data, null="ignore"):
     return _Moved(moved, table, of, scenes, placed, left_out, notes)
 
 # %% ../nbs/A4_metrics.ipynb #286f3cc9
-def _lone(name, group, metric):
-    "The run of a name; several seeds have no common interval here."
-    if len(group) > 1:
-        raise ValueError(
-            f"{name} is {len(group)} runs, and {metric} has no interval over seeds: give "
-            f"one run a name, or a metric of labels ({', '.join(METRICS)})"
-        )
-    return group[0]
-
-
 def _scored_scenes(run, split, data):
     "Ids of the scenes whose scores can be counted."
     here = isinstance(run, ScoreCounts)
@@ -852,14 +851,20 @@ def _board(groups, metric, split, blocks, of, null, data, **how):
 def _score_board(found, metric, level):
     "A leaderboard by one of SCORES; of Brier and ECE the lowest is first."
     pairs, lower = _score_pairs(found, metric, level), metric in LOWER_IS_BETTER
-    rank = pd.Series({name: value for name, (value, _) in found.moved.items()})
+    rank = pd.Series({name: value for name, (value, *_) in found.moved.items()})
     order = list(rank.sort_values(ascending=lower, kind="stable").index)  # NaN last
     more = dict(notes=tuple(found.notes), left_out=tuple(found.left_out))
     lines = []
     for name in order:
-        one = replace(interval_of(*found.moved[name], metric, level), **found.basis)
+        value, without, seeds = found.moved[name]
+        one = interval_of(value, without, metric, level, seeds)
+        one = replace(one, **found.basis)
         line = {f"pixel_{metric}": one.value, "low": one.low, "high": one.high}
-        line |= {**found.basis, "seeds": 1, "behind": abs(rank[order[0]] - one.value)}
+        line |= {
+            **found.basis,
+            "seeds": len(seeds),
+            "behind": abs(rank[order[0]] - one.value),
+        }
         pair = pairs.get((order[0], name)) or pairs.get((name, order[0]))
         pair = pair and replace(pair, **{**more, "notes": pair.notes + more["notes"]})
         line |= {"p": pair.corrected if pair else np.nan}

@@ -526,10 +526,6 @@ def test_what_cannot_be_ordered_by_scores_is_refused_by_name(scored, plain, tmp_
     with pytest.raises(ValueError, match="Counts holds labels .* and no scores"):
         leaderboard({"a": some_counts()}, "brier")
     with pytest.raises(
-        ValueError, match="lr=1 is 2 runs, and ece has no interval over"
-    ):
-        leaderboard({"lr=1": [scored["sharp"], scored["same"]]}, "ece")
-    with pytest.raises(
         ValueError, match="roc_auc are the jackknife's, not bootstrap's"
     ):
         leaderboard(scored, "roc_auc", method="bootstrap")
@@ -611,3 +607,21 @@ def test_a_folder_of_labels_is_named_by_a_pattern(tmp_path):
     assert counts_of(found).total.tolist() == [[24, 0], [0, 8]]
     plain = label_folder(tmp_path / "t", tmp_path / "t", NAMES[:2])
     assert (plain.pattern, plain.path) == ("{id}.tif", tmp_path / "t")
+
+
+def test_seeds_are_one_line_of_a_leaderboard_by_scores(scored):
+    "The mean of the seeds, with an interval that their spread makes wider."
+    runs = {"two": [scored["sharp"], scored["blurred"]], "one": scored["same"]}
+    board = leaderboard(runs, "brier")
+    each = leaderboard(scored, "brier").pixel_brier
+    row = board.loc["two"]
+    assert row.pixel_brier == pytest.approx(
+        each[["sharp", "blurred"]].mean(), abs=1e-12
+    )
+    assert board.seeds.to_dict() == {"two": 2, "one": 1}
+    alone = leaderboard(
+        {"sharp": scored["sharp"], "blurred": scored["blurred"]}, "brier"
+    )
+    assert (row.high - row.low) > (alone.high - alone.low).max()
+    pair = compare(*runs.values(), metric="brier")
+    assert pair.values == pytest.approx((row.pixel_brier, each["same"]))
