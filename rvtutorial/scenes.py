@@ -142,16 +142,18 @@ def plot_balance(
     "Share of labelled pixels per scene, and the sizes of buildings."
     figure = _figure(7.5, 2.9)
     left, right = figure.subplots(1, 2)
-    for (split, rows), colour in zip(
-        table.groupby("split", sort=False), COLOURS, strict=False
-    ):
-        left.hist(
-            rows["share"],
-            np.linspace(0, 0.5, 26),
-            label=split,
-            color=colour,
-            alpha=0.75,
-        )
+    shares = {
+        split: rows for split, rows in table.groupby("split", sort=False)["share"]
+    }
+    left.hist(
+        list(shares.values()),
+        np.linspace(0, 0.5, 26),
+        label=list(shares),
+        color=[COLOURS[i % len(COLOURS)] for i in range(len(shares))],
+        edgecolor="white",
+        hatch=["", "", "////", "..", "xx"][: len(shares)],
+        stacked=True,
+    )
     left.set(xlabel="share of building pixels in a scene", ylabel="scenes")
     left.legend(frameon=False)
     if len(areas):
@@ -183,9 +185,10 @@ def plot_histograms(
                 height,
                 edges,
                 label=label,
-                color=COLOURS[k],
+                color=(COLOURS[0], COLOURS[4])[k],
                 fill=k == 0,
                 alpha=0.5 + k / 2,
+                linewidth=1.5,
             )
         name = names[band] if band < len(names) else f"band {band + 1}"
         axes.set(

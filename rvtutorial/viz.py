@@ -256,7 +256,7 @@ def _needs_log(column, logs):
     values = np.concatenate([log[column].to_numpy(float) for log in logs])
     values = values[np.isfinite(values)]
     usable = column.endswith("_loss") and len(values) and values.min() > 0
-    return bool(usable and values.max() > 20 * np.median(values))
+    return bool(usable and values.max() > 10 * np.median(values))
 
 
 def _in_words(column):
