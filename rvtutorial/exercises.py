@@ -42,8 +42,8 @@ def exercise(number: str):  # Part and place, such as "2.1"
 def check(
     number: str,  # The exercise, such as "2.1"
     answer=...,  # What you think; three dots mean not answered yet
-) -> Verdict:  # True when right; prints a sentence in any case
-    "Look at an answer and say what is right or wrong about it."
+) -> Verdict:  # True when right; shown as a sentence in any case
+    "Say what is right or wrong about an answer; KeyError for a number that is not there."
     if number not in CHECKS:
         known = ", ".join(sorted(CHECKS))
         raise KeyError(f"there is no exercise {number!r}; there are {known}")

@@ -34,7 +34,6 @@ import threading
 import time
 import traceback
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from .clusters import SlurmError
@@ -855,10 +854,9 @@ def main(argv: list[str] | None = None) -> int:
     ways = {"submit": main_submit, "lessons": main_lessons}
     try:
         if argv[:1] == ["member"]:
-            one = partial(run_member, argv[1])
             if argv[2:] == ["serve"]:
-                return serve(Path(argv[1]).parent, one)
-            return one(int(argv[2]))
+                return serve(Path(argv[1]).parent, lambda n: main([*argv[:2], n]))
+            return run_member(argv[1], int(argv[2]))
         return ways.get(argv[0] if argv else "", main_run)(argv)
     except (ValueError, OSError, SlurmError, JobFailed) as error:
         print(error, file=sys.stderr)

@@ -483,7 +483,11 @@ def band_histograms(
 
 # %% ../nbs/D4_pairs.ipynb #6c4b39e3
 def sampled_range(scenes, low, high, step=7):
-    "The same for other types, from every seventh pixel each way."
+    """Percentiles `low` and `high` (0 to 100) of each band, where there is data.
+
+    For any type of image; from every `step`-th pixel each way. Two lists of floats, lowest
+    and highest; the second is at least 1e-6 above the first.
+    """
     pixels = []
     for scene in scenes:
         image = read_image(scene.image)[:, ::step, ::step]
