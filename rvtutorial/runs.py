@@ -882,9 +882,12 @@ class Run(_Inputs):
 
     @property
     def hyperparams(self) -> dict:
-        "The values the run was asked for, or what its config says about them."
+        "The values the run was asked for, or what its config or its job says of them."
         asked = self.manifest.get("asked", {}).get("hyperparams")
-        return asked or _hyperparams_in(self.config)
+        job = self.manifest.get("went", {}).get("job") or {}
+        if asked or not job.get("params") or (self.path / "pipeline-config.json").is_file():
+            return asked or _hyperparams_in(self.config)
+        return job["params"]  # a job of one's own, that asks nothing of Raster Vision
 
     def log(self):
         "DataFrame of the epochs so far, with Raster Vision's column names."

@@ -18,6 +18,7 @@ from small_disk import fill, hungry, small_disk
 
 from rvtutorial import sweep as sweeps
 from rvtutorial import trials as at_work
+from rvtutorial.queues import Job
 from rvtutorial.runs import Hyperparams, Run
 from rvtutorial.search import open_study
 from rvtutorial.sweep import Sweep, grid, in_words, next_round, read_sweep, start
@@ -862,3 +863,18 @@ def go_on_with_room(sweep, tmp_path):
         assert (run.path / "finished.txt").read_text() == "once\n"
     assert not list(sweep.folder.rglob(".reserve"))
     assert len(sweep.leaderboard()) == 3
+
+
+@pytest.mark.slow
+def test_trials_of_a_notebook_of_ones_own_are_compared_too(tmp_path, monkeypatch):
+    "They have no Raster Vision config and no images; their values are their job's."
+    monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path / "queue"))
+    program = light_job(tmp_path / "light.ipynb", Path(__file__).parent)
+    tried = dict(epochs=dict(value=2), lr=dict(values=[1e-2, 1e-3]))
+    plan = read_sweep(dict(program=str(program), method="grid", parameters=tried))
+    made = start(tmp_path / "s", plan, compare=True).wait(progress=False)
+    (behind,) = [p.parent for p in made.folder.glob("comparisons/*/run.json")]
+    Job(behind).wait(progress=False, timeout=120)
+    names = {path.name for path in behind.iterdir()}
+    assert {"leaderboard.csv", "curves.png", "scenes.png", "lr.png"} <= names
+    assert made.runs()["lr=1e-2"].hyperparams == {"epochs": 2, "lr": 1e-2}

@@ -1,15 +1,17 @@
 """What judging costs: counting, intervals, figures, and memory on a large raster.
 
-    python tests/bench/judging.py [count] [resample] [figures] [memory] [--pixels 1e9]
+    python tests/bench/judging.py [count] [resample] [figures] [report] [memory]
 
 Everything runs on one core. `count`: labels and scores of 50 scenes of 650 x 650 pixels
 with 3 classes that are in memory. `resample`: 20 runs on 50 scenes, 10,000 resamples.
-`figures`: every figure for 8 runs on 50 scenes, and its size as a file. `memory`: the
+`figures`: every figure for 8 runs on 50 scenes, and its size as a file; `report`: one
+page about them, with the telling scenes and with all as maps. `memory`: the
 largest resident set (ru_maxrss) of a process that counts one raster block by block.
 Seconds are CPU seconds of the process, the lowest and the median of five turns.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -87,14 +89,37 @@ def resample():
     print("board", turns(lambda: leaderboard(runs, method="bootstrap", **draws)))
 
 
-def figures():
-    "Seconds and bytes of each figure."
-    from rvtutorial import viz
+@contextlib.contextmanager
+def eight_runs():
+    "A sweep folder with eight runs that predicted fifty scenes."
     from rvtutorial.plots import make_example_runs
     from rvtutorial.scenes import find_splits, make_sample_scenes
 
     rates = (1e-1, 5e-2, 1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 1e-5)
     trials = [dict(lr=lr, batch_sz=4 * 2 ** (i % 2)) for i, lr in enumerate(rates)]
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_sample_scenes(Path(folder, "data"), 1, SCENES, 0, SIDE)
+        yield make_example_runs(Path(folder, "sweep"), find_splits(data)["val"], trials)
+
+
+def report():
+    "Seconds and bytes of a page, with the usual maps and with a map of every scene."
+    from rvtutorial.report import write_report
+    from rvtutorial.runs import Run
+
+    with eight_runs() as runs:
+        every = Run(next(runs.glob("lr=*"))).scene_ids()
+        for many, scenes in (("usual", None), ("all", every)):
+            start = time.perf_counter()
+            path = write_report(runs, runs / "report.html", scenes=scenes)
+            took, size = time.perf_counter() - start, Path(path).stat().st_size / 1e6
+            print(f"report, {many} maps: {took:.1f} s, {size:.2f} MB", flush=True)
+
+
+def figures():
+    "Seconds and bytes of each figure."
+    from rvtutorial import viz
+
     drawn = {
         "training": lambda: viz.plot_metrics(runs),
         "leaderboard": lambda: viz.plot_leaderboard(runs),
@@ -111,10 +136,7 @@ def figures():
         "cost": lambda: viz.plot_cost(runs),
         "parameter": lambda: viz.plot_parameter(runs, "lr"),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        data = make_sample_scenes(Path(folder, "data"), 1, SCENES, 0, SIDE)
-        scenes = find_splits(data)["val"]
-        runs = make_example_runs(Path(folder, "sweep"), scenes, trials)
+    with eight_runs() as runs:
         begun, largest = time.perf_counter(), 0
         for name, draw in drawn.items():
             start = time.perf_counter()
@@ -179,10 +201,11 @@ def memory(pixels):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", help="count, resample, figures, memory")
+    parser.add_argument("parts", nargs="*", help="as above")
     parser.add_argument("--pixels", type=float, default=1e9)
     asked = parser.parse_args()
     steps = {"count": count, "resample": resample, "figures": figures}
+    steps["report"] = report
     steps["memory"] = lambda: memory(asked.pixels)
     for part in asked.parts or steps:
         steps[part]()
