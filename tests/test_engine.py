@@ -540,7 +540,7 @@ def test_the_sample_preset_finds_buildings(tmp_path):
     engine.run(config, progress=False)
     run = Run(tmp_path / "run")
     train = next(s for s in run.manifest["went"]["stages"] if s["name"] == "train")
-    assert train["seconds"] < 180
+    assert train["seconds"] < 600  # twenty on a quiet laptop, many more on a busy one
     assert run.results["validation"]["f1"] >= 0.80
     assert run.results["test"]["f1"] >= 0.80
 
