@@ -209,11 +209,13 @@ def _is_queue(pid) -> bool:
     "Whether a process is one of our queues, and not a later one with its number."
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
-    # a process that is just being started shows no command yet, a dead one none any more
-    return b"rvtutorial.queues" in command or (not command and state not in "ZX")
+    # a process that is just being started shows no command yet; the dead and the
+    # kernel's own (children of process 2) never do
+    starting = not command and stat[0] not in "ZX" and stat[1] != "2"
+    return b"rvtutorial.queues" in command or starting
 
 # %% ../nbs/C8_queues.ipynb #4ca9ff7d
 def _take(file) -> bool:

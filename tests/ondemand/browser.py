@@ -31,7 +31,7 @@ class Browser:
                 "--disable-gpu",
                 "--disable-dev-shm-usage",
                 "--remote-debugging-port=0",
-                "--window-size=1280,1000",
+                "--window-size=1280,2400",
                 f"--user-data-dir={profile}",
                 "about:blank",
             ],
