@@ -817,6 +817,12 @@ class _Inputs(_Record):
             raise FileNotFoundError(f"run {self.name} has no {name} yet: {when}")
         return self.path / name
 
+    def _given(self) -> dict:
+        "What a job of one's own was given, that asks nothing of Raster Vision."
+        job = self.manifest.get("went", {}).get("job") or {}
+        config = self.path / "pipeline-config.json"
+        return {} if config.is_file() else job.get("params") or {}
+
     @cached_property
     def config(self) -> dict:
         "Raster Vision's record of the configuration."
@@ -884,10 +890,7 @@ class Run(_Inputs):
     def hyperparams(self) -> dict:
         "The values the run was asked for, or what its config or its job says of them."
         asked = self.manifest.get("asked", {}).get("hyperparams")
-        job = self.manifest.get("went", {}).get("job") or {}
-        if asked or not job.get("params") or (self.path / "pipeline-config.json").is_file():
-            return asked or _hyperparams_in(self.config)
-        return job["params"]  # a job of one's own, that asks nothing of Raster Vision
+        return asked or self._given() or _hyperparams_in(self.config)
 
     def log(self):
         "DataFrame of the epochs so far, with Raster Vision's column names."
