@@ -65,6 +65,18 @@ def test_a_failed_process_is_an_error_with_its_log(bench, tmp_path, monkeypatch)
         bench.Bench(tmp_path, 1, 1, out=str).measure("any")
 
 
+def test_another_checkout_stands_where_stock_stood(bench, tmp_path, monkeypatch):
+    script = "import json, os, sys\nwhat = [sys.argv[2], os.environ['PYTHONPATH']]\n"
+    for name in ("old", "new"):
+        path = tmp_path / name / "tests/bench/bench.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(script + "json.dump({'what': what}, open(sys.argv[4], 'w'))\n")
+    monkeypatch.setattr(bench, "HERE", path)
+    turns = bench.Bench(tmp_path, 1, 1, out=str, against=tmp_path / "old")
+    found = [turns.measure(n)["what"] for n in ("stock_stages", "our_stages")]
+    assert found == [["our_stages", str(tmp_path / n)] for n in ("old", "new")]
+
+
 def test_sizes_are_those_of_the_bars(bench):
     plan = bench.plans(quick=False)
     assert plan["plain"]["copies"] == plan["packed"]["copies"] == 1060

@@ -1,6 +1,6 @@
 """Plain Raster Vision and the engine side by side, on the same scenes and configuration.
 
-    python tests/bench/bench.py [--section NAME] [--repeats 3] [--quick]
+    python tests/bench/bench.py [--section NAME] [--repeats 3] [--quick] [--against FOLDER]
 
 Each measurement is a fresh process with the same number of threads; the two take turns.
 What is printed are ratios: how many times less (of time) or more (of throughput) the
@@ -357,19 +357,27 @@ def chips_per_second(config, root):
 class Bench:
     "Runs jobs in fresh processes and collects what they needed."
 
-    def __init__(self, folder, threads, repeats, out=print, together=False):
+    def __init__(
+        self, folder, threads, repeats, out=print, together=False, against=None
+    ):
         self.folder, self.threads, self.repeats = Path(folder), threads, repeats
         self.out, self.together, self.numbers = out, together, itertools.count()
+        self.against = against and Path(against).absolute()
 
     def measure(self, name, **given) -> dict:
         "Run a job; its numbers, and wall seconds, CPU seconds and peak memory of all."
         stem = self.folder / f"{next(self.numbers):03d}-{name}"
         given = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
-        cmd = [sys.executable, str(HERE), "--job", name, json.dumps(given)]
+        script, env = HERE, self.env()
+        if self.against:  # the engine of another checkout stands where stock stood
+            code = self.against if name.startswith("stock_") else HERE.parents[2]
+            script = code / "tests/bench/bench.py"
+            name, env["PYTHONPATH"] = name.replace("stock_", "our_"), str(code)
+        cmd = [sys.executable, str(script), "--job", name, json.dumps(given)]
         cmd += [f"{stem}.json"]
         start = time.perf_counter()
         with open(f"{stem}.log", "w") as log:
-            process = subprocess.Popen(cmd, stdout=log, stderr=log, env=self.env())
+            process = subprocess.Popen(cmd, stdout=log, stderr=log, env=env)
             _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -377,7 +385,9 @@ class Bench:
             last = Path(f"{stem}.log").read_text()[-3000:]
             raise RuntimeError(f"{name} ended with {process.returncode}:\n{last}")
         found = json.loads(Path(f"{stem}.json").read_text())
-        self.out(f"  {name}: {wall:.1f} s")
+        self.out(
+            f"  {name}: {wall:.1f} s" + f" ({script.parents[2]})" * bool(self.against)
+        )
         whole = {"wall s": wall, "CPU s": usage.ru_utime + usage.ru_stime}
         return whole | {"peak MB": usage.ru_maxrss / 1024} | found
 
@@ -511,6 +521,10 @@ def predict(bench, place, state):
         shutil.copytree(root / "train", other / "train")
         return bench.measure("stock_map", config=config, root=other)
 
+    if bench.against:  # it maps with what it trained itself
+        before = bench.root()
+        bench.measure("stock_stages", config=config, root=before, stages=["train"])
+        stock = lambda: bench.measure("stock_map", config=config, root=before)  # noqa: E731
     pairs = bench.turns(
         stock, lambda: bench.measure("our_map", config=config, root=root)
     )
@@ -599,11 +613,11 @@ NEEDS = {
 }
 
 
-def run(sections, threads, repeats, quick, folder, out=print):
+def run(sections, threads, repeats, quick, folder, out=print, against=None):
     "Run sections; a table of all ratios."
     import pandas as pd
 
-    bench, found = Bench(folder, threads, repeats, out, together=quick), []
+    bench, found = Bench(folder, threads, repeats, out, quick, against), []
     every = plans(quick)
     plan = {n: every[n] for s in sections for n in NEEDS[s]}
     out(json.dumps(machine() | {"threads": threads, "repeats": repeats}))
@@ -631,6 +645,9 @@ def arguments(argv=None):
     parser.add_argument(
         "--keep", help="a folder for logs and runs; else they are deleted"
     )
+    parser.add_argument(
+        "--against", help="another checkout, measured in the place of stock"
+    )
     parser.add_argument("--csv", help="also write the table to this file")
     return parser.parse_args(argv)
 
@@ -642,7 +659,11 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(asked.keep or tmp)
         folder.mkdir(parents=True, exist_ok=True)
-        table = run(sections, asked.threads, repeats, asked.quick, folder)
+        given = asked.threads, repeats, asked.quick, folder
+        table = run(sections, *given, against=asked.against)
+    if asked.against:
+        table = table.rename(columns={"stock": "before", "ours": "now"})
+        table = table.drop(columns="bar")
     style = dict(index=False, float_format=lambda v: f"{v:.3g}", na_rep="")
     print(table.to_string(**style))
     print(
