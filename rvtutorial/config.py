@@ -231,24 +231,23 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     found = inputs.look_at_data(hp, where, classes)
     splits, shapes = found["splits"], found["shapes"]
     inputs.allow_open_files(len(shapes))
-    order = inputs.read_bands(where["bands"], min(s[2] for s in shapes.values()))
-    values = inputs.read_values(where["label_values"], classes)
+    order = found["order"]
     solver, windows = make_solver(hp, classes), make_windows(hp, splits, shapes)
-    limits = inputs.input_range(splits["train"], hp.scaling, order)
     asked = inputs.what_is_asked(hp, preset, where, splits, windows)
-    run = inputs.open_folder(output_uri, asked)
-    labels = inputs.labels_of_run(run.path, hp, where, found, classes, values)
-    dataset = make_dataset(splits, classes, labels, order, hp.scores)
-    model = make_model(hp, classes, len(order), run.path / "hub")
-    transform = inputs.make_transform(limits)
-    return SemanticSegmentationConfig(
-        root_uri=str(run.path),
-        dataset=dataset,
-        backend=make_backend(hp, dataset, windows, transform, model, solver),
-        predict_options=SemanticSegmentationPredictOptions(
-            chip_sz=hp.chip_sz, stride=hp.stride_length, batch_sz=hp.batch_sz
-        ),
-    )
+    with inputs.begun(output_uri, asked) as run:  # nothing is written before this
+        shown = inputs.shown_as_bands(splits, where["bands"], run.path / "images")
+        labels = inputs.labels_of_run(run.path, hp, where, found, shown, classes)
+        dataset = make_dataset(shown, classes, labels, order, hp.scores)
+        model = make_model(hp, classes, len(order), run.path / "hub")
+        transform = inputs.make_transform(found["limits"])
+        return SemanticSegmentationConfig(
+            root_uri=str(run.path),
+            dataset=dataset,
+            backend=make_backend(hp, dataset, windows, transform, model, solver),
+            predict_options=SemanticSegmentationPredictOptions(
+                chip_sz=hp.chip_sz, stride=hp.stride_length, batch_sz=hp.batch_sz
+            ),
+        )
 
 # %% ../nbs/06_code_breakdown.ipynb #08cf0c52
 def get_config(
@@ -260,11 +259,19 @@ def get_config(
     label_pattern: str = scenes.LABEL_PATTERN,  # Label files, with the same {id}
     classes: str = "building,background",  # Names; the one looked for comes first
     class_field: str | None = None,  # Attribute of vector labels that holds the class
-    label_values: str | None = None,  # Such as 255:building,0:background
-    bands: str | None = None,  # Such as 3,2,1; None: all
+    label_values: str
+    | None = None,  # Raster labels: 255:building,0:background, or #3C1098:building,...
+    bands: str | None = None,  # Such as 3,2,1; None: all but alpha
+    layer: str | None = None,  # Layer of vector labels; None: the only one
     **hyperparams,  # Anything that `Hyperparams` knows; None: the preset's value
 ) -> SemanticSegmentationConfig:  # Of stock classes only
-    "The configuration of a run; everything may be text, as command lines give it."
+    """The configuration of a run; everything may be text, as command lines give it.
+
+    None is the preset's value for every hyperparameter; where Raster Vision's own value
+    is none, as for `padding`, the text "none" asks for it. Nothing is written before all
+    checks have passed. Raises ValueError, FileNotFoundError and their kind `DataError`
+    for data, labels and values that cannot be trained on.
+    """
     if "://" in str(output_uri):
         raise ValueError(
             f"output_uri must be a folder of this machine, got {output_uri}"
@@ -276,5 +283,5 @@ def get_config(
         data=str(inputs.data_folder(preset, data)), image_pattern=image_pattern
     )
     where |= dict(label_pattern=label_pattern, classes=classes, class_field=class_field)
-    where |= dict(label_values=label_values, bands=bands)
+    where |= dict(label_values=label_values, bands=bands, layer=layer)
     return build_run(hp, preset, output_uri, where)

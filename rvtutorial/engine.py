@@ -49,7 +49,7 @@ from rvtutorial.learner import (
     quiet,
     seed_everything,
 )
-from .reading import SceneStore, build_scene, slow_reason
+from .reading import SceneStore, build_scene, hidden_classes, slow_reason
 from .runs import Run, atomic_path, headline, near_match, read_json
 from .speed import Meter, bottleneck, flops_of, peak
 
@@ -650,6 +650,8 @@ def run_stages(work: Work, commands, stock: bool) -> None:
     "All stages that were asked for, one after the other."
     with quiet():
         wanted = ordered(commands, work.pipeline.commands)
+    for text in hidden_classes(work.cfg.dataset):
+        work.out(text)
     if not stock:
         table = paths(work.cfg, work.ddp)
         work.folder.update("went", paths=table.path.to_dict())

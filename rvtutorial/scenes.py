@@ -20,6 +20,7 @@ from rvtutorial.labels import (  # noqa: F401
     read_shapes,
     value_counts,
 )
+from .masks import read_classes, read_meaning
 from rvtutorial.pairs import (  # noqa: F401
     IMAGE_PATTERN,
     LABEL_PATTERN,
@@ -36,10 +37,12 @@ from rvtutorial.pairs import (  # noqa: F401
     leaks,
     odd_ones,
     outlines,
+    raster_problems,
     sampled_range,
     scene_mask,
     scene_row,
     split_scenes,
+    target_class,
     write_table,
 )
 from rvtutorial.sources import (  # noqa: F401
@@ -78,6 +81,9 @@ def plot_scene(
     scene: Scene,  # What to draw
     max_size: int = 650,  # Read at most this many pixels along a side
     ax=None,  # Axes to draw into; None: a figure of its own
+    classes=("building", "background"),  # Class names in order
+    label_values: str | dict | None = None,  # What the values of raster labels mean
+    layer: str | None = None,  # Layer of vector labels; None: the only one
 ):  # -> matplotlib Figure
     "Draw a scene, stretched, with its labels outlined, and how many there are."
     from matplotlib.collections import LineCollection
@@ -92,15 +98,18 @@ def plot_scene(
     ax.imshow(stretch(read_image(scene.image, max_size)), extent=extent)
     title = f"scene {scene.id}"
     if scene.label and is_raster(scene.label):
-        mask = read_image(scene.label, max_size)
-        title += f": labels on {(mask[0] > 0).mean():.0%} of it"
-        if len(mask) == 1 and 0 < (mask > 0).mean() < 1:
-            style = dict(colors="#F0E442", linewidths=0.8, origin="upper")
-            ax.contour(mask[0] > 0, [0.5], extent=extent, **style)
-        elif len(mask) > 1:
-            title = f"scene {scene.id}: labels in colours"
+        values = read_meaning(label_values, classes)
+        aim = target_class(classes)
+        if values is None:
+            title += ": raster labels (label_values says what they mean)"
+        else:
+            mask = read_classes(scene.label, values, max_size) == aim + 1
+            title += f": {classes[aim]} on {mask.mean():.0%} of it"
+            if 0 < mask.mean() < 1:
+                style = dict(colors="#F0E442", linewidths=0.8, origin="upper")
+                ax.contour(mask, [0.5], extent=extent, **style)
     elif scene.label:
-        lines, number = label_rings(scene, info)
+        lines, number = label_rings(scene, info, layer)
         lines = [(0, top) + line * (dx, dy) for line in lines]
         ax.add_collection(LineCollection(lines, colors="#F0E442", linewidths=1))
         title += f": {number} buildings"
@@ -115,10 +124,17 @@ def check_scenes(
     bands: int | None = None,  # Bands of every image; None: what most have
     class_field: str | None = None,  # Attribute of vector labels that holds the class
     classes=("building", "background"),  # Class names in order, or {value: id}
+    label_values: str
+    | dict
+    | None = None,  # Raster labels: 255:building,0:background, or #3C1098:building,...
+    layer: str | None = None,  # Layer of vector labels; None: the only one
 ):  # -> DataFrame, one row per scene
     """Read every image and label file once and describe it.
 
-    Raises DataError, which names all scenes that cannot be used and what would help.
+    Column `share` is the share of the class that is looked for, the first but
+    background; `notes` names the shares of all classes of raster labels. Raises
+    DataError, which names all scenes that cannot be used and what would help, and
+    ValueError for `label_values` that name no class.
     """
     import pandas as pd
     from tqdm import tqdm
@@ -126,9 +142,13 @@ def check_scenes(
     if isinstance(scenes, dict):
         scenes = [scene for found in scenes.values() for scene in found]
     bar = tqdm(scenes, desc="checking", unit="scene", disable=len(scenes) < 100)
-    rows = [scene_row(scene, class_field, classes) for scene in bar]
+    read_meaning(label_values, [*map(str, classes)])
+    how = (class_field, classes, label_values, layer)
+    rows = [scene_row(scene, *how) for scene in bar]
+    rasters = [row.pop("raster") for row, _ in rows if row]
     table = pd.DataFrame([row for row, _ in rows if row])
     problems = [problem for _, problem in rows if problem]
+    problems += raster_problems([r for r in rasters if r], classes, label_values)
     problems += odd_ones(table, "bands", bands) + odd_ones(table, "dtype")
     if problems or not rows:
         raise DataError(problems or ["there are no scenes to check"])

@@ -16,6 +16,7 @@ FLOORS = {
     0.3: {"calibration"},
     0.4: {"forks", "labels", "sites"},
     0.5: {"clusters"},
+    0.45: {"masks"},
     0.6: {"pairs", "queues"},
     0.7: {"search"},
     1: {"scenes", "slurm", "models", "metrics", "sweepfile", "ondemand"},
