@@ -406,6 +406,11 @@ def _padding_of_stock(answer):
         return f"changes are a dict of names and values, got {answer!r}."
     if set(answer) >= set(STOCK):
         return "that takes back every departure at once; only one was asked for."
+    if None in answer.values():
+        return (
+            "None means that nothing is asked for, and get_config takes the preset's "
+            'value. Raster Vision\'s own value is asked for by a word: "none".'
+        )
     try:
         changed = Hyperparams.of("version2", **answer)
     except ValueError as err:

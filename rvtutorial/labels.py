@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RASTERS', 'LONLAT', 'FARTHEST', 'RESERVED', 'moved', 'ImageInfo', 'pixel_size', 'named', 'open_image',
-           'refuse_unplaced', 'image_info', 'alpha_bands', 'read_image', 'data_mask', 'strips', 'value_counts',
-           'is_raster', 'layer_of', 'read_shapes', 'class_ids', 'is_clean', 'write_clean', 'check_grid']
+           'refuse_several', 'refuse_unplaced', 'image_info', 'alpha_bands', 'read_image', 'data_mask', 'strips',
+           'value_counts', 'is_raster', 'layer_of', 'read_shapes', 'class_ids', 'is_clean', 'write_clean', 'check_grid']
 
 # %% ../nbs/D2_labels.ipynb #bc112f79
 import json
@@ -133,14 +133,27 @@ def open_image(
             raise ValueError(
                 f"{path} is no raster that GDAL can open; {remedy}"
             ) from err
-    if file.count and len(file.subdatasets) < 2:
-        return file
-    inside = file.subdatasets
-    file.close()
-    raise ValueError(
-        f"{path} holds {len(inside)} rasters ({', '.join(inside[:4])}): write the one "
-        f"that is meant to a file of its own (gdal_translate '{(inside or ['...'])[0]}' out.tif)"
-    )
+    try:
+        refuse_several(file, path)
+    except ValueError:
+        file.close()
+        raise
+    return file
+
+
+def refuse_several(
+    f,  # An open raster
+    path: Path,  # Its name, for the message
+) -> None:
+    "ValueError for a file that holds several rasters, or none: pages, subdatasets."
+    inside = f.subdatasets
+    if len(inside) > 1:
+        raise ValueError(
+            f"{path} holds {len(inside)} rasters ({', '.join(inside[:4])}): write the one "
+            f"that is meant to a file of its own (gdal_translate '{inside[0]}' out.tif)"
+        )
+    if not f.count:
+        raise ValueError(f"{path} has no bands")
 
 # %% ../nbs/D2_labels.ipynb #6a3af03a
 def refuse_unplaced(

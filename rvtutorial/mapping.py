@@ -26,6 +26,7 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from .labels import refuse_several, refuse_unplaced
 from rvtutorial.mapfiles import (
     CACHE,
     MapFiles,
@@ -630,20 +631,21 @@ def find_images(
 ) -> dict[str, str]:  # Name -> path or URI, in natural order within each item
     """All images that are meant, each once, under names that differ.
 
-    The name is that of the file without its suffix; images that share one get that of
-    their folder in front, then a number. FileNotFoundError when an item names nothing.
+    The name is that of the file without its suffix; images that share one get the folders
+    in front that tell them apart, and no others. FileNotFoundError when an item names
+    nothing.
     """
     items = images if isinstance(images, list | tuple) else [images]
     found: dict[str, str] = {}
     for uri in (uri for item in items for uri in _named(str(item))):
         if out is None or Path(_real(out)) not in Path(_real(uri)).parents:
             found.setdefault(_real(uri), uri)
-    names, stems = {}, [_stem(uri).lower() for uri in found.values()]
+    names, apart = {}, _told_apart(list(found.values()))
+    stems = {_stem(uri).lower() for uri in found.values()}
     for uri in found.values():
-        name, taken = _stem(uri), {n.lower() for n in names}
-        if stems.count(name.lower()) > 1:
-            name = f"{_stem(uri.rpartition('/')[0]) or 'image'}_{name}"
-            taken |= set(stems)
+        name, taken = apart[uri], {n.lower() for n in names}
+        if name != _stem(uri):
+            taken |= stems
         base = name
         numbered = (f"{base}-{number}" for number in itertools.count(2))
         while name.lower() in taken:
@@ -652,6 +654,37 @@ def find_images(
     if not names:
         raise FileNotFoundError(f"no image in {images}")
     return names
+
+
+def _told_apart(uris):
+    "{uri: name}: file names, with the shortest parts of paths that tell equal ones apart."
+    groups, names = {}, {}
+    for uri in uris:
+        groups.setdefault(_stem(uri).lower(), []).append(uri)
+    for group in groups.values():
+        stems = [_stem(uri) for uri in group]
+        folders = [_parts(uri)[:-1][::-1] for uri in group]  # the nearest comes first
+        layers = list(itertools.zip_longest(*folders, fillvalue=""))
+        layers = [layer for layer in layers if len(set(layer)) > 1]
+        ends = [_parts(uri)[-1].replace(".", "_") for uri in group]
+        ways = [(layers[:depth], stems) for depth in range(len(layers) + 1)]
+        for used, last in [*ways, (layers, ends)]:
+            rows = zip(*used[::-1], last, strict=True)
+            found = ["_".join(filter(None, row)) for row in rows]
+            if len({name.lower() for name in found}) == len(group):
+                break
+        names |= zip(group, found, strict=True)
+    return names
+
+
+def _parts(uri):
+    "Folders and file of a path or URI, each safe as the name of a folder."
+    uri = re.split(r"[?#]", uri)[0] if "://" in uri else uri
+    return [_safe(part) for part in uri.split("/") if part]
+
+
+def _safe(name):
+    return re.sub(r"[^\w.() -]", "_", name)
 
 
 def _named(item):
@@ -681,7 +714,7 @@ def _real(uri):
 def _stem(uri):
     "Name of a file without folders, query and suffix."
     name = re.split(r"[?#]", uri)[0] if "://" in uri else uri
-    return re.sub(r"[^\w.() -]", "_", Path(name.rstrip("/")).stem)
+    return _safe(Path(name.rstrip("/")).stem)
 
 # %% ../nbs/E4_mapping.ipynb #2f0322d3
 def look_at(
@@ -695,6 +728,8 @@ def look_at(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(uri) as file:
+                refuse_several(file, uri)
+                refuse_unplaced(file, uri)
                 count, wanted = file.count, bands or colour_bands(file)
                 dtypes = {file.dtypes[i] for i in wanted if i < count}
                 found = {"height": file.height, "width": file.width}
