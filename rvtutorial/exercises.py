@@ -406,11 +406,6 @@ def _padding_of_stock(answer):
         return f"changes are a dict of names and values, got {answer!r}."
     if set(answer) >= set(STOCK):
         return "that takes back every departure at once; only one was asked for."
-    if None in answer.values():
-        return (
-            "None means that nothing is asked for, and get_config takes the preset's "
-            'value. Raster Vision\'s own value is asked for by a word: "none".'
-        )
     try:
         changed = Hyperparams.of("version2", **answer)
     except ValueError as err:
@@ -429,6 +424,11 @@ def _padding_of_stock(answer):
     if others != ["padding"]:
         others.remove("padding")
         return f"more than padding changed: {', '.join(others)}."
+    if answer["padding"] is None:
+        return (
+            "None means that nothing is asked for, and get_config takes the preset's "
+            'value. Raster Vision\'s own value is asked for by a word: "none".'
+        )
     return None
 
 # %% ../nbs/C6_exercises.ipynb #a64f68c4
