@@ -430,6 +430,27 @@ def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
     assert building["FP"] == total[1:, 0].sum()
 
 
+def test_a_copy_is_not_taken_for_the_labels_of_another_scene(tmp_path):
+    "Scene 1 has a copy named 1.tif; the own file of scene 2 is named so as well."
+    from rvtutorial.runs import Run
+
+    data = make_set(tmp_path / "d", tags())
+    (tmp_path / "labels").mkdir()
+    found = find_splits(data, "i_{id}.tif", "m_{id}.tif")
+    one = found["train"][0]
+    other = one.label.rename(tmp_path / "labels" / "3.tif")
+    splits = found | {"train": [Scene("1", one.image, other), found["train"][1]]}
+    table = scenes.write_table(splits, tmp_path / "t.csv")
+    cfg = config_of(table, tmp_path / "run", label_values=TWO)
+    cfg.to_file(str(tmp_path / "run" / "pipeline-config.json"))
+    assert (tmp_path / "run" / "labels" / "3.tif").exists()
+    run = Run(tmp_path / "run")
+    assert run.label("1").resolve() == other.resolve()
+    assert run.label("3") == run.path / "labels" / "3.tif"
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert Run(tmp_path / "moved").label("3") == tmp_path / "moved" / "labels" / "3.tif"
+
+
 def test_the_engine_says_once_that_a_nodata_tag_hides_a_class(tmp_path):
     from rvtutorial import reading
 
