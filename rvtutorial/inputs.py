@@ -139,8 +139,13 @@ def shown_as_bands(
         return splits
 
     def view(scene):
-        wanted = read_bands(bands, image_info(scene.image).bands)
-        if not {b + 1 for b in wanted} & set(alpha_bands(scene.image)):
+        try:
+            count = image_info(scene.image).bands
+            alpha = set(alpha_bands(scene.image))
+        except (ValueError, FileNotFoundError):
+            return scene  # the check of all scenes says what is wrong with it
+        wanted = read_bands(bands, count)
+        if not alpha & {b + 1 for b in wanted}:
             return scene
         out = Path(folder) / f"{scene.id}.vrt"
         without_alpha(scene.image, out)
@@ -171,7 +176,6 @@ def look_at_data(
     "Find the scenes and refuse what cannot be trained on, before anything is written."
     patterns = where["image_pattern"], where["label_pattern"]
     splits = scenes.find_splits(where["data"], *patterns)
-    order = band_order(where.get("bands"), splits)
     names = ("class_field", "label_values", "layer")
     labels = {name: where.get(name) for name in names}
     with tempfile.TemporaryDirectory() as tmp:
@@ -180,20 +184,26 @@ def look_at_data(
             table = scenes.check_scenes(shown, classes=classes.names[:-1], **labels)
         except scenes.DataError as err:
             raise _about_images(err, shown, splits) from None
+        _refuse_untrainable(hp, table, len(splits["train"]))
+        order = band_order(where.get("bands"), splits)
         limits = input_range(shown["train"], hp.scaling, order)
-    unlabelled = table[table.labels == "none"]
-    if len(unlabelled):
-        raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
-    hp.check_scene(int(table.height.min()), int(table.width.min()))
-    if len(splits["train"]) * hp.max_windows < 2:
-        raise ValueError(
-            "one chip an epoch is too little to train on: raise max_windows"
-        )
     shapes = {s.id: shape_of(s.image) for found in splits.values() for s in found}
     holes = set(table.id[table.no_data > 0])
     values = masks.read_meaning(where.get("label_values"), classes.names)
     found = {"splits": splits, "shapes": shapes, "holes": holes}
     return found | {"order": order, "values": values, "limits": limits}
+
+
+def _refuse_untrainable(hp, table, train):
+    "ValueError for scenes without labels, too small, or too few."
+    unlabelled = table[table.labels == "none"]
+    if len(unlabelled):
+        raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
+    hp.check_scene(int(table.height.min()), int(table.width.min()))
+    if train * hp.max_windows < 2:
+        raise ValueError(
+            "one chip an epoch is too little to train on: raise max_windows"
+        )
 
 
 def _about_images(error, shown, splits):
