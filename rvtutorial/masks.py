@@ -337,12 +337,20 @@ def _ids(pixels, values, path):
     "Class ids + 1 of pixels; whoever calls has seen that every value has a class."
     if is_coloured(values):
         values = {int(colour[1:], 16): i for colour, i in values.items()}
-    kinds, place = np.unique(pixels, return_inverse=True)
+    small = pixels.dtype in (np.uint8, np.uint16)
+    kinds, *place = (
+        [np.unique(pixels)] if small else np.unique(pixels, return_inverse=True)
+    )
     try:
         numbers = [values[_key(kind, False)] + 1 for kind in kinds.tolist()]
     except KeyError as err:
         raise ValueError(f"{path} holds {err.args[0]}, which means no class") from None
-    return np.array(numbers, np.uint8)[place].reshape(pixels.shape)
+    numbers = np.array(numbers, np.uint8)
+    if place:
+        return numbers[place[0]].reshape(pixels.shape)
+    table = np.zeros(int(kinds[-1]) + 1, np.uint8)  # quicker than sorting all pixels
+    table[kinds] = numbers
+    return table[pixels]
 
 
 def read_classes(

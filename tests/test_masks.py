@@ -104,6 +104,17 @@ def shuffled_palettes(path, there):
     write(path, index, palette=colours)
 
 
+def three_values(nodata):
+    "A function that writes masks of 1, 0 and 255, of which one is declared as no data."
+
+    def mask_of(path, there):
+        array = there.astype(np.uint8)
+        array[-8:] = 255
+        write(path, array, nodata=nodata)
+
+    return mask_of
+
+
 def half_masked():
     "A dataset mask that hides the lower half."
     valid = np.full((SIZE, SIZE), 255, np.uint8)
@@ -114,7 +125,8 @@ def half_masked():
 KINDS = {
     "plain": (tags(), TWO),
     "nodata 255": (tags(nodata=255), TWO),
-    "nodata 255, null": (tags(nodata=255), "0:background,255:building,7:null"),
+    "nodata 255, of three": (three_values(255), "1:building,0:background,255:null"),
+    "nodata 1, of three": (three_values(1), "1:building,0:background,255:null"),
     "nodata 0": (tags(nodata=0), TWO),
     "nodata elsewhere": (tags(nodata=7), TWO),
     "internal mask": (tags(valid=half_masked()), TWO),
@@ -164,7 +176,10 @@ def test_a_pixel_is_what_label_values_says(tmp_path, kind):
     table = check_scenes(
         find_splits(data, "i_{id}.tif", "m_{id}.tif"), label_values=said
     )
-    shares = [pattern(int(i)).mean() for i in table["id"]]
+    three = "of three" in kind
+    shares = [
+        pattern(int(i))[: -8 if three else None].sum() / SIZE**2 for i in table["id"]
+    ]
     assert table["share"].tolist() == pytest.approx(shares, abs=1e-4)
     assert "building: " in table["notes"][0].replace("#3C1098 ", "")
     cfg = config_of(data, tmp_path / "run", label_values=said)
@@ -172,6 +187,8 @@ def test_a_pixel_is_what_label_values_says(tmp_path, kind):
         there = np.where(pattern(int(name)), 0, 1)
         if name == "3":
             there[:16, :16] = 2  # no data in the image
+        if three:
+            there[-8:] = 2
         assert np.array_equal(ids, there), name
     for copy in (tmp_path / "run" / "labels").glob("*.tif"):
         with rasterio.open(copy) as file:
@@ -425,6 +442,10 @@ def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
     assert ours.total[0].sum() == there.sum()
     again = [metrics.count_rasters(run.label("3"), run.prediction("3"), ours.classes,
                                    **metrics.label_meaning(run, "3"))]  # fmt: skip
+    from rvtutorial import drawing
+
+    drawn = drawing.truth_of(run, drawing.see_scene(run, "3"))
+    assert np.array_equal(drawn == 0, there)
     total = again[0].total
     assert building["TP"] == total[0, 0]
     assert building["FP"] == total[1:, 0].sum()
@@ -451,25 +472,54 @@ def test_a_copy_is_not_taken_for_the_labels_of_another_scene(tmp_path):
     assert Run(tmp_path / "moved").label("3") == tmp_path / "moved" / "labels" / "3.tif"
 
 
-def test_the_engine_says_once_that_a_nodata_tag_hides_a_class(tmp_path):
-    from rvtutorial import reading
+def with_tagged_masks(cfg, found):
+    "The same configuration with the label files as stock users name them."
+    from rvtutorial.config import make_scene
+
+    classes, groups = cfg.dataset.class_config, ("train", "validation", "test")
+    for group, split in zip(groups, ("train", "val", "test"), strict=True):
+        made = [
+            make_scene(s.id, s.image, s.label, classes, label_values={255: 0, 0: 1})
+            for s in found[split]
+        ]
+        setattr(cfg.dataset, f"{group}_scenes", made)
+    return cfg
+
+
+def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
+    "And then it trains, evaluates and counts as Raster Vision does."
+    from rvtutorial import engine, metrics, reading
+    from rvtutorial.runs import Run
 
     data = make_set(tmp_path / "d", tags(nodata=255), hole=False)
     cfg = config_of(data, tmp_path / "run", label_values=TWO)
     assert reading.hidden_classes(cfg.dataset) == []
-    from rvtutorial.config import make_scene
+    found = find_splits(data, "i_{id}.tif", "m_{id}.tif")
+    engine.run(with_tagged_masks(cfg, found))
+    told = capsys.readouterr().out
+    assert told.count("declare 255 as no data") == 1
+    assert "4 label rasters" in told and "the class building" in told
+    assert "Raster Vision reads such pixels as background" in told
+    run = Run(tmp_path / "run")
+    items = run.evaluation("validation")["overall"]
+    (building,) = (i for i in items if i.get("class_name") == "building")
+    counts = building["conf_mat_dict"]
+    assert counts["TP"] + counts["FN"] == 0  # as stock reads them
+    ours = metrics.count_rasters(
+        run.label("3"), run.prediction("3"), ("building", "background", "null"),
+        **metrics.label_meaning(run, "3"),
+    )  # fmt: skip
+    assert ours.total[0].sum() == 0 and ours.total[:, 0].sum() == counts["FP"]
 
-    scenes_of = find_splits(data, "i_{id}.tif", "m_{id}.tif")
-    for group, split in (("train_scenes", "train"), ("validation_scenes", "val")):
-        made = [
-            make_scene(s.id, s.image, s.label, cfg.dataset.class_config,
-                       label_values={255: 0, 0: 1})
-            for s in scenes_of[split]
-        ]  # fmt: skip
-        setattr(cfg.dataset, group, made)
-    (told,) = reading.hidden_classes(cfg.dataset)
-    assert "255" in told and "building" in told and "background" in told
-    assert "m_1.tif" in told and "3 label rasters" in told
+
+@pytest.mark.parametrize("nodata", [None, 0, 7])
+def test_a_tag_that_hides_nothing_is_not_mentioned(tmp_path, nodata):
+    from rvtutorial import reading
+
+    data = make_set(tmp_path / "d", tags(nodata=nodata), hole=False)
+    cfg = config_of(data, tmp_path / "run", label_values=TWO)
+    found = find_splits(data, "i_{id}.tif", "m_{id}.tif")
+    assert reading.hidden_classes(with_tagged_masks(cfg, found).dataset) == []
 
 
 def test_drawing_a_scene_with_a_mask(tmp_path):
