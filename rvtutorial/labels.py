@@ -134,11 +134,22 @@ def open_image(
                 f"{path} is no raster that GDAL can open; {remedy}"
             ) from err
     try:
+        _refuse_cut(file, path)
         refuse_several(file, path)
     except ValueError:
         file.close()
         raise
     return file
+
+
+def _refuse_cut(f, path):
+    "ValueError for a PNG without its end, which GDAL fills up without a word."
+    if f.driver != "PNG":
+        return
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**16))
+        if b"IEND" not in file.read():
+            raise ValueError(f"{path} is cut off; copy or download it again")
 
 
 def refuse_several(

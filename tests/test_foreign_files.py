@@ -341,6 +341,28 @@ def test_broken_label_files_are_named(pair, tmp_path, name, data, words):
     assert name in told and words in told
 
 
+@pytest.mark.parametrize("driver", ["PNG", "JPEG", "GTiff"])
+@pytest.mark.parametrize("what", ["image", "label"])
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_rasters_that_are_cut_off(pair, tmp_path, driver, what, share):
+    "GDAL reads the first part of a PNG and makes up the rest."
+    mask = np.zeros((1, SIZE, SIZE), np.uint8)
+    mask[:, ::3] = 255
+    place = {} if driver == "GTiff" else dict(crs=None, transform=None)
+    image = write_image(tmp_path / f"c.{driver}", driver=driver, **place)
+    label = write_image(tmp_path / "m.tif", pixels=mask, compress="deflate")
+    if what == "label":
+        label = write_image(
+            tmp_path / f"m.{driver}.png", pixels=mask, driver=driver, **place
+        )
+        image = tmp_path / "i.tif"
+    cut = label if what == "label" else image
+    cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * share)])
+    said = "255:building,0:background"
+    told = problem(pair, label, image, label_values=said)
+    assert str(cut) in told and "cut off" in told
+
+
 def test_a_zip_without_labels_is_named(pair, tmp_path):
     with zipfile.ZipFile(tmp_path / "l.zip", "w") as file:
         file.writestr("readme.txt", "x")
