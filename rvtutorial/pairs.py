@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'Scene', 'find_scenes', 'find_splits', 'split_scenes', 'write_table',
-           'outlines', 'leaks', 'DataError', 'scene_mask', 'read_all', 'label_facts', 'odd_ones', 'scene_row',
-           'label_rings', 'building_sizes', 'band_histograms', 'sampled_range', 'dataset_digest', 'clean_labels']
+           'outlines', 'leaks', 'DataError', 'scene_mask', 'read_all', 'labelled_share', 'label_facts', 'odd_ones',
+           'scene_row', 'label_rings', 'building_sizes', 'band_histograms', 'sampled_range', 'dataset_digest',
+           'clean_labels']
 
 # %% ../nbs/D4_pairs.ipynb #9c60d3a6
 import hashlib
@@ -17,22 +18,24 @@ from pathlib import Path
 
 import numpy as np
 
+from . import validity
 from rvtutorial.labels import (
     check_grid,
     class_ids,
-    data_mask,
     image_info,
     is_clean,
     is_raster,
     mask_values,
     moved,
     open_image,
+    label_fit,
     pixel_size,
     read_image,
     read_shapes,
     strips,
     write_clean,
 )
+from .places import on_earth, square_metres
 from .runs import natural_key
 from .sources import IMAGE_NAME, LABEL_NAME
 
@@ -294,10 +297,9 @@ def outlines(
         (s, x.id, image_info(x.image)) for s, found in splits.items() for x in found
     ]
     rows = [r for r in rows if r[2].georeferenced]
-    parts = [
-        geopandas.GeoSeries([i.outline()], crs=i.crs.to_wkt()).to_crs("EPSG:4326")[0]
-        for *_, i in rows
-    ]
+    parts = [on_earth(i.crs, i.transform, i.shape) for *_, i in rows]
+    rows = [row for row, part in zip(rows, parts, strict=True) if not part.is_empty]
+    parts = [part for part in parts if not part.is_empty]
     columns = {"split": [r[0] for r in rows], "id": [r[1] for r in rows]}
     return geopandas.GeoDataFrame(columns, geometry=parts, crs="EPSG:4326")
 
@@ -341,8 +343,8 @@ def scene_mask(
     if scene.label is None:
         raise ValueError(f"scene {scene.id} has no labels")
     if is_raster(scene.label):
-        check_grid(scene.label, info)
-        return read_image(scene.label)[0]
+        lies, labels = label_fit(scene.label, info), read_image(scene.label)[0]
+        return lies.turned(labels.repeat(lies.rows, 0).repeat(lies.columns, 1))
     frame, _ = read_shapes(scene.label, info)
     ids = class_ids(frame, class_field, classes, scene.label)
     shapes = [(s, i + 1) for s, i in zip(frame.geometry, ids, strict=True)]
@@ -352,21 +354,44 @@ def scene_mask(
     return rasterize(shapes, shape, transform=info.transform, dtype="uint8")
 
 # %% ../nbs/D4_pairs.ipynb #acb6b4af
-def read_all(path):
-    "Share of pixels without data, after reading all of them; ValueError when cut off."
+def read_all(path, zeros="empty", bands=None):
+    "What of an image is empty (`validity.Emptiness`), all of it read; ValueError when cut off."
     from rasterio.errors import RasterioError
 
     with open_image(path) as f:
-        empty, bands = 0, list(range(1, f.count + 1))
         try:
-            for window in strips(f):
-                seen = data_mask(f.read(bands, window=window), f.nodata)
-                empty += seen.size - int(np.count_nonzero(seen))
+            return validity.emptiness(f, bands, zeros)
         except RasterioError as err:
             raise ValueError(
                 f"{path} is cut off or damaged; copy or download it again"
             ) from err
-        return empty / (f.width * f.height)
+
+
+def labelled_share(frame, info):
+    "Share of the pixels of an image that lie in any of the shapes, drawn strip by strip."
+    from affine import Affine
+    from rasterio.features import rasterize
+
+    shapes, found = frame.geometry.to_numpy(), 0
+    if not len(shapes):
+        return 0.0
+    with open_image(info.path) as f:
+        for window in strips(f):
+            place = info.transform @ Affine.translation(window.col_off, window.row_off)
+            size = int(window.height), int(window.width)
+            near = frame.sindex.query(_outline(place, size), predicate="intersects")
+            if len(near):
+                drawn = rasterize(shapes[np.sort(near)], size, transform=place)
+                found += int(np.count_nonzero(drawn))
+    return found / (info.width * info.height)
+
+
+def _outline(transform, shape):
+    "Four sides in the coordinates of a raster."
+    import shapely
+
+    (high, wide), corners = shape, ((0, 0), (1, 0), (1, 1), (0, 1))
+    return shapely.Polygon([moved(transform, x * wide, y * high) for x, y in corners])
 
 # %% ../nbs/D4_pairs.ipynb #b075179c
 def label_facts(scene, info, class_field, classes):
@@ -385,7 +410,7 @@ def label_facts(scene, info, class_field, classes):
         return "raster", 0, share, notes
     frame, notes = read_shapes(scene.label, info)
     class_ids(frame, class_field, classes, scene.label)
-    share = float((scene_mask(scene, class_field, classes) > 0).mean())
+    share = labelled_share(frame, info)
     return "vector", len(frame), share, notes + ([] if len(frame) else ["no buildings"])
 
 # %% ../nbs/D4_pairs.ipynb #c439f24c
@@ -405,16 +430,15 @@ def odd_ones(
     ]
 
 # %% ../nbs/D4_pairs.ipynb #10d08924
-def scene_row(scene, class_field, classes):
+def scene_row(scene, class_field, classes, zeros="empty"):
     "One row of the table, or the sentence that says why there is none."
     try:
         info = image_info(scene.image)
-        empty = read_all(scene.image)
+        empty = read_all(scene.image, zeros)
         kind, count, share, notes = label_facts(scene, info, class_field, classes)
     except (ValueError, FileNotFoundError) as err:
         return None, f"{scene.split or 'scene'} {scene.id}: {err}"
-    if empty:
-        notes = [f"{empty:.0%} without data", *notes]
+    notes = [*empty.notes, *notes]
     if info.alpha:
         notes = [*notes, "last band is alpha"]
     if not info.georeferenced:
@@ -422,7 +446,7 @@ def scene_row(scene, class_field, classes):
     return dict(
         split=scene.split, id=scene.id, width=info.width, height=info.height,
         bands=info.bands, dtype=info.dtype, crs=info.crs.to_string() if info.crs else "",
-        pixel_m=round(float(np.mean(pixel_size(info))), 3), no_data=round(empty, 4), labels=kind,
+        pixel_m=round(float(np.mean(pixel_size(info))), 3), no_data=round(empty.share, 4), labels=kind,
         polygons=count, share=round(share, 4), notes="; ".join(notes),
     ), None  # fmt: skip
 
@@ -446,35 +470,28 @@ def building_sizes(
     scenes: Iterable[Scene],  # Scenes with vector labels
 ) -> np.ndarray:  # Area of each polygon in square metres
     "How large the labelled buildings are."
-    import shapely
-
     areas = []
     for scene in scenes:
-        info = image_info(scene.image)
-        frame, _ = read_shapes(scene.label, info)
-        dx, dy = pixel_size(info)
-        areas.append(
-            shapely.area(frame.geometry.to_numpy())
-            / abs(info.transform.determinant)
-            * dx
-            * dy
-        )
+        frame, _ = read_shapes(scene.label, image_info(scene.image))
+        areas.append(square_metres(frame.geometry))
     return np.concatenate(areas) if areas else np.zeros(0)
 
 # %% ../nbs/D4_pairs.ipynb #54bd511c
 def band_histograms(
     scenes: Iterable[Scene],  # Scenes with labels
     bins: int = 128,  # Steps from 0 to the largest value
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
 ) -> tuple[
     np.ndarray, np.ndarray
 ]:  # edges (bins + 1); counts (bands, 2, bins): other, building
     "Count the values of each band, on buildings and elsewhere, where there is data."
-    scenes = list(scenes)
-    top = max(float(read_image(s.image).max()) for s in scenes) + 1
-    edges, counts = np.linspace(0, top, bins + 1), 0
+    scenes, top = list(scenes), 0.0
     for scene in scenes:
-        image, mask = read_image(scene.image), scene_mask(scene) > 0
-        seen = data_mask(image)
+        image, seen = _image_and_data(scene, zeros)
+        top = max(top, float(image[:, seen].max()) if seen.any() else 0.0)
+    edges, counts = np.linspace(0, top + 1, bins + 1), 0
+    for scene in scenes:
+        (image, seen), mask = _image_and_data(scene, zeros), scene_mask(scene) > 0
         places = (seen & ~mask, seen & mask)
         counts = counts + np.array(
             [[np.histogram(v[w], edges)[0] for w in places] for v in image]
@@ -482,18 +499,41 @@ def band_histograms(
     return edges, counts
 
 # %% ../nbs/D4_pairs.ipynb #6c4b39e3
-def sampled_range(scenes, low, high, step=7):
+def _image_and_data(scene, zeros):
+    "All pixels of a scene, and which of them hold data."
+    with open_image(scene.image) as f:
+        return f.read(), validity.valid(f, zeros=zeros)
+
+
+def sampled_range(scenes, low, high, step=7, zeros="empty"):
     """Percentiles `low` and `high` (0 to 100) of each band, where there is data.
 
-    For any type of image; from every `step`-th pixel each way. Two lists of floats, lowest
-    and highest; the second is at least 1e-6 above the first.
+    For any type of image; from every `step`-th pixel each way, or fewer of a large image.
+    Two lists of floats, lowest and highest; the second is at least 1e-6 above the first.
     """
-    pixels = []
-    for scene in scenes:
-        image = read_image(scene.image)[:, ::step, ::step]
-        pixels.append(image[:, data_mask(image, image_info(scene.image).nodata)])
+    pixels = [part for s in scenes for part in _sampled(s.image, step, zeros)]
+    if not sum(part.shape[1] for part in pixels):
+        raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
     a, b = np.percentile(np.concatenate(pixels, 1).astype(float), (low, high), axis=1)
     return a.tolist(), np.maximum(b, a + 1e-6).tolist()
+
+
+def _sampled(path, step, zeros):
+    "Every so many pixels of an image that hold data, (bands, n) from each strip."
+    import rasterio
+
+    with open_image(path) as f, rasterio.Env(GDAL_CACHEMAX=validity.CACHE):
+        step = max(
+            step, round((f.width * f.height / 2**22) ** 0.5)
+        )  # 4 million at most
+        look = validity.Validity(f, zeros=zeros)
+        for window in strips(f):
+            image = f.read(window=window)
+            seen = look.valid(window, pixels=image[look.bands])
+            part = np.s_[
+                -int(window.row_off) % step :: step, -int(window.col_off) % step :: step
+            ]
+            yield image[:, *part][:, seen[part]]
 
 # %% ../nbs/D4_pairs.ipynb #be4d1d4d
 def _bytes_of(path, ends):

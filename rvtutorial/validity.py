@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CACHE', 'LIMIT', 'PATCH', 'ZEROS', 'colour_bands', 'alpha_bands', 'windows_of', 'no_numbers', 'stands_for', 'cleared',
-           'in_patches', 'check_zeros', 'Validity', 'valid', 'Emptiness', 'emptiness', 'fill_values']
+           'in_patches', 'all_zero', 'check_zeros', 'Validity', 'valid', 'Emptiness', 'emptiness', 'fill_values']
 
 # %% ../nbs/D5_validity.ipynb #b314fb4c
 from collections.abc import Iterator
@@ -139,7 +139,19 @@ def in_patches(
         return None
     return (size >= smallest)[patch]
 
-# %% ../nbs/D5_validity.ipynb #3191a634
+# %% ../nbs/D5_validity.ipynb #85b82bb3
+def all_zero(
+    pixels: np.ndarray,  # (bands, height, width)
+) -> np.ndarray:  # bool (height, width)
+    "Where all bands are 0."
+    zero = pixels[0] == 0
+    for band in pixels[1:]:
+        if not zero.any():
+            break
+        zero &= band == 0
+    return zero
+
+
 ZEROS = ("empty", "data")
 
 
@@ -194,12 +206,17 @@ class Validity:
         asked = self.declared or self.masks or self.alphas or self.zeros == "empty"
         return numbers and not asked
 
-    def valid(self, window=None, shape=None) -> np.ndarray:  # bool (height, width)
-        "Which pixels of a window hold data; without a window, of the whole raster."
+    def valid(
+        self,
+        window=None,  # None: the whole raster
+        shape=None,  # Rows and columns of the result, to read thinned out
+        pixels=None,  # (bands, height, width) of `self.bands`, if they have been read
+    ) -> np.ndarray:  # bool (height, width)
+        "Which pixels of a window hold data."
         if window is None and shape is None:
             return self._whole()
         seen = None
-        for _, empty in self._empty(window, shape):
+        for _, empty in self.empty(window, shape, pixels):
             seen = ~empty if seen is None else seen & ~empty
         if seen is None:
             size = shape or (int(window.height), int(window.width))
@@ -213,9 +230,10 @@ class Validity:
             out[rows, columns] = self.valid(window)
         return out
 
-    def _empty(self, window, shape=None):
-        "Reasons, and the pixels that they hold for; of those that hold for any."
-        pixels = self._read(self.bands, window, shape)
+    def empty(self, window, shape=None, pixels=None):
+        "Pairs of a reason and the pixels (bool) without data for it, where there are any."
+        if pixels is None:
+            pixels = self._read(self.bands, window, shape)
         for why, empty in self._by_value(pixels):
             if empty.any():
                 yield why, empty
@@ -238,7 +256,7 @@ class Validity:
         for value, places in self.declared.items():
             some = pixels if len(places) == len(pixels) else pixels[places]
             if value == 0:
-                yield "declared nodata 0", _all_zero(some)
+                yield "declared nodata 0", all_zero(some)
                 continue
             value = float(value)
             yield f"declared nodata {value:g}", stands_for(some, value).any(0)
@@ -253,9 +271,9 @@ class Validity:
 
     def _zero(self, pixels, window, shape=None):
         "Which pixels are 0 in all bands of the file, None: none."
-        zero = _all_zero(pixels)
+        zero = all_zero(pixels)
         if zero.any() and self.others:
-            zero &= _all_zero(self._read(self.others, window, shape))
+            zero &= all_zero(self._read(self.others, window, shape))
         return zero if zero.any() else None
 
     def _large(self, pixels, window, shape):
@@ -284,16 +302,6 @@ class Validity:
         around = Window(x, y, wide, min(bottom + more, self.dataset.height) - y)
         zero = self._zero(self._read(self.bands, around, None), around)
         return in_patches(zero)[top - y : bottom - y, left - x : right - x]
-
-
-def _all_zero(pixels):
-    "(height, width), True where all bands are 0."
-    zero = pixels[0] == 0
-    for band in pixels[1:]:
-        if not zero.any():
-            break
-        zero &= band == 0
-    return zero
 
 # %% ../nbs/D5_validity.ipynb #15b7a19a
 def valid(
@@ -351,7 +359,7 @@ def emptiness(
     with rasterio.Env(GDAL_CACHEMAX=CACHE):
         for window in windows_of(dataset):
             known = None
-            for why, empty in look._empty(window):
+            for why, empty in look.empty(window):
                 new = empty if known is None else empty & ~known
                 count = int(np.count_nonzero(new))
                 known = empty if known is None else known | empty
