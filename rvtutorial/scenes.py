@@ -15,6 +15,7 @@ from rvtutorial.labels import (  # noqa: F401
     data_mask,
     image_info,
     is_raster,
+    open_image,
     pixel_size,
     read_image,
     read_shapes,
@@ -42,6 +43,7 @@ from rvtutorial.pairs import (  # noqa: F401
     split_scenes,
     write_table,
 )
+from .validity import Validity
 from rvtutorial.sources import (  # noqa: F401
     ensure_data,
     fetch_spacenet,
@@ -61,16 +63,21 @@ def stretch(
     low: float = 2,  # Percentile that becomes black
     high: float = 98,  # Percentile that becomes white
     rgb: tuple | None = None,  # Bands shown as red, green, blue; None: a usual choice
+    seen: np.ndarray
+    | None = None,  # (height, width), True where there is data; None: by value
 ) -> np.ndarray:  # (height, width, 3), float32 from 0 to 1
     "Stretch each band between two of its percentiles; pixels without data stay black."
     if rgb is None:
         rgb = {1: (0, 0, 0), 2: (0, 0, 0), 8: (4, 2, 1)}.get(len(image), (0, 1, 2))
-    seen, out = data_mask(image), np.zeros((*image.shape[1:], 3), np.float32)
+    seen = data_mask(image) if seen is None else seen
+    out = np.zeros((*image.shape[1:], 3), np.float32)
     if seen.any():
         for k, band in enumerate(rgb):
             a, b = np.percentile(image[band][seen], (low, high))
-            scaled = (image[band].astype(np.float32) - a) / max(b - a, 1e-6)
-            out[..., k] = np.where(seen, np.clip(scaled, 0, 1), 0)
+            known = np.where(seen, image[band], a).astype(np.float32)
+            out[..., k] = np.where(
+                seen, np.clip((known - a) / max(b - a, 1e-6), 0, 1), 0
+            )
     return out
 
 # %% ../nbs/04_dataset.ipynb #e6fce4db
@@ -89,7 +96,10 @@ def plot_scene(
         ax = _figure(5, 5).subplots()
     top = -info.height * dy if placed else 0
     extent = (0, info.width * dx, top + info.height * dy, top)
-    ax.imshow(stretch(read_image(scene.image, max_size)), extent=extent)
+    pixels = read_image(scene.image, max_size)
+    with open_image(scene.image) as file:
+        seen = Validity(file).valid(shape=pixels.shape[1:])
+    ax.imshow(stretch(pixels, seen=seen), extent=extent)
     title = f"scene {scene.id}"
     if scene.label and is_raster(scene.label):
         mask = read_image(scene.label, max_size)
@@ -115,9 +125,11 @@ def check_scenes(
     bands: int | None = None,  # Bands of every image; None: what most have
     class_field: str | None = None,  # Attribute of vector labels that holds the class
     classes=("building", "background"),  # Class names in order, or {value: id}
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
 ):  # -> DataFrame, one row per scene
-    """Read every image and label file once and describe it.
+    """Read every image and label file once and describe it, in bounded memory.
 
+    `no_data` is the share of pixels without data, and the notes say why they hold none.
     Raises DataError, which names all scenes that cannot be used and what would help.
     """
     import pandas as pd
@@ -126,7 +138,7 @@ def check_scenes(
     if isinstance(scenes, dict):
         scenes = [scene for found in scenes.values() for scene in found]
     bar = tqdm(scenes, desc="checking", unit="scene", disable=len(scenes) < 100)
-    rows = [scene_row(scene, class_field, classes) for scene in bar]
+    rows = [scene_row(scene, class_field, classes, zeros) for scene in bar]
     table = pd.DataFrame([row for row, _ in rows if row])
     problems = [problem for _, problem in rows if problem]
     problems += odd_ones(table, "bands", bands) + odd_ones(table, "dtype")
@@ -203,6 +215,7 @@ def percentiles(
     low: float = 2,  # Percentile that becomes 0
     high: float = 98,  # Percentile that becomes 1
     most: int = 200,  # Of more scenes than this, as many are taken at equal steps
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
 ) -> tuple[list[float], list[float]]:  # One number per band, twice
     """Find the range of each band over all pixels with data; exact for 8 and 16 bits.
 
@@ -219,8 +232,8 @@ def percentiles(
         ]
     dtype = image_info(scenes[0].image).dtype
     if dtype not in ("uint8", "uint16"):
-        return sampled_range(scenes, low, high)
-    counts = sum(value_counts(s.image, np.iinfo(dtype).max) for s in scenes)
+        return sampled_range(scenes, low, high, zeros=zeros)
+    counts = sum(value_counts(s.image, np.iinfo(dtype).max, zeros) for s in scenes)
     if not counts.any():
         raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
     cut = [
@@ -241,8 +254,10 @@ def plot_map(
     for (split, rows), colour in zip(
         frame.groupby("split", sort=False), COLOURS, strict=False
     ):
-        for shape in rows.geometry:
-            axes.fill(*shape.exterior.xy, facecolor=colour, alpha=0.5, edgecolor=colour)
+        for (
+            part
+        ) in rows.geometry.explode().exterior:  # two where 180 degrees are crossed
+            axes.fill(*part.xy, facecolor=colour, alpha=0.5, edgecolor=colour)
         axes.fill([], [], color=colour, alpha=0.5, label=f"{split} ({len(rows)})")
     middle = np.radians(frame.total_bounds[[1, 3]].mean()) if len(frame) else 0.0
     axes.set(
