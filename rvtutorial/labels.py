@@ -137,7 +137,7 @@ def data_mask(
 
 # %% ../nbs/D2_labels.ipynb #c90e7bde
 def strips(f):
-    "Windows that cover an open raster once, of 32 MiB at most, however wide it is."
+    "Windows that cover an open raster once, of 8 MiB at most, however wide it is."
     return list(validity.windows_of(f))
 
 

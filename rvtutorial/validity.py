@@ -32,16 +32,16 @@ def alpha_bands(
     used = colour_bands(dataset) if bands is None else bands
     return [i for i in range(dataset.count) if i not in {*colour_bands(dataset), *used}]
 
-# %% ../nbs/D5_validity.ipynb #e286f41c
+# %% ../nbs/D5_validity.ipynb #b3ca6ec7
 CACHE = (
-    64 * 2**20
+    32 * 2**20
 )  # Bytes that GDAL may keep of a file; it would take 5 % of all memory
 
 
 def windows_of(
     dataset,  # An open raster
     side: int = 2048,  # Pixels; what is read at once stays within its square
-    most: int = 2**25,  # Bytes of all bands together
+    most: int = 2**23,  # Bytes of all bands together
 ) -> Iterator:  # Of rasterio's windows
     "Windows that cover a raster once, follow its own blocks and are of bounded size."
     from rasterio.windows import Window
