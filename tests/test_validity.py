@@ -293,3 +293,239 @@ def test_large_scenes_are_checked_in_little_memory(tmp_path, shape):
     tall = (500 * 1000 + 2 * (shape[0] - 1000)) / np.prod(shape)
     assert share == pytest.approx(tall, abs=1e-4) and share > 0
     assert most < 420  # of which 150 MB are Python and its libraries
+
+
+# maps
+
+
+def three(chips):
+    "Scores of three classes by a rule that a pixel alone decides; refuses odd numbers."
+    assert np.isfinite(chips).all() and (np.abs(chips) < 1e6).all()
+    bright = chips.astype("float32").sum(-1) % 7 / 7
+    return np.stack([bright, 1 - bright, np.zeros_like(bright)], 1)
+
+
+def mapped(path, out, **more):
+    "Labels and scores of a map, and how many chips were predicted."
+    from rvtutorial.mapping import map_images
+
+    how = dict(classes=["building", "background", "null"], chip_sz=32, scores="float32")
+    told = map_images(path, three, out, polygons=False, **how | more)
+    folder = next(out.iterdir())
+    with rasterio.open(folder / "labels.tif") as file:
+        labels = file.read(1)
+    with rasterio.open(folder / "scores.tif") as file:
+        return labels, file.read(), told["chips"]
+
+
+def test_maps_are_empty_where_the_check_says_so(case, tmp_path):
+    path, _ = case
+    labels, scores, _ = mapped(path, tmp_path / "out")
+    assert ((labels == 255) == HOLE).all()
+    assert ((scores == 0).all(0) == HOLE).all()
+
+
+def test_zeros_are_mapped_on_request(tmp_path):
+    pixels = image(3)
+    pixels[:, HOLE] = 0
+    labels, *_ = mapped(
+        write(tmp_path / "a.tif", pixels), tmp_path / "out", zeros="data"
+    )
+    assert (labels != 255).all()
+
+
+@pytest.mark.parametrize("blend", ["cosine", "mean", "votes"])
+def test_empty_windows_are_not_predicted_and_nothing_else_changes(
+    tmp_path, blend, monkeypatch
+):
+    from rvtutorial import mapfiles
+
+    pixels = np.random.default_rng(0).integers(1, 250, (3, 900, 700)).astype("uint8")
+    pixels[:, 40:800, 100:600] = 0
+    pixels[:, 300:305, 300:305] = 8  # an island in the hole
+    pixels[:, 500:505, 500:510] = np.where(np.eye(5, 10), 9, 0)
+    how = dict(blend=blend, stride=20)
+    path = write(tmp_path / "a.tif", pixels)
+    *maps, chips = mapped(path, tmp_path / "out", **how)
+    monkeypatch.setattr(mapfiles.Raster, "empty", lambda *_: False)
+    *others, every = mapped(path, tmp_path / "again", **how)
+    assert chips < 0.55 * every
+    for mine, theirs in zip(maps, others, strict=True):
+        assert (mine == theirs).all()
+    with rasterio.open(path) as file:
+        assert ((maps[0] == 255) == ~valid(file)).all()
+
+
+def test_an_image_without_data_becomes_a_map_without_data(tmp_path):
+    path = write(tmp_path / "a.tif", np.zeros((3, 400, 2000), "uint8"))
+    labels, scores, chips = mapped(path, tmp_path / "out")
+    assert (labels == 255).all() and not scores.any() and chips == 0
+
+
+def test_rows_are_looked_at_once_and_again_when_asked_again(tmp_path):
+    from rvtutorial.mapfiles import Raster
+
+    pixels = image(3)
+    pixels[:, HOLE] = 0
+    raster = Raster(write(tmp_path / "a.tif", pixels))
+    assert raster.valid(0, 15) is None
+    assert (raster.valid(15, 100) == ~HOLE[15:100]).all()
+    assert (raster.valid(0, 200) == ~HOLE).all()
+    assert raster.empty(25, 40, 20) and not raster.empty(25, 71, 20)
+    assert not raster.empty(-10, -10, 30)
+    raster.close()
+
+
+# runs
+
+
+def spoiled(path, how):
+    "An image of floats with a corner that holds nothing, said in one of many ways."
+    with rasterio.open(path) as file:
+        pixels, profile = file.read().astype("float32"), file.profile
+    profile |= dict(dtype="float32", predictor=1)
+    if how == "nan":
+        pixels[:, :90, :60] = np.nan
+    elif how == "nan in one band":
+        pixels[1, :90, :60] = np.nan
+    elif how == "-9999 in one band":
+        pixels[2, :90, :60], profile["nodata"] = -9999, -9999
+    else:
+        pixels[:, :90, :60], profile["nodata"] = np.float32(-3.4028235e38), -3.4e38
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(pixels)
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory):
+    "Sample scenes as floats, each with a corner without data."
+    from rvtutorial.sources import make_sample_scenes
+
+    folder = tmp_path_factory.mktemp("floats")
+    make_sample_scenes(folder, n_train=4, n_val=1, n_test=1, size=200)
+    ways = ["nan", "nan in one band", "-9999 in one band", "rounded", "nan", "rounded"]
+    for path, how in zip(sorted(folder.rglob("*.tif")), ways, strict=True):
+        spoiled(path, how)
+    return folder
+
+
+def configured(data, out, **more):
+    "A tiny run."
+    from rvtutorial.config import get_config
+
+    how = dict(epochs=2, max_windows=2, chip_sz=100, stride_length=100, batch_sz=4)
+    return get_config("inprocess", out, "smoke", data, **how | more)
+
+
+@pytest.mark.slow
+def test_no_number_that_is_none_reaches_the_network(floats, tmp_path):
+    "Plain Raster Vision builds the scenes; all that it reads is finite and of usual size."
+    from rastervision.pipeline.config import build_config
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    cfg = build_config(configured(floats, tmp_path / "run").dict())
+    for scene in cfg.dataset.all_scenes:
+        scene.label_store = None
+        with get_tmp_dir() as tmp:
+            made = scene.build(cfg.dataset.class_config, tmp)
+        chip = made.raster_source.get_chip(made.raster_source.extent)
+        assert np.isfinite(chip).all() and np.abs(chip).max() < 1e4
+        corner = made.label_source.get_label_arr()[:90, :60]
+        judged = scene.id in [s.id for s in cfg.dataset.validation_scenes]
+        assert (corner == 2).all() or not judged
+
+
+@pytest.mark.slow
+def test_a_run_of_such_scenes_is_trained_and_maps_nothing_there(floats, tmp_path):
+    from rvtutorial import engine
+    from rvtutorial.runs import Run
+
+    engine.run(configured(floats, tmp_path / "run"), progress=False)
+    log = Run(tmp_path / "run").log()
+    assert np.isfinite(log[["train_loss", "val_loss"]]).all(axis=None)
+    images = sorted(floats.rglob("*.tif"))
+    maps = engine.predict(tmp_path / "run", images, tmp_path / "maps", progress=False)
+    for image_path, folder in zip(maps.image, maps.folder, strict=True):
+        with rasterio.open(f"{folder}/labels.tif") as file:
+            labels = file.read(1) == 255
+        assert labels[:90, :60].all() and not labels[90:, 60:100].any()
+        table = scenes.check_scenes([Scene("1", image_path)])
+        assert table.no_data[0] == pytest.approx(labels.mean(), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_infinite_values_are_refused_before_anything_is_written(floats, tmp_path):
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(floats, data)
+    path = sorted(data.rglob("*.tif"))[0]
+    with rasterio.open(path, "r+") as file:
+        pixels = file.read()
+        pixels[0, 150:, 150:] = np.inf
+        file.write(pixels)
+    with pytest.raises(ValueError, match="holds infinite values"):
+        configured(data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_remembers_that_zeros_are_data(tmp_path):
+    from rvtutorial import engine
+    from rvtutorial.sources import make_sample_scenes
+
+    data = tmp_path / "data"
+    make_sample_scenes(data, n_train=2, n_val=1, n_test=1, size=200)
+    for path in data.rglob("*.tif"):
+        with rasterio.open(path, "r+") as file:
+            pixels = file.read()
+            pixels[:, :90, :60] = 0
+            file.write(pixels)
+    run = tmp_path / "run"
+    cfg = configured(data, run, zeros="data", epochs=1)
+    assert not (run / "labels").exists() or not list((run / "labels").iterdir())
+    engine.run(cfg, progress=False)
+    said = dict(images=path, progress=False)
+    for zeros, empty in ((None, False), ("data", False), ("empty", True)):
+        out = tmp_path / f"maps-{zeros}"
+        engine.predict(run, out=out, zeros=zeros, **said)
+        with rasterio.open(next(out.rglob("labels.tif"))) as file:
+            assert ((file.read(1) == 255)[:90, :60] == empty).all()
+    with pytest.raises(ValueError, match="another configuration|other settings|zeros"):
+        configured(data, run, epochs=1)
+    with pytest.raises(ValueError, match="zeros must be"):
+        configured(data, tmp_path / "other", zeros="no")
+
+
+# real files
+
+
+def test_real_scenes_without_data(shared_data):
+    rio = shared_data("spacenet1_rio")
+    found = scenes.find_scenes(
+        rio, "images/3band_013022223130_Public_img{id}.tif", None
+    )
+    table = scenes.check_scenes(found).set_index("id")
+    assert table.no_data["58"] == 1 and table.no_data["59"] == pytest.approx(
+        0.95, abs=0.01
+    )
+    assert table.no_data["60"] == pytest.approx(0.37, abs=0.01)
+    assert "0 in all bands, undeclared" in table.notes["60"]
+    atlanta = next(shared_data("spacenet4_atlanta").glob("images/*.tif"))
+    assert scenes.check_scenes([Scene("1", atlanta)]).no_data[0] == 0
+    seven = next(shared_data("spacenet7").glob("images/*.tif"))
+    assert scenes.check_scenes([Scene("1", seven)]).no_data[0] == 0
+
+
+def test_real_tiles_with_alpha(shared_data):
+    tiles = sorted(shared_data("openaerialmap_kampala").glob("images/*.png"))
+    seen = 0
+    for path in tiles[:40]:
+        with rasterio.open(path) as file:
+            if file.count == 4:
+                clear = file.read(4) == 0
+                assert not valid(file)[clear].any()
+                found = emptiness(file)
+                assert ("alpha in band 4" in found.why) == clear.any()
+                seen += clear.any()
+    assert seen
