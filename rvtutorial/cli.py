@@ -516,6 +516,8 @@ def _short(rows: list[dict]) -> list[dict]:
 @click.option("--blend", type=click.Choice(["cosine", "mean", "votes"]), default="cosine",
               show_default=True, help="How overlapping chips are joined.")  # fmt: skip
 @click.option("--bands", help="Such as 3,2,1, counted from 1.")
+@click.option("--zeros", type=click.Choice(["empty", "data"]),
+              help="Patches that are 0 in all bands; as the run by default.")  # fmt: skip
 @click.option("--batch-sz", type=int, help="Chips that are predicted together.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
               default="auto", show_default=True, help="Numbers to compute with.")  # fmt: skip

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PERCENTILES', 'data_folder', 'shape_of', 'read_bands', 'band_order', 'shown_as_bands', 'without_alpha',
-           'look_at_data', 'allow_open_files', 'no_data', 'burn_null', 'own_labels', 'labels_of_run', 'input_range',
-           'make_transform', 'class_weights', 'check_pretrained', 'what_is_asked', 'open_folder', 'begun']
+           'look_at_data', 'fills_of', 'allow_open_files', 'no_data', 'burn_null', 'own_labels', 'labels_of_run',
+           'input_range', 'make_transform', 'class_weights', 'check_pretrained', 'what_is_asked', 'open_folder',
+           'begun']
 
 # %% ../nbs/D3_inputs.ipynb #9a52ed58
 import hashlib
@@ -36,12 +37,12 @@ import rasterio.shutil
 import torch
 from affine import Affine
 from rasterio.enums import ColorInterp
-from rasterio.features import shapes, sieve
+from rasterio.features import shapes
 from rasterio.warp import transform_geom
 from rastervision.core.data import ClassConfig
 from torchvision.models import get_model_weights
 
-from . import masks, scenes
+from . import masks, scenes, validity
 from .labels import alpha_bands, check_grid, image_info, is_raster
 from rvtutorial.runs import (
     Hyperparams,
@@ -170,28 +171,31 @@ def without_alpha(
 # %% ../nbs/D3_inputs.ipynb #afcf7f2c
 def look_at_data(
     hp: Hyperparams,  # chip_sz, max_windows
-    where: dict,  # data, patterns, class_field, label_values, layer, bands
+    where: dict,  # data, patterns, class_field, label_values, layer, bands, zeros
     classes: ClassConfig,  # The classes
-) -> dict:  # splits, shapes by scene id, holes, order of bands, values, limits
+) -> dict:  # splits, shapes by scene id, holes, order of bands, values, limits, fills
     "Find the scenes and refuse what cannot be trained on, before anything is written."
     patterns = where["image_pattern"], where["label_pattern"]
     splits = scenes.find_splits(where["data"], *patterns)
+    zeros = validity.check_zeros(where.get("zeros"))
     names = ("class_field", "label_values", "layer")
     labels = {name: where.get(name) for name in names}
     with tempfile.TemporaryDirectory() as tmp:
         shown = shown_as_bands(splits, where.get("bands"), tmp)
         try:
-            table = scenes.check_scenes(shown, classes=classes.names[:-1], **labels)
+            more = dict(classes=classes.names[:-1], zeros=zeros)
+            table = scenes.check_scenes(shown, **labels, **more)
         except scenes.DataError as err:
             raise _about_images(err, shown, splits) from None
         _refuse_untrainable(hp, table, len(splits["train"]))
         order = band_order(where.get("bands"), splits)
-        limits = input_range(shown["train"], hp.scaling, order)
+        limits = input_range(shown["train"], hp.scaling, order, zeros)
     shapes = {s.id: shape_of(s.image) for found in splits.values() for s in found}
     holes = set(table.id[table.no_data > 0])
     values = masks.read_meaning(where.get("label_values"), classes.names)
     found = {"splits": splits, "shapes": shapes, "holes": holes}
-    return found | {"order": order, "values": values, "limits": limits}
+    found |= {"order": order, "values": values, "limits": limits}
+    return found | {"fills": fills_of(splits)}
 
 
 def _refuse_untrainable(hp, table, train):
@@ -214,6 +218,29 @@ def _about_images(error, shown, splits):
             problems = problems.replace(str(view.image), str(scene.image))
     return scenes.DataError(problems.split("\n"))
 
+
+def fills_of(
+    splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
+) -> (
+    list[int] | None
+):  # Such as [-340282346638528859811704183484516925440]; None: no floats
+    """Values of float images that are no measurement, and that the network must not see.
+
+    Raises ValueError for infinite values, which no transformer of Raster Vision removes.
+    """
+    found, floats = set(), False
+    for image in (scene.image for some in splits.values() for scene in some):
+        with rasterio.open(image) as file:
+            if not any(np.dtype(kind).kind == "f" for kind in file.dtypes):
+                continue
+            floats, values = True, validity.fill_values(file)
+        if not np.isfinite(list(values)).all():
+            raise ValueError(
+                f"{image} holds infinite values: write nan or a declared nodata value there"
+            )
+        found |= values
+    return sorted(map(int, found)) if floats else None
+
 # %% ../nbs/D3_inputs.ipynb #17954cdf
 def allow_open_files(
     scenes: int,  # Number of scenes
@@ -234,14 +261,12 @@ def allow_open_files(
 # %% ../nbs/D3_inputs.ipynb #94ec1aaf
 def no_data(
     image: str | Path,  # A raster
-    smallest: int = 64,  # Pixels; smaller dark specks are shadows, not holes
+    zeros: str
+    | None = None,  # Patches that are 0 in all bands: "empty" (None), or "data"
 ) -> np.ndarray | None:  # (rows, columns), True where there is no data; None: nowhere
-    "Where all bands of an image are zero, or hold the value that stands for nothing."
+    "Where an image holds no data, as `validity.valid` says."
     with rasterio.open(image) as file:
-        empty = ~scenes.data_mask(file.read(), file.nodata)
-    if empty.sum() < smallest:
-        return None
-    empty &= sieve(empty.astype("uint8"), smallest).astype(bool)
+        empty = ~validity.valid(file, zeros=validity.check_zeros(zeros))
     return empty if empty.any() else None
 
 # %% ../nbs/D3_inputs.ipynb #64808434
@@ -275,10 +300,12 @@ def own_labels(
     class_field: str | None = None,  # Attribute of vector labels that holds the class
     holes: bool = True,  # Look for pixels without data, and label them null
     layer: str | None = None,  # Layer of vector labels; None: the only one
+    zeros: str
+    | None = None,  # Patches that are 0 in all bands: "empty" (None), or "data"
 ) -> tuple[Path, dict | None]:  # The label file, and what the numbers of a raster mean
     "Labels as Raster Vision needs them, with `null` where there is no data."
     names, null = classes.names, classes.null_class_id
-    empty = no_data(scene.image) if holes else None
+    empty = no_data(scene.image, zeros) if holes else None
     if is_raster(scene.label):
         info, mask = image_info(scene.image), masks.look_at_mask(scene.label)
         check_grid(scene.label, info)
@@ -300,7 +327,7 @@ def own_labels(
 def labels_of_run(folder, hp, where, found, splits, classes) -> dict:
     "The labels of all scenes as a run uses them; its own copies lie in its folder."
     place, made = Path(folder) / "labels", {}
-    how = dict(class_field=where["class_field"], layer=where["layer"])
+    how = {name: where.get(name) for name in ("class_field", "layer", "zeros")}
     for split, some in splits.items():
         marked = hp.null == "ignore" and split != "train"
         for s in some:
@@ -315,12 +342,15 @@ def input_range(
     train: list,  # The training scenes, and no others
     how: str,  # percentiles, none, or LO,HI
     channel_order: list,  # Bands, counted from 0
+    zeros: str
+    | None = None,  # Patches that are 0 in all bands: "empty" (None), or "data"
 ) -> tuple[list, list] | None:  # Lowest and highest value of each band
     "The values between which the imagery lives."
     if how == "none":
         return None
     if how == "percentiles":
-        low, high = scenes.percentiles(train, *PERCENTILES)
+        zeros = validity.check_zeros(zeros)
+        low, high = scenes.percentiles(train, *PERCENTILES, zeros=zeros)
         return [low[b] for b in channel_order], [high[b] for b in channel_order]
     low, high = (float(v) for v in how.split(","))
     return [low] * len(channel_order), [high] * len(channel_order)

@@ -36,6 +36,7 @@ from rvtutorial.mapfiles import (
     colour_bands,
 )
 from .runs import natural_key
+from .validity import check_zeros
 
 # %% ../nbs/E4_mapping.ipynb #7be4c3db
 def rv_starts(
@@ -312,6 +313,9 @@ class Target:
     blend: str = "mean"  # mean, votes or cosine
     null: int = 255  # Label where no window came
     close: Callable = lambda: None  # Called after the last chip has been read
+    empty: Callable | None = (
+        None  # (row, column, size) -> whether nothing is to be predicted
+    )
     cache: int = CACHE  # Bytes that GDAL may keep of its files
 
 
@@ -397,8 +401,10 @@ class _Stream(_Threads):
         events, chips = [], []
         with contextlib.closing(self.cut()) as pieces:
             for target, y, x, chip in pieces:
-                if chip is not None and _full(chips, chip, self.batch_sz):
-                    self.chips.put((events, np.stack(chips)))
+                idle = not chips and len(events) >= 1024  # much that is empty
+                if idle or (chip is not None and _full(chips, chip, self.batch_sz)):
+                    chips = np.stack(chips) if chips else None
+                    self.chips.put((events, chips))
                     events, chips = [], []
                 chips += [] if chip is None else [chip]
                 events.append((target, y, x))
@@ -406,12 +412,20 @@ class _Stream(_Threads):
         self.chips.put(None)
 
     def cut(self):
-        "All chips of all targets, and after each target one that is None."
+        """All chips of all targets, and after each target one that is None.
+
+        A window without data has no column and no chip: nothing is predicted there.
+        """
         for target in self.targets:
             self.at["reading"], size = target.name, target.plan.chip_sz
             try:
                 with rasterio.Env(GDAL_CACHEMAX=target.cache):
                     for y, x in target.plan:
+                        if target.empty and self.timed(
+                            "reading", target.empty, y, x, size
+                        ):
+                            yield target, y, None, None
+                            continue
                         chip = self.timed("reading", target.read, y, x, size)
                         yield target, y, x, chip
             finally:
@@ -432,7 +446,8 @@ class _Stream(_Threads):
                         names = target.classes, target.blend, target.null
                         band = Band(target.plan, *names, sink.put)
                     if y is not None:
-                        self.timed("writing", band.add, y, x, next(scores))
+                        if x is not None:
+                            self.timed("writing", band.add, y, x, next(scores))
                         continue
                     self.timed("writing", band.finish)
                     self.timed("writing", sink.finish)
@@ -619,7 +634,7 @@ def holes_of(
     if path is None:
         return None
     bands = [int(i) - 1 for i in source.bands_to_read]
-    return Raster(path, bands, box=tuple(source.bbox))
+    return Raster(path, bands, box=tuple(source.bbox), zeros="data")
 
 # %% ../nbs/E4_mapping.ipynb #a90cec7f
 IMAGES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
@@ -785,11 +800,13 @@ def map_images(
     prepare: Callable | None = None,  # Raster transformers: chip -> chip
     scores: str | None = None,  # Also scores.tif, of float32, float16 or uint8
     polygons: bool = True,  # Also polygons.gpkg, without background and null
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
     **options,  # batch_sz, prefetch, tell of `stream`
 ) -> dict:  # What `stream` returns, and `maps`: name -> image and folder
     """Map images of any size: labels.tif, and on demand scores.tif and polygons.gpkg.
 
-    Labels are class ids, 255 where the image has no data. ValueError when an image does
+    Labels are class ids, 255 where the image has no data (`validity.valid`); windows in
+    which it has none are not predicted. ValueError when an image does
     not suit the model, or when a folder holds the map of another image.
     """
     found, targets, maps = find_images(images, out), [], {}
@@ -804,7 +821,7 @@ def map_images(
         )  # fmt: skip
         shape = profile["height"], profile["width"]
         plan = Plan(*shape, chip_sz, stride or max(1, chip_sz // 2), crop_sz)
-        source = {"bands": bands, "shape": shape}
+        source = {"bands": bands, "shape": shape, "zeros": check_zeros(zeros)}
         target = _image_target(uri, plan, outputs, source, prepare)
         targets.append(replace(target, blend=blend, cache=cache))
         maps[name] = {"image": uri, "folder": str(folder), "differs": plan.differs}
@@ -818,7 +835,8 @@ def _image_target(uri, plan, outputs, source, prepare):
         name=uri,
         plan=plan,
         read=raster.read,
-        open=lambda: MapFiles(outputs, Raster(uri, **source)),
+        open=lambda: MapFiles(outputs, raster),
         classes=len(outputs.classes),
         close=raster.close,
+        empty=raster.empty,
     )

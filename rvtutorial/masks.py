@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .labels import ImageInfo, named, open_image
+from . import validity
+from .labels import ImageInfo, label_fit, named, open_image
 from .runs import atomic_path, near_match
 
 EXAMPLE = "255:building,0:background"
@@ -150,16 +151,13 @@ def _palette(f, band):
     )
 
 
-def _windows(f):
-    "Windows of a few million pixels."
-    from .counting import windows_of
-
-    return windows_of(f)
-
-
 def _read(f, mask, coloured, **how):
     "The pixels of a label raster: numbers as they are stored, or colours as 0xRRGGBB."
-    pixels = f.read(list(mask.bands), **how)
+    return _codes(f.read(list(mask.bands), **how), mask, coloured)
+
+
+def _codes(pixels, mask, coloured):
+    "The same of pixels that have been read, (bands, height, width)."
     if len(pixels) == 3:
         red, green, blue = pixels.astype(np.int32)
         return red << 16 | green << 8 | blue
@@ -194,7 +192,7 @@ def count_values(
     coloured = mask.colours if coloured is None else coloured
     found = Counter()
     with named(mask.path), open_image(mask.path) as f:
-        for window in _windows(f):
+        for window in validity.windows_of(f):
             pixels = _read(f, mask, coloured, window=window)
             values, times = np.unique(pixels, return_counts=True)
             if len(values) > 100 * most:
@@ -357,6 +355,7 @@ def read_classes(
     path: Path,  # A label raster
     values: dict,  # Value -> class id, from `read_meaning`
     max_size: int | None = None,  # Longest side of what is returned; None: all pixels
+    image: ImageInfo | None = None,  # On whose grid; None: as the file lies
 ) -> np.ndarray:  # (height, width), uint8: class id + 1
     "Read the classes of a label raster; ValueError for a value that means none."
     mask = look_at_mask(path)
@@ -365,7 +364,13 @@ def read_classes(
         shape = tuple(max(1, round(n / scale)) for n in f.shape)
         whole = (len(mask.bands), *shape)
         pixels = _read(f, mask, is_coloured(values), out_shape=whole)
-        return _ids(pixels, values, path)
+        ids = _ids(pixels, values, path)
+    if image is None:
+        return ids
+    lies = label_fit(path, image)
+    if max_size is None:
+        ids = ids.repeat(lies.rows, 0).repeat(lies.columns, 1)
+    return lies.turned(ids)
 
 
 def as_stock_reads(
@@ -392,7 +397,11 @@ def write_classes(
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    mask, coloured = look_at_mask(path), is_coloured(values)
+    mask, coloured, lies = (
+        look_at_mask(path),
+        is_coloured(values),
+        label_fit(path, image),
+    )
     how = dict(driver="GTiff", dtype="uint8", count=1, compress="deflate")
     how |= dict(width=image.width, height=image.height, BIGTIFF="IF_SAFER")
     if image.crs is not None:
@@ -402,8 +411,9 @@ def write_classes(
     with warnings.catch_warnings(), named(path), atomic_path(out) as partial:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with open_image(path) as f, rasterio.open(partial, "w", **how) as new:
-            for window in _windows(f):
-                ids = _ids(_read(f, mask, coloured, window=window), values, path)
+            for window in validity.windows_of(new):
+                pixels = np.stack([lies.read(f, window, band) for band in mask.bands])
+                ids = _ids(_codes(pixels, mask, coloured), values, path)
                 if empty is not None:
                     rows, columns = window.toslices()
                     ids[empty[rows, columns]] = null_id + 1

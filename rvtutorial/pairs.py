@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'RESTS', 'UNSAID', 'Scene', 'find_scenes', 'find_splits', 'split_scenes',
-           'write_table', 'outlines', 'leaks', 'DataError', 'target_class', 'scene_mask', 'read_all', 'raster_facts',
-           'label_facts', 'odd_ones', 'raster_problems', 'alpha_note', 'scene_row', 'label_rings', 'building_sizes',
-           'band_histograms', 'sampled_range', 'dataset_digest', 'clean_labels']
+           'write_table', 'outlines', 'leaks', 'DataError', 'target_class', 'scene_mask', 'read_all', 'labelled_share',
+           'raster_facts', 'label_facts', 'odd_ones', 'raster_problems', 'alpha_note', 'scene_row', 'label_rings',
+           'building_sizes', 'band_histograms', 'sampled_range', 'dataset_digest', 'clean_labels']
 
 # %% ../nbs/D4_pairs.ipynb #9c60d3a6
 import hashlib
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from . import validity
 from rvtutorial.labels import (
     alpha_bands,
     check_grid,
     class_ids,
-    data_mask,
     image_info,
     is_clean,
     is_raster,
@@ -31,12 +31,12 @@ from rvtutorial.labels import (
     named,
     open_image,
     pixel_size,
-    read_image,
     read_shapes,
     strips,
     write_clean,
 )
 from . import masks
+from .places import on_earth, square_metres
 from .runs import natural_key
 from .sources import IMAGE_NAME, LABEL_NAME
 
@@ -324,10 +324,9 @@ def outlines(
         (s, x.id, image_info(x.image)) for s, found in splits.items() for x in found
     ]
     rows = [r for r in rows if r[2].georeferenced]
-    parts = [
-        geopandas.GeoSeries([i.outline()], crs=i.crs.to_wkt()).to_crs("EPSG:4326")[0]
-        for *_, i in rows
-    ]
+    parts = [on_earth(i.crs, i.transform, i.shape) for *_, i in rows]
+    rows = [row for row, part in zip(rows, parts, strict=True) if not part.is_empty]
+    parts = [part for part in parts if not part.is_empty]
     columns = {"split": [r[0] for r in rows], "id": [r[1] for r in rows]}
     return geopandas.GeoDataFrame(columns, geometry=parts, crs="EPSG:4326")
 
@@ -395,12 +394,11 @@ def scene_mask(
     if scene.label is None:
         raise ValueError(f"scene {scene.id} has no labels")
     if is_raster(scene.label):
-        check_grid(scene.label, info)
         names = [*map(str, classes), masks.NULL]
         values = masks.read_meaning(label_values, names)
         if values is None:
             raise ValueError(f"{scene.label}: {UNSAID}")
-        found = masks.read_classes(scene.label, values)
+        found = masks.read_classes(scene.label, values, image=info)
         rest = [i + 1 for i, n in enumerate(names) if n in RESTS]
         return np.where(np.isin(found, rest), np.uint8(0), found)
     frame, _ = read_shapes(scene.label, info, layer)
@@ -412,21 +410,44 @@ def scene_mask(
     return rasterize(shapes, shape, transform=info.transform, dtype="uint8")
 
 # %% ../nbs/D4_pairs.ipynb #acb6b4af
-def read_all(path):
-    "Share of pixels without data, after reading all of them; ValueError when cut off."
+def read_all(path, zeros="empty", bands=None):
+    "What of an image is empty (`validity.Emptiness`), all of it read; ValueError when cut off."
     from rasterio.errors import RasterioError
 
     with open_image(path) as f:
-        empty, bands = 0, list(range(1, f.count + 1))
         try:
-            for window in strips(f):
-                seen = data_mask(f.read(bands, window=window), f.nodata)
-                empty += seen.size - int(np.count_nonzero(seen))
+            return validity.emptiness(f, bands, zeros)
         except RasterioError as err:
             raise ValueError(
                 f"{path} is cut off or damaged; copy or download it again"
             ) from err
-        return empty / (f.width * f.height)
+
+
+def labelled_share(frame, info):
+    "Share of the pixels of an image that lie in any of the shapes, drawn strip by strip."
+    from affine import Affine
+    from rasterio.features import rasterize
+
+    shapes, found = frame.geometry.to_numpy(), 0
+    if not len(shapes):
+        return 0.0
+    with open_image(info.path) as f:
+        for window in strips(f):
+            place = info.transform @ Affine.translation(window.col_off, window.row_off)
+            size = int(window.height), int(window.width)
+            near = frame.sindex.query(_outline(place, size), predicate="intersects")
+            if len(near):
+                drawn = rasterize(shapes[np.sort(near)], size, transform=place)
+                found += int(np.count_nonzero(drawn))
+    return found / (info.width * info.height)
+
+
+def _outline(transform, shape):
+    "Four sides in the coordinates of a raster."
+    import shapely
+
+    (high, wide), corners = shape, ((0, 0), (1, 0), (1, 1), (0, 1))
+    return shapely.Polygon([moved(transform, x * wide, y * high) for x, y in corners])
 
 # %% ../nbs/D4_pairs.ipynb #b075179c
 def raster_facts(scene, info, classes, label_values):
@@ -454,9 +475,10 @@ def label_facts(scene, info, class_field, classes, label_values=None, layer=None
         share, notes, raster = raster_facts(scene, info, classes, label_values)
         return "raster", 0, share, notes, raster
     frame, notes = read_shapes(scene.label, info, layer)
-    class_ids(frame, class_field, classes, scene.label)
-    aim = target_class(classes) + 1 if class_field else 1
-    share = float((scene_mask(scene, class_field, classes, None, layer) == aim).mean())
+    aim = target_class(classes)
+    ids = np.array(class_ids(frame, class_field, classes, scene.label), int)
+    drawn = frame[ids == aim] if class_field else frame
+    share = labelled_share(drawn, info)
     notes = notes + ([] if len(frame) else ["no buildings"])
     return "vector", len(frame), share, notes, None
 
@@ -514,12 +536,14 @@ def alpha_note(
     )
 
 
-def scene_row(scene, class_field, classes, label_values=None, layer=None):
+def scene_row(
+    scene, class_field, classes, label_values=None, layer=None, zeros="empty"
+):
     "One row of the table, or the sentence that says why there is none."
     how = dict(label_values=label_values, layer=layer)
     try:
         with named(scene.image):
-            info, empty = image_info(scene.image), read_all(scene.image)
+            info, empty = image_info(scene.image), read_all(scene.image, zeros)
             side = round(float(np.mean(pixel_size(info))), 3)
             alpha = alpha_bands(scene.image)
         with named(scene.label):
@@ -527,8 +551,7 @@ def scene_row(scene, class_field, classes, label_values=None, layer=None):
             kind, count, share, notes, raster = facts
     except (ValueError, FileNotFoundError) as err:
         return None, f"{scene.split or 'scene'} {scene.id}: {err}"
-    if empty:
-        notes = [f"{empty:.0%} without data", *notes]
+    notes = [*empty.notes, *notes]
     if alpha:
         notes = [*notes, alpha_note(alpha, info.bands)]
     if not info.georeferenced:
@@ -536,7 +559,7 @@ def scene_row(scene, class_field, classes, label_values=None, layer=None):
     return dict(
         split=scene.split, id=scene.id, width=info.width, height=info.height,
         bands=info.bands, dtype=info.dtype, crs=info.crs.to_string() if info.crs else "",
-        pixel_m=side, no_data=round(empty, 4), labels=kind,
+        pixel_m=side, no_data=round(empty.share, 4), labels=kind,
         polygons=count, share=round(share, 4), notes="; ".join(notes),
         raster=raster,
     ), None  # fmt: skip
@@ -563,19 +586,10 @@ def building_sizes(
     layer: str | None = None,  # Layer of the labels; None: the only one
 ) -> np.ndarray:  # Area of each polygon in square metres
     "How large the labelled buildings are."
-    import shapely
-
     areas = []
     for scene in scenes:
-        info = image_info(scene.image)
-        frame, _ = read_shapes(scene.label, info, layer)
-        dx, dy = pixel_size(info)
-        areas.append(
-            shapely.area(frame.geometry.to_numpy())
-            / abs(info.transform.determinant)
-            * dx
-            * dy
-        )
+        frame, _ = read_shapes(scene.label, image_info(scene.image), layer)
+        areas.append(square_metres(frame.geometry))
     return np.concatenate(areas) if areas else np.zeros(0)
 
 # %% ../nbs/D4_pairs.ipynb #54bd511c
@@ -583,19 +597,19 @@ def band_histograms(
     scenes: Iterable[Scene],  # Scenes with labels
     bins: int = 128,  # Steps from 0 to the largest value
     label_values: str | dict | None = None,  # What the values of raster labels mean
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
 ) -> tuple[
     np.ndarray, np.ndarray
 ]:  # edges (bins + 1); counts (bands, 2, bins): other, building
     "Count the values of each band, on buildings and elsewhere, where there is data."
-    scenes = list(scenes)
-    top = max(float(read_image(s.image).max()) for s in scenes) + 1
-    edges, counts = np.linspace(0, top, bins + 1), 0
+    scenes, top = list(scenes), 0.0
     for scene in scenes:
-        image, mask = (
-            read_image(scene.image),
-            scene_mask(scene, label_values=label_values) > 0,
-        )
-        seen = data_mask(image)
+        image, seen = _image_and_data(scene, zeros)
+        top = max(top, float(image[:, seen].max()) if seen.any() else 0.0)
+    edges, counts = np.linspace(0, top + 1, bins + 1), 0
+    for scene in scenes:
+        image, seen = _image_and_data(scene, zeros)
+        mask = scene_mask(scene, label_values=label_values) > 0
         places = (seen & ~mask, seen & mask)
         counts = counts + np.array(
             [[np.histogram(v[w], edges)[0] for w in places] for v in image]
@@ -603,18 +617,41 @@ def band_histograms(
     return edges, counts
 
 # %% ../nbs/D4_pairs.ipynb #6c4b39e3
-def sampled_range(scenes, low, high, step=7):
+def _image_and_data(scene, zeros):
+    "All pixels of a scene, and which of them hold data."
+    with open_image(scene.image) as f:
+        return f.read(), validity.valid(f, zeros=zeros)
+
+
+def sampled_range(scenes, low, high, step=7, zeros="empty"):
     """Percentiles `low` and `high` (0 to 100) of each band, where there is data.
 
-    For any type of image; from every `step`-th pixel each way. Two lists of floats, lowest
-    and highest; the second is at least 1e-6 above the first.
+    For any type of image; from every `step`-th pixel each way, or fewer of a large image.
+    Two lists of floats, lowest and highest; the second is at least 1e-6 above the first.
     """
-    pixels = []
-    for scene in scenes:
-        image = read_image(scene.image)[:, ::step, ::step]
-        pixels.append(image[:, data_mask(image, image_info(scene.image).nodata)])
+    pixels = [part for s in scenes for part in _sampled(s.image, step, zeros)]
+    if not sum(part.shape[1] for part in pixels):
+        raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
     a, b = np.percentile(np.concatenate(pixels, 1).astype(float), (low, high), axis=1)
     return a.tolist(), np.maximum(b, a + 1e-6).tolist()
+
+
+def _sampled(path, step, zeros):
+    "Every so many pixels of an image that hold data, (bands, n) from each strip."
+    import rasterio
+
+    with open_image(path) as f, rasterio.Env(GDAL_CACHEMAX=validity.CACHE):
+        step = max(
+            step, round((f.width * f.height / 2**22) ** 0.5)
+        )  # 4 million at most
+        look = validity.Validity(f, zeros=zeros)
+        for window in strips(f):
+            image = f.read(window=window)
+            seen = look.valid(window, pixels=image[look.bands])
+            part = np.s_[
+                -int(window.row_off) % step :: step, -int(window.col_off) % step :: step
+            ]
+            yield image[:, *part][:, seen[part]]
 
 # %% ../nbs/D4_pairs.ipynb #be4d1d4d
 def _bytes_of(path, ends):
