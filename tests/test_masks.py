@@ -411,6 +411,39 @@ def test_a_mask_without_a_place_lies_on_its_image(tmp_path):
         assert ((ids == 0) == pattern(int(name)))[16:].all()
 
 
+def coarse(path, there):
+    "Colours with pixels twice as large as those of the image."
+    array = np.where(there, [[[60]], [[16]], [[152]]], [[[132]], [[41]], [[246]]])
+    place = PLACE | dict(transform=from_origin(6e5, 4e6, 2, 2))
+    write(path, array[:, ::2, ::2].astype(np.uint8), photometric="RGB", **place)
+
+
+def south_up(path, there):
+    "Numbers with a tag, the southernmost row first."
+    step = rasterio.Affine(1, 0, 6e5, 0, 1, 4e6 - SIZE)
+    array = np.where(there, 255, 0).astype(np.uint8)[::-1]
+    write(path, array, **PLACE | dict(transform=step, nodata=255))
+
+
+@pytest.mark.parametrize(
+    ("mask_of", "said"),
+    [(coarse, "#3C1098:building,#8429F6:background"), (south_up, TWO)],
+)
+def test_labels_on_a_grid_of_their_own_are_mapped_too(tmp_path, mask_of, said):
+    data = make_set(tmp_path / "d", mask_of)
+    splits = find_splits(data, "i_{id}.tif", "m_{id}.tif")
+    table = check_scenes(splits, label_values=said)
+    assert table["notes"].str.contains("brought to the image's grid").all()
+    cfg = config_of(data, tmp_path / "run", label_values=said)
+    for name, ids in labels_by_stock(cfg).items():
+        assert np.array_equal((ids == 0)[16:], pattern(int(name))[16:])
+    scene = splits["train"][0]
+    mask = scenes.scene_mask(scene, label_values=said)
+    assert np.array_equal(mask == 1, pattern(1))
+    title = scenes.plot_scene(scene, label_values=said).axes[0].get_title()
+    assert title == f"scene 1: building on {pattern(1).mean():.0%} of it"
+
+
 def test_a_damaged_mask_is_named_and_the_others_are_checked(tmp_path):
     data = make_set(tmp_path / "d", tags())
     for i, split in ((1, "train"), (4, "test")):
