@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform as warped
 from rasterio.windows import Window
 
-from rvtutorial import drawing, labels, pairs, scenes
+from rvtutorial import drawing, labels, masks, pairs, scenes
 from rvtutorial.counting import count_rasters
 from rvtutorial.pairs import DataError, Scene
 from rvtutorial.places import Fit, fit, ground_size, on_earth, square_metres
@@ -118,13 +118,13 @@ def test_runs_get_labels_on_the_grid_of_the_image(same_ground, tmp_path):
     pixels = np.random.default_rng(0).integers(1, 200, (3, 60, 80)).astype("uint8")
     image = write_raster(tmp_path / "image.tif", pixels, HERE, UTM)
     scene, classes = Scene("1", image, path), make_classes()
-    assert (scenes.scene_mask(scene) == truth).all()
-    made, values = inputs.own_labels(
-        scene, tmp_path, classes, {0: 0, 1: 1}, holes=False
-    )
+    said = "1:building,0:background"
+    assert (scenes.scene_mask(scene, label_values=said) == truth).all()
+    values = masks.read_meaning(said, classes.names)
+    made, coding = inputs.own_labels(scene, tmp_path, classes, values, holes=False)
     with rasterio.open(made) as file:
-        assert (file.read(1) == truth).all() and file.shape == (60, 80)
-    assert values == {0: 0, 1: 1}
+        ids = np.vectorize(coding.get)(file.read(1))
+    assert ((ids == 0) == (truth == 1)).all() and set(np.unique(ids)) == {0, 1}
 
 
 # what lies elsewhere is refused by name
