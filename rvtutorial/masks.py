@@ -224,19 +224,21 @@ def line_to_add(
     classes: Sequence[str],  # Names
     nodata: Collection = (),  # Values that files declare as no data
 ) -> str:  # Such as label_values="255:building,0:background"
-    "What a user may add who has not said what the values mean; which is which is a guess."
-    rest = "background" if "background" in classes else NULL
+    """What a user may add who has not said what the values mean.
+
+    Classes are proposed for 0 and one other number; elsewhere CLASS stands for them.
+    """
     names = [name for name in classes if name not in ("background", NULL)]
-    numbers = all(isinstance(value, int) for value in found)
-    values = sorted(found, key=lambda v: (v == 0, -v) if numbers else -found[v])
-    said = {}
-    if len(values) > 2:
-        said = {v: NULL for v in values if v in nodata and v != 0}
-    if 0 in values or len(values) > len(names):
-        said.setdefault(0 if 0 in values else values[-1], rest)
-    others = iter(names)
-    pairs = [f"{v}:{said[v] if v in said else next(others, NULL)}" for v in values]
-    return f'label_values="{",".join(pairs)}"'
+    values = sorted(found, key=lambda v: -found[v])
+    said = dict.fromkeys(values, "CLASS")
+    if 0 in values and len(names) == 1:
+        values.sort(key=lambda v: (v == 0, -v))
+        empty = {v for v in values if v in nodata and v != 0} if len(values) > 2 else ()
+        others = [v for v in values if v != 0 and v not in empty]
+        if len(others) == 1:
+            said |= {0: "background" if "background" in classes else NULL}
+            said |= {others[0]: names[0]} | dict.fromkeys(empty, NULL)
+    return f'label_values="{",".join(f"{v}:{said[v]}" for v in values)}"'
 
 
 def unexplained(

@@ -521,7 +521,13 @@ def raster_problems(
     text += f"says what their values mean. Values found: {masks.listed(total)}."
     if odd := [v for v in total if isinstance(v, float) or v in ("nan", "inf", "-inf")]:
         return [f"{text} Labels are whole numbers, not {odd[0]}"]
-    return [f"{text} Add for example {masks.line_to_add(total, classes, nodata)}"]
+    line = masks.line_to_add(total, classes, nodata)
+    more = (
+        f", with {', '.join(map(str, classes))} or null for CLASS"
+        if "CLASS" in line
+        else ""
+    )
+    return [f"{text} Add for example {line}{more}"]
 
 # %% ../nbs/D4_pairs.ipynb #10d08924
 def alpha_note(

@@ -291,6 +291,22 @@ def test_raster_labels_need_their_meaning_said(tmp_path):
     assert "255" not in table["notes"][0]
 
 
+@pytest.mark.parametrize(
+    ("found", "nodata", "line"),
+    [
+        ({0: 9, 1: 3}, {None}, "1:building,0:background"),
+        ({255: 9, 0: 3}, {255}, "255:building,0:background"),
+        ({0: 9, 255: 4, 1: 3}, {255}, "255:null,1:building,0:background"),
+        ({0: 9, 2: 4, 1: 3}, {None}, "2:CLASS,1:CLASS,0:CLASS"),
+        ({2: 4, 1: 3}, {None}, "2:CLASS,1:CLASS"),
+        ({"#3C1098": 4, "#000000": 3}, {None}, "#3C1098:CLASS,#000000:CLASS"),
+    ],
+)
+def test_the_line_to_add_guesses_no_more_than_it_can(found, nodata, line):
+    told = masks.line_to_add(found, ["building", "background"], nodata)
+    assert told == f'label_values="{line}"'
+
+
 def test_share_is_that_of_the_class_looked_for(tmp_path):
     def three(path, there):
         array = np.where(there, 1, 2).astype(np.uint8)
