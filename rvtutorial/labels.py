@@ -323,7 +323,8 @@ def _load(path, layer=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            layer = layer_of(path, layer)
+            if layer or path.suffix.lower() != ".geojson":  # which has one by nature
+                layer = layer_of(path, layer)
             frame = geopandas.read_file(path, layer=layer, on_invalid="ignore")
             if "geometry" not in frame:
                 raise ValueError(
