@@ -350,16 +350,22 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
 @click.option("--label-pattern", help="Label files, with the same {id}.")
 @click.option("--class-field", help="Attribute of vector labels that holds the class.")
 @click.option("--classes", help="Names, such as building,background.")
+@click.option("--label-values", help="Raster labels: 255:building,0:background.")
+@click.option("--layer", help="Layer of vector labels.")
 @click.option(
     "--only", type=click.Choice(["data", "site"]), help="Leave out the other."
 )
-def check(data, preset, site, image_pattern, label_pattern, class_field, classes, only):
+def check(
+    data, preset, site, image_pattern, label_pattern, class_field, classes,
+    label_values, layer, only,
+):  # fmt: skip
     "Check a data set (a folder or a table of scenes) and what the jobs of a site need."
     from rvtutorial.sites import Site, check_site
 
     pattern = {"image_pattern": image_pattern, "label_pattern": label_pattern}
     pattern = {name: text for name, text in pattern.items() if text}
     how = {"class_field": class_field, "classes": classes and classes.split(",")}
+    how |= {"label_values": label_values, "layer": layer}
     how = {name: given for name, given in how.items() if given}
     doc, lines = {"ok": True, "problems": []}, []
     if only != "data":
@@ -510,6 +516,8 @@ def _short(rows: list[dict]) -> list[dict]:
 @click.option("--blend", type=click.Choice(["cosine", "mean", "votes"]), default="cosine",
               show_default=True, help="How overlapping chips are joined.")  # fmt: skip
 @click.option("--bands", help="Such as 3,2,1, counted from 1.")
+@click.option("--zeros", type=click.Choice(["empty", "data"]),
+              help="Patches that are 0 in all bands; as the run by default.")  # fmt: skip
 @click.option("--batch-sz", type=int, help="Chips that are predicted together.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
               default="auto", show_default=True, help="Numbers to compute with.")  # fmt: skip

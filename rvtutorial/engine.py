@@ -7,8 +7,8 @@ __all__ = ['STAGES', 'PACKAGES', 'DEFAULTS', 'prepare', 'fingerprint', 'paths', 
            'map_scenes', 'mapped', 'eval_stage', 'bundle_stage', 'chip_stage', 'stock_stage', 'refuse_missing',
            'products', 'stages_done', 'version', 'git_state', 'made_with', 'report', 'open_run', 'settings',
            'kept_memory', 'attempt', 'chosen', 'refuse_pause', 'shared_store', 'run', 'remove_partials', 'run_stages',
-           'ordered', 'run_stage', 'write_results', 'run_many', 'predict', 'Told', 'load_model', 'model_files',
-           'first_source']
+           'ordered', 'run_stage', 'write_results', 'run_many', 'predict', 'asked_zeros', 'Told', 'load_model',
+           'model_files', 'first_source']
 
 # %% ../nbs/C1_engine.ipynb #91397838
 import contextlib
@@ -49,9 +49,10 @@ from rvtutorial.learner import (
     quiet,
     seed_everything,
 )
-from .reading import SceneStore, build_scene, slow_reason
+from .reading import SceneStore, build_scene, hidden_classes, slow_reason
 from .runs import Run, atomic_path, headline, near_match, read_json
 from .speed import Meter, bottleneck, flops_of, peak
+from .validity import check_zeros
 
 # %% ../nbs/C1_engine.ipynb #02d722d9
 from rastervision.core.data import SemanticSegmentationLabelStoreConfig
@@ -650,6 +651,8 @@ def run_stages(work: Work, commands, stock: bool) -> None:
     "All stages that were asked for, one after the other."
     with quiet():
         wanted = ordered(commands, work.pipeline.commands)
+    for text in hidden_classes(work.cfg.dataset):
+        work.out(text)
     if not stock:
         table = paths(work.cfg, work.ddp)
         work.folder.update("went", paths=table.path.to_dict())
@@ -742,10 +745,13 @@ def predict(
     batch_sz: int | None = None,  # Chips that are predicted together
     precision: str = "auto",  # auto, float32 or bfloat16
     progress: bool = True,  # Print a line now and then
+    zeros: str
+    | None = None,  # Patches of 0 in all bands: empty, or data; None: as the run
 ) -> pd.DataFrame:  # One row an image: where it is, where its map is
     """Map new images; memory grows with the width of an image, not with its height.
 
-    Labels are class ids, 255 where the image has no data. A map that is there already is
+    Labels are class ids, 255 where the image has no data (`validity.valid`, as
+    `check_scenes` counts it); nothing is predicted where a whole chip has none. A map that is there already is
     replaced if it is of the same image, else refused. Raises FileNotFoundError when there
     is no model or no image, ValueError when an image does not suit the model.
     """
@@ -768,10 +774,19 @@ def predict(
             scores=scores,
             polygons=polygons,
             batch_sz=batch_sz or how.get("batch_sz") or 8,
+            zeros=check_zeros(zeros or asked_zeros(Path(model))),
             tell=told,
             **source,
         )
     return pd.DataFrame.from_dict(counts["maps"], orient="index")
+
+
+def asked_zeros(
+    model: Path,  # A run folder, or a bundle, of which nothing is known
+) -> str | None:
+    "What a run was told of patches of zeros (`zeros` of `get_config`)."
+    asked = Run(model).manifest.get("asked", {}) if model.is_dir() else {}
+    return asked.get("labels", {}).get("zeros")
 
 # %% ../nbs/C1_engine.ipynb #25d27b5e
 class Told:

@@ -424,6 +424,11 @@ def _padding_of_stock(answer):
     if others != ["padding"]:
         others.remove("padding")
         return f"more than padding changed: {', '.join(others)}."
+    if answer["padding"] is None:
+        return (
+            "None means that nothing is asked for, and get_config takes the preset's "
+            'value. Raster Vision\'s own value is asked for by a word: "none".'
+        )
     return None
 
 # %% ../nbs/C6_exercises.ipynb #a64f68c4

@@ -26,6 +26,7 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from .labels import refuse_several, refuse_unplaced
 from rvtutorial.mapfiles import (
     CACHE,
     MapFiles,
@@ -35,6 +36,7 @@ from rvtutorial.mapfiles import (
     colour_bands,
 )
 from .runs import natural_key
+from .validity import check_zeros
 
 # %% ../nbs/E4_mapping.ipynb #7be4c3db
 def rv_starts(
@@ -311,6 +313,9 @@ class Target:
     blend: str = "mean"  # mean, votes or cosine
     null: int = 255  # Label where no window came
     close: Callable = lambda: None  # Called after the last chip has been read
+    empty: Callable | None = (
+        None  # (row, column, size) -> whether nothing is to be predicted
+    )
     cache: int = CACHE  # Bytes that GDAL may keep of its files
 
 
@@ -396,8 +401,10 @@ class _Stream(_Threads):
         events, chips = [], []
         with contextlib.closing(self.cut()) as pieces:
             for target, y, x, chip in pieces:
-                if chip is not None and _full(chips, chip, self.batch_sz):
-                    self.chips.put((events, np.stack(chips)))
+                idle = not chips and len(events) >= 1024  # much that is empty
+                if idle or (chip is not None and _full(chips, chip, self.batch_sz)):
+                    chips = np.stack(chips) if chips else None
+                    self.chips.put((events, chips))
                     events, chips = [], []
                 chips += [] if chip is None else [chip]
                 events.append((target, y, x))
@@ -405,12 +412,20 @@ class _Stream(_Threads):
         self.chips.put(None)
 
     def cut(self):
-        "All chips of all targets, and after each target one that is None."
+        """All chips of all targets, and after each target one that is None.
+
+        A window without data has no column and no chip: nothing is predicted there.
+        """
         for target in self.targets:
             self.at["reading"], size = target.name, target.plan.chip_sz
             try:
                 with rasterio.Env(GDAL_CACHEMAX=target.cache):
                     for y, x in target.plan:
+                        if target.empty and self.timed(
+                            "reading", target.empty, y, x, size
+                        ):
+                            yield target, y, None, None
+                            continue
                         chip = self.timed("reading", target.read, y, x, size)
                         yield target, y, x, chip
             finally:
@@ -431,7 +446,8 @@ class _Stream(_Threads):
                         names = target.classes, target.blend, target.null
                         band = Band(target.plan, *names, sink.put)
                     if y is not None:
-                        self.timed("writing", band.add, y, x, next(scores))
+                        if x is not None:
+                            self.timed("writing", band.add, y, x, next(scores))
                         continue
                     self.timed("writing", band.finish)
                     self.timed("writing", sink.finish)
@@ -618,7 +634,7 @@ def holes_of(
     if path is None:
         return None
     bands = [int(i) - 1 for i in source.bands_to_read]
-    return Raster(path, bands, box=tuple(source.bbox))
+    return Raster(path, bands, box=tuple(source.bbox), zeros="data")
 
 # %% ../nbs/E4_mapping.ipynb #a90cec7f
 IMAGES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
@@ -630,20 +646,21 @@ def find_images(
 ) -> dict[str, str]:  # Name -> path or URI, in natural order within each item
     """All images that are meant, each once, under names that differ.
 
-    The name is that of the file without its suffix; images that share one get that of
-    their folder in front, then a number. FileNotFoundError when an item names nothing.
+    The name is that of the file without its suffix; images that share one get the folders
+    in front that tell them apart, and no others. FileNotFoundError when an item names
+    nothing.
     """
     items = images if isinstance(images, list | tuple) else [images]
     found: dict[str, str] = {}
     for uri in (uri for item in items for uri in _named(str(item))):
         if out is None or Path(_real(out)) not in Path(_real(uri)).parents:
             found.setdefault(_real(uri), uri)
-    names, stems = {}, [_stem(uri).lower() for uri in found.values()]
+    names, apart = {}, _told_apart(list(found.values()))
+    stems = {_stem(uri).lower() for uri in found.values()}
     for uri in found.values():
-        name, taken = _stem(uri), {n.lower() for n in names}
-        if stems.count(name.lower()) > 1:
-            name = f"{_stem(uri.rpartition('/')[0]) or 'image'}_{name}"
-            taken |= set(stems)
+        name, taken = apart[uri], {n.lower() for n in names}
+        if name != _stem(uri):
+            taken |= stems
         base = name
         numbered = (f"{base}-{number}" for number in itertools.count(2))
         while name.lower() in taken:
@@ -652,6 +669,37 @@ def find_images(
     if not names:
         raise FileNotFoundError(f"no image in {images}")
     return names
+
+
+def _told_apart(uris):
+    "{uri: name}: file names, with the shortest parts of paths that tell equal ones apart."
+    groups, names = {}, {}
+    for uri in uris:
+        groups.setdefault(_stem(uri).lower(), []).append(uri)
+    for group in groups.values():
+        stems = [_stem(uri) for uri in group]
+        folders = [_parts(uri)[:-1][::-1] for uri in group]  # the nearest comes first
+        layers = list(itertools.zip_longest(*folders, fillvalue=""))
+        layers = [layer for layer in layers if len(set(layer)) > 1]
+        ends = [_parts(uri)[-1].replace(".", "_") for uri in group]
+        ways = [(layers[:depth], stems) for depth in range(len(layers) + 1)]
+        for used, last in [*ways, (layers, ends)]:
+            rows = zip(*used[::-1], last, strict=True)
+            found = ["_".join(filter(None, row)) for row in rows]
+            if len({name.lower() for name in found}) == len(group):
+                break
+        names |= zip(group, found, strict=True)
+    return names
+
+
+def _parts(uri):
+    "Folders and file of a path or URI, each safe as the name of a folder."
+    uri = re.split(r"[?#]", uri)[0] if "://" in uri else uri
+    return [_safe(part) for part in uri.split("/") if part]
+
+
+def _safe(name):
+    return re.sub(r"[^\w.() -]", "_", name)
 
 
 def _named(item):
@@ -681,7 +729,7 @@ def _real(uri):
 def _stem(uri):
     "Name of a file without folders, query and suffix."
     name = re.split(r"[?#]", uri)[0] if "://" in uri else uri
-    return re.sub(r"[^\w.() -]", "_", Path(name.rstrip("/")).stem)
+    return _safe(Path(name.rstrip("/")).stem)
 
 # %% ../nbs/E4_mapping.ipynb #2f0322d3
 def look_at(
@@ -695,6 +743,8 @@ def look_at(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(uri) as file:
+                refuse_several(file, uri)
+                refuse_unplaced(file, uri)
                 count, wanted = file.count, bands or colour_bands(file)
                 dtypes = {file.dtypes[i] for i in wanted if i < count}
                 found = {"height": file.height, "width": file.width}
@@ -750,11 +800,13 @@ def map_images(
     prepare: Callable | None = None,  # Raster transformers: chip -> chip
     scores: str | None = None,  # Also scores.tif, of float32, float16 or uint8
     polygons: bool = True,  # Also polygons.gpkg, without background and null
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
     **options,  # batch_sz, prefetch, tell of `stream`
 ) -> dict:  # What `stream` returns, and `maps`: name -> image and folder
     """Map images of any size: labels.tif, and on demand scores.tif and polygons.gpkg.
 
-    Labels are class ids, 255 where the image has no data. ValueError when an image does
+    Labels are class ids, 255 where the image has no data (`validity.valid`); windows in
+    which it has none are not predicted. ValueError when an image does
     not suit the model, or when a folder holds the map of another image.
     """
     found, targets, maps = find_images(images, out), [], {}
@@ -769,7 +821,7 @@ def map_images(
         )  # fmt: skip
         shape = profile["height"], profile["width"]
         plan = Plan(*shape, chip_sz, stride or max(1, chip_sz // 2), crop_sz)
-        source = {"bands": bands, "shape": shape}
+        source = {"bands": bands, "shape": shape, "zeros": check_zeros(zeros)}
         target = _image_target(uri, plan, outputs, source, prepare)
         targets.append(replace(target, blend=blend, cache=cache))
         maps[name] = {"image": uri, "folder": str(folder), "differs": plan.differs}
@@ -783,7 +835,8 @@ def _image_target(uri, plan, outputs, source, prepare):
         name=uri,
         plan=plan,
         read=raster.read,
-        open=lambda: MapFiles(outputs, Raster(uri, **source)),
+        open=lambda: MapFiles(outputs, raster),
         classes=len(outputs.classes),
         close=raster.close,
+        empty=raster.empty,
     )

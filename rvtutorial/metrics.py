@@ -278,8 +278,25 @@ def label_meaning(
     source = (config.get("label_source") or {}).get("raster_source") or {}
     maps = [t["mapping"] for t in source.get("transformers") or [] if "mapping" in t]
     values = {int(k): int(v) for k, v in maps[0].items()} if maps else None
+    empty = _nodata_of(source.get("uris"))
+    if empty is not None:  # Raster Vision reads 0 there, and maps it after that
+        values = {**(values or {}), empty: (values or {}).get(0, 0)}
     rest = (source.get("rasterizer_config") or {}).get("background_class_id", 1)
     return dict(values=values, rest=rest)
+
+
+def _nodata_of(uris):
+    "The no-data value that a label raster declares, None where there is none."
+    import rasterio
+
+    uri = uris if isinstance(uris, str) else next(iter(uris or []), None)
+    if uri is None or not Path(uri).is_file():
+        return None
+    try:
+        with rasterio.open(uri) as file:
+            return file.nodata
+    except rasterio.errors.RasterioError:
+        return None
 
 
 def _scene_files(run, scene, data):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RASTERS', 'OpenRasters', 'read_inside', 'cut', 'crs_transformer_of', 'Located', 'FastSource', 'polygons_of', 'plain',
            'DrawnLabels', 'LabelRaster', 'slow_reason', 'raster_source', 'label_source', 'build_scene',
-           'available_memory', 'scratch_folder', 'fingerprint_of', 'CannotHold', 'SceneFiles', 'SceneStore', 'attach']
+           'hidden_classes', 'available_memory', 'scratch_folder', 'fingerprint_of', 'CannotHold', 'SceneFiles',
+           'SceneStore', 'attach']
 
 # %% ../nbs/E1_fast_scenes.ipynb #a18ec557
 import contextlib
@@ -584,6 +585,51 @@ def build_scene(
     scene = Scene(config.id, image, None, store, areas)
     scene.label_source = known  # drawn on the image's own grid: nothing to match
     return scene
+
+# %% ../nbs/E1_fast_scenes.ipynb #c1d2e3f4
+def hidden_classes(
+    dataset,  # DatasetConfig, of any pipeline
+) -> list[str]:  # One sentence, or none
+    """What Raster Vision does to label rasters whose declared no-data value is a class.
+
+    It reads such pixels as 0, and then takes them for the class that 0 means.
+    """
+    hidden, names = [], dataset.class_config.names
+    for scene in dataset.all_scenes:
+        source = getattr(scene.label_source, "raster_source", None)
+        if type(source) is not RasterioSourceConfig:
+            continue
+        steps = [getattr(t, "mapping", None) or {} for t in source.transformers]
+        for uri in listify_uris(source.uris):
+            value = _nodata_of(uri)
+            meant = _class_of(value, steps, names)
+            read = _class_of(0, steps, names)
+            if value and meant is not None and meant != read:
+                hidden.append((uri, value, meant, read or "0"))
+    if not hidden:
+        return []
+    uri, value, meant, read = hidden[0]
+    return [
+        f"{len(hidden)} label rasters, such as {uri}, declare {value:g} as no data, which "
+        f"is the class {meant}: Raster Vision reads such pixels as {read}. Take the tag "
+        "away (gdal_edit.py -unsetnodata) if they are meant"
+    ]
+
+
+def _nodata_of(uri):
+    "The declared no-data value of a raster; None where it has none or cannot be read."
+    with contextlib.suppress(rasterio.errors.RasterioError, OSError):
+        with rasterio.open(uri) as file:
+            return file.nodata
+    return None
+
+
+def _class_of(value, steps, names):
+    "The name of the class that a number becomes, None if it becomes none."
+    for mapping in steps:
+        value = mapping.get(value, value)
+    whole = value is not None and value == value and int(value) == value
+    return names[int(value)] if whole and 0 <= value < len(names) else None
 
 # %% ../nbs/E1_fast_scenes.ipynb #3fea8c6a
 def available_memory() -> int:

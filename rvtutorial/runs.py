@@ -845,15 +845,26 @@ class _Inputs(_Record):
     def image(self, scene_id: str, data: str | Path | None = None) -> Path:
         "Image of a scene; `data` is the folder to which images were moved."
         uri = self._source(scene_id, "raster_source")
-        return _located(uri, data, f"image of scene {scene_id}")
+        return self._own(uri) or _located(uri, data, f"image of scene {scene_id}")
 
     def label(self, scene_id: str, data: str | Path | None = None) -> Path | None:
         "Labels of a scene, None if the run has none; its own copy comes first."
         uri = self._source(scene_id, "label_source")
-        own = self.path / "labels" / Path(uri or "none").name
-        if own.is_file():
-            return own
-        return uri and _located(uri, data, f"label file of scene {scene_id}")
+        if uri is None:
+            return None
+        own, where = self._own(uri), f"label file of scene {scene_id}"
+        named = self.path / "labels" / Path(uri).name
+        if own is None and not Path(uri).is_file() and named.is_file():
+            own = named
+        return own or _located(uri, data, where)
+
+    def _own(self, uri: str) -> Path | None:
+        "A file that the run itself wrote, wherever its folder lies now."
+        root = Path(self.config.get("root_uri") or self.path)
+        if not Path(uri).is_relative_to(root):
+            return None
+        own = self.path / Path(uri).relative_to(root)
+        return own if own.is_file() else None
 
 # %% ../nbs/05_model_configuration.ipynb #c8edd4ee
 def headline(

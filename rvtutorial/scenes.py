@@ -15,11 +15,13 @@ from rvtutorial.labels import (  # noqa: F401
     data_mask,
     image_info,
     is_raster,
+    open_image,
     pixel_size,
     read_image,
     read_shapes,
     value_counts,
 )
+from .masks import read_classes, read_meaning
 from rvtutorial.pairs import (  # noqa: F401
     IMAGE_PATTERN,
     LABEL_PATTERN,
@@ -36,12 +38,15 @@ from rvtutorial.pairs import (  # noqa: F401
     leaks,
     odd_ones,
     outlines,
+    raster_problems,
     sampled_range,
     scene_mask,
     scene_row,
     split_scenes,
+    target_class,
     write_table,
 )
+from .validity import Validity
 from rvtutorial.sources import (  # noqa: F401
     ensure_data,
     fetch_spacenet,
@@ -61,16 +66,21 @@ def stretch(
     low: float = 2,  # Percentile that becomes black
     high: float = 98,  # Percentile that becomes white
     rgb: tuple | None = None,  # Bands shown as red, green, blue; None: a usual choice
+    seen: np.ndarray
+    | None = None,  # (height, width), True where there is data; None: by value
 ) -> np.ndarray:  # (height, width, 3), float32 from 0 to 1
     "Stretch each band between two of its percentiles; pixels without data stay black."
     if rgb is None:
         rgb = {1: (0, 0, 0), 2: (0, 0, 0), 8: (4, 2, 1)}.get(len(image), (0, 1, 2))
-    seen, out = data_mask(image), np.zeros((*image.shape[1:], 3), np.float32)
+    seen = data_mask(image) if seen is None else seen
+    out = np.zeros((*image.shape[1:], 3), np.float32)
     if seen.any():
         for k, band in enumerate(rgb):
             a, b = np.percentile(image[band][seen], (low, high))
-            scaled = (image[band].astype(np.float32) - a) / max(b - a, 1e-6)
-            out[..., k] = np.where(seen, np.clip(scaled, 0, 1), 0)
+            known = np.where(seen, image[band], a).astype(np.float32)
+            out[..., k] = np.where(
+                seen, np.clip((known - a) / max(b - a, 1e-6), 0, 1), 0
+            )
     return out
 
 # %% ../nbs/04_dataset.ipynb #e6fce4db
@@ -78,6 +88,9 @@ def plot_scene(
     scene: Scene,  # What to draw
     max_size: int = 650,  # Read at most this many pixels along a side
     ax=None,  # Axes to draw into; None: a figure of its own
+    classes=("building", "background"),  # Class names in order
+    label_values: str | dict | None = None,  # What the values of raster labels mean
+    layer: str | None = None,  # Layer of vector labels; None: the only one
 ):  # -> matplotlib Figure
     "Draw a scene, stretched, with its labels outlined, and how many there are."
     from matplotlib.collections import LineCollection
@@ -89,18 +102,24 @@ def plot_scene(
         ax = _figure(5, 5).subplots()
     top = -info.height * dy if placed else 0
     extent = (0, info.width * dx, top + info.height * dy, top)
-    ax.imshow(stretch(read_image(scene.image, max_size)), extent=extent)
+    pixels = read_image(scene.image, max_size)
+    with open_image(scene.image) as file:
+        seen = Validity(file).valid(shape=pixels.shape[1:])
+    ax.imshow(stretch(pixels, seen=seen), extent=extent)
     title = f"scene {scene.id}"
     if scene.label and is_raster(scene.label):
-        mask = read_image(scene.label, max_size)
-        title += f": labels on {(mask[0] > 0).mean():.0%} of it"
-        if len(mask) == 1 and 0 < (mask > 0).mean() < 1:
-            style = dict(colors="#F0E442", linewidths=0.8, origin="upper")
-            ax.contour(mask[0] > 0, [0.5], extent=extent, **style)
-        elif len(mask) > 1:
-            title = f"scene {scene.id}: labels in colours"
+        values = read_meaning(label_values, classes)
+        aim = target_class(classes)
+        if values is None:
+            title += ": raster labels (label_values says what they mean)"
+        else:
+            mask = read_classes(scene.label, values, max_size, info) == aim + 1
+            title += f": {classes[aim]} on {mask.mean():.0%} of it"
+            if 0 < mask.mean() < 1:
+                style = dict(colors="#F0E442", linewidths=0.8, origin="upper")
+                ax.contour(mask, [0.5], extent=extent, **style)
     elif scene.label:
-        lines, number = label_rings(scene, info)
+        lines, number = label_rings(scene, info, layer)
         lines = [(0, top) + line * (dx, dy) for line in lines]
         ax.add_collection(LineCollection(lines, colors="#F0E442", linewidths=1))
         title += f": {number} buildings"
@@ -115,10 +134,18 @@ def check_scenes(
     bands: int | None = None,  # Bands of every image; None: what most have
     class_field: str | None = None,  # Attribute of vector labels that holds the class
     classes=("building", "background"),  # Class names in order, or {value: id}
+    label_values: str
+    | dict
+    | None = None,  # Raster labels: 255:building,0:background, or #3C1098:building,...
+    layer: str | None = None,  # Layer of vector labels; None: the only one
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
 ):  # -> DataFrame, one row per scene
-    """Read every image and label file once and describe it.
+    """Read every image and label file once and describe it, in bounded memory.
 
-    Raises DataError, which names all scenes that cannot be used and what would help.
+    `no_data` is the share of pixels without data, and `share` that of the class that is
+    looked for, the first but background; the notes say why pixels hold no data, and
+    what classes label rasters hold. Raises DataError, which names all scenes that cannot
+    be used and what would help, and ValueError for `label_values` that name no class.
     """
     import pandas as pd
     from tqdm import tqdm
@@ -126,9 +153,13 @@ def check_scenes(
     if isinstance(scenes, dict):
         scenes = [scene for found in scenes.values() for scene in found]
     bar = tqdm(scenes, desc="checking", unit="scene", disable=len(scenes) < 100)
-    rows = [scene_row(scene, class_field, classes) for scene in bar]
+    read_meaning(label_values, [*map(str, classes)])
+    how = (class_field, classes, label_values, layer, zeros)
+    rows = [scene_row(scene, *how) for scene in bar]
+    rasters = [row.pop("raster") for row, _ in rows if row]
     table = pd.DataFrame([row for row, _ in rows if row])
     problems = [problem for _, problem in rows if problem]
+    problems += raster_problems([r for r in rasters if r], classes, label_values)
     problems += odd_ones(table, "bands", bands) + odd_ones(table, "dtype")
     if problems or not rows:
         raise DataError(problems or ["there are no scenes to check"])
@@ -203,6 +234,7 @@ def percentiles(
     low: float = 2,  # Percentile that becomes 0
     high: float = 98,  # Percentile that becomes 1
     most: int = 200,  # Of more scenes than this, as many are taken at equal steps
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
 ) -> tuple[list[float], list[float]]:  # One number per band, twice
     """Find the range of each band over all pixels with data; exact for 8 and 16 bits.
 
@@ -219,8 +251,8 @@ def percentiles(
         ]
     dtype = image_info(scenes[0].image).dtype
     if dtype not in ("uint8", "uint16"):
-        return sampled_range(scenes, low, high)
-    counts = sum(value_counts(s.image, np.iinfo(dtype).max) for s in scenes)
+        return sampled_range(scenes, low, high, zeros=zeros)
+    counts = sum(value_counts(s.image, np.iinfo(dtype).max, zeros) for s in scenes)
     if not counts.any():
         raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
     cut = [
@@ -241,8 +273,10 @@ def plot_map(
     for (split, rows), colour in zip(
         frame.groupby("split", sort=False), COLOURS, strict=False
     ):
-        for shape in rows.geometry:
-            axes.fill(*shape.exterior.xy, facecolor=colour, alpha=0.5, edgecolor=colour)
+        for (
+            part
+        ) in rows.geometry.explode().exterior:  # two where 180 degrees are crossed
+            axes.fill(*part.xy, facecolor=colour, alpha=0.5, edgecolor=colour)
         axes.fill([], [], color=colour, alpha=0.5, label=f"{split} ({len(rows)})")
     middle = np.radians(frame.total_bounds[[1, 3]].mean()) if len(frame) else 0.0
     axes.set(

@@ -136,7 +136,7 @@ def _load_yaml(path: Path) -> tuple[dict, dict]:
 
 # %% ../nbs/A5_sweep_files.ipynb #d495a8ee
 SETTINGS = ("preset", "data", "image_pattern", "label_pattern", "classes")
-SETTINGS += ("class_field", "label_values", "bands")  # what is no hyperparameter
+SETTINGS += ("class_field", "label_values", "bands", "layer", "zeros")
 KEYS = ("program", "name", "description", "project", "entity")  # kept
 KEYS += ("method", "metric", "parameters", "run_cap", "early_terminate", "seed")
 METHODS = ("grid", "random", "bayes")

@@ -208,6 +208,53 @@ def test_check_finds_what_is_wrong(tmp_path):
     assert "images without labels" in found.stdout and found.stderr == ""
 
 
+def test_check_of_raster_labels(tmp_path):
+    "What they mean is asked for, and told by an option."
+    import numpy as np
+    import rasterio
+
+    for split, i in (("train", 1), ("val", 2)):
+        (tmp_path / split).mkdir()
+        for name, bands in ((f"i_{i}.tif", 3), (f"m_{i}.tif", 1)):
+            pixels = np.full((bands, 32, 32), 9, np.uint8)
+            if bands == 1:
+                pixels = np.eye(32, dtype=np.uint8)[None] * 255
+            about = dict(
+                driver="GTiff", dtype="uint8", count=bands, width=32, height=32
+            )
+            about |= dict(crs="EPSG:32611", nodata=None if bands == 3 else 255)
+            place = rasterio.transform.from_origin(6e5 + 100 * i, 4e6, 1, 1)
+            with rasterio.open(
+                tmp_path / split / name, "w", transform=place, **about
+            ) as file:
+                file.write(pixels)
+    asked = ["check", tmp_path, "--only", "data"]
+    asked += ["--image-pattern", "i_{id}.tif", "--label-pattern", "m_{id}.tif"]
+    (problem,) = doc(*asked, code=1)["problems"]
+    assert 'label_values="255:building,0:background"' in problem
+    found = doc(*asked, "--label-values", "255:building,0:background")
+    assert found["ok"] and "building: 3.1%" in found["data"][0]["notes"]
+    (problem,) = doc(*asked, "--label-values", "255:house", code=1)["problems"]
+    assert "house" in problem
+
+
+def test_check_of_several_layers(tmp_path):
+    import geopandas
+
+    folder = tmp_path / "data"
+    small(folder)
+    for path in folder.glob("*/*.geojson"):
+        frame = geopandas.read_file(path)
+        for layer in ("parcels", "buildings"):
+            frame.to_file(path.with_suffix(".gpkg"), layer=layer)
+        path.unlink()
+    label = "buildings_AOI_2_Vegas_img{id}.gpkg"
+    asked = ["check", folder, "--only", "data", "--label-pattern", label]
+    problems = doc(*asked, code=1)["problems"]
+    assert len(problems) == 4 and "2 layers: parcels, buildings" in problems[0]
+    assert doc(*asked, "--layer", "buildings")["ok"]
+
+
 def test_check_of_a_site(tmp_path):
     site = tmp_path / "here.toml"
     site.write_text('queue = "local"\nscratch = "/nowhere at all"\n')

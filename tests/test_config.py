@@ -315,6 +315,115 @@ def test_refused_before_anything_is_written(data, tmp_path, changes, words):
     assert not (tmp_path / "run").exists()
 
 
+def spoiled(data, out, spoil):
+    "A copy of the scenes in which something was done to the last of them."
+    import shutil
+
+    shutil.copytree(data, out)
+    last = scenes.find_splits(out)["test"][-1]
+    spoil(last)
+    return out
+
+
+def cut(scene):
+    scene.label.write_text(scene.label.read_text()[:200])
+
+
+def no_class(scene):
+    found = json.loads(scene.label.read_text())
+    for feature in found["features"]:
+        feature["properties"]["building"] = "tent"
+    scene.label.write_text(json.dumps(found))
+
+
+def gone(scene):
+    scene.label.unlink()
+
+
+def half_an_image(scene):
+    scene.image.write_bytes(scene.image.read_bytes()[:3000])
+
+
+@pytest.mark.parametrize("spoil", [cut, gone, half_an_image, no_class])
+def test_a_refused_call_leaves_the_folder_to_the_next(data, tmp_path, spoil):
+    bad = spoiled(data, tmp_path / "bad", spoil)
+    how = dict(class_field="building") if spoil is no_class else {}
+    with pytest.raises((ValueError, FileNotFoundError)):
+        get_config("inprocess", tmp_path / "run", "smoke", bad, **how)
+    assert not (tmp_path / "run").exists()
+    get_config("inprocess", tmp_path / "run", "smoke", data)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(class_field="kind"),
+        dict(bands="1,9"),
+        dict(label_values="255:house"),
+        dict(layer="houses"),
+        dict(class_weights="1,2,3,4"),
+        dict(scaling="banana"),
+        dict(classes="building"),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_corrected_call_works_in_the_same_folder(data, tmp_path, wrong, there):
+    run = tmp_path / "run"
+    if there:  # a job's own files lie there before it begins
+        run.mkdir()
+        (run / "job.json").write_text("{}")
+    with pytest.raises(ValueError):
+        get_config("inprocess", run, "smoke", data, **wrong)
+    names = [p.name for p in run.iterdir()] if run.exists() else []
+    assert names == (["job.json"] if there else [])
+    get_config("inprocess", run, "smoke", data)
+    assert (run / "run.json").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failure_while_the_folder_is_filled_is_undone(
+    data, tmp_path, monkeypatch, there
+):
+    "Such as a full disk: what was written goes, what lay there before stays."
+    run = tmp_path / "run"
+    if there:
+        run.mkdir()
+        (run / "job.json").write_text("{}")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "make_model", full)
+        with pytest.raises(OSError, match="No space"):
+            get_config("inprocess", run, "smoke", data)
+    names = [p.name for p in run.iterdir()] if run.exists() else []
+    assert names == (["job.json"] if there else [])
+    get_config("inprocess", run, "smoke", data, lr=2e-3)
+    before = (run / "run.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "make_model", full)
+        with pytest.raises(OSError, match="No space"):
+            get_config("inprocess", run, "smoke", data, lr=2e-3)
+    assert (
+        run / "run.json"
+    ).read_text() == before  # a run that was there is not undone
+
+
+def test_none_is_the_presets_value_and_none_in_words_is_stock(make):
+    ours, stock = make("a", padding=None), make("b", padding="none")
+    paddings = [
+        {
+            s.padding
+            for s in cfg.backend.data.sampling.values()
+            if s.max_windows != 10_000
+        }
+        for cfg in (ours, stock)
+    ]
+    assert paddings[0] <= {(0, 0), 0} and None in paddings[1]
+    assert "none" in get_config.__doc__ and "preset" in get_config.__doc__
+
+
 def test_an_empty_training_folder_is_refused(data, tmp_path):
     (tmp_path / "d" / "train").mkdir(parents=True)
     for name in ("val", "test"):

@@ -9,13 +9,14 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rvtutorial"
 # half floors hold what a part's module is made of and shows as its own
 FLOORS = {
     -1: {"files"},  # written by hand, as plumbing is
-    -0.5: {"validity"},
+    -0.5: {"places", "validity"},
     0: {"chips", "container", "runs", "sources"},
     0.1: {"counting"},
     0.2: {"comparisons"},
     0.3: {"calibration"},
     0.4: {"forks", "labels", "sites"},
     0.5: {"clusters"},
+    0.45: {"masks"},
     0.6: {"pairs", "queues"},
     0.7: {"search"},
     1: {"scenes", "slurm", "models", "metrics", "sweepfile", "ondemand"},

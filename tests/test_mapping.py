@@ -482,7 +482,7 @@ def test_polygons_are_those_of_the_whole_map(tmp_path, monkeypatch):
         assert len(mine.exterior.coords) <= len(theirs.exterior.coords) + 1
     assert table.crs == "EPSG:32611"
     area = table.set_geometry(table.geometry).area
-    assert np.allclose(table.area_m2, area)
+    assert np.allclose(table.area_m2, area, rtol=1e-3)  # of ground, not of the map
     assert np.isclose(area.sum(), (labels == 0).sum() * 0.09)
 
 

@@ -553,11 +553,12 @@ def raster_scene(few, tmp_path):
 
 
 def test_raster_labels(raster_scene):
-    table = check_scenes([raster_scene()])
-    assert table["labels"][0] == "raster" and "255: " in table["notes"][0]
-    assert table["share"][0] == pytest.approx(
-        (scenes.scene_mask(raster_scene()) > 0).mean(), abs=1e-4
-    )
+    how = dict(label_values="255:building,0:background")
+    table = check_scenes([raster_scene()], **how)
+    share = (scenes.scene_mask(raster_scene(), **how) > 0).mean()
+    assert table["labels"][0] == "raster"
+    assert f"building: {share:.1%}" in table["notes"][0]
+    assert table["share"][0] == pytest.approx(share, abs=1e-4)
     assert clean_labels(raster_scene(), Path("unused")) == raster_scene().label
 
 
@@ -592,7 +593,8 @@ def test_image_without_a_place(few, tmp_path):
         )
         with rasterio.open(tmp_path / name, "w", **profile) as f:
             f.write(array)
-    table = check_scenes([Scene("1", tmp_path / "i.png", tmp_path / "m.png")])
+    how = dict(label_values="1:building,0:background")
+    table = check_scenes([Scene("1", tmp_path / "i.png", tmp_path / "m.png")], **how)
     assert "pixel on pixel" in table["notes"][0] and np.isnan(table["pixel_m"][0])
     axes = scenes.plot_scene(Scene("1", tmp_path / "i.png", tmp_path / "m.png")).axes
     assert (axes[0].get_xlabel(), axes[0].get_ylabel()) == (
@@ -904,12 +906,15 @@ def test_real_spacenet7(shared_data):
 def test_real_rio(shared_data):
     folder = shared_data("spacenet1_rio")
     name = "3band_013022223130_Public_img{id}.tif"
-    table = check_scenes(find_scenes(folder, f"images/{name}", f"masks/{name}"))
+    found = find_scenes(folder, f"images/{name}", f"masks/{name}")
+    with pytest.raises(DataError, match='label_values="255:building,0:background"'):
+        check_scenes(found)
+    table = check_scenes(found, label_values="255:building,0:background")
     assert len(table) == 10 and table["id"][0] == "50"
     by_id = table.set_index("id")
     assert by_id.loc["58", "no_data"] == 1 and by_id.loc["59", "no_data"] > 0.9
     assert by_id.loc["53", "share"] == pytest.approx(0.28, abs=0.002)
-    assert "values 0: 100.0%" in by_id.loc["58", "notes"]
+    assert "background: 100.0%" in by_id.loc["58", "notes"]
 
 
 def test_real_dubai(shared_data):
@@ -917,9 +922,29 @@ def test_real_dubai(shared_data):
     found = find_scenes(
         folder, "images/image_part_{id}.jpg", "masks/image_part_{id}.png"
     )
-    table = check_scenes(found)
+    names = ["building", "land", "road", "vegetation", "water"]
+    said = "#3c1098:building,#8429F6:land,#6EC1E4:road,#FEDD3A:vegetation,"
+    said += "#E2A929:water,#9B9B9B:null"
+    with pytest.raises(DataError, match=r"#3C1098: \d.*label_values="):
+        check_scenes(found)
+    said += ",#000000:null"
+    table = check_scenes(found, classes=names, label_values=said)
     assert len(table) == 9 and (table["labels"] == "raster").all()
-    assert table["notes"].str.contains("#3C1098").any()
+    assert table["notes"].str.contains("#3C1098 building: ").any()
+    all_tiles = [
+        Scene(f"{tile}-{k}", *(shared_data("dubai") / tile / f for f in files))
+        for tile in ("Tile 1", "Tile 4", "Tile 6")
+        for k in range(1, 10)
+        for files in [(f"images/image_part_00{k}.jpg", f"masks/image_part_00{k}.png")]
+    ]
+    with pytest.raises(DataError, match=r"mean no class: #000000 \(\d+ pixels"):
+        unsaid = said.removesuffix(",#000000:null")
+        check_scenes(all_tiles[18:], classes=names, label_values=unsaid)
+    table = check_scenes(all_tiles, classes=names, label_values=said)
+    assert table["notes"].str.contains("#3C1098 building: ").sum() > 9  # both kinds
+    with pytest.raises(DataError, match="different palettes"):
+        numbers = "0:building,1:land,2:road,3:vegetation,4:water,5:null"
+        check_scenes(all_tiles[9:18], classes=names, label_values=numbers)
     with pytest.raises(ValueError, match="several images for one id"):
         find_scenes(
             shared_data("dubai"),

@@ -8,9 +8,9 @@ RIGHT = {
         "config.backend.solver.num_epochs",
     ],
     "5.2": [
-        {"padding": None},
         {"padding": "none"},
-        {"padding": None, "img_sz": "none"},
+        {"padding": STOCK["padding"]},
+        {"padding": "none", "img_sz": "none"},
     ],
     "5.3": [
         255 / 65535,
@@ -38,6 +38,7 @@ WRONG = {
         (STOCK, "every departure"),
         ({"padding": None, "lr": 1e-3}, "more than padding changed: lr"),
         ({"padding": 5}, "padding is 5"),
+        ({"padding": None}, "takes the preset's value"),
         ("padding=None", "a dict of names"),
     ],
     "5.3": [
