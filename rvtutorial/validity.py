@@ -190,8 +190,12 @@ class Validity:
         from rasterio.enums import MaskFlags as Flag
 
         flags = {band: self.dataset.mask_flag_enums[band] for band in self.bands}
-        known = {Flag.all_valid, Flag.nodata, Flag.alpha}
-        asked = [band for band, flag in flags.items() if not known & {*flag}]
+        known = {Flag.all_valid, Flag.nodata, Flag.alpha}  # looked at otherwise
+        together = {
+            Flag.per_dataset,
+            Flag.nodata,
+        }  # a value for each band, in NODATA_VALUES
+        asked = [b for b, f in flags.items() if not known & {*f} or together <= {*f}]
         common = [band for band in asked if Flag.per_dataset in flags[band]]
         return [band for band in asked if band not in common[1:]]
 
