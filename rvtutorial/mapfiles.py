@@ -262,7 +262,6 @@ class _ImageFile:
                 self.bands = colour_bands(self.file)
             self.validity = Validity(self.file, self.bands, self.zeros)
             self.masked = bool(self.validity.declared or self.validity.masks)
-            self.nodata = [self.file.nodatavals[i] for i in self.bands]
             self.masked |= self._alpha_of_gdal()
             now = self.file.height, self.file.width
             if self.shape not in (None, now):
@@ -310,9 +309,10 @@ class Raster(_ImageFile):
             if window.width and window.height:
                 numbers = [i + 1 for i in self.bands]
                 found = file.read(numbers, window=window, masked=self.masked)
-                chip[place] = cleared(np.ma.filled(found, 0), self.nodata)
+                chip[place] = np.ma.filled(found, 0)
         chip = np.ascontiguousarray(chip.transpose(1, 2, 0))
-        return self.prepare(chip) if self.prepare else chip
+        chip = self.prepare(chip) if self.prepare else chip
+        return cleared(chip)  # what the transformers of the model have left
 
     def valid(self, top: int, bottom: int) -> np.ndarray | None:
         """Which pixels of whole rows hold data (`validity.valid`); None: all of them.
@@ -329,12 +329,11 @@ class Raster(_ImageFile):
         with self.lock:
             self._opened()
             high, wide = self.box[2] - self.box[0], self.box[3] - self.box[1]
-            found = self._rows(max(y, 0), min(y + size, high))
-            if found is None:
-                return False
-            return not found[:, max(x, 0) : min(x + size, wide)].any()
+            sides = max(x, 0), min(x + size, wide)
+            found = self._rows(max(y, 0), min(y + size, high), *sides)
+            return found is not None and not found.any()
 
-    def _rows(self, top, bottom):
+    def _rows(self, top, bottom, left=0, right=None):
         "What is known of rows, after looking at those that nobody has looked at."
         if top < (self.strips[0][0] if self.strips else self.looked):
             self.strips, self.looked = [], top  # forgotten, so look again
@@ -345,13 +344,16 @@ class Raster(_ImageFile):
         parts = [strip for strip in self.strips if strip[1] > top and strip[0] < bottom]
         if all(packed is None for *_, packed in parts):
             return None
-        width = self.box[3] - self.box[1]
-        found = np.ones((bottom - top, width), bool)
+        right = self.box[3] - self.box[1] if right is None else right
+        found = np.ones((bottom - top, right - left), bool)
         for first, last, packed in parts:
             if packed is not None:
-                mask = np.unpackbits(packed, axis=1, count=width).view(bool)
                 rows = slice(max(first, top) - top, min(last, bottom) - top)
-                found[rows] = mask[max(top - first, 0) : bottom - first]
+                bits = packed[
+                    max(top - first, 0) : bottom - first, left // 8 : -(-right // 8)
+                ]
+                mask = np.unpackbits(bits, axis=1).view(bool)
+                found[rows] = mask[:, left % 8 : left % 8 + right - left]
         return found
 
     def _look(self, top, bottom):

@@ -129,8 +129,8 @@ def on_earth(
             parts.append(shapely.transform(part, lambda at, by=turn: at - [by, 0]))
     return shapely.union_all(parts)
 
-# %% ../nbs/D6_places.ipynb #74a0ae98
-NEAR = 0.1  # Pixels; closer grids are one
+# %% ../nbs/D6_places.ipynb #f9187268
+NEAR = 0.25  # Pixels; closer grids are one: every pixel still lies on its own
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def fit(
 ) -> Fit:  # How it is read there
     """See how a raster lies on the grid of another.
 
-    Grids that are closer than a tenth of a pixel are one. Raises ValueError, which says
+    Grids that are closer than a quarter of a pixel are one. Raises ValueError, which says
     what differs, unless the raster can be read there without loss.
     """
     (high, wide), (rows, columns) = _size(raster), _size(other)

@@ -100,16 +100,12 @@ def stands_for(
 
 
 def cleared(
-    pixels: np.ndarray,  # (bands, height, width); of floats changed in place
-    nodatavals: tuple = (),  # One for each band, None where nothing is declared
+    values: np.ndarray,  # Of any type; floats are changed in place
 ) -> np.ndarray:  # The same
-    "Zeros in place of numbers that are none, and of declared values that nearly match."
-    if pixels.dtype.kind in "fc":
-        pixels[no_numbers(pixels)] = 0
-        for band, nodata in zip(pixels, nodatavals, strict=False):
-            if nodata is not None:
-                band[stands_for(band, nodata)] = 0
-    return pixels
+    "Zeros in place of numbers that are none."
+    if values.dtype.kind in "fc":
+        values[no_numbers(values)] = 0
+    return values
 
 # %% ../nbs/D5_validity.ipynb #676aa29b
 PATCH = 64  # Pixels that hang together; a smaller dark speck is a shadow
@@ -194,8 +190,12 @@ class Validity:
         from rasterio.enums import MaskFlags as Flag
 
         flags = {band: self.dataset.mask_flag_enums[band] for band in self.bands}
-        known = {Flag.all_valid, Flag.nodata, Flag.alpha}
-        asked = [band for band, flag in flags.items() if not known & {*flag}]
+        known = {Flag.all_valid, Flag.nodata, Flag.alpha}  # looked at otherwise
+        together = {
+            Flag.per_dataset,
+            Flag.nodata,
+        }  # a value for each band, in NODATA_VALUES
+        asked = [b for b, f in flags.items() if not known & {*f} or together <= {*f}]
         common = [band for band in asked if Flag.per_dataset in flags[band]]
         return [band for band in asked if band not in common[1:]]
 

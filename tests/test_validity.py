@@ -140,6 +140,17 @@ def test_a_band_that_is_asked_for_is_no_alpha(tmp_path):
         assert validity.alpha_bands(file, [3, 2]) == []
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_value_for_each_band_stands_for_nothing_only_together(tmp_path):
+    pixels = image(3)
+    pixels[0], pixels[:, HOLE] = 7, np.array([[7], [8], [9]])
+    path = write(tmp_path / "a.tif", pixels)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(NODATA_VALUES="7 8 9")
+    with rasterio.open(path) as file:
+        assert (valid(file) == ~HOLE).all()
+
+
 def test_zeros_can_be_data(tmp_path):
     pixels = image(1, "float32")
     pixels[:, HOLE] = 0
