@@ -927,6 +927,55 @@ def chipped(data, root):
     return pipeline(data, root, chips=chips, chip_options=options)
 
 
+def _cut_beforehand(data, root, dataset, bands=3):
+    chips = SemanticSegmentationImageDataConfig(
+        img_sz=CHIP, num_workers=0, img_channels=bands
+    )
+    options = SemanticSegmentationChipOptions(sampling=grid())
+    return pipeline(
+        data, root, dataset, bands=bands, chips=chips, chip_options=options
+    )
+
+
+@variant(
+    "chips cut beforehand, of bands in another order",
+    slow=dict(chips="stock", chipping="stock"),
+)
+def chipped_bands(data, root):
+    def make(place):
+        source = image(place / "five.tif", channel_order=[4, 2, 0])
+        return source, _sources(place)[1]
+
+    return _cut_beforehand(data, root, scenes(data, make))
+
+
+@variant(
+    "chips cut beforehand, through statistics",
+    slow=dict(chips="stock", chipping="stock", analysis="stock"),
+)
+def chipped_stats(data, root):
+    def make(place):
+        options = dict(channel_order=[2, 0, 1], transformers=[StatsTransformerConfig()])
+        return image(place / "uint16.tif", **options), _sources(place)[1]
+
+    return _cut_beforehand(data, root, scenes(data, make))
+
+
+@variant(
+    "chips cut beforehand, of two files together",
+    slow=dict(chips="stock", chipping="stock"),
+)
+def chipped_multi(data, root):
+    def make(place):
+        files = [image(place / "rgb.tif"), image(place / "two.tif")]
+        both = MultiRasterSourceConfig(
+            raster_sources=files, channel_order=[4, 0, 1, 2, 3]
+        )
+        return both, _sources(place)[1]
+
+    return _cut_beforehand(data, root, scenes(data, make), bands=5)
+
+
 @variant(
     "a series of images of one place",
     slow=dict(scenes="stock", chips="plain", prediction="stock"),

@@ -128,7 +128,8 @@ def test_same_bundle(runs, data, name):
         inside = {}
         for uri in (f"{cfg.train_uri}/model-bundle.zip", cfg.get_model_bundle_uri()):
             with zipfile.ZipFile(uri) as file:
-                inside[uri.rsplit("/", 2)[-2]] = sorted(file.namelist())
+                found = set(file.namelist()) - {"inputs.json"}  # which the engine adds
+                inside[uri.rsplit("/", 2)[-2]] = sorted(found)
         return inside
 
     assert names("ours") == names("stock")
@@ -336,7 +337,7 @@ def test_what_is_left_to_stock_is_said_once(data, tmp_path, capsys):
     assert "prediction" in said and "vector output" in said
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "chipped"])
+@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("chipped")])
 def test_same_chips(data, tmp_path, name):
     "For the same windows, chips and labels are those of stock, value by value."
     cfg = ZOO[name].make(data, tmp_path)
