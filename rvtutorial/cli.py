@@ -513,8 +513,12 @@ def _short(rows: list[dict]) -> list[dict]:
 @click.option("--batch-sz", type=int, help="Chips that are predicted together.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
               default="auto", show_default=True, help="Numbers to compute with.")  # fmt: skip
+@click.option("--trust", is_flag=True, help="Run code that the model carries.")
 def predict(model, images, out, bands, **how):
     """Map IMAGES (files, folders, globs, or URIs) with a trained model.
+
+    A bundle may carry code, such as the definition of its network. Unless it is one of
+    this package's own, it is refused without --trust: it could do whatever you can do.
 
     Each map gets a folder in OUT; one that is there already is made anew.
     """

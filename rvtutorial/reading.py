@@ -237,11 +237,14 @@ class FastSource(Located):
         return cut(found, there.to_local_coords(inside))
 
     def _get_chip(self, window, bands=None, out_shape=None):
-        "As stock does it; windows that are resized on the way are left to stock."
+        """As stock does it: without `bands`, all those of the file.
+
+        Windows that are resized on the way are left to stock.
+        """
         if out_shape is not None and tuple(out_shape) != tuple(window.size):
             return super()._get_chip(window, bands, out_shape)
         every = self.bands_to_read
-        bands = every if bands is None else bands
+        bands = range(1, self.num_channels_raw + 1) if bands is None else bands
         if self.pixels is not None and (bands is every or list(bands) == list(every)):
             found = cut(self.pixels, window)  # stock's transformers write into chips
             return found.copy() if self.raster_transformers else found

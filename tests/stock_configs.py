@@ -663,6 +663,13 @@ def aoi_sliding(data, root):
     return pipeline(data, root, dataset)
 
 
+@variant("areas of interest, scores as float32", exact=False)
+def aoi_smooth(data, root):
+    store = SemanticSegmentationLabelStoreConfig(smooth_output=True)
+    dataset = scenes(data, store=store, aoi=("train", "val", "test"))
+    return pipeline(data, root, dataset, predict=dict(stride=32))
+
+
 @variant("windows that only touch the area of interest")
 def aoi_touched(data, root):
     dataset = scenes(data, aoi=("train", "val", "test"))
@@ -932,9 +939,7 @@ def _cut_beforehand(data, root, dataset, bands=3):
         img_sz=CHIP, num_workers=0, img_channels=bands
     )
     options = SemanticSegmentationChipOptions(sampling=grid())
-    return pipeline(
-        data, root, dataset, bands=bands, chips=chips, chip_options=options
-    )
+    return pipeline(data, root, dataset, bands=bands, chips=chips, chip_options=options)
 
 
 @variant(

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -14,9 +11,9 @@ import rasterio
 import stock_configs
 import torch
 from rastervision.core.predictor import Predictor
-from stock_configs import ZOO, image, pipeline, scenes, vector
+from stock_configs import ZOO
 
-from rvtutorial import bundles, engine, models
+from rvtutorial import bundles, engine
 from rvtutorial.learner import pack
 
 KINDS = ("run", "bundle", "training", "moved", "old")
