@@ -422,7 +422,7 @@ def clear_map(cfg: PipelineConfig, scene) -> None:
     "Delete the map of one scene."
     place = map_file(cfg, scene).parent
     names = ("labels.tif", "scores.tif", "pixel_hits.npy")
-    outlines = place.glob("vector_outputs/class-*.json")
+    outlines = place.glob("vector_output/class-*.json")
     for path in [*(place / name for name in names), *outlines]:
         path.unlink(missing_ok=True)
 

@@ -68,6 +68,7 @@ from rastervision.pytorch_learner import (
 )
 from rastervision.pytorch_learner.learner import Learner
 
+from rvtutorial.engine import old_names
 from rvtutorial.sources import make_sample_scenes
 
 CHIP = 64
@@ -921,7 +922,8 @@ def vector_buildings(data, root):
     store = SemanticSegmentationLabelStoreConfig(
         vector_output=outputs, smooth_output=True
     )
-    return pipeline(data, root, scenes(data, store=store))
+    longer = solver(num_epochs=25, lr=2e-2, class_loss_weights=[4.0, 1.0, 0.1])
+    return pipeline(data, root, scenes(data, store=store), solver=longer)
 
 
 @variant(
@@ -1100,7 +1102,10 @@ def own_folders(data, root):
 
 @contextlib.contextmanager
 def light(onnx=False, previews=False):
-    "Plain Raster Vision without its ONNX export, pictures and compression: seconds."
+    """Plain Raster Vision without its ONNX export, pictures and compression: seconds.
+
+    With the one name of numpy 1 that its outlines of buildings need.
+    """
     save = Learner.save_model_bundle
 
     def lean(self, export_onnx=True):
@@ -1116,6 +1121,7 @@ def light(onnx=False, previews=False):
         for module in (learner, rv_pipeline):
             change(module, "zipdir", _store)
         stack.enter_context(programs())
+        stack.enter_context(old_names())
         yield
 
 

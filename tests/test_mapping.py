@@ -252,7 +252,9 @@ def test_scores_outside_of_aois_are_those_of_stock(tmp_path, as_uint8):
     image = write_image(tmp_path / "image.tif", noise(300, 396))
     how = {"aois": [box(20, 10, 340, 160)], "smooth_output": True}
     how["smooth_as_uint8"] = as_uint8
-    stock, ours = (read(f / "scores.tif") for f in both(tmp_path, image, (64, 32), **how))
+    stock, ours = (
+        read(f / "scores.tif") for f in both(tmp_path, image, (64, 32), **how)
+    )
     assert stock.dtype == ours.dtype
     empty = np.isnan(stock) if not as_uint8 else stock == 0
     assert 0.2 < empty.all(axis=0).mean() < 0.9

@@ -222,6 +222,22 @@ def test_same_scores(runs, data, name):
         assert np.nanmax(np.abs(a.astype(float) - b)) <= limit
 
 
+@pytest.mark.parametrize("name", [n for n in RUNS if n.startswith("vector_")])
+def test_same_outlines(runs, data, name):
+    "Outlines of classes are those of stock; of buildings there are some."
+    mine, again = runs(name, "ours"), runs(name, "check") / "again"
+    files = sorted(mine.rglob("vector_output/*.json"))
+    outlines = ZOO[name].make(data, mine).dataset.validation_scenes[0].label_store
+    assert len(files) == 2 * len(outlines.vector_output if outlines else [])
+    for path in files:
+        found = json.loads(path.read_text())
+        assert found == json.loads(
+            (again / path.relative_to(mine / "predict")).read_text()
+        )
+        assert len(found["features"]) > 5 or name != "vector_buildings"
+    assert not hasattr(np, "int0")
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_same_evaluation(runs, name):
     "For the same predictions the numbers of eval.json are the same; ours has more."
