@@ -402,6 +402,7 @@ def inputs_of(
 ) -> dict | None:  # None where none can be read
     """What images hold before any transformer: dtype, bands, and the range of each band.
 
+    `dtype` is None when scenes differ in it.
     `low` and `high` hold, for each band that is read, the least and the largest 2 % and
     98 % quantile of a scene.
     """
@@ -410,7 +411,8 @@ def inputs_of(
     if not found:
         return None
     dtypes, counts, ranges = zip(*found, strict=True)
-    about = {"dtype": dtypes[0], "bands": counts[0]}
+    one = dtypes[0] if len(set(dtypes)) == 1 else None
+    about = {"dtype": one, "bands": counts[0]}
     seen = np.array([r for r in ranges if r is not None and len(r) == counts[0]])
     if len(seen):  # (scenes, bands, low and high)
         about["low"], about["high"] = (

@@ -48,7 +48,7 @@ def trained(data, tmp_path_factory):
             config = ZOO[name].make(data, folder)
             learn_more(config)
             if who == "stock":
-                stock_configs.run_stock(config)
+                stock_configs.run_stock(config, onnx=True)
             else:
                 engine.run(config, progress=False, precision="float32")
         return made[name, who]
@@ -186,8 +186,10 @@ def test_bands_of_several_files_in_one_image(trained, data, tmp_path, name, kind
 
 @pytest.mark.slow
 def test_a_model_of_plain_raster_vision(trained, data, tmp_path):
-    "Chips cut and trained by stock, with ONNX's place in the bundle taken."
+    "Chips cut and trained by stock, whose bundles hold the network as ONNX too."
     run = trained("chipped_bands", "stock")
+    with zipfile.ZipFile(run / "train/model-bundle.zip") as file:
+        assert "model.onnx" in file.namelist()
     bundle = run / "bundle/model-bundle.zip"
     uri = str(data / "own/v1/five.tif")
     theirs = stock_map(bundle, uri, tmp_path)
