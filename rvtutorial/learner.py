@@ -158,7 +158,7 @@ class Paused(Exception):
 class Stop:
     "Whether somebody has asked this process to stop."
 
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self):
         self.name = None
@@ -178,13 +178,20 @@ class Stop:
         if self.name:
             raise Interrupted(self.name)
 
+    @staticmethod
+    def ignored(number) -> bool:
+        "Whether the process is to outlive the end of its terminal, as with nohup."
+        hangup = number == signal.SIGHUP
+        return hangup and signal.getsignal(number) == signal.SIG_IGN
+
     @contextlib.contextmanager
     def listening(self):
         "Hear signals inside; python hears them in its main thread only."
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {s: signal.signal(s, self) for s in self.signals}
+        heard = [s for s in self.signals if not self.ignored(s)]
+        before = {s: signal.signal(s, self) for s in heard}
         try:
             yield self
         finally:
@@ -287,6 +294,7 @@ class Options:
     checkpoint: Checkpoint | None = None  # None: nothing is saved within the training
     stop: Stop = field(default_factory=Stop)
     tell: Progress | None = None  # None: silence
+    inputs: dict | None = None  # What training images hold: put into the bundle
     meters: dict = field(default_factory=dict)  # Stage -> Meter
 
     def __post_init__(self):
@@ -696,6 +704,8 @@ class FastLearner(Resumes):
             self._bundle_modules(str(folder))
             self._bundle_transforms(str(folder))
         shutil.copy(self.config_path, folder / "learner-config.json")
+        if self.options.inputs:
+            write_json(folder / "inputs.json", self.options.inputs)
         pack(folder, Path(self.output_dir_local, Path(self.model_bundle_uri).name))
 
     def export_to_onnx(self, path, *args, **kwargs):

@@ -68,6 +68,7 @@ from rastervision.pytorch_learner import (
 )
 from rastervision.pytorch_learner.learner import Learner
 
+from rvtutorial.engine import old_names
 from rvtutorial.sources import make_sample_scenes
 
 CHIP = 64
@@ -663,6 +664,13 @@ def aoi_sliding(data, root):
     return pipeline(data, root, dataset)
 
 
+@variant("areas of interest, scores as float32", exact=False)
+def aoi_smooth(data, root):
+    store = SemanticSegmentationLabelStoreConfig(smooth_output=True)
+    dataset = scenes(data, store=store, aoi=("train", "val", "test"))
+    return pipeline(data, root, dataset, predict=dict(stride=32))
+
+
 @variant("windows that only touch the area of interest")
 def aoi_touched(data, root):
     dataset = scenes(data, aoi=("train", "val", "test"))
@@ -914,7 +922,8 @@ def vector_buildings(data, root):
     store = SemanticSegmentationLabelStoreConfig(
         vector_output=outputs, smooth_output=True
     )
-    return pipeline(data, root, scenes(data, store=store))
+    longer = solver(num_epochs=25, lr=2e-2, class_loss_weights=[4.0, 1.0, 0.1])
+    return pipeline(data, root, scenes(data, store=store), solver=longer)
 
 
 @variant(
@@ -925,6 +934,53 @@ def chipped(data, root):
     chips = SemanticSegmentationImageDataConfig(img_sz=CHIP, num_workers=0)
     options = SemanticSegmentationChipOptions(sampling=grid())
     return pipeline(data, root, chips=chips, chip_options=options)
+
+
+def _cut_beforehand(data, root, dataset, bands=3):
+    chips = SemanticSegmentationImageDataConfig(
+        img_sz=CHIP, num_workers=0, img_channels=bands
+    )
+    options = SemanticSegmentationChipOptions(sampling=grid())
+    return pipeline(data, root, dataset, bands=bands, chips=chips, chip_options=options)
+
+
+@variant(
+    "chips cut beforehand, of bands in another order",
+    slow=dict(chips="stock", chipping="stock"),
+)
+def chipped_bands(data, root):
+    def make(place):
+        source = image(place / "five.tif", channel_order=[4, 2, 0])
+        return source, _sources(place)[1]
+
+    return _cut_beforehand(data, root, scenes(data, make))
+
+
+@variant(
+    "chips cut beforehand, through statistics",
+    slow=dict(chips="stock", chipping="stock", analysis="stock"),
+)
+def chipped_stats(data, root):
+    def make(place):
+        options = dict(channel_order=[2, 0, 1], transformers=[StatsTransformerConfig()])
+        return image(place / "uint16.tif", **options), _sources(place)[1]
+
+    return _cut_beforehand(data, root, scenes(data, make))
+
+
+@variant(
+    "chips cut beforehand, of two files together",
+    slow=dict(chips="stock", chipping="stock"),
+)
+def chipped_multi(data, root):
+    def make(place):
+        files = [image(place / "rgb.tif"), image(place / "two.tif")]
+        both = MultiRasterSourceConfig(
+            raster_sources=files, channel_order=[4, 0, 1, 2, 3]
+        )
+        return both, _sources(place)[1]
+
+    return _cut_beforehand(data, root, scenes(data, make), bands=5)
 
 
 @variant(
@@ -1046,7 +1102,10 @@ def own_folders(data, root):
 
 @contextlib.contextmanager
 def light(onnx=False, previews=False):
-    "Plain Raster Vision without its ONNX export, pictures and compression: seconds."
+    """Plain Raster Vision without its ONNX export, pictures and compression: seconds.
+
+    With the one name of numpy 1 that its outlines of buildings need.
+    """
     save = Learner.save_model_bundle
 
     def lean(self, export_onnx=True):
@@ -1062,6 +1121,7 @@ def light(onnx=False, previews=False):
         for module in (learner, rv_pipeline):
             change(module, "zipdir", _store)
         stack.enter_context(programs())
+        stack.enter_context(old_names())
         yield
 
 

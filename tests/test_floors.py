@@ -24,7 +24,7 @@ FLOORS = {
     1.2: {"batches", "mapping", "scoring", "speed"},
     1.5: {"drawing", "inputs", "learner"},
     2: {"config", "engine", "jobs", "tiles"},
-    1.6: {"page"},
+    1.6: {"bundles", "page"},
     1.7: {"swipe"},
     2.5: {"trials"},
     2.6: {"plots"},

@@ -240,8 +240,26 @@ def test_pixels_without_window_become_null_in_scenes_with_aois(tmp_path):
     none = {"aois": [box(0, 0, 10, 10)], "smooth_output": True}
     _, ours = both(tmp_path / "none", image, (64, 32), **none)
     assert (read(ours / "labels.tif") == 2).all()
-    assert not read(ours / "scores.tif").any()
+    assert np.isnan(read(ours / "scores.tif")).all()
     assert not np.load(ours / "pixel_hits.npy").any()
+
+
+@pytest.mark.parametrize("as_uint8", [False, True])
+def test_scores_outside_of_aois_are_those_of_stock(tmp_path, as_uint8):
+    "NaN, or 0 in bytes: no window came there."
+    from shapely.geometry import box
+
+    image = write_image(tmp_path / "image.tif", noise(300, 396))
+    how = {"aois": [box(20, 10, 340, 160)], "smooth_output": True}
+    how["smooth_as_uint8"] = as_uint8
+    stock, ours = (
+        read(f / "scores.tif") for f in both(tmp_path, image, (64, 32), **how)
+    )
+    assert stock.dtype == ours.dtype
+    empty = np.isnan(stock) if not as_uint8 else stock == 0
+    assert 0.2 < empty.all(axis=0).mean() < 0.9
+    assert (np.isnan(ours) if not as_uint8 else ours == 0)[:, empty.all(axis=0)].all()
+    assert np.isfinite(ours[:, ~empty.all(axis=0)]).all()
 
 
 def test_a_part_of_an_image_keeps_its_place(tmp_path):
