@@ -83,7 +83,7 @@ def socket_folder() -> Path:  # A new, private folder
 
 # %% ../nbs/C4_jobs.ipynb #3f1c7a90
 LEAST_FILES, WANTED_FILES = 256, 1024  # open files that a kernel needs, and is given
-LEAST_GB, WANTED_GB = 2, 6  # of addresses, for a kernel and for a training
+LEAST_GB, WANTED_GB = 5, 8  # of addresses: to import Raster Vision, and to train
 
 
 class TooLittle(OSError):
@@ -104,8 +104,8 @@ def refuse_limits() -> None:
     if (found := addresses()) < LEAST_GB:
         raise TooLittle(
             f"a process may have {found:.1f} GB of addresses here (ulimit -v), and a "
-            f"kernel needs {LEAST_GB}, a training {WANTED_GB}: raise that limit, or limit "
-            f"memory by a control group, as Slurm does"
+            f"kernel with Raster Vision needs {LEAST_GB}, a training {WANTED_GB}: raise "
+            f"that limit, or limit memory by a control group, as Slurm does"
         )
 
 

@@ -276,8 +276,10 @@ class Checkpoint:
     @property
     def too_old(self) -> bool:
         "Whether there is one of version 1, and nobody has said that it can be trusted."
-        there = not self.trust and zipfile.is_zipfile(self.path)
-        return there and self._about()["version"] == 1
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            there = not self.trust and zipfile.is_zipfile(self.path)
+            return there and self._about()["version"] == 1
+        return False
 
     def _about(self) -> dict:
         "Version and digest as they stand beside what is pickled; version 1 has nothing there."
