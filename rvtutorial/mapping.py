@@ -643,7 +643,7 @@ def find_images(
     for uri in found.values():
         name, taken = _stem(uri), {n.lower() for n in names}
         if stems.count(name.lower()) > 1:
-            name = safe_name(f"{_stem(uri.rpartition('/')[0]) or 'image'}_{name}")
+            name = safe_name(f"{_stem(uri.rpartition('/')[0]) or 'image'}_{name}", 240)
             taken |= set(stems)
         base = name
         numbered = (f"{base}-{number}" for number in itertools.count(2))
@@ -683,7 +683,7 @@ def _stem(uri):
     "Name of a file without folders, query and suffix."
     name = re.split(r"[?#]", uri)[0] if "://" in uri else uri
     stem = re.sub(r"[^\w.() -]", "_", Path(name.rstrip("/")).stem)
-    return stem and safe_name(stem)
+    return stem and safe_name(stem, 240)
 
 # %% ../nbs/E4_mapping.ipynb #2f0322d3
 def look_at(

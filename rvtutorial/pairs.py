@@ -53,10 +53,10 @@ class Scene:
     split: str = ""  # "train", "val", "test" or ""
 
     def __post_init__(self):
-        if safe_name(str(self.id)) != str(self.id):  # it names folders and files
+        if safe_name(self.id, 240) != str(self.id):  # it names folders and files
             raise ValueError(
-                f"the id of a scene is one name for a folder, of 200 bytes at most, got "
-                f"{self.id!r} for {self.image}"
+                f"the id of a scene names a folder, so it has no / and 240 bytes at most, "
+                f"got {self.id!r} for {self.image}"
             )
 
 # %% ../nbs/D4_pairs.ipynb #cfd0dfdb
