@@ -10,6 +10,11 @@ __all__ = ['STAGES', 'PACKAGES', 'DEFAULTS', 'prepare', 'fingerprint', 'paths', 
            'ordered', 'run_stage', 'write_results', 'run_many', 'predict', 'Told', 'load_model', 'model_files',
            'first_source']
 
+# %% ../nbs/C1_engine.ipynb #6c0d9e21
+from .files import need_addresses
+
+need_addresses()  # before torch: with less its import may never end
+
 # %% ../nbs/C1_engine.ipynb #91397838
 import contextlib
 import copy

@@ -7,6 +7,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import resource
@@ -382,6 +383,28 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 # --- limits
+
+
+class TooLittle(OSError):
+    "The limits of this process are too low."
+
+
+def addresses_gb() -> float:
+    "How many GB of addresses a process may have, taken or not."
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return math.inf if soft == resource.RLIM_INFINITY else soft / 2**30
+
+
+def need_addresses(
+    least: float = 5,  # GB; torch and Raster Vision take 4 before they do anything
+) -> None:
+    "Raise `TooLittle` where importing Raster Vision would fail without a word, or never end."
+    if (found := addresses_gb()) < least:
+        raise TooLittle(
+            f"a process may have {found:.1f} GB of addresses here (ulimit -v), and Raster "
+            f"Vision needs {least}: raise that limit, or limit memory by a control group, "
+            f"as Slurm does"
+        )
 
 
 def available_memory(

@@ -21,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from .files import safe_name
 from .queues import job_notebook, parameters
 from rvtutorial.runs import (
     Hyperparams,
@@ -78,7 +79,7 @@ def trial_names(
     names = []
     for trial in trials:
         parts = [f"{key}={short(trial[key])}" for key in differ if key in trial]
-        names.append("+".join(parts) or "as-is")
+        names.append(safe_name("+".join(parts) or "as-is"))  # of a folder
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"asked for more than once: {', '.join(twice)}")

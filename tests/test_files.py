@@ -515,6 +515,24 @@ print(available_memory())
     assert 0 < int(first(python(code))) < GB
 
 
+@pytest.mark.parametrize("module", ["engine", "config"])
+@pytest.mark.parametrize("gb", [1, 3.5])
+def test_too_few_addresses_are_told_before_torch_is_imported(gb, module):
+    "With 3.5 GB the import would go on for many minutes."
+    limit = int(gb * GB)
+    code = (
+        f"import resource\nresource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+    )
+    done = python(code + f"import rvtutorial.{module}").communicate(timeout=60)
+    assert (
+        done[1]
+        .splitlines()[-1]
+        .startswith(
+            f"rvtutorial.files.TooLittle: a process may have {gb:.1f} GB of addresses here"
+        )
+    )
+
+
 def test_the_budget_of_trainings_is_a_quarter_of_it(monkeypatch):
     from rvtutorial.reading import SceneStore
 

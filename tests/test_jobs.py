@@ -377,8 +377,16 @@ def test_a_notebook_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "limit", "told"),
     [
-        ("RLIMIT_AS", 2**30, "1.0 GB of addresses here (ulimit -v), and a kernel"),
-        ("RLIMIT_AS", 3 * 2**30, "3.0 GB of addresses here (ulimit -v), and a kernel"),
+        (
+            "RLIMIT_AS",
+            2**30,
+            "1.0 GB of addresses here (ulimit -v), and Raster Vision needs 5",
+        ),
+        (
+            "RLIMIT_AS",
+            3 * 2**30,
+            "3.0 GB of addresses here (ulimit -v), and Raster Vision needs 5",
+        ),
         (
             "RLIMIT_NOFILE",
             64,
