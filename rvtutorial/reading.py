@@ -650,6 +650,8 @@ class SceneFiles:
         free = shutil.disk_usage(self.folder).free
         if free < pixels.nbytes + 2**28:
             raise OSError(f"{free / 2**30:.1f} GB are free")
+        if self._path(name).is_symlink():
+            self._path(name).unlink()  # else what it leads to would be replaced
         with atomic_path(self._path(name)) as partial:
             with open(partial, "wb") as file:
                 np.save(file, np.ascontiguousarray(pixels))
