@@ -193,6 +193,8 @@ def refuse_outside(
 
 
 # --- locks
+# Not the library filelock: it keeps no record of who holds a lock, some of its versions
+# empty the file before it is theirs, and it stops where a file system knows no locks.
 
 
 class Busy(RuntimeError):
@@ -206,8 +208,8 @@ def alive(
     "Whether the process that wrote a lock may still be at work."
     job = owner.get("slurm_job_id")
     if owner.get("host") == socket.gethostname():
-        begun = owner.get("begun")
-        return _begun(owner.get("pid")) in ((begun,) if begun else (not None,))
+        now = _begun(owner.get("pid"))  # another one may have its number by now
+        return now is not None and owner.get("begun") in (None, now)
     if job and job == os.environ.get("SLURM_JOB_ID"):
         return False  # the same job, started again on another node
     asked = ["squeue", "-h", "-j", str(job), "-t", "R,CG,S", "-o", "%i"]

@@ -375,6 +375,10 @@ def test_without_locks_the_record_decides(tmp_path, without_locks):
     (tmp_path / ".writing.lock").write_text(json.dumps(mine))
     with writing(tmp_path):
         pass
+    del mine["begun"]  # as earlier versions wrote it
+    (tmp_path / ".writing.lock").write_text(json.dumps(mine))
+    with pytest.raises(Busy), writing(tmp_path):
+        pass
     Run(tmp_path).update("went", state="running")
     assert Run(tmp_path).state == "running"
 
