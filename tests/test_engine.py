@@ -263,7 +263,9 @@ def test_a_checkpoint_of_the_first_version(trust, data, finished, tmp_path):
 def test_a_scene_whose_name_leads_out_is_refused(name, data, tmp_path):
     cfg = configure(data, tmp_path / "runs" / "b")
     before = {p for p in tmp_path.rglob("*") if p.name[0] != "."}
-    cfg.dataset.test_scenes[0].id = name
+    (scene,), windows = cfg.dataset.test_scenes, cfg.backend.data.sampling
+    windows[name] = windows[scene.id]
+    scene.id = name
     with pytest.raises(ValueError, match="the id of a scene is .* leads out of"):
         engine.run(cfg, progress=False)
     assert {p for p in tmp_path.rglob("*") if p.name[0] != "."} == before
