@@ -14,7 +14,6 @@ __all__ = ['FINE', 'CANCELLING', 'NEVER', 'FULL', 'LAST_WORDS', 'KILL_WAIT', 'SI
 import ast
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -22,7 +21,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -43,6 +41,13 @@ from rvtutorial.clusters import (
     SlurmError,
     find_job,
     run_sbatch,  # noqa: F401, beside start_local
+)
+from rvtutorial.files import (
+    lock_soon,
+    open_lock,
+    open_plain,
+    private_folder,
+    try_lock,
 )
 from .forks import Served, Server
 from .sites import answer, clean_env
@@ -179,24 +184,18 @@ def differences(
 def queue_folder() -> Path:
     "Where the local queue of this machine and user keeps its tickets."
     named = os.environ.get("RVTUTORIAL_QUEUE")
-    path = Path(
-        named or Path(tempfile.gettempdir()) / f"rvtutorial-queue-{os.getuid()}"
-    )
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
+    if not named:
+        return private_folder("rvtutorial-queue")
+    Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Path(named)
 
 
 def free(path: Path) -> bool:
     "Whether nobody holds the lock of a file (a process that is gone holds none)."
     try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except FileNotFoundError:
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
+        with open_plain(path) as file:
+            return try_lock(file) is not False  # None: a file system without locks
+    except OSError:  # not there, or no file
         return True
 
 # %% ../nbs/C8_queues.ipynb #89646be0
@@ -218,15 +217,6 @@ def _is_queue(pid) -> bool:
     return b"rvtutorial.queues" in command or starting
 
 # %% ../nbs/C8_queues.ipynb #4ca9ff7d
-def _take(file) -> bool:
-    "Lock an open file if nobody else has."
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-
-
 @contextlib.contextmanager
 def turn(
     since: int,  # Time of submission, in nanoseconds
@@ -236,12 +226,14 @@ def turn(
     "Wait until all jobs queued before `since` are over, then hold the queue."
     home = queue_folder()
     mine = ticket_of(since, os.getpid())
-    with open(f"{mine}.new", "w") as ticket, open(home / "running.lock", "w") as lock:
-        fcntl.flock(ticket, fcntl.LOCK_EX)
-        print(label, file=ticket, flush=True)
+    new = open_plain(f"{mine}.new", write=True)
+    with new as ticket, open_lock(home / "running.lock") as lock:
+        try_lock(ticket)
+        ticket.write(f"{label}\n".encode())
+        ticket.flush()
         os.rename(f"{mine}.new", mine)
         try:
-            while ahead := _ahead(mine) or not _take(lock):
+            while ahead := _ahead(mine) or try_lock(lock) is False:
                 waiting(ahead if isinstance(ahead, str) else "another job")
                 time.sleep(0.2)
             yield
@@ -659,9 +651,8 @@ def waits_for(
 def one_at_a_time(folder: Path):
     "Two that submit the same at one moment take turns, so that nothing is queued twice."
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".submitting", "a") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with open_lock(folder / ".submitting") as file:
+        lock_soon(file, 300)
         yield
 
 

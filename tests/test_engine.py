@@ -21,6 +21,7 @@ import torch
 
 from rvtutorial import engine, learner
 from rvtutorial.config import get_config
+from rvtutorial.files import Busy
 from rvtutorial.reading import SceneStore
 from rvtutorial.runs import Run
 from rvtutorial.sources import make_sample_scenes
@@ -157,6 +158,117 @@ def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
             engine.run(cfg)
     with pytest.raises(ValueError, match=r"digest is \w{16} .* this one's is \w{16}"):
         engine.run(cfg, progress=False, keep="best")
+
+
+# --- one at a time
+
+ELSEWHERE = """
+import os, sys, time
+sys.path.insert(0, {tests!r})
+from rvtutorial import engine
+from pathlib import Path
+from test_engine import configure
+
+def wait(*args):
+    print("inside", flush=True)
+    time.sleep(120)
+
+{what}
+"""
+
+
+def elsewhere(what, **values):
+    "Another process that stops in the middle of a call of the engine."
+    code = ELSEWHERE.format(
+        tests=str(Path(__file__).parent), what=what.format(**values)
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line == "inside\n":
+            return process
+    raise AssertionError(f"ended with {process.wait()}")
+
+
+@pytest.mark.slow
+def test_two_cannot_run_in_one_folder(data, finished, tmp_path):
+    "The second is told who is inside and changes nothing; a killed one blocks nobody."
+    what = "engine.Progress.epoch = wait\n"
+    what += "engine.run(configure(Path({data!r}), Path({run!r})))"
+    other = elsewhere(what, data=str(data), run=str(tmp_path / "b"))
+    cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
+    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+    try:
+        with pytest.raises(Busy, match=f"process {other.pid} on .* since 20") as err:
+            engine.run(cfg, progress=False)
+        assert str(run.path) in str(err.value) and run.state == "running"
+        after = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+        assert {p for p in before if before[p] != after.get(p)} <= {
+            run.path / ".run.lock"
+        }
+    finally:
+        other.kill(), other.wait()
+    engine.run(cfg, progress=False)
+    assert run.state == "succeeded" and len(run.log()) == 2
+    assert len((run.path / "train/log.csv").read_text().splitlines()) == 3
+    assert produce(run) == produce(finished)
+    assert not (run.path / ".writing.lock").exists()
+
+
+@pytest.mark.slow
+def test_two_cannot_predict_into_one_folder(data, finished, tmp_path):
+    what = "engine.Told.__call__ = wait\n"
+    what += "engine.predict({run!r}, {data!r}, {out!r})"
+    images, out = str(data / "val"), tmp_path / "maps"
+    given = dict(data=images, run=str(finished.path), out=str(out))
+    other = elsewhere(what, **given)
+    try:
+        halves = {p.name for p in out.rglob(".*.tif")}
+        with pytest.raises(Busy, match=f"process {other.pid} on"):
+            engine.predict(finished.path, images, out, progress=False)
+        assert {p.name for p in out.rglob(".*.tif")} >= halves
+    finally:
+        other.kill(), other.wait()
+    told = engine.predict(finished.path, images, out, progress=False)
+    assert len(told) == 2 and all(Path(f, "labels.tif").exists() for f in told.folder)
+    assert not list(out.glob(".*"))
+
+
+def as_first_version(path):
+    "Rewrite a checkpoint as version 1 wrote it."
+    state = torch.load(path, weights_only=True) | {"version": 1}
+    state["random"]["numpy"] = np.random.get_state()  # a numpy array, no plain value
+    torch.save(state, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_checkpoint_of_the_first_version(trust, data, finished, tmp_path):
+    "Without trust the training begins anew, and that is said; the end is the same."
+    cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
+    engine.run(cfg, progress=False, pause=1)
+    as_first_version(run.path / "checkpoint.pt")
+    said = spoken(cfg, trust=trust)
+    assert ("training begins anew" in said) != trust
+    assert ("going on in epoch 2" in said) == trust
+    if not trust:
+        assert str(run.path / "checkpoint.pt") in said and "trust=True" in said
+        assert produce(run) == produce(finished)
+    assert run.state == "succeeded" and len(run.log()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["../../x", "..", "/x", "a/../.."])
+def test_a_scene_whose_name_leads_out_is_refused(name, data, tmp_path):
+    cfg = configure(data, tmp_path / "runs" / "b")
+    before = {p for p in tmp_path.rglob("*") if p.name[0] != "."}
+    (scene,), windows = cfg.dataset.test_scenes, cfg.backend.data.sampling
+    windows[name] = windows[scene.id]
+    scene.id = name
+    with pytest.raises(ValueError, match="the id of a scene is .* leads out of"):
+        engine.run(cfg, progress=False)
+    assert {p for p in tmp_path.rglob("*") if p.name[0] != "."} == before
 
 
 @pytest.mark.slow

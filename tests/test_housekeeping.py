@@ -1,6 +1,5 @@
 "What may be deleted goes, and nothing else, whoever is at work meanwhile."
 
-import ast
 import io
 import json
 import os
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rvtutorial import files as files_
 from rvtutorial import housekeeping as keep
 from rvtutorial.housekeeping import RULES, chosen, clean, disk_use, look
 from rvtutorial.jobs import lock
@@ -325,24 +325,102 @@ def test_half_of_a_deleted_submission_goes_with_the_next_call(tmp_path):
     assert not list((tmp_path / "jobs").iterdir())
 
 
+def everything(folder: Path) -> dict:
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_links_do_not_lead_clean_out(tmp_path):
+    "A linked jobs/, a linked submission, a linked half of one."
+    outside, runs = tmp_path / "outside", tmp_path / "runs"
+    for name in ("one", "two", ".gone-0123abcd"):
+        submission(outside, name, "deleted")
+    (runs / "x").mkdir(parents=True)
+    (runs / "x" / "jobs").symlink_to(outside / "jobs")
+    (runs / "jobs").mkdir()
+    (runs / "jobs" / "two").symlink_to(outside / "jobs" / "two")
+    (runs / "jobs" / ".gone-12").symlink_to(outside / "jobs" / "one")
+    before = everything(outside)
+    assert not look([runs], ["submissions"]).found
+    clean(look([runs]))
+    assert everything(outside) == before
+
+
+def test_a_folder_that_is_named_may_be_a_link(tmp_path):
+    home = submission(tmp_path / "disk", "one", "deleted")
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    assert clean(look([tmp_path / "runs"], ["submissions"])).size
+    assert not home.exists()
+
+
+LOOKS_LIKE = {
+    "no member": {"tasks.json": {"folders": []}},
+    "no job.json": {"tasks.json": {"folders": ["a"]}},
+    "not texts": {"tasks.json": {"folders": [1]}, "job.json": {"queue": "local"}},
+    "a list": {"tasks.json": [1], "job.json": {"queue": "local"}},
+    "another queue": {"tasks.json": {"folders": ["a"]}, "job.json": {"queue": "pbs"}},
+    "broken": {"tasks.json": "{", "job.json": {"queue": "local"}},
+    "more": {
+        "tasks.json": {"folders": ["a"]}, "job.json": {"queue": "local"}, "x.csv": "",
+    },
+    "a folder": {
+        "tasks.json": {"folders": ["a"]}, "job.json": {"queue": "local"}, "d/x.csv": "",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LOOKS_LIKE)
+def test_what_only_looks_like_a_submission_stays(kind, tmp_path):
+    home = tmp_path / "jobs" / "X"
+    put(home / "job.sh")
+    for name, content in LOOKS_LIKE[kind].items():
+        put(home / name)
+        text = content if isinstance(content, str) else json.dumps(content)
+        (home / name).write_text(text)
+    for path in (home / "tasks.json", home):
+        age(path)
+    before = everything(tmp_path)
+    clean(look([tmp_path]))
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "notes.ipynb", "deep/job.sh"])
+def test_a_folder_with_the_name_of_a_half_stays(name, tmp_path):
+    put(tmp_path / "jobs" / ".gone-ab12cd34" / name)
+    put(tmp_path / "jobs" / ".gone-photos" / "job.sh")
+    clean(look([tmp_path]))
+    assert len(everything(tmp_path)) == 2
+
+
+def test_what_was_put_into_a_submission_meanwhile_stays(tmp_path):
+    home = submission(tmp_path, "one", "deleted")
+    plan = look([tmp_path], ["submissions"])
+    put(home / "results.csv")
+    done = clean(plan)
+    assert not done.found and done.left[home] and (home / "results.csv").exists()
+
+
+def test_a_submission_of_our_own_goes_whole(tmp_path):
+    "All files that a hand-over and its queue leave are known."
+    from rvtutorial.slurm import submit
+
+    submit(tmp_path / "a", notebook="hello").wait(progress=False)
+    (home,) = [p for p in (tmp_path / "jobs").iterdir() if p.is_dir()]
+    Run(tmp_path / "a").update("went", job={})
+    for path in (home / "tasks.json", home):
+        age(path)
+    assert {i.path for i in look([tmp_path], ["submissions"]).found} == {home}
+    clean(look([tmp_path], ["submissions"]))
+    assert not home.exists()
+
+
 def test_only_files_of_ours_that_nobody_opened_leave_scratch(tmp_path):
-    scratch = keep.scratch_folder()
+    scratch = files_.scratch_folder()
     mine = put(scratch / f"{'0123456789abcdef' * 2}.npy", 5000, hours=2)
     put(scratch / f"{'fedcba9876543210' * 2}.npy", 5000)
     put(scratch / "somebody.npy", 5000, hours=99)
     plan = look([tmp_path], ["cache"])
     assert [item.path for item in plan.found] == [mine] and plan.size == 5000
     assert clean(plan).size == 5000 and len(list(scratch.iterdir())) == 2
-
-
-def test_scratch_is_where_trainings_have_it():
-    "The module that fills it imports torch, so its function is read, not called."
-    bodies = []
-    for module in ("reading", "housekeeping"):
-        source = Path(keep.__file__).with_name(f"{module}.py").read_text()
-        found = {getattr(n, "name", ""): n for n in ast.parse(source).body}
-        bodies.append(ast.unparse(found["scratch_folder"].body[1:]))
-    assert bodies[0] == bodies[1]
 
 
 # ------------------------------------------------------------------ tables

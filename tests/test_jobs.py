@@ -374,6 +374,62 @@ def test_a_notebook_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("kind", "limit", "told"),
+    [
+        (
+            "RLIMIT_AS",
+            2**30,
+            "1.0 GB of addresses here (ulimit -v), and Raster Vision needs 5",
+        ),
+        (
+            "RLIMIT_AS",
+            3 * 2**30,
+            "3.0 GB of addresses here (ulimit -v), and Raster Vision needs 5",
+        ),
+        (
+            "RLIMIT_NOFILE",
+            64,
+            "64 files open here (ulimit -Hn), and a kernel needs 256",
+        ),
+    ],
+)
+def test_limits_that_are_too_low_are_told_at_once(kind, limit, told, tmp_path):
+    "A kernel would spin for minutes, or die with a page of errors."
+    trial = Trial(tmp_path, "import torch")
+    set_limit = f"import resource as r; r.setrlimit(r.{kind}, ({limit}, {limit})); "
+    code = set_limit + "import os, sys; os.execv(sys.executable, sys.argv[1:])"
+    start = time.monotonic()
+    done = trial.run(before=[sys.executable, "-c", code])
+    assert done.returncode == 1 and time.monotonic() - start < 60
+    assert trial.went["state"] == "failed" and told in trial.went["why"]
+    assert len(trial.log.splitlines()) == 1 and told in trial.log
+    lesson = [sys.executable, "-m", "rvtutorial.jobs", "lessons", "--only", "01"]
+    lesson += ["--parts", str(tmp_path), "--out", str(tmp_path / "out")]
+    notebook(tmp_path / "01_x.ipynb", "import torch")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *lesson],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_low_limit_of_files_is_raised_where_it_may_be(tmp_path):
+    trial = Trial(tmp_path, "import resource as r\nassert r.getrlimit(7)[0] >= 1000")
+    before = ["bash", "-c", 'ulimit -Sn 64; exec "$@"', "bash"]
+    assert trial.run(before=before).returncode == 0, trial.log
+
+
+def test_figures_of_a_lesson_with_an_odd_name_delete_no_others(tmp_path):
+    (tmp_path / "other-01-0.png").write_bytes(b"x")
+    jobs.save_figures(nbformat.v4.new_notebook(), tmp_path, "*")
+    jobs.save_figures(nbformat.v4.new_notebook(), tmp_path, "othe[r]")
+    assert (tmp_path / "other-01-0.png").exists()
+
+
 def test_a_lock_of_another_machine(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     owner = {"pid": 1, "host": "elsewhere", "slurm_job_id": None}

@@ -288,8 +288,8 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="abc.*xyz") as err:
         Checkpoint(tmp_path / "a.pt", "xyz").load()
     assert str(tmp_path / "a.pt") in str(err.value)
-    monkeypatch.setattr(Checkpoint, "version", 2)
-    with pytest.raises(ValueError, match="version 1.*version 2"):
+    monkeypatch.setattr(Checkpoint, "version", 3)
+    with pytest.raises(ValueError, match="version 2.*version 3"):
         Checkpoint(tmp_path / "a.pt", "abc").load()
 
 
@@ -307,6 +307,78 @@ def test_a_damaged_checkpoint_is_named(damage, tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a checkpoint") as err:
         Checkpoint(path, "abc").load()
     assert str(path) in str(err.value) and "first epoch" in str(err.value)
+
+
+class Program:
+    "What a stranger puts into a pickle: a command that runs when it is read."
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def first_version(path, digest="abc", **more):
+    "A checkpoint as version 1 wrote it."
+    numpy_state = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": numpy_state, "cuda": []}
+    state |= {"torch": torch.get_rng_state()}
+    about = {"version": 1, "digest": digest, "random": state}
+    torch.save(more | about, path)
+
+
+def test_reading_a_checkpoint_runs_nothing(tmp_path):
+    "Neither of our version, with our digest beside it, nor of the first, nor of none."
+    path, mark = tmp_path / "a.pt", tmp_path / "mark"
+    Checkpoint(path, "abc").save(epoch=1)
+    about = zipfile.ZipFile(path).comment
+    for comment in (about, b"", b'{"version": 1}', b"nonsense"):
+        first_version(path, epoch=Program(mark))
+        with zipfile.ZipFile(path, "a") as file:
+            file.comment = comment
+        with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+            Checkpoint(path, "abc").load()
+        assert not mark.exists()
+    first_version(path, epoch=Program(mark))
+    Checkpoint(path, "abc", trust=True).load()
+    assert mark.exists()  # so the program works, where it is trusted
+
+
+def test_the_digest_is_looked_at_before_anything_is_unpickled(tmp_path, monkeypatch):
+    Checkpoint(tmp_path / "a.pt", "abc").save(epoch=1)
+    monkeypatch.setattr(learner.torch, "load", lambda *a, **k: pytest.fail("unpickled"))
+    with pytest.raises(ValueError, match="abc.*xyz"):
+        Checkpoint(tmp_path / "a.pt", "xyz").load()
+
+
+def test_a_checkpoint_of_the_first_version_needs_trust(tmp_path):
+    path = tmp_path / "a.pt"
+    first_version(path, epoch=3)
+    assert Checkpoint(path, "abc").too_old and not Checkpoint(path, "abc", True).too_old
+    with pytest.raises(ValueError, match="trust=True"):
+        Checkpoint(path, "abc").load()
+    state = Checkpoint(path, "abc", trust=True).load()
+    assert state["epoch"] == 3
+    set_random_state(state["random"])
+    with pytest.raises(ValueError, match="is of another training.*abc.*xyz"):
+        Checkpoint(path, "xyz", trust=True).load()
+    Checkpoint(path, "abc").save(epoch=4)
+    assert not Checkpoint(path, "abc").too_old
+    assert not Checkpoint(tmp_path / "none.pt", "abc").too_old
+
+
+def test_a_checkpoint_takes_plain_values_only(tmp_path):
+    kept = Checkpoint(tmp_path / "a.pt", "abc")
+    given = {"a": np.float64(1.5), "b": np.arange(3), "c": (1, [None, "x", True])}
+    kept.save(place=given, parts={"m": network().state_dict()})
+    found = kept.load()
+    assert found["place"] == {"a": 1.5, "b": [0, 1, 2], "c": (1, [None, "x", True])}
+    versions = network().state_dict()._metadata
+    assert found["parts"]["m"]._metadata == versions
+    with pytest.raises(TypeError, match=r"state\.place\.x\[1\] is a Program"):
+        kept.save(place={"x": [0, Program(tmp_path)]})
+    assert kept.load()["place"] == found["place"]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):

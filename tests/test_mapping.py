@@ -607,6 +607,30 @@ def test_names_never_meet(tmp_path):
     assert list(names(tmp_path)) == ["img1"]  # the name that people gave it
 
 
+@pytest.mark.parametrize(
+    "uri", ["...tif", "a/...tif", "s3://b/...tif", "s3://b/..", "s3://b/" + "x" * 400]
+)
+def test_a_map_stays_in_its_folder_whatever_the_image_is_called(uri, tmp_path):
+    "An image called ...tif would have had its map in the folder above."
+    if "://" not in uri:
+        (tmp_path / "a").mkdir()
+        (tmp_path / uri).touch()
+        uri = str(tmp_path / uri)
+    (name,) = mapping.find_images([uri])
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_long_names_of_folder_and_image_fit_together(tmp_path):
+    for name in ("a" * 200, "b" * 200):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("x" * 200 + ".tif")).touch()
+    found = mapping.find_images([str(tmp_path / "*" / "*.tif")])
+    assert len(found) == 2
+    for name in found:
+        (tmp_path / "out" / name).mkdir(parents=True)
+
+
 @pytest.mark.parametrize("what, text", [
     ("nothing.tif", "there is no image"), ("*.tif", "there is no image"),
     ("", "holds no image"), ([], "no image in"),

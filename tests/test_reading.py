@@ -1,11 +1,13 @@
 """Fast scenes serve what Raster Vision serves, bit for bit, with few files open."""
 
 import gc
+import io
 import json
 import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -38,12 +40,14 @@ from rastervision.core.data.utils import rasterio as utils_rasterio
 
 from rvtutorial import reading
 from rvtutorial.reading import (
+    CannotHold,
     FastSource,
     LabelRaster,
     OpenRasters,
     SceneStore,
     attach,
     build_scene,
+    fingerprint_of,
     raster_source,
 )
 
@@ -932,6 +936,50 @@ def test_another_process_uses_the_same_file(budget, sources, tmp_path):
         return int(SceneStore(budget, store.folder).array(again, never).sum())
 
     assert in_child(look) == source.read_all().sum()
+
+
+def prepared(folder, source):
+    "What somebody who knows our names would put there: zeros, with the right digest."
+    name, digest = fingerprint_of(source)
+    with open(folder / f"{name}.npy", "wb") as file:
+        np.save(file, np.zeros_like(source.read_all()))
+        file.write(digest.encode())
+
+
+def test_pixels_that_others_have_prepared_are_not_served(
+    sources, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("RVTUTORIAL_SCRATCH", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place, source = tmp_path / f"rvtutorial-{os.getuid()}", sources[0]
+    place.mkdir()
+    place.chmod(0o777)
+    prepared(place, source)
+    store = SceneStore(0)
+    same(source.read_all(), store.array(source, source.read_all))
+    assert store.folder.is_relative_to(tmp_path / "cache")
+    for path in store.folder.iterdir():
+        path.unlink()
+    prepared(store.folder, source)
+    assert not SceneStore(0).array(source, never).any()  # so it would have worked
+    store.folder.chmod(0o777)  # replaced by another one while a training runs
+    with pytest.raises(CannotHold):
+        store.held.clear()
+        store.say = lambda text: None
+        store.array(source, source.read_all)
+
+
+def test_a_link_in_scratch_is_not_followed(sources, tmp_path):
+    source, other = sources[0], tmp_path / "other"
+    other.mkdir()
+    prepared(other, source)
+    store = SceneStore(0, tmp_path / "scratch")
+    store.folder.mkdir()
+    (made,) = other.iterdir()
+    (store.folder / made.name).symlink_to(made)
+    same(source.read_all(), store.array(source, source.read_all))
+    assert not np.load(io.BytesIO(made.read_bytes()[:-32])).any()  # nor written through
 
 
 def test_a_forked_process_opens_its_files_anew(tmp_path):

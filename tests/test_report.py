@@ -6,6 +6,7 @@ import re
 import shutil
 from base64 import b64decode
 from html.parser import HTMLParser
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -155,6 +156,22 @@ def test_names_cannot_become_code(sweep, tmp_path):
 def test_many_runs_are_counted_and_not_listed(tied, said):
     board = pd.DataFrame({"tied": [True] + tied * [True] + (3 - tied) * [False]})
     assert said in report._others(board)
+
+
+@pytest.mark.parametrize("size", [245, 250, 255])
+def test_a_report_may_have_a_long_name(size, sweep, tmp_path):
+    out = tmp_path / ("x" * (size - 5) + ".html")
+    assert write_report(sweep, out, progress=False) == out
+    assert out.stat().st_size > 10_000 and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 130 + ".html"])
+def test_a_name_that_no_disk_takes_is_told_before_the_work(name, sweep, tmp_path):
+    with (
+        patch.object(report, "gather", side_effect=AssertionError("has begun")),
+        pytest.raises(OSError, match="a name may have 255 bytes here, this one has"),
+    ):
+        write_report(sweep, tmp_path / name, progress=False)
 
 
 def test_a_heading_of_signs_has_an_address():

@@ -385,6 +385,16 @@ def test_bad_table(tmp_path, text, message):
         find_splits(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "/x", "x" * 250, " "])
+def test_an_id_that_leads_elsewhere_is_refused(name, tmp_path):
+    "Labels and maps of a scene lie in files and folders of that name."
+    (tmp_path / "a.tif").touch()
+    (tmp_path / "t.csv").write_text(f"split,id,image,label\ntrain,{name},a.tif,\n")
+    with pytest.raises(ValueError, match="the id of a scene .*a.tif") as err:
+        find_splits(tmp_path / "t.csv")
+    assert repr(name) in str(err.value)
+
+
 def test_too_few_to_split(few):
     with pytest.raises(ValueError, match="4 scenes cannot give 3"):
         split_scenes(find_scenes(few / "train"), n_val=3, n_test=1)

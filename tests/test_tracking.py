@@ -79,6 +79,47 @@ def test_tensorboard_reads_back_what_the_log_says(runs, tmp_path):
     ]
 
 
+NAMES = ["../../x", "../x", "/x", "a/b", "..", ".", "", "x" * 300, "a\nb"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_never_leads_out_of_the_folder(name, runs, tmp_path):
+    "Nothing outside is deleted, and the events are written all the same."
+    kept = tmp_path / "home" / "kept"
+    kept.mkdir(parents=True)
+    (tmp_path / "home" / "x").mkdir()
+    (tmp_path / "home" / "x" / "diary").write_text("dear diary")
+    name = str(tmp_path / "home" / "x") if name == "/x" else name
+    before = sorted(p for p in tmp_path.rglob("*"))
+    place = kept / "out"
+    made = track({name: runs[0]}, place, csv=False, tensorboard=True)["tensorboard"]
+    for _ in range(2):
+        again = track({name: runs[0]}, place, csv=False, tensorboard=True)
+        assert again["tensorboard"] == made
+    assert made[0].parent == place / "tensorboard" and list(made[0].glob("events*"))
+    assert set(before) <= set(tmp_path.rglob("*"))
+    new = set(tmp_path.rglob("*")) - set(before)
+    assert all(p.is_relative_to(place) for p in new)
+
+
+def test_a_run_named_by_its_parent_folder_stays(runs, tmp_path):
+    out = tmp_path / "out" / "tensorboard"
+    track([runs[0] / ".."], tmp_path / "out", csv=False, tensorboard=True)
+    assert all(r.is_dir() for r in runs) and len(list(out.iterdir())) == 1
+
+
+def test_only_event_files_are_replaced(runs, tmp_path):
+    "TensorBoard's files into the folder of the runs themselves: the runs stay."
+    before = {p: p.read_bytes() for p in runs[0].rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="only a folder of event files is replaced"):
+        tracking.to_tensorboard(runs[:1], tmp_path)
+    assert before == {p: p.read_bytes() for p in runs[0].rglob("*") if p.is_file()}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / runs[0].name).symlink_to(runs[0])
+    with pytest.raises(ValueError, match="link"):
+        tracking.to_tensorboard(runs[:1], tmp_path / "out")
+
+
 def test_switches(runs, tmp_path):
     made = track(runs, tmp_path / "a")
     assert list(made) == ["csv"]
