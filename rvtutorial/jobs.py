@@ -36,11 +36,15 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
+from . import records
+from .records import Unreadable, read_json
 from .clusters import SlurmError
 from rvtutorial.queues import (
     Job,
     JobFailed,
     differences,
+    folders_of,
+    is_other,
     job_notebook,
     parameters,
 )
@@ -49,11 +53,10 @@ from rvtutorial.runs import (
     Workspace,
     atomic_path,
     find_runs,
-    read_json,
     write_json,
 )
 from .forks import forked_kernel, serve
-from .sites import answer
+from .sites import answer, on_cluster
 from .slurm import submit
 
 # %% ../nbs/C4_jobs.ipynb #f99a15e0
@@ -256,7 +259,14 @@ def alive(owner: dict) -> bool:
         return False  # the same job, started again on another node
     asked = ["squeue", "-h", "-j", str(job), "-t", "R,CG,S", "-o", "%i"]
     reply = answer(asked) if job else None
-    return reply is None or bool(reply.strip())
+    if reply is not None and not _tells_of(reply, job) and owner.get("cluster"):
+        reply = answer(on_cluster(owner["cluster"], *asked)) or ""
+    return reply is None or _tells_of(reply, job)
+
+
+def _tells_of(reply: str, job: str) -> bool:
+    "Whether a line of squeue's names a job or a member of it; a site may print others."
+    return any(re.match(rf"{job}(\D|$)", line.strip()) for line in reply.splitlines())
 
 # %% ../nbs/C4_jobs.ipynb #97457d4a
 def _locked(file) -> bool | None:
@@ -278,13 +288,15 @@ def lock(folder: Path):
         ours = _locked(file)
         file.seek(0)
         owner = json.loads(file.read().strip() or "{}")
-        if ours and owner.get("host") == socket.gethostname():
-            owner = {}  # left by a process that is gone
+        left = owner.get("host") == socket.gethostname()  # by a process that is gone
+        if ours and (left or is_other(owner.get("folder"), Path(folder))):
+            owner = {}
         if ours is False or (owner and alive(owner)):
             who = f"process {owner.get('pid')} on {owner.get('host')}"
             raise Busy(f"{folder} is in use by {who}; if that is gone, delete {path}")
         job = os.environ.get("SLURM_JOB_ID")
         mine = dict(pid=os.getpid(), host=socket.gethostname(), slurm_job_id=job)
+        mine |= dict(cluster=os.environ.get("SLURM_CLUSTER_NAME"), folder=str(folder))
         file.truncate(0)
         file.write(json.dumps(mine) + "\n")
         file.flush()
@@ -501,7 +513,7 @@ def done_or_other(folder: Path, notebook: Path) -> bool:
 # %% ../nbs/C4_jobs.ipynb #3b983333
 def run_member(tasks: str | Path, index: int) -> int:
     "Run one member of a submission: its number picks the folder from tasks.json."
-    doc = read_json(tasks, None)
+    doc = read_json(tasks, None, records.TASKS, ("folders", "notebook"))
     if doc is None:
         raise FileNotFoundError(f"there is no {tasks}")
     home, folder = Path(tasks).resolve().parent, Path(doc["folders"][index])
@@ -764,14 +776,15 @@ def runs_table(
 
     rows = []
     for run in find_runs(folder):
-        val = run.results.get("validation") or {}
-        row = {
-            "run": str(run.path.relative_to(Path(folder).resolve())),
-            "state": run.state,
-        }
-        row |= {"val F1": val.get("f1"), "val IoU": val.get("iou")}
-        row |= {"minutes": minutes(run.manifest.get("went", {})), "path": str(run.path)}
-        rows.append(row)
+        row = {"run": os.path.relpath(run.path, folder), "state": run.state}
+        try:
+            val, went = run.results.get("validation") or {}, run.manifest.get("went", {})
+            row |= {"val F1": val.get("f1"), "val IoU": val.get("iou")}
+            row |= {"minutes": minutes(went)}
+        except Unreadable as error:
+            row |= {"state": f"unreadable: {error}", "val F1": None, "val IoU": None}
+            row |= {"minutes": None}
+        rows.append(row | {"path": str(run.path)})
     table = pd.DataFrame(rows)
     numbers = ["val F1", "val IoU", "minutes"]
     return table.astype(dict.fromkeys(numbers, float)) if rows else table
@@ -825,7 +838,7 @@ def run_parts(line: Progress, out: Path, env: dict, durations: dict) -> None:
 def cancel_since(runs: Path, since: float) -> int:
     "Cancel the jobs that were submitted after a time (of the clock); their number."
     new = [p for p in runs.rglob("jobs/*/tasks.json") if p.stat().st_mtime >= since]
-    folders = [folder for path in new for folder in read_json(path)["folders"]]
+    folders = [folder for path in new for folder in folders_of(path.parent) or ()]
     live = [f for f in folders if not Job(f).done]
     if live:
         Job(live).cancel()

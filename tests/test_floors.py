@@ -9,6 +9,7 @@ LIBRARY = Path(__file__).resolve().parent.parent / "rvtutorial"
 # half floors hold what a part's module is made of and shows as its own
 FLOORS = {
     -1: {"files"},  # written by hand, as plumbing is
+    -0.8: {"records"},  # plumbing: how records are read
     -0.5: {"validity"},
     0: {"chips", "container", "runs", "sources"},
     0.1: {"counting"},

@@ -709,7 +709,7 @@ def test_a_submission_to_slurm(cluster, tmp_path, quick, monkeypatch):
     ]
     assert env["SLURM_CONF"] == "/etc/my.conf"
     home = Path(args[-1]).parent
-    assert read_json(home / "job.json")["id"] == "221"
+    assert read_json(home / "job.json")["id"] == "221;farm"
     assert read_json(home / "tasks.json")["folders"] == [str(f) for f in job.folders]
     assert read_json(tmp_path / "r2" / "params.json") == {"a": 2}
     assert parameters(home / "quick.ipynb") == {"a": 1, "b": "x"}  # a copy of its own
