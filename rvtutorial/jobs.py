@@ -44,7 +44,6 @@ from rvtutorial.queues import (
     JobFailed,
     differences,
     folders_of,
-    is_other,
     job_notebook,
     parameters,
 )
@@ -56,7 +55,7 @@ from rvtutorial.runs import (
     write_json,
 )
 from .forks import forked_kernel, serve
-from .sites import answer, on_cluster
+from .sites import answer
 from .slurm import submit
 
 # %% ../nbs/C4_jobs.ipynb #f99a15e0
@@ -259,14 +258,7 @@ def alive(owner: dict) -> bool:
         return False  # the same job, started again on another node
     asked = ["squeue", "-h", "-j", str(job), "-t", "R,CG,S", "-o", "%i"]
     reply = answer(asked) if job else None
-    if reply is not None and not _tells_of(reply, job) and owner.get("cluster"):
-        reply = answer(on_cluster(owner["cluster"], *asked)) or ""
-    return reply is None or _tells_of(reply, job)
-
-
-def _tells_of(reply: str, job: str) -> bool:
-    "Whether a line of squeue's names a job or a member of it; a site may print others."
-    return any(re.match(rf"{job}(\D|$)", line.strip()) for line in reply.splitlines())
+    return reply is None or bool(reply.strip())
 
 # %% ../nbs/C4_jobs.ipynb #97457d4a
 def _locked(file) -> bool | None:
@@ -288,15 +280,13 @@ def lock(folder: Path):
         ours = _locked(file)
         file.seek(0)
         owner = json.loads(file.read().strip() or "{}")
-        left = owner.get("host") == socket.gethostname()  # by a process that is gone
-        if ours and (left or is_other(owner.get("folder"), Path(folder))):
-            owner = {}
+        if ours and owner.get("host") == socket.gethostname():
+            owner = {}  # left by a process that is gone
         if ours is False or (owner and alive(owner)):
             who = f"process {owner.get('pid')} on {owner.get('host')}"
             raise Busy(f"{folder} is in use by {who}; if that is gone, delete {path}")
         job = os.environ.get("SLURM_JOB_ID")
         mine = dict(pid=os.getpid(), host=socket.gethostname(), slurm_job_id=job)
-        mine |= dict(cluster=os.environ.get("SLURM_CLUSTER_NAME"), folder=str(folder))
         file.truncate(0)
         file.write(json.dumps(mine) + "\n")
         file.flush()

@@ -86,6 +86,7 @@ from rvtutorial.counting import (  # noqa: F401
     scores,
     table,
 )
+from .records import Unreadable, attempt
 from .runs import Run, natural_key
 
 # %% ../nbs/A4_metrics.ipynb #f3affd0f
@@ -159,7 +160,8 @@ def counts_of(
     if isinstance(run, LabelFolder):
         return run.counts
     run = run if isinstance(run, Run) else Run(run)
-    return counts_from(_evaluation(run, split), split)
+    found, file = _evaluation(run, split), run.path / f"eval/{split}_scenes/eval.json"
+    return attempt(lambda: counts_from(found, split), file, "evaluation")
 
 # %% ../nbs/A4_metrics.ipynb #f87c8283
 def _by_id(folder, pattern):
@@ -473,6 +475,8 @@ def _counted(name, run, split):
     except FileNotFoundError as err:
         hint = "; a sweep's finished runs alone are sweep.runs(finished=True)"
         raise FileNotFoundError(f"{err}{hint * isinstance(run, Run)}") from None
+    except Unreadable:
+        raise
     except ValueError as err:
         whose = f"run {name}: " if isinstance(name, str) else ""
         raise ValueError(f"{whose}{err}") from None
@@ -848,6 +852,35 @@ def _board(groups, metric, split, blocks, of, null, data, **how):
     return board.join(pd.DataFrame(means).T), found.of
 
 
+def _board_of_readable(groups, metric, split, **how):
+    "One split's leaderboard, its class, and why some runs cannot be read."
+    broken = {name: run.trouble for name, group in groups.items() for run in group
+              if isinstance(run, Run) and run.trouble}  # fmt: skip
+    while True:
+        sound = {name: group for name, group in groups.items() if name not in broken}
+        if groups and not sound:
+            raise ValueError("unreadable: " + "; ".join(broken.values()))
+        try:
+            return *_board(sound, metric, split, **how), broken
+        except Unreadable as err:
+            name = next((name for name, group in sound.items() for run in group
+                         if isinstance(run, Run) and run.path in err.path.parents), None)  # fmt: skip
+            if name is None:
+                raise
+            broken[name] = str(err)
+
+
+def _with_broken(board, broken):
+    "A leaderboard with a line for each run that cannot be read, at its end."
+    if not broken:
+        return board
+    empty = {"b": False, "i": 0, "u": 0, "f": np.nan}
+    line = {name: empty.get(kind.kind, "") for name, kind in board.dtypes.items()}
+    lines = [line | {"verdict": f"unreadable: {why}"} for why in broken.values()]
+    more = pd.DataFrame(lines, index=pd.Index(broken, name=board.index.name))
+    return pd.concat([board, more.astype(board.dtypes)])
+
+
 def _score_board(found, metric, level):
     "A leaderboard by one of SCORES; of Brier and ECE the lowest is first."
     pairs, lower = _score_pairs(found, metric, level), metric in LOWER_IS_BETTER
@@ -897,7 +930,8 @@ def leaderboard(
     `behind` is the distance to the first, and `tied` says that these scenes cannot tell
     the two apart, all pairs of runs considered (Holm). Runs are compared on the scenes
     that all have. Brier and ECE are better when they are lower. Raises `FileNotFoundError`
-    for a run that was not evaluated, or kept no scores where SCORES ask for them. Where
+    for a run that was not evaluated, or kept no scores where SCORES ask for them. A run whose
+    records cannot be read has a line without numbers at the end, and why in `verdict`. Where
     the test split is shown, `openings` counts the times it was; `.attrs` hold that in words
     (`note`), and the class (`of`).
     """
@@ -906,7 +940,8 @@ def leaderboard(
     if metric in SCORES:
         _only_jackknife(metric, method)
     how |= dict(blocks=blocks, of=of, null=null, data=data)
-    board, of = _board(groups, metric, split, **how)
+    board, of, broken = _board_of_readable(groups, metric, split, **how)
+    groups = {name: group for name, group in groups.items() if name not in broken}
     board.insert(1, "split", split)
     if report is not None and report != split:
         kept = [f"pixel_{metric}", "low", "high", "scenes"]
@@ -917,4 +952,6 @@ def leaderboard(
         note = open_test(groups, metric, record, what="leaderboard")
         board["openings"] = len(openings(_homes(groups, record)))
         board.attrs["note"] = note
+    attrs, board = board.attrs, _with_broken(board, broken)
+    board.attrs = attrs
     return board

@@ -189,6 +189,8 @@ def attempt(
         return read()
     except Unreadable:
         raise
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as err:
+    except OSError as err:
+        raise Unreadable(path, err.strerror or str(err)) from None
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as err:
         why = f"it is no {what} ({type(err).__name__}: {err})"
         raise Unreadable(path, why) from None

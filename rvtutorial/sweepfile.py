@@ -22,13 +22,13 @@ import pandas as pd
 import yaml
 
 from .queues import job_notebook, parameters
+from .records import attempt, read_json
 from rvtutorial.runs import (
     Hyperparams,
     Run,
     atomic_path,
     differences,
     near_match,
-    read_json,
 )
 from .search import KINDS, Distribution, Halving, distribution, draws, halving
 
@@ -547,11 +547,22 @@ def read_plan(
 def read_record(
     folder: Path,  # A sweep folder
 ) -> tuple[SweepFile, list[Trial]]:  # The plan, and the trials
-    "What `write_record` wrote; FileNotFoundError for any other folder."
-    for name in ("trials.csv", "sweep.yaml"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no sweep folder: it has no {name}")
-    plan, trials = read_plan(folder), []
+    """What `write_record` wrote.
+
+    Raises `FileNotFoundError` for any other folder, `Unreadable` for a broken record.
+    """
+    files = folder / "sweep.yaml", folder / "trials.csv"
+    for path in files:
+        if not path.exists():
+            text = f"{folder} is no sweep folder: it has no {path.name}"
+            raise FileNotFoundError(text)
+    plan = attempt(lambda: read_plan(folder), files[0], "record of a sweep")
+    return plan, attempt(lambda: _read_trials(folder, plan), files[1], "list of trials")
+
+
+def _read_trials(folder: Path, plan: SweepFile) -> list[Trial]:
+    "The trials in a sweep's trials.csv."
+    trials = []
     rows = pd.read_csv(folder / "trials.csv", dtype=str, keep_default_na=False)
     for row in rows.to_dict("records"):
         row.pop("trial")
@@ -560,12 +571,12 @@ def read_record(
         if plan.method == "bayes" and not own:
             own = _started_with(folder / place, plan)
         trials.append(Trial(name, place, own))
-    return plan, trials
+    return trials
 
 
 def _started_with(folder: Path, plan: SweepFile) -> dict:
     "The values that a trial was given when it started, if it has."
-    given = read_json(folder / "params.json", {})
+    given = read_json(folder / "params.json", {}, form={})
     return {key: given[key] for key in plan.tried if key in given}
 
 # %% ../nbs/A5_sweep_files.ipynb #f81ec8f0
