@@ -53,6 +53,13 @@ show() { # command... : as one would type it
     echo
 }
 
+private() { # folder: made for you, refused when others can write to it
+    mkdir -p "$(dirname "$1")"
+    mkdir -m 700 "$1" 2>/dev/null
+    [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ] && [ -z "$(find "$1" -maxdepth 0 -perm /002)" ] ||
+        die "$1 is not a folder that is yours alone; name another place with -t"
+}
+
 scratch=${SCRATCH:-} weights=yes mirror='' dry_run=0 arguments=() modules=() binds=()
 while getopts ':hnt:w:a:m:d:b:' option; do
     case $option in
@@ -110,8 +117,9 @@ for module in "${modules[@]}"; do
 done
 command -v apptainer >/dev/null || die "no apptainer on the PATH; on a cluster add -m apptainer"
 [ ! -e "$image" ] || die "$image is there already; move it away first (jobs may be using it)"
-export APPTAINER_CACHEDIR=$scratch/apptainer-cache APPTAINER_TMPDIR=$scratch/apptainer-tmp
-mkdir -p "$APPTAINER_CACHEDIR" "$APPTAINER_TMPDIR" || exit 1
+private "$scratch/apptainer-cache"
+APPTAINER_TMPDIR=$(mktemp -d "$scratch/apptainer-tmp.XXXXXX") || exit 1
+export APPTAINER_CACHEDIR=$scratch/apptainer-cache APPTAINER_TMPDIR
 trap 'rm -rf "$image.part" "$image.base" "$APPTAINER_TMPDIR"' EXIT
 cd "$root" || exit 1
 [ -z "$mirror" ] || "${base[@]}" || exit

@@ -36,6 +36,7 @@ import torch
 
 from . import mapping, scoring
 from .batches import recipe
+from .files import refuse_outside, writing
 from .inputs import allow_open_files
 from rvtutorial.learner import (
     Checkpoint,
@@ -51,6 +52,7 @@ from rvtutorial.learner import (
 )
 from .reading import SceneStore, build_scene, slow_reason
 from .runs import Run, atomic_path, headline, near_match, read_json
+from .sites import answer
 from .speed import Meter, bottleneck, flops_of, peak
 
 # %% ../nbs/C1_engine.ipynb #02d722d9
@@ -188,6 +190,13 @@ class Work:
 def train_stage(work: Work) -> None:
     "Train from the last checkpoint on, or from the first epoch."
     cfg, options = work.cfg, work.options
+    if options.checkpoint.too_old:
+        work.out(
+            f"train: {options.checkpoint.path} was written by an earlier version, and "
+            f"such a file can run any program: it is not read, and the training begins "
+            f"anew (engine.run(..., trust=True) would go on with it)"
+        )
+        options.checkpoint.remove()
     if not options.checkpoint.path.exists():
         shutil.rmtree(cfg.train_uri, ignore_errors=True)
     learner_cfg = cfg.backend.get_learner_config(cfg)
@@ -590,6 +599,7 @@ def run(
     | None = None,  # Holds pixels; None: shared by all runs of this process
     ddp: bool = False,  # Train on all GPUs, with Raster Vision's own code
     compile: bool = False,  # torch.compile on a GPU: worth it in long trainings
+    trust: bool = False,  # Read a checkpoint of an earlier version, which can run code
 ) -> Path:  # The run folder
     """Run a configuration in this process; what is done already is not done again.
 
@@ -597,9 +607,12 @@ def run(
     and one number of threads, however often the run was interrupted. SIGTERM and SIGUSR1
     end it after the next batch with exit status 75 (`Interrupted`); the same call goes
     on. Raises ValueError when the folder holds another run or the loss is no longer a
-    number, FileNotFoundError when a label or a prediction is missing.
+    number, FileNotFoundError when a label or a prediction is missing, `files.Busy` when
+    another process is at work in the folder.
     """
     cfg = prepare(config)
+    for scene in cfg.dataset.all_scenes:  # each gets a folder of that name
+        refuse_outside(cfg.predict_uri, scene.id, "the id of a scene")
     folder, seed = open_run(cfg, seed)
     given = dict(engine=engine, precision=precision, onnx=onnx, keep=keep)
     how = chosen(folder, **given, patience=patience, monitor=monitor)
@@ -612,12 +625,15 @@ def run(
         compile=compile,
         store=store or shared_store(),
         pause=pause,
-        checkpoint=Checkpoint(folder.path / "checkpoint.pt", digest.hexdigest()[:16]),
+        checkpoint=Checkpoint(
+            folder.path / "checkpoint.pt", digest.hexdigest()[:16], trust
+        ),
         **how,
     )
     out = print if progress else _say_nothing
     allow_open_files(len(cfg.dataset.all_scenes))
-    with attempt(folder), settings(threads, ddp), get_tmp_dir() as tmp:
+    alone = writing(folder.path, answer)
+    with alone, attempt(folder), settings(threads, ddp), get_tmp_dir() as tmp:
         cache = rasterio.Env(GDAL_CACHEMAX=64 * 2**20)
         with options.stop.listening(), cache, kept_memory():
             folder.update("made_with", **made_with())
@@ -747,10 +763,12 @@ def predict(
 
     Labels are class ids, 255 where the image has no data. A map that is there already is
     replaced if it is of the same image, else refused. Raises FileNotFoundError when there
-    is no model or no image, ValueError when an image does not suit the model.
+    is no model or no image, ValueError when an image does not suit the model, `files.Busy`
+    when another process predicts into the folder `out`.
     """
     told = Told(print if progress else _say_nothing)
-    with tempfile.TemporaryDirectory() as tmp, settings(), quiet(stdout=False):
+    alone = writing(out, answer)
+    with alone, tempfile.TemporaryDirectory() as tmp, settings(), quiet(stdout=False):
         learner, how = load_model(Path(model), Path(tmp), precision)
         data = learner.cfg.data
         source = first_source(data, Path(tmp))

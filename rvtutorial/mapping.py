@@ -34,6 +34,7 @@ from rvtutorial.mapfiles import (
     cache_for,
     colour_bands,
 )
+from .files import safe_name
 from .runs import natural_key
 
 # %% ../nbs/E4_mapping.ipynb #7be4c3db
@@ -642,7 +643,7 @@ def find_images(
     for uri in found.values():
         name, taken = _stem(uri), {n.lower() for n in names}
         if stems.count(name.lower()) > 1:
-            name = f"{_stem(uri.rpartition('/')[0]) or 'image'}_{name}"
+            name = safe_name(f"{_stem(uri.rpartition('/')[0]) or 'image'}_{name}")
             taken |= set(stems)
         base = name
         numbered = (f"{base}-{number}" for number in itertools.count(2))
@@ -681,7 +682,8 @@ def _real(uri):
 def _stem(uri):
     "Name of a file without folders, query and suffix."
     name = re.split(r"[?#]", uri)[0] if "://" in uri else uri
-    return re.sub(r"[^\w.() -]", "_", Path(name.rstrip("/")).stem)
+    stem = re.sub(r"[^\w.() -]", "_", Path(name.rstrip("/")).stem)
+    return stem and safe_name(stem)
 
 # %% ../nbs/E4_mapping.ipynb #2f0322d3
 def look_at(

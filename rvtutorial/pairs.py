@@ -33,6 +33,7 @@ from rvtutorial.labels import (
     strips,
     write_clean,
 )
+from .files import safe_name
 from .runs import natural_key
 from .sources import IMAGE_NAME, LABEL_NAME
 
@@ -50,6 +51,13 @@ class Scene:
     image: Path  # A raster
     label: Path | None = None  # Vector or raster labels; None: there are none
     split: str = ""  # "train", "val", "test" or ""
+
+    def __post_init__(self):
+        if safe_name(str(self.id)) != str(self.id):  # it names folders and files
+            raise ValueError(
+                f"the id of a scene is one name for a folder, of 200 bytes at most, got "
+                f"{self.id!r} for {self.image}"
+            )
 
 # %% ../nbs/D4_pairs.ipynb #cfd0dfdb
 def _matches(folder, pattern):

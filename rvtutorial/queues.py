@@ -7,22 +7,20 @@ __all__ = ['FINE', 'CANCELLING', 'NEVER', 'FULL', 'LAST_WORDS', 'KILL_WAIT', 'QU
            'parameters', 'scalar', 'hyperparams', 'check_params', 'differences', 'queue_folder', 'free', 'ticket_of',
            'turn', 'no_room', 'LocalQueue', 'end_in_time', 'run_member', 'cancel_on_signal', 'wait_or_leave',
            'run_queue', 'merge', 'submitted', 'folders_of', 'cancelled_members', 'ask_local', 'job_id', 'ask',
-           'at_work', 'is_other', 'own_turns', 'cancel_members', 'tail', 'epochs', 'words', 'Line', 'in_notebook',
-           'Watch', 'waits_for', 'one_at_a_time', 'to_queue', 'enqueue', 'start_local', 'job_home', 'run_folder',
-           'States', 'Waiting', 'Job', 'last_words', 'report']
+           'at_work', 'own_turns', 'cancel_members', 'tail', 'epochs', 'words', 'Line', 'in_notebook', 'Watch',
+           'waits_for', 'one_at_a_time', 'to_queue', 'enqueue', 'start_local', 'job_home', 'run_folder', 'States',
+           'Waiting', 'Job', 'last_words', 'report']
 
 # %% ../nbs/C8_queues.ipynb #35a17d39
 import ast
 import contextlib
 import errno
-import fcntl
 import math
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -45,6 +43,14 @@ from rvtutorial.clusters import (
     our_word,
     run_sbatch,  # noqa: F401, beside start_local
     split_id,
+)
+from rvtutorial.files import (
+    is_other,
+    lock_soon,
+    open_lock,
+    open_plain,
+    private_folder,
+    try_lock,
 )
 from .forks import Served, Server
 from .sites import answer, clean_env, cluster_of, on_cluster
@@ -204,24 +210,18 @@ def differences(
 def queue_folder() -> Path:
     "Where the local queue of this machine and user keeps its tickets."
     named = os.environ.get("RVTUTORIAL_QUEUE")
-    path = Path(
-        named or Path(tempfile.gettempdir()) / f"rvtutorial-queue-{os.getuid()}"
-    )
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
+    if not named:
+        return private_folder("rvtutorial-queue")
+    Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Path(named)
 
 
 def free(path: Path) -> bool:
     "Whether nobody holds the lock of a file (a process that is gone holds none)."
     try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except FileNotFoundError:
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
+        with open_plain(path) as file:
+            return try_lock(file) is not False  # None: a file system without locks
+    except OSError:  # not there, or no file
         return True
 
 # %% ../nbs/C8_queues.ipynb #89646be0
@@ -253,15 +253,6 @@ def _is_script(pid, home: Path) -> bool:
     return os.fsencode(home / "job.sh") in command
 
 # %% ../nbs/C8_queues.ipynb #4ca9ff7d
-def _take(file) -> bool:
-    "Lock an open file if nobody else has."
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-
-
 @contextlib.contextmanager
 def turn(
     since: int,  # Time of submission, in nanoseconds
@@ -271,12 +262,14 @@ def turn(
     "Wait until all jobs queued before `since` are over, then hold the queue."
     home = queue_folder()
     mine = ticket_of(since, os.getpid())
-    with open(f"{mine}.new", "w") as ticket, open(home / "running.lock", "w") as lock:
-        fcntl.flock(ticket, fcntl.LOCK_EX)
-        print(label, file=ticket, flush=True)
+    new = open_plain(f"{mine}.new", write=True)
+    with new as ticket, open_lock(home / "running.lock") as lock:
+        try_lock(ticket)
+        ticket.write(f"{label}\n".encode())
+        ticket.flush()
         os.rename(f"{mine}.new", mine)
         try:
-            while ahead := _ahead(mine) or not _take(lock):
+            while ahead := _ahead(mine) or try_lock(lock) is False:
                 waiting(ahead if isinstance(ahead, str) else "another job")
                 time.sleep(0.2)
             yield
@@ -604,19 +597,6 @@ def at_work(
     return (away and elsewhere) or not free(path)
 
 
-def is_other(named: str | None, folder: Path) -> bool:
-    """Whether a path names another folder than this one, as in a copied run.
-
-    A path that is not there any more was moved, or is called so on another machine.
-    """
-    if not named or named == str(folder):
-        return False
-    try:
-        return not os.path.samefile(named, folder)
-    except OSError:
-        return os.path.exists(named)
-
-
 def own_turns(
     folder: Path,  # Run folder
     job: dict,  # What its record says of its job
@@ -816,9 +796,8 @@ def waits_for(
 def one_at_a_time(folder: Path):
     "Two that submit the same at one moment take turns, so that nothing is queued twice."
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".submitting", "a") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with open_lock(folder / ".submitting") as file:
+        lock_soon(file, 300)
         yield
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RASTERS', 'OpenRasters', 'read_inside', 'cut', 'crs_transformer_of', 'Located', 'FastSource', 'polygons_of', 'plain',
            'DrawnLabels', 'LabelRaster', 'slow_reason', 'raster_source', 'label_source', 'build_scene',
-           'available_memory', 'scratch_folder', 'fingerprint_of', 'CannotHold', 'SceneFiles', 'SceneStore', 'attach']
+           'fingerprint_of', 'CannotHold', 'SceneFiles', 'SceneStore', 'attach']
 
 # %% ../nbs/E1_fast_scenes.ipynb #a18ec557
 import contextlib
@@ -31,6 +31,7 @@ import torch
 from pyogrio.errors import DataSourceError
 from rasterio.features import rasterize
 
+from .files import available_memory, is_private, open_plain, scratch_folder
 from .runs import atomic_path
 
 # %% ../nbs/E1_fast_scenes.ipynb #f4d00446
@@ -585,26 +586,6 @@ def build_scene(
     scene.label_source = known  # drawn on the image's own grid: nothing to match
     return scene
 
-# %% ../nbs/E1_fast_scenes.ipynb #3fea8c6a
-def available_memory() -> int:
-    "Bytes that this process may still take, by the machine and by its control group."
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        line = next(row for row in lines if row.startswith("MemAvailable"))
-        free = int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        most = int(group.joinpath("memory.max").read_text())
-        free = min(free, most - int(group.joinpath("memory.current").read_text()))
-    return max(free, 0)
-
-
-def scratch_folder() -> Path:
-    "RVTUTORIAL_SCRATCH, or a folder of this user in the system's temporary one."
-    named = os.environ.get("RVTUTORIAL_SCRATCH")
-    return Path(named or Path(tempfile.gettempdir(), f"rvtutorial-{os.getuid()}"))
-
 # %% ../nbs/E1_fast_scenes.ipynb #cdfe8a81
 def fingerprint_of(
     source,  # A FastSource that is not part of a mosaic, or a LabelRaster
@@ -633,8 +614,8 @@ def _mapped(file):
     file.seek(0)
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    size = os.fstat(file.fileno()).st_size
-    whole = torch.from_file(file.name, shared=False, size=size, dtype=torch.uint8)
+    size, name = os.fstat(file.fileno()).st_size, f"/proc/self/fd/{file.fileno()}"
+    whole = torch.from_file(name, shared=False, size=size, dtype=torch.uint8)
     pixels = np.frombuffer(whole.numpy(), dtype, np.prod(shape), file.tell())
     return pixels.reshape(shape)
 
@@ -657,9 +638,15 @@ class SceneFiles:
     def _path(self, name):
         return self.folder / f"{name}.npy"
 
+    def _safe(self):
+        "Whether nobody else can have put files there; who names a folder answers for it."
+        return self.named or is_private(self.folder)
+
     def _to_file(self, name, digest, pixels):
         "Write pixels and the digest behind them, to a temporary name first."
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self._safe():
+            raise OSError("it is no private folder of yours any more")
         free = shutil.disk_usage(self.folder).free
         if free < pixels.nbytes + 2**28:
             raise OSError(f"{free / 2**30:.1f} GB are free")
@@ -672,11 +659,13 @@ class SceneFiles:
     def _from_file(self, name, digest):
         "Pixels of a file, None where there is none of this digest."
         path = self._path(name)
+        if not self._safe():
+            return None
         try:
-            with open(path, "rb") as file:
+            with open_plain(path) as file:
                 file.seek(-len(digest), os.SEEK_END)
                 if file.read() == digest.encode():
-                    os.utime(path)
+                    os.utime(file.fileno())
                     return _mapped(file)
         except (OSError, ValueError):
             return None
@@ -711,6 +700,7 @@ class SceneStore(SceneFiles):
             budget_mb = float(named)
         self.budget = available_memory() / 4 if budget_mb is None else budget_mb * 2**20
         self.folder = Path(scratch or scratch_folder())
+        self.named = bool(scratch or os.environ.get("RVTUTORIAL_SCRATCH"))
         self.say, self.held, self.used, self.told = say, {}, 0, set()
         self.lock = threading.Lock()
 

@@ -21,6 +21,7 @@ import pandas as pd
 
 from . import __version__, metrics, plots, sweepplots, viz
 from .counting import Counts
+from .files import refuse_name
 from .metrics import LabelFolder
 from rvtutorial.page import (
     Listing,
@@ -826,12 +827,13 @@ def write_report(
     can, `FileNotFoundError` for a folder that is not there. The file is written in one
     step, and about 2 MB large for 8 runs.
     """
+    out = Path(out).expanduser()
+    refuse_name(out)
     found = gather(what, split, metric, data)
     with metrics.one_look():  # a report is one look at the test split
         board = _board(found)
         sections = sections_of(found, board, scenes, progress)
     page = render(title or _heading(found), _summary(found, board), sections)
-    out = Path(out).expanduser()
     with atomic_path(out) as partial:
         partial.write_text(page, encoding="utf-8")
     return out

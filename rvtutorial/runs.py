@@ -26,6 +26,8 @@ from pathlib import Path
 
 from . import records
 from .records import Unreadable, read_json
+from .files import LONGEST, lock_soon, open_lock, refuse_name, shortened
+
 
 # %% ../nbs/05_model_configuration.ipynb #81b8ca54
 _UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
@@ -603,8 +605,10 @@ def atomic_path(
     Raises OSError when the disk is full, FileNotFoundError when nothing was written.
     """
     path = Path(os.path.realpath(path))
+    refuse_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    begin = f".{secrets.token_hex(4)}."
+    partial = path.with_name(begin + shortened(path.name, LONGEST - len(begin)))
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -681,13 +685,8 @@ def differences(
 @contextmanager
 def _locked(folder: Path):
     "One writer at a time; on a file system that knows no locks, without."
-    import fcntl
-
-    with open(folder / ".run.lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
+    with open_lock(folder / ".run.lock") as file:
+        lock_soon(file)
         yield
 
 
@@ -938,7 +937,8 @@ class Run(_Inputs):
         _refuse(run, asked, differ)
         run.path.mkdir(parents=True, exist_ok=True)
         if not run.manifest.get("asked") or differ == "continue":
-            run.update("asked", **asked)
+            run._change("asked", lambda place: _ask(place, asked, differ))
+        _refuse(run, asked, differ)  # somebody else may have been faster
         if not run.manifest.get("went"):
             run.update("went", state="queued", attempts=[], stages=[])
         return run
@@ -956,6 +956,12 @@ _OURS = (
     "run.json", "notebook*.ipynb", "params*.json", "job*", "*.log", "*.out", "*.err",
     "*.sh", "tasks.json", "queue.json", "cancelled.json", "checkpoint.pt", ".*",
 )  # fmt: skip
+
+
+def _ask(place: dict, asked: dict, differ: str) -> None:
+    "Note what is asked of a run, unless another process has done so meanwhile."
+    if not place or differ == "continue":
+        place.update(asked)
 
 
 def _refuse(run: Run, asked: dict, differ: str) -> None:

@@ -8,6 +8,7 @@ __all__ = ['WAVES', 'SURFACES', 'NAMES', 'ROOFS', 'YARDS', 'ROUGH', 'VERSION', '
            'make_sample_scenes', 'ensure_data', 'Fetched', 'fetch_spacenet']
 
 # %% ../nbs/D1_sources.ipynb #d3fb604f
+import glob
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from .files import lock_soon, open_lock
 
 # %% ../nbs/D1_sources.ipynb #6061b078
 WAVES = (480, 545, 660, 832)  # nm: blue, green, red, near infrared
@@ -712,16 +715,11 @@ def _same(folder, asked):
 @contextmanager
 def _new_folder(folder, asked):
     "A folder with a temporary name that becomes `folder`; None when that is there."
-    import fcntl
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{folder.name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in folder.parent.glob(f".{folder.name}.new*"):
-                shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
-        except OSError:
-            pass  # a file system without locks: the rename below decides
+    with open_lock(folder.parent / f".{folder.name}.lock") as lock:
+        lock_soon(lock, 3600)  # a file system without locks: the rename below decides
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.new*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
         if _same(folder, asked):
             yield None
             return

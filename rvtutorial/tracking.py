@@ -9,6 +9,7 @@ __all__ = ['named_runs', 'history', 'asked_of', 'outcome', 'summary', 'to_csv', 
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -17,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from .records import Unreadable
+from .files import safe_name
 from .runs import Run, atomic_path
 
 # %% ../nbs/A9_tracking.ipynb #279647b4
@@ -124,18 +126,42 @@ def times(
 
 def to_tensorboard(
     runs,  # As `named_runs` takes them
-    folder: str | Path,  # For `tensorboard --logdir`; one folder a run is made in it
+    folder: str | Path,  # For `tensorboard --logdir`; each run gets a folder in it
 ) -> list[Path]:  # The folders of the runs
-    "Write event files; ImportError says what is missing."
+    """Write event files; ImportError says what is missing.
+
+    A name that is no name of a folder (`a/b`, `../x`) is made one, with a digest behind
+    it. ValueError where a folder of that name holds other things than event files.
+    """
     made = []
     for name, run in named_runs(runs).items():
-        place, part = Path(folder) / name, Path(folder) / f".{name}.part"
-        shutil.rmtree(part, ignore_errors=True)
+        place = Path(folder) / safe_name(name)
+        part = place.with_name(f".{place.name}.part")
+        _delete_events(place)
+        _delete_events(part)
         _write_events(run, part)
-        shutil.rmtree(place, ignore_errors=True)
+        _delete_events(place)
         os.replace(part, place)
         made.append(place)
     return made
+
+
+def _delete_events(folder: Path) -> None:
+    "Delete a folder of event files; ValueError, and all stays, where it holds anything else."
+    if not os.path.lexists(folder):
+        return
+    found = [] if folder.is_symlink() else sorted(folder.rglob("*"))
+    others = [p for p in found if p.is_symlink() or not (p.is_dir() or _EVENTS(p.name))]
+    if others or folder.is_symlink() or not folder.is_dir():
+        what = f"holds {others[0].name}" if others else "is a link or a file"
+        raise ValueError(
+            f"{folder} {what}, and only a folder of event files is replaced: choose "
+            f"another folder for TensorBoard's files"
+        )
+    shutil.rmtree(folder)
+
+
+_EVENTS = re.compile(r"events\.out\..+").fullmatch
 
 # %% ../nbs/A9_tracking.ipynb #03266f43
 def _write_events(run: Run, folder: Path) -> None:

@@ -1,6 +1,5 @@
 "What may be deleted goes, and nothing else, whoever is at work meanwhile."
 
-import ast
 import io
 import json
 import os
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rvtutorial import files as files_
 from rvtutorial import housekeeping as keep
 from rvtutorial.housekeeping import RULES, chosen, clean, disk_use, look
 from rvtutorial.jobs import lock
@@ -326,23 +326,13 @@ def test_half_of_a_deleted_submission_goes_with_the_next_call(tmp_path):
 
 
 def test_only_files_of_ours_that_nobody_opened_leave_scratch(tmp_path):
-    scratch = keep.scratch_folder()
+    scratch = files_.scratch_folder()
     mine = put(scratch / f"{'0123456789abcdef' * 2}.npy", 5000, hours=2)
     put(scratch / f"{'fedcba9876543210' * 2}.npy", 5000)
     put(scratch / "somebody.npy", 5000, hours=99)
     plan = look([tmp_path], ["cache"])
     assert [item.path for item in plan.found] == [mine] and plan.size == 5000
     assert clean(plan).size == 5000 and len(list(scratch.iterdir())) == 2
-
-
-def test_scratch_is_where_trainings_have_it():
-    "The module that fills it imports torch, so its function is read, not called."
-    bodies = []
-    for module in ("reading", "housekeeping"):
-        source = Path(keep.__file__).with_name(f"{module}.py").read_text()
-        found = {getattr(n, "name", ""): n for n in ast.parse(source).body}
-        bodies.append(ast.unparse(found["scratch_folder"].body[1:]))
-    assert bodies[0] == bodies[1]
 
 
 # ------------------------------------------------------------------ tables
