@@ -164,9 +164,10 @@ def hyperparams(known: dict, params: dict) -> dict | None:
 def check_params(
     notebook: str | Path,  # Path of a job notebook
     params: dict,  # Value by name
+    known: dict | None = None,  # From `parameters`; None: read it
 ) -> dict:  # The same, as JSON carries it
     "Refuse before queueing what would fail after it: unknown names, bad values."
-    known = parameters(notebook)
+    known = parameters(notebook) if known is None else known
     for name in params:
         if name not in known:
             raise ValueError(

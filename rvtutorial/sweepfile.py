@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -79,7 +80,7 @@ def trial_names(
     for trial in trials:
         parts = [f"{key}={short(trial[key])}" for key in differ if key in trial]
         names.append("+".join(parts) or "as-is")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValueError(f"asked for more than once: {', '.join(twice)}")
     return names
@@ -167,8 +168,16 @@ def complete(
     Raises ValueError for unknown names, bad values, and values that contradict.
     """
     asked = {**fixed, **trial}
-    known = {key: value for key, value in asked.items() if key not in SETTINGS}
-    return Hyperparams.of(asked.get("preset", "sample"), **known)
+    key = repr(sorted(asked.items(), key=str))  # thousands of trials are asked about often
+    if key not in _COMPLETE:
+        known = {key: value for key, value in asked.items() if key not in SETTINGS}
+        if len(_COMPLETE) >= 20_000:
+            _COMPLETE.clear()
+        _COMPLETE[key] = Hyperparams.of(asked.get("preset", "sample"), **known)
+    return _COMPLETE[key]
+
+
+_COMPLETE: dict[str, Hyperparams] = {}  # They cannot be changed, so they may be shared
 
 # %% ../nbs/A5_sweep_files.ipynb #4daba22e
 @dataclass(frozen=True)
@@ -471,7 +480,10 @@ def _as_value(text: str):
 def _tried(trials: list[Trial], key: str) -> list:
     "What was tried for one parameter, in order, each value once."
     found = [trial.parameters[key] for trial in trials if key in trial.parameters]
-    return [value for i, value in enumerate(found) if value not in found[:i]]
+    first: dict = {}
+    for value in found:
+        first.setdefault(tuple(value) if isinstance(value, list) else value, value)
+    return list(first.values())
 
 # %% ../nbs/A5_sweep_files.ipynb #f20ffae0
 def _entry(space: Distribution) -> dict:
@@ -607,7 +619,8 @@ def new_trials(
     known: list[Trial],  # Trials on record
 ) -> list[dict]:  # Parameters, cast
     "Which of the trials asked for are not on record; asking twice is an error."
-    seen, new, fresh = [complete(fixed, trial.parameters) for trial in known], [], []
+    seen = {complete(fixed, trial.parameters) for trial in known}
+    new, fresh = set(), []
     for trial in asked:
         both = [key for key in trial if key in SETTINGS or key in fixed]
         if both:
@@ -616,8 +629,9 @@ def new_trials(
         if whole in new:
             raise ValueError(f"asked for more than once: {trial}")
         if whole not in seen:
-            fresh.append({key: whole.asdict()[key] for key in trial})
-        new.append(whole)
+            values = whole.asdict()
+            fresh.append({key: values[key] for key in trial})
+        new.add(whole)
     return fresh
 
 # %% ../nbs/A5_sweep_files.ipynb #4b212973

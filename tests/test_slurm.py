@@ -313,7 +313,7 @@ def test_folders_that_cannot_be_runs(tmp_path, quick):
         submit(f"{tmp_path}/a\nb", {}, notebook=quick)
     with pytest.raises(ValueError, match="twice"):
         submit_many({tmp_path / "a": {}, f"{tmp_path}/./a": {}}, notebook=quick)
-    with pytest.raises(ValueError, match="1 to 1001 runs"):
+    with pytest.raises(ValueError, match="1 run at least"):
         submit_many({}, notebook=quick)
     (tmp_path / "stock").mkdir()
     (tmp_path / "stock" / "pipeline-config.json").write_text("{}")
