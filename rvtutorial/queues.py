@@ -500,7 +500,7 @@ QUEUE = {  # queue.json
 
 def submitted(home: str | Path) -> dict:
     "What `job.json` says of a submission; empty where there is none."
-    return read_json(Path(home) / "job.json", {}, records.SUBMITTED)
+    return read_json(Path(home) / "job.json", {}, records.SUBMITTED, ("queue",))
 
 
 def folders_of(home: str | Path) -> list[str] | None:

@@ -807,7 +807,7 @@ class _Inputs(_Record):
         "A file of the run; FileNotFoundError says which stage writes it."
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no run folder {self.path}")
-        if not (self.path / name).is_file():
+        if not os.path.exists(self.path / name):
             when = _WRITES[name.split("/")[0]]
             raise FileNotFoundError(f"run {self.name} has no {name} yet: {when}")
         return self.path / name
