@@ -113,8 +113,8 @@ def read_nodes(
 ) -> list[dict]:  # partition, minutes, limit, cpus, mem (MB), state, gres
     "What kinds of nodes there are, and how long a job may have them; other lines are skipped."
     rows = []
-    for found in map(_NODE.fullmatch, map(str.strip, text.splitlines())):
-        with contextlib.suppress(TypeError, ValueError):  # a notice of the site
+    for found in filter(None, map(_NODE.fullmatch, map(str.strip, text.splitlines()))):
+        with contextlib.suppress(ValueError):  # a notice of the site
             partition, limit, cpus, mem, state, gres = found.groups()
             about = dict(partition=partition, minutes=minutes(limit), limit=limit)
             about |= dict(cpus=count(cpus), mem=count(mem), state=state)
@@ -295,9 +295,7 @@ def find_job(
     asked = ["squeue", "-h", "-t", "all", "-n", name, "-u", getpass.getuser()]
     recent = answer(on_cluster(cluster, *asked, "-o", "%F"))
     asked = ["sacct", "-n", "-X", "-P", f"--name={name}", "-o", "JobID"]
-    number = _first_number(recent) or _first_number(
-        answer(on_cluster(cluster, *asked))
-    )
+    number = _first_number(recent) or _first_number(answer(on_cluster(cluster, *asked)))
     if number:
         return f"{number};{cluster}" if cluster else number
     return None if recent is None else ""
@@ -456,7 +454,9 @@ def _states_on(cluster: str, numbers: list[str]) -> dict | None:
 
 def ask_slurm(
     ids: list[str],  # Job ids, with the name of their cluster where they have one
-) -> dict[tuple, tuple[str, str]]:  # (id, member), or (id, None) for all -> word, reason
+) -> dict[
+    tuple, tuple[str, str]
+]:  # (id, member), or (id, None) for all -> word, reason
     "States of all members; `SlurmError` if no command of Slurm answers, on no cluster."
     groups, found = {}, {}
     for job in ids:

@@ -830,7 +830,10 @@ def runs_table(
     for run in find_runs(folder):
         row = {"run": os.path.relpath(run.path, folder), "state": run.state}
         try:
-            val, went = run.results.get("validation") or {}, run.manifest.get("went", {})
+            val, went = (
+                run.results.get("validation") or {},
+                run.manifest.get("went", {}),
+            )
             row |= {"val F1": val.get("f1"), "val IoU": val.get("iou")}
             row |= {"minutes": minutes(went)}
         except Unreadable as error:

@@ -118,7 +118,9 @@ def _statements(source: str, notebook: str | Path) -> list[ast.stmt]:
     except SyntaxError:
         from IPython.core.inputtransformer2 import TransformerManager
     except (ValueError, RecursionError, MemoryError) as err:
-        raise ValueError(f"{notebook}: the parameters cell is no Python: {err}") from None
+        raise ValueError(
+            f"{notebook}: the parameters cell is no Python: {err}"
+        ) from None
     try:
         return ast.parse(TransformerManager().transform_cell(source)).body
     except (SyntaxError, ValueError) as err:

@@ -28,7 +28,6 @@ from . import records
 from .records import Unreadable, read_json
 from .files import LONGEST, lock_soon, open_lock, refuse_name, shortened
 
-
 # %% ../nbs/05_model_configuration.ipynb #81b8ca54
 _UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
 PRESETS: dict[str, dict] = {
@@ -895,7 +894,9 @@ class Run(_Inputs):
         path = self._file("train/log.csv")
         text = _rows(path.read_text(errors="replace"))
         read = partial(pd.read_csv, io.StringIO(text))
-        table = records.attempt(read, path, "table of epochs") if text else pd.DataFrame()
+        table = (
+            records.attempt(read, path, "table of epochs") if text else pd.DataFrame()
+        )
         if "epoch" in table:
             table = table.drop_duplicates("epoch", keep="last", ignore_index=True)
         return table

@@ -301,10 +301,10 @@ def submit_many(
             if site.queue == "slurm":
                 refuse_request(site)
                 most = array_limit(cluster_of(site.extra))
-            number = None
+            order = first
             for part in in_parts(todo, most):
-                first = behind(first, number) if number else first
-                number = hand_over(part, site, notebook, first, before)
+                number = hand_over(part, site, notebook, order, before)
+                order = behind(first, number)
     return job
 
 # %% ../nbs/01_tutorial_setup.ipynb #f9845a8b

@@ -168,7 +168,9 @@ def complete(
     Raises ValueError for unknown names, bad values, and values that contradict.
     """
     asked = {**fixed, **trial}
-    key = repr(sorted(asked.items(), key=str))  # thousands of trials are asked about often
+    key = repr(
+        sorted(asked.items(), key=str)
+    )  # thousands of trials are asked about often
     if key not in _COMPLETE:
         known = {key: value for key, value in asked.items() if key not in SETTINGS}
         if len(_COMPLETE) >= 20_000:

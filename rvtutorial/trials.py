@@ -513,7 +513,9 @@ def last_site(
             try:
                 return Site(**found)
             except TypeError as err:  # of another version
-                raise ValueError(f"the site of {trial.name} is not known: {err}") from None
+                raise ValueError(
+                    f"the site of {trial.name} is not known: {err}"
+                ) from None
     return Site.read("local")
 
 
