@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -161,7 +161,8 @@ def counts_of(
         return run.counts
     run = run if isinstance(run, Run) else Run(run)
     found, file = _evaluation(run, split), run.path / f"eval/{split}_scenes/eval.json"
-    return attempt(lambda: counts_from(found, split), file, "evaluation")
+    read = partial(counts_from, found, split)
+    return attempt(read, file, "evaluation", ValueError)
 
 # %% ../nbs/A4_metrics.ipynb #f87c8283
 def _by_id(folder, pattern):

@@ -15,6 +15,7 @@ __all__ = ['FINE', 'CANCELLING', 'NEVER', 'FULL', 'LAST_WORDS', 'KILL_WAIT', 'QU
 import ast
 import contextlib
 import errno
+import functools
 import math
 import os
 import signal
@@ -95,6 +96,16 @@ def parameters(
     Lines for IPython, such as `%matplotlib inline` and `!ls`, are left out. Raises
     `ValueError` with the line for what is no Python, and where no one cell is tagged.
     """
+    with contextlib.suppress(OSError):
+        facts = os.stat(notebook)
+        known = str(notebook), facts.st_mtime_ns, facts.st_size
+        return dict(_parameters(*known))  # thousands of trials ask the same
+    return _parameters(notebook)
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(notebook: str | Path, *facts: int) -> dict:
+    "The same, read from the file; `facts` tell whether it is still the same one."
     book = read_json(notebook, form={"cells": [dict]}, needed=("cells",))
     cells = [
         "".join(cell.get("source") or "")
@@ -166,10 +177,9 @@ def hyperparams(known: dict, params: dict) -> dict | None:
 def check_params(
     notebook: str | Path,  # Path of a job notebook
     params: dict,  # Value by name
-    known: dict | None = None,  # From `parameters`; None: read it
 ) -> dict:  # The same, as JSON carries it
     "Refuse before queueing what would fail after it: unknown names, bad values."
-    known = parameters(notebook) if known is None else known
+    known = parameters(notebook)
     for name in params:
         if name not in known:
             raise ValueError(

@@ -182,12 +182,13 @@ def _refuse_other(found, path: Path, form, needed: tuple) -> None:
 def attempt(
     read: Callable,  # Reads something of a file that is whole JSON
     path: str | Path,  # That file
-    what: str,  # What it should be, such as "an evaluation"
+    what: str,  # What it should be, such as "evaluation"
+    but: type[Exception] = Unreadable,  # Errors that say enough by themselves
 ):  # What `read()` returns
     "Turn what goes wrong with an unexpected content into `Unreadable`."
     try:
         return read()
-    except Unreadable:
+    except (Unreadable, but):
         raise
     except OSError as err:
         raise Unreadable(path, err.strerror or str(err)) from None

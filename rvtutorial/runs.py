@@ -905,7 +905,8 @@ class Run(_Inputs):
         "What `eval.json` of a split holds."
         path = self._file(f"eval/{_group(split)}/eval.json")
         found = read_json(path)
-        records.attempt(lambda: headline(found), path, "evaluation")
+        if not isinstance(found, dict | list) or not found:
+            raise Unreadable(path, f"it is no evaluation: {found!r:.40}")
         return found
 
     def prediction(self, scene_id: str) -> Path:
@@ -923,7 +924,8 @@ class Run(_Inputs):
         for split in ("validation", "test"):
             path = self.path / "eval" / _group(split) / "eval.json"
             if split not in found and os.path.exists(path):
-                found[split] = headline(self.evaluation(split))
+                read = partial(headline, self.evaluation(split))
+                found[split] = records.attempt(read, path, "evaluation")
         return found
 
     @classmethod

@@ -284,12 +284,11 @@ def submit_many(
     site, notebook, asked = Site.read(site), job_notebook(notebook), {}
     if not runs:
         raise ValueError("a submission has 1 run at least, got none")
-    known = parameters(notebook)
     for folder, params in runs.items():
         folder = run_folder(folder)
         if folder in asked:
             raise ValueError(f"{folder} is asked for twice in one submission")
-        asked[folder] = check_params(notebook, params, known)
+        asked[folder] = check_params(notebook, params)
         refuse_other_run(folder, asked[folder], notebook)
     first, job = waits_for(after, site, needs), Job(asked)
     refuse_pattern(job.folders[0].parent, site)

@@ -26,7 +26,7 @@ import pandas as pd
 from .clusters import LIVE
 from .metrics import counts_of, jackknife, table
 from . import records
-from .queues import Job, Line, in_notebook, parameters, submitted
+from .queues import Job, Line, in_notebook, submitted
 from .records import Unreadable, read_json
 from .runs import Hyperparams, Run, write_json
 from .search import ask, enlist, promoted, tell
@@ -454,9 +454,8 @@ def checked_trials(
     "All trials of a sweep; ValueError for what its notebook or the disk cannot take."
     trials = add_trials(folder, plan, list(known), asked, reuse)
     notebook = job_notebook(_program(plan))
-    known = parameters(notebook)
     for trial in trials:
-        check_params(notebook, job_params(plan.fixed | trial.parameters), known)
+        check_params(notebook, job_params(plan.fixed | trial.parameters))
     refuse_full_disk(folder, plan, trials)
     return trials
 
