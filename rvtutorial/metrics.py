@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
@@ -161,8 +161,7 @@ def counts_of(
         return run.counts
     run = run if isinstance(run, Run) else Run(run)
     found, file = _evaluation(run, split), run.path / f"eval/{split}_scenes/eval.json"
-    read = partial(counts_from, found, split)
-    return attempt(read, file, "evaluation", ValueError)
+    return attempt(lambda: counts_from(found, split), file, "evaluation", ValueError)
 
 # %% ../nbs/A4_metrics.ipynb #f87c8283
 def _by_id(folder, pattern):
@@ -853,6 +852,33 @@ def _board(groups, metric, split, blocks, of, null, data, **how):
     return board.join(pd.DataFrame(means).T), found.of
 
 
+def _score_board(found, metric, level):
+    "A leaderboard by one of SCORES; of Brier and ECE the lowest is first."
+    pairs, lower = _score_pairs(found, metric, level), metric in LOWER_IS_BETTER
+    rank = pd.Series({name: value for name, (value, *_) in found.moved.items()})
+    order = list(rank.sort_values(ascending=lower, kind="stable").index)  # NaN last
+    more = dict(notes=tuple(found.notes), left_out=tuple(found.left_out))
+    lines = []
+    for name in order:
+        value, without, seeds = found.moved[name]
+        one = interval_of(value, without, metric, level, seeds)
+        one = replace(one, **found.basis)
+        line = {f"pixel_{metric}": one.value, "low": one.low, "high": one.high}
+        line |= {
+            **found.basis,
+            "seeds": len(seeds),
+            "behind": abs(rank[order[0]] - one.value),
+        }
+        pair = pairs.get((order[0], name)) or pairs.get((name, order[0]))
+        pair = pair and replace(pair, **{**more, "notes": pair.notes + more["notes"]})
+        line |= {"p": pair.corrected if pair else np.nan}
+        line |= {"tied": pair is None or pair.winner is None}
+        first = "lowest" if lower else "highest"
+        lines.append(line | {"verdict": pair.verdict if pair else first})
+    board = pd.DataFrame(lines, index=pd.Index(order, name="run"))
+    return board.join(found.others.drop(columns=f"pixel_{metric}"))
+
+# %% ../nbs/A4_metrics.ipynb #9f35a97a
 def _board_of_readable(groups, metric, split, **how):
     "One split's leaderboard, its class, and why some runs cannot be read."
     broken = {name: run.trouble for name, group in groups.items() for run in group
@@ -882,33 +908,6 @@ def _with_broken(board, broken):
     return pd.concat([board, more.astype(board.dtypes)])
 
 
-def _score_board(found, metric, level):
-    "A leaderboard by one of SCORES; of Brier and ECE the lowest is first."
-    pairs, lower = _score_pairs(found, metric, level), metric in LOWER_IS_BETTER
-    rank = pd.Series({name: value for name, (value, *_) in found.moved.items()})
-    order = list(rank.sort_values(ascending=lower, kind="stable").index)  # NaN last
-    more = dict(notes=tuple(found.notes), left_out=tuple(found.left_out))
-    lines = []
-    for name in order:
-        value, without, seeds = found.moved[name]
-        one = interval_of(value, without, metric, level, seeds)
-        one = replace(one, **found.basis)
-        line = {f"pixel_{metric}": one.value, "low": one.low, "high": one.high}
-        line |= {
-            **found.basis,
-            "seeds": len(seeds),
-            "behind": abs(rank[order[0]] - one.value),
-        }
-        pair = pairs.get((order[0], name)) or pairs.get((name, order[0]))
-        pair = pair and replace(pair, **{**more, "notes": pair.notes + more["notes"]})
-        line |= {"p": pair.corrected if pair else np.nan}
-        line |= {"tied": pair is None or pair.winner is None}
-        first = "lowest" if lower else "highest"
-        lines.append(line | {"verdict": pair.verdict if pair else first})
-    board = pd.DataFrame(lines, index=pd.Index(order, name="run"))
-    return board.join(found.others.drop(columns=f"pixel_{metric}"))
-
-# %% ../nbs/A4_metrics.ipynb #9f35a97a
 def leaderboard(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
     metric: str = "f1",  # What decides the order: one of METRICS, or of SCORES
