@@ -299,7 +299,8 @@ def submit_many(
             most = None
             if site.queue == "slurm":
                 refuse_request(site)
-                most = array_limit(cluster_of(site.extra))
+                alone = len(todo) == 1  # then Slurm need not be asked
+                most = None if alone else array_limit(cluster_of(site.extra))
             order = first
             for part in in_parts(todo, most):
                 number = hand_over(part, site, notebook, order, before)
