@@ -214,7 +214,32 @@ def alive(
         return False  # the same job, started again on another node
     asked = ["squeue", "-h", "-j", str(job), "-t", "R,CG,S", "-o", "%i"]
     reply = answer(asked) if job else None
-    return reply is None or bool(reply.strip())
+    if reply is not None and not _names_job(reply, job) and owner.get("cluster"):
+        # without accounting no cluster can be asked by its name: then the first word counts
+        reply = answer(["squeue", "-M", str(owner["cluster"]), *asked[1:]]) or ""
+    return reply is None or _names_job(reply, job)
+
+
+def _names_job(reply: str, job: str) -> bool:
+    "Whether a line of squeue's names a job or a member of it; a site may print others."
+    start = re.compile(rf"{re.escape(str(job))}(\D|$)")
+    return any(start.match(line.strip()) for line in reply.splitlines())
+
+
+def is_other(
+    named: str | None,  # A folder, as a record in another one names it
+    folder: Path,
+) -> bool:
+    """Whether a path names another folder than this one, as in a copied run.
+
+    A path that is not there any more was moved, or is called so on another machine.
+    """
+    if not isinstance(named, str) or named in ("", str(folder)):
+        return False
+    try:
+        return not os.path.samefile(named, folder)
+    except OSError:
+        return os.path.exists(named)
 
 
 def _begun(pid) -> str | None:
@@ -317,7 +342,8 @@ def _owner(file) -> dict:
 def _myself() -> dict:
     pid, since = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
     mine = dict(pid=pid, host=socket.gethostname(), since=since, begun=_begun(pid))
-    return mine | {"slurm_job_id": os.environ.get("SLURM_JOB_ID")}
+    names = dict(slurm_job_id="SLURM_JOB_ID", cluster="SLURM_CLUSTER_NAME")
+    return mine | {key: os.environ.get(name) for key, name in names.items()}
 
 
 @contextlib.contextmanager
@@ -334,13 +360,15 @@ def held(
     path = Path(path)
     file, ours, owner = _locked_or_owned(path, alive)
     with file:
-        if ours and owner.get("host") == socket.gethostname():
-            owner = {}  # left by a process that is gone
+        left = owner.get("host") == socket.gethostname()  # by a process that is gone
+        if ours and (left or is_other(owner.get("folder"), path.parent.absolute())):
+            owner = {}
         if ours is False or (owner and alive(owner)):
             raise Busy(_in_use(path, owner))
         file.seek(0)
         file.truncate()
-        file.write(json.dumps(_myself()).encode() + b"\n")
+        mine = _myself() | {"folder": str(path.parent.absolute())}
+        file.write(json.dumps(mine).encode() + b"\n")
         file.flush()
         _HELD.add(file)
         try:

@@ -146,9 +146,10 @@ def at_work(
         return {}
     said = {run.path: run.state for run in runs}
     for detail in Job([run.path for run in runs]).details(now=True):
-        if detail["state"] in LIVE:
+        if detail["state"] in (*LIVE, "unreadable"):
             said[detail["folder"]] = detail["state"]
-    return {path: state for path, state in said.items() if state in LIVE}
+    left_alone = (*LIVE, "unreadable")
+    return {path: state for path, state in said.items() if state in left_alone}
 
 # %% ../nbs/C12_housekeeping.ipynb #740992db
 def in_run(

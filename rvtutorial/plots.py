@@ -220,6 +220,7 @@ def _below(path):
         run
         for run in find_runs(path)
         if (run.path / "pipeline-config.json").is_file()
+        or run.trouble
         or any(key in run.manifest.get("asked", {}) for key in asked)
     ]
     return found or [Run(path)]

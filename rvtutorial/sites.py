@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANAGED', 'Resources', 'Node', 'check_values', 'Site', 'site_files', 'find_site', 'site_values', 'expand',
-           'load_modules', 'clean_env', 'answer', 'accounts', 'wanted_version', 'installed', 'has_folder',
-           'enough_room', 'has_program', 'fits', 'knows', 'check_site']
+           'load_modules', 'clean_env', 'answer', 'cluster_of', 'on_cluster', 'one_words', 'accounts', 'wanted_version',
+           'installed', 'has_folder', 'enough_room', 'has_program', 'fits', 'knows', 'check_site']
 
 # %% ../nbs/C7_sites.ipynb #4a3e7778
 import getpass
@@ -202,7 +202,8 @@ def load_modules(site: Site) -> str:
 # %% ../nbs/C7_sites.ipynb #331e324d
 def clean_env() -> dict:
     "This environment without what an outer Slurm job or this notebook's kernel put there."
-    drop = ("SLURM_", "SBATCH_", "JPY_", "MPLBACKEND", "PMI")
+    drop = ("SLURM_", "SBATCH_", "SQUEUE_", "SINFO_", "SACCT", "SCONTROL_", "SCANCEL_")
+    drop += ("SPRIO_", "JPY_", "MPLBACKEND", "PMI")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
     conf = os.environ.get("SLURM_CONF")
     return kept | ({"SLURM_CONF": conf} if conf else {})
@@ -220,12 +221,36 @@ def answer(args: list[str]) -> str | None:
         return ""
     return done.stdout if done.returncode == 0 else None
 
+
+def cluster_of(
+    options,  # Of sbatch, such as a site's `extra`
+) -> str:  # Empty: the one we are on
+    "The cluster that options of sbatch name, where several share one Slurm."
+    named = [o.partition("=")[2] for o in options if o.startswith("--clusters=")]
+    return named[-1] if named else ""
+
+
+def on_cluster(
+    cluster: str,  # Its name; empty: the one we are on
+    program: str,  # Such as "squeue"
+    *args: str,  # Of the program
+) -> list[str]:
+    "A command of Slurm that speaks of one cluster."
+    return [program, *(["-M", cluster] if cluster else []), *args]
+
+
+def one_words(
+    text: str | None,  # What a command of Slurm printed
+) -> list[str]:  # Sorted
+    "The names in a list with one in each line; a notice of several words is skipped."
+    lines = [line.strip() for line in (text or "").splitlines()]
+    return sorted({line for line in lines if re.fullmatch(r"[\w.:@+-]+", line)})
+
 # %% ../nbs/C7_sites.ipynb #cf326940
 def accounts() -> list[str]:  # Empty where there is no Slurm, or it keeps no accounts
     "The accounts that you may charge."
     asked = ["sacctmgr", "-Pns", "show", "user", "format=account", "where"]
-    lines = answer([*asked, f"user={getpass.getuser()}"]) or ""
-    return sorted({line.strip() for line in lines.splitlines() if line.strip()})
+    return one_words(answer([*asked, f"user={getpass.getuser()}"]))
 
 # %% ../nbs/C7_sites.ipynb #d10c38e4
 def wanted_version(package: str) -> str | None:
@@ -321,7 +346,7 @@ def check_site(
     if site.queue == "slurm":
         away = "use a terminal or a session of the cluster, or the site local"
         rows += [has_program(name, away) for name in ("sbatch", "squeue")]
-        parts = (answer(["sinfo", "-h", "-o", "%R"]) or "").split()
-        rows += [knows("partition", site.partition, sorted(set(parts)))]
+        asked = on_cluster(cluster_of(site.extra), "sinfo", "-h", "-o", "%R")
+        rows += [knows("partition", site.partition, one_words(answer(asked)))]
         rows += [knows("account", site.account, accounts())]
     return pd.DataFrame(rows, columns=["what", "ok", "found", "remedy"])

@@ -79,7 +79,9 @@ class _Seen:
 
     def leaderboard(self, metric=None, split="validation", **how) -> pd.DataFrame:
         "Finished trials, highest score first; `how` goes on to `metrics.leaderboard`."
-        runs, metric = self.runs(finished=True), metric or self.plan.metric
+        runs, metric = self.runs(), metric or self.plan.metric
+        shown = ("succeeded", "unreadable")
+        runs = {name: run for name, run in runs.items() if run.state in shown}
         board = leaderboard(runs, metric, split, **how)
         if self.plan.method != "bayes":  # there a trial's name does not say its values
             return board
@@ -205,6 +207,7 @@ def in_words(
     board: pd.DataFrame,  # From `Sweep.leaderboard`
 ) -> str:  # One or two sentences
     "What a leaderboard allows to be said, and no more."
+    board = _scored(board)
     best, column = board.index[0], board.columns[0]
     others = board.iloc[1:]
     tied, worse = list(others.index[others.tied]), list(others.index[~others.tied])
@@ -213,6 +216,11 @@ def in_words(
     text += f"{board.scenes.iloc[0]} {board.split.iloc[0]} scenes"
     text += f", and cannot be told apart from {_listed(tied)}." if tied else "."
     return text + (f" It is better than {_listed(worse)}." if worse else "")
+
+
+def _scored(board: pd.DataFrame) -> pd.DataFrame:
+    "A leaderboard without the runs that cannot be read."
+    return board[~board.verdict.str.startswith("unreadable")]
 
 
 def _listed(names: list[str]) -> str:
@@ -233,4 +241,4 @@ def next_round(
             return False
 
     tried = {trial.name: trial.parameters for trial in sweep.trials}
-    return propose(tried, sweep.leaderboard(), allowed)
+    return propose(tried, _scored(sweep.leaderboard()), allowed)

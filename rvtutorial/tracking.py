@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .records import Unreadable
 from .files import safe_name
 from .runs import Run, atomic_path
 
@@ -83,10 +84,12 @@ def summary(
     runs,  # As `named_runs` takes them
 ) -> pd.DataFrame:  # Index: run
     "One line a run: state, hyperparameters, and scores on whole scenes."
-    rows = {
-        name: {"state": run.state, **asked_of(run), **outcome(run)}
-        for name, run in named_runs(runs).items()
-    }
+    rows = {}
+    for name, run in named_runs(runs).items():
+        try:
+            rows[name] = {"state": run.state, **asked_of(run), **outcome(run)}
+        except Unreadable as error:
+            rows[name] = {"state": f"unreadable: {error}"}
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.rename_axis("run")
 

@@ -25,8 +25,10 @@ import pandas as pd
 
 from .clusters import LIVE
 from .metrics import counts_of, jackknife, table
-from .queues import Job, Line, in_notebook
-from .runs import Hyperparams, Run, read_json, write_json
+from . import records
+from .queues import Job, Line, in_notebook, submitted
+from .records import Unreadable, read_json
+from .runs import Hyperparams, Run, write_json
 from .search import ask, enlist, promoted, tell
 from .sites import Site
 from .slurm import check_params, job_notebook, submit, submit_many
@@ -132,7 +134,8 @@ def who_goes_on(
 ) -> list[str]:  # Names
     "The trials that go beyond a rung; decided once, and kept in rungs.json."
     with sweep_lock(folder):
-        book, alive = read_json(folder / "rungs.json", {}), trials
+        book = read_json(folder / "rungs.json", {}, records.RUNGS)
+        alive = trials
         for rung in plan.ladder.rungs[: place + 1]:
             if str(rung) not in book:
                 scores = rung_scores(folder, plan, alive, rung)
@@ -260,7 +263,7 @@ def turns(
     own = [t for t in trials if t.folder == t.name]  # the others are borrowed
     if not plan.early:
         return [_params(folder, plan, own)] if own else []
-    book, found = read_json(folder / "rungs.json", {}), []
+    book, found = read_json(folder / "rungs.json", {}, records.RUNGS), []
     for rung in plan.ladder.rungs:
         if str(rung) in book:
             own = [t for t in own if t.name in book[str(rung)]["go on"]]
@@ -486,10 +489,18 @@ def worked(
 def _site_of(run: Run) -> dict:
     "The site that a run was submitted to."
     job = run.manifest.get("went", {}).get("job") or {}
-    doc = read_json(Path(job.get("submission", run.path)) / "job.json", {})
-    return doc.get("site") or {}
+    return submitted(job.get("submission") or run.path).get("site") or {}
 
 # %% ../nbs/A10_trials.ipynb #e5114f02
+def _trouble(run: Run) -> str | None:
+    "Why the records of a run and of its submission cannot be read; None if they can."
+    try:
+        _site_of(run)
+    except Unreadable as error:
+        return str(error)
+    return None
+
+
 def last_site(
     folder: Path,  # The sweep folder
     trials: list[Trial],
@@ -498,7 +509,12 @@ def last_site(
     for trial in reversed(trials):
         found = _site_of(Run(trial.path(folder)))
         if found and trial.folder == trial.name:
-            return Site(**found)
+            try:
+                return Site(**found)
+            except TypeError as err:  # of another version
+                raise ValueError(
+                    f"the site of {trial.name} is not known: {err}"
+                ) from None
     return Site.read("local")
 
 
@@ -507,7 +523,7 @@ def gpu_minutes(
 ) -> float:
     "Minutes times GPUs of some runs; a run on a GPU that nobody asked for counts one."
     total = 0.0
-    for run in runs:
+    for run in (run for run in runs if not _trouble(run)):
         device = (run.manifest.get("made_with") or {}).get("device", "cpu")
         count = gpus(_site_of(run).get("gres")) or int(str(device).startswith("cuda"))
         total += count * worked(run) / 60
@@ -559,6 +575,7 @@ def progress(
     own = [
         run for t, run in zip(trials, runs.values(), strict=True) if t.folder == t.name
     ]
+    own = [run for run in own if not _trouble(run)]
     seconds = sum(map(worked, own))
     left = _seconds_left(plan, details, seconds, runs)
     return Progress(
@@ -571,8 +588,11 @@ def best_so_far(
     metric: str,
 ) -> str:  # Empty: none is finished
     "The finished run with the highest score, and its interval, in words."
-    scored = {name: final_score(run, metric) for name, run in runs.items()}
-    scored = {name: value for name, value in scored.items() if value is not None}
+    scored = {}
+    for name, run in runs.items():
+        with contextlib.suppress(Unreadable):
+            value = final_score(run, metric)
+            scored |= {} if value is None else {name: value}
     if not scored:
         return ""
     name = max(scored, key=scored.get)
@@ -586,7 +606,7 @@ def _seconds_left(plan, details: list[dict], seconds: float, runs) -> float | No
     planned = plan.ladder.epochs(len(details)) if plan.early else sum(whole)
     if not done or not seconds:
         return None
-    site = _site_of(next(iter(runs.values())))
+    site = next((_site_of(run) for run in runs.values() if not _trouble(run)), {})
     abreast = min(site.get("parallel") or 1, len(details))
     abreast = abreast if site.get("queue") == "slurm" else 1
     return max(0, planned - done) * seconds / done / abreast
@@ -601,7 +621,9 @@ def status_table(
     details = Job([run.path for run in runs.values()]).details()
     rows = []
     for trial, detail in zip(trials, details, strict=True):
-        stages = runs[trial.name].manifest.get("went", {}).get("stages") or []
+        run, stages = runs[trial.name], []
+        if detail["state"] != "unreadable" and not run.trouble:
+            stages = run.manifest.get("went", {}).get("stages") or []
         row = {"state": detail["state"], "epochs": detail["done"]}
         row |= {"of": detail["epochs"]}
         row["seconds"] = round(sum(stage.get("seconds") or 0 for stage in stages), 1)

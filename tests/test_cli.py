@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from fake_runs import fake_run, three_scenes, truth_of, write_raster
 from light_job import light_job
+from signals import heeded
 
 from rvtutorial.cli import (
     Answer,
@@ -298,7 +299,8 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(tmp_path):
     folder = tmp_path / "runs" / "lr=1e-3 [é]"
     words = ["train", str(folder), "--notebook=hello", "seconds=1", "name=a=b"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    waiting = subprocess.Popen([*PROGRAM, *words, "--wait"], **pipes)
+    command = [*PROGRAM, *words, "--wait"]
+    waiting = subprocess.Popen(command, preexec_fn=heeded, **pipes)
     for _ in range(200):
         time.sleep(0.05)
         if Run(folder).state == "running":
@@ -353,6 +355,31 @@ def test_a_dry_run_makes_nothing(tmp_path, plan):
     assert sorted(tmp_path.rglob("*")) == before
     text = sh("sweep", plan, "--dry-run").stdout
     assert "2 runs of" in text and "are free" in text
+
+
+@pytest.mark.parametrize("method", ["grid", "random"])
+def test_a_dry_run_of_five_thousand_trials(tmp_path, method, monkeypatch):
+    "In five seconds, whatever else the machine does, and the start is as sure of itself."
+    room = type(shutil.disk_usage(tmp_path))(10**15, 0, 10**15)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
+    how = (
+        "{min: 1.0e-5, max: 1.0e-1}"
+        if method == "random"
+        else f"{{values: {[*RATES]}}}"
+    )
+    seeds = "{values: [0, 1]}"
+    text = f"method: {method}\nparameters:\n  preset: {{value: smoke}}\n  scores: {{value: none}}\n"
+    text += f"  lr: {how}\n  seed: {seeds}\n" + "run_cap: 5000\n" * (method == "random")
+    (tmp_path / "s.yaml").write_text(text)
+    begun = time.process_time()
+    found = doc("sweep", tmp_path / "s.yaml", "-o", tmp_path / "out", "--dry-run")
+    assert time.process_time() - begun < 5
+    names = {trial["trial"] for trial in found["trials"]}
+    assert len(found["trials"]) == len(names) == 5000
+    assert not (tmp_path / "out").exists()
+
+
+RATES = [round(1e-5 * n, 8) for n in range(1, 2501)]
 
 
 @pytest.mark.slow

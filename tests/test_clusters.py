@@ -5,7 +5,19 @@ import math
 import pytest
 
 from rvtutorial import clusters
-from rvtutorial.clusters import Watcher, absent, explain, minutes, misfit, read_nodes
+from rvtutorial.clusters import (
+    WORDS,
+    Watcher,
+    absent,
+    count,
+    explain,
+    minutes,
+    misfit,
+    our_word,
+    read_id,
+    read_nodes,
+    read_states,
+)
 from rvtutorial.sites import Site
 
 NODES = read_nodes(
@@ -176,3 +188,99 @@ def test_silence_is_asked_less_and_less_often(slurm, monkeypatch):
     replies.append({("1", 0): ("running", "")})
     clock[0] += 60
     assert watcher.states({"1"})["1", 0] == ("running", "") and watcher.silence == 0
+
+
+NOTICE = (
+    "Welcome to FARM!\n* maintenance | 2026-12-01 | 08:00 | all | nodes | down *\n\n"
+)
+
+
+def test_nodes_among_notices_and_with_large_numbers():
+    line = "big|2-00:00:00|1K|2060000|idle|(null)"
+    told = read_nodes(
+        NOTICE + line + "\n" + NOTICE + "gpu|1:00:00|1.5K+|96000+|mix|gpu:2\n"
+    )
+    assert [(n["partition"], n["cpus"], n["mem"]) for n in told] == [
+        ("big", 1024, 2_060_000), ("gpu", 1536, 96_000),
+    ]  # fmt: skip
+    assert misfit(Site(name="x", cpus=1000), told) is None
+    assert "cpus 2000 is more" in misfit(Site(name="x", cpus=2000), told)
+    assert read_nodes(NOTICE) == []
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [("64", 64), ("64+", 64), ("1K", 1024), ("1.5K", 1536), ("2M", 2 * 1024**2)],
+)
+def test_numbers_as_slurm_prints_them(text, number):
+    assert count(text) == number
+    with pytest.raises(ValueError, match="no number"):
+        count(f"x{text}")
+
+
+@pytest.mark.parametrize(
+    "text, job",
+    [
+        ("123\n", "123"),
+        ("123;gpu\n", "123;gpu"),
+        (NOTICE + "123;gpu\n" + NOTICE, "123;gpu"),
+        ("Submitted batch job 123\n", "123"),
+        ("Submitted batch job 123 on cluster gpu\n", "123;gpu"),
+        ("account 4711 is charged\n123\n", "123"),
+        (NOTICE, None),
+        ("", None),
+        ("Submitted batch job", None),
+    ],
+)
+def test_the_number_of_a_job_is_found(text, job):
+    assert read_id(text) == job
+
+
+@pytest.mark.parametrize(
+    "state, word, note",
+    [
+        ("CANCELLED by 1000", "cancelled", ""),
+        ("CANCELLED+", "cancelled", ""),
+        (" RUNNING ", "running", ""),
+        ("LAUNCH_FAILED", "failed", ""),
+        ("REVOKED", "unknown", "another cluster"),
+        ("BRAND_NEW", "unknown", "'BRAND_NEW'"),
+        ("", "unknown", "''"),
+    ],
+)
+def test_states_in_our_words(state, word, note):
+    ours, said = our_word(state)
+    assert ours == word and note in said and bool(said) == bool(note)
+    assert "REVOKED" not in WORDS  # no job is over because its sibling has begun
+
+
+def test_of_two_lines_of_a_federation_the_one_at_work_counts():
+    lines = ["7|0|REVOKED|None", "7|0|RUNNING|None"]
+    for order in (lines, lines[::-1]):
+        assert read_states("\n".join(order)) == {("7", 0): ("running", "")}
+
+
+def test_accounts_among_notices(monkeypatch):
+    rows = "crops|gpu|normal,high\ncrops||normal\n"
+    monkeypatch.setattr(clusters, "answer", lambda args: NOTICE + rows + NOTICE)
+    assert clusters.associations() == [
+        ("crops", "gpu", ["normal", "high"]), ("crops", "", ["normal"]),
+    ]  # fmt: skip
+
+
+def test_a_job_in_an_unknown_state_is_asked_about_again(slurm):
+    asked, replies = slurm
+    watcher = Watcher(every=0)
+    replies += [{("1", 0): ("unknown", "new")}] * 2
+    watcher.states({"1"})
+    watcher.states({"1"})
+    assert asked == [["1"], ["1"]]
+
+
+@pytest.mark.parametrize(
+    "text, most",
+    [(None, 1001), ("", 1001), ("MaxArraySize            = 50001\n", 50001)],
+)
+def test_how_many_an_array_may_have(monkeypatch, text, most):
+    monkeypatch.setattr(clusters, "answer", lambda args: text and NOTICE + text)
+    assert clusters.array_limit() == most

@@ -33,6 +33,7 @@ FLOORS = {
     3.5: {"housekeeping"},
     4: {"training", "report", "exercises"},
     5: {"cli"},
+    -0.8: {"records"},  # plumbing: how records are read
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 

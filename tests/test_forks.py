@@ -367,3 +367,14 @@ def test_words_without_a_place_go_nowhere(tmp_path):
     with forks._log(tmp_path, 3) as log:
         log.write(b"some words")
     assert (tmp_path / "local-3.out").read_text() == "some words"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 3}', "\x00"])
+def test_a_broken_list_of_modules_shares_nothing(tmp_path, text):
+    from rvtutorial.forks import note_modules, noted_modules
+
+    path = tmp_path / "modules.json"
+    path.write_text(text)
+    assert noted_modules(path) == {}
+    note_modules(path)  # and is written anew
+    assert "pytest" in noted_modules(path)

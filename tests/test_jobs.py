@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from signals import heeded
 
 from rvtutorial import jobs
 from rvtutorial.jobs import LessonFailed, lock, run_lesson, run_lessons
@@ -641,9 +642,8 @@ def test_ctrl_c_cancels_the_jobs_of_the_lessons(course):
         str(course / "nbs"),
     ]
     env = {**os.environ, "RVTUTORIAL_HOME": str(course)}
-    process = subprocess.Popen(
-        command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, env=env, preexec_fn=heeded, **pipes)
     log = course / "runs" / "long" / "job.log"
     end = time.monotonic() + 60
     while not (log.exists() and "working" in log.read_text()):
@@ -685,3 +685,89 @@ def test_hello_is_a_job_notebook_without_outputs():
     assert set(parameters(path)) == {"name", "seconds", "need", "output_uri"}
     book = json.loads(path.read_text())
     assert all(not c.get("outputs") for c in book["cells"])
+
+
+# --- how much is left ------------------------------------------------------------------
+
+
+def test_a_part_that_takes_longer_has_its_cells_left():
+    "On a busy machine nothing is left only when nothing is left to do."
+    parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
+    line = jobs.Progress(parts, {"01_a": 100.0, "02_b": 50.0}, io.StringIO())
+    line.show(0, 2, 10)
+    assert line.remaining(20) == 130 and line.remaining(100) == 80 + 50
+    assert line.remaining(1e6) == 130  # eight of ten cells, and the other part
+    line.show(0, 9, 10)
+    assert line.remaining(1e6) == 60
+    line.begun -= 200  # twice as long as usual
+    line.show(0, 10, 10)
+    assert line.remaining(200) == pytest.approx(100, abs=1)
+    line.show(1, 0, 10)
+    assert line.remaining(0) == pytest.approx(100, abs=1)
+    line.show(1, 10, 10)
+    assert line.remaining(0) == 0
+
+
+def test_the_line_shows_the_trainings_of_a_cell():
+    looks = iter([("2 queued", None), ("1 running (a: epoch 3 of 8)", 75.0)])
+    line = jobs.Progress(
+        [Path("08_a.ipynb")], {"08_a": 1.0}, Screen(), lambda since: next(looks)
+    )
+    line.show(0, 0, 4)
+    line.begun -= 60  # long over its time
+    line.draw()
+    assert line.out.getvalue().endswith("about 0:01 left  [2 queued]")
+    line.looked -= 10
+    line.draw()
+    assert line.out.getvalue().endswith(
+        "about 1:15 left  [1 running (a: epoch 3 of 8)]"
+    )
+    line.show(0, 4, 4)
+    assert line.out.getvalue().endswith("about 0:00 left\n")
+
+
+def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
+    from rvtutorial.slurm import submit_many
+
+    monkeypatch.setattr("rvtutorial.slurm.start_local", lambda home: str(os.getpid()))
+    monkeypatch.setattr("rvtutorial.queues._is_queue", lambda pid, home="": True)
+    monkeypatch.setattr("rvtutorial.queues._is_script", lambda pid, home: False)
+    before = time.time() - 1
+    assert jobs.trainings(tmp_path, before) == ("", None)
+    asked = {
+        tmp_path / f"r{i}": {"preset": "smoke", "epochs": 4, "seed": i} for i in (1, 2)
+    }
+    submit_many(asked)
+    assert jobs.trainings(tmp_path, before) == ("2 queued (starting)", None)
+    (tmp_path / "r1" / "train").mkdir()
+    (tmp_path / "r1" / "train" / "log.csv").write_text("epoch,x\n0,1\n1,1\n")
+    [home] = (tmp_path / "jobs").iterdir()
+    os.utime(home / "tasks.json", (time.time() - 20,) * 2)
+    words, left = jobs.trainings(tmp_path, before - 60)
+    assert words.startswith("2 queued") and left == pytest.approx(20 / 2 * 8, rel=0.1)
+    assert jobs.trainings(tmp_path, time.time() + 5) == ("", None)
+    for i in (1, 2):
+        Run(tmp_path / f"r{i}").update("went", state="succeeded")
+    monkeypatch.setattr("rvtutorial.queues._is_queue", lambda pid, home="": False)
+    assert jobs.trainings(tmp_path, before - 60) == ("", None)
+
+
+def test_hello_has_what_a_training_needs(tmp_path):
+    "Both packages, a device and a scene, at a place that has no data yet."
+    from rvtutorial.slurm import submit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RVTUTORIAL_HOME", str(tmp_path / "home"))
+        job = submit(tmp_path / "r", {"seconds": 0}, notebook="hello").wait(
+            progress=False
+        )
+    said = job.log()
+    for words in (
+        "rastervision 0.",
+        "torch 2.",
+        "device c",
+        "1 + 1 = 2",
+        "scene 64 x 64 pixels, 3 bands",
+    ):
+        assert words in said
+    assert not (tmp_path / "home").exists()

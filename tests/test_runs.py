@@ -589,7 +589,7 @@ def test_undefined_scores_are_none():
 
 def test_a_record_is_merged_section_by_section(tmp_path):
     run = Run.open_for(tmp_path / "a", asked())
-    run.update("went", state="running", job="7")
+    run.update("went", state="running", job={"index": 7})
     run.update("went", state="succeeded")
     run.append("went", "stages", {"name": "train", "seconds": 1.5})
     run.append("went", "stages", {"name": "predict", "seconds": 2})
@@ -599,7 +599,7 @@ def test_a_record_is_merged_section_by_section(tmp_path):
     assert manifest["schema"] == 1
     assert manifest["asked"]["data"]["digest"] == "5f2c"
     went = manifest["went"]
-    assert went["state"] == run.state == "succeeded" and went["job"] == "7"
+    assert went["state"] == run.state == "succeeded" and went["job"] == {"index": 7}
     assert [stage["name"] for stage in went["stages"]] == ["train", "predict"]
     assert run.results == {"validation": {"f1": 0.5, "iou": None}, "test": {"f1": 0.25}}
     assert run.hyperparams["model"] == "unet"
@@ -607,7 +607,7 @@ def test_a_record_is_merged_section_by_section(tmp_path):
 
 def add_some(path, n):
     for i in range(n):
-        Run(path).append("went", "stages", i)
+        Run(path).append("went", "stages", {"seconds": i})
 
 
 def test_writers_do_not_lose_each_others_words(tmp_path):
@@ -618,7 +618,8 @@ def test_writers_do_not_lose_each_others_words(tmp_path):
         process.start()
     for process in crowd:
         process.join()
-    assert sorted(run.manifest["went"]["stages"]) == sorted(list(range(20)) * 4)
+    noted = [stage["seconds"] for stage in run.manifest["went"]["stages"]]
+    assert sorted(noted) == sorted(list(range(20)) * 4)
 
 
 def test_a_record_of_a_newer_version_is_not_guessed_at(tmp_path):

@@ -313,7 +313,7 @@ def test_folders_that_cannot_be_runs(tmp_path, quick):
         submit(f"{tmp_path}/a\nb", {}, notebook=quick)
     with pytest.raises(ValueError, match="twice"):
         submit_many({tmp_path / "a": {}, f"{tmp_path}/./a": {}}, notebook=quick)
-    with pytest.raises(ValueError, match="1 to 1001 runs"):
+    with pytest.raises(ValueError, match="1 run at least"):
         submit_many({}, notebook=quick)
     (tmp_path / "stock").mkdir()
     (tmp_path / "stock" / "pipeline-config.json").write_text("{}")
@@ -709,7 +709,7 @@ def test_a_submission_to_slurm(cluster, tmp_path, quick, monkeypatch):
     ]
     assert env["SLURM_CONF"] == "/etc/my.conf"
     home = Path(args[-1]).parent
-    assert read_json(home / "job.json")["id"] == "221"
+    assert read_json(home / "job.json")["id"] == "221;farm"
     assert read_json(home / "tasks.json")["folders"] == [str(f) for f in job.folders]
     assert read_json(tmp_path / "r2" / "params.json") == {"a": 2}
     assert parameters(home / "quick.ipynb") == {"a": 1, "b": "x"}  # a copy of its own
@@ -885,3 +885,323 @@ def test_an_image_that_is_not_there_is_said_before_queueing(cluster, tmp_path, q
     with pytest.raises(FileNotFoundError, match="nothing at /no/such"):
         submit(tmp_path / "r", {}, site=site, notebook=quick)
     assert not cluster.called("sbatch") and not (tmp_path / "r").exists()
+
+
+# --- what belongs to whom ------------------------------------------------------------
+
+
+def copied(folder: Path, name: str) -> Path:
+    "A copy of a run folder, as `cp -r` makes it."
+    return Path(shutil.copytree(folder, folder.with_name(name), symlinks=True))
+
+
+def test_a_copy_of_a_run_at_work_does_not_steer_the_original(tmp_path):
+    book = notebook(tmp_path / "long.ipynb", "a = 1", "import time\ntime.sleep(60)")
+    job = submit(tmp_path / "run", {}, notebook=book)
+    wait_for(lambda: (tmp_path / "run" / "notebook.ipynb").exists())
+    copy = Job(copied(tmp_path / "run", "copy"))
+    [seen] = copy.details()
+    assert seen["state"] == "interrupted" and seen["epochs"] is None
+    assert seen["why"].startswith(f"copied or moved from {tmp_path / 'run'}")
+    copy.cancel()
+    time.sleep(1)
+    assert job.states() == {tmp_path / "run": "running"}
+    home = Path(Run(tmp_path / "run").manifest["went"]["job"]["submission"])
+    assert not (home / "cancelled.json").exists()
+    both = Job([tmp_path / "copy", tmp_path / "run"])
+    (tmp_path / "link").symlink_to(tmp_path / "run")  # the same folder, not a copy
+    assert Job(tmp_path / "link").states() == {tmp_path / "link": "running"}
+    again = submit(tmp_path / "copy", {}, notebook=book)  # a run of its own
+    assert again.states()[tmp_path / "copy"] in ("queued", "running")
+    both.cancel()
+    wait_for(lambda: both.done)
+    assert set(both.states().values()) == {"cancelled"}
+
+
+def test_a_copy_of_a_run_on_slurm_cancels_nothing(cluster, tmp_path, quick):
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(2)}
+    submit_many(runs, site=FARM, notebook=quick)
+    cluster.answers(
+        squeue={"out": "221|0|RUNNING|None\n221|1|PENDING|None\n"}, scancel={}
+    )
+    write_json(
+        tmp_path / "r0" / "job.lock", {"host": "node7", "folder": str(tmp_path / "r0")}
+    )
+    SLURM.forget()
+    copy = Job([copied(tmp_path / "r0", "c0"), copied(tmp_path / "r1", "c1")])
+    assert set(copy.states().values()) == {"interrupted"}
+    copy.cancel()
+    assert not cluster.called("scancel")
+    Job([*copy.folders, tmp_path / "r1"]).cancel()
+    assert cluster.called("scancel")[0][1] == ["221_1"]
+
+
+def test_a_queue_that_is_killed_alone_leaves_its_run_at_work(tmp_path):
+    "The run is at work and says so, the next one is lost; both can be dealt with."
+    book = notebook(tmp_path / "long.ipynb", "a = 1", "import time\ntime.sleep(a)")
+    runs = {tmp_path / "first": {"a": 60}, tmp_path / "next": {"a": 1}}
+    job = submit_many(runs, notebook=book)
+    wait_for(lambda: job.states()[tmp_path / "first"] == "running")
+    home = Path(Run(tmp_path / "first").manifest["went"]["job"]["submission"])
+    queue = read_json(home / "queue.json")
+    os.kill(queue["pid"], signal.SIGKILL)
+    wait_for(lambda: job.states()[tmp_path / "next"] == "lost")
+    for _ in range(20):  # at no moment, as long as it begins
+        assert job.states()[tmp_path / "first"] == "running"
+        time.sleep(0.1)
+    wait_for(lambda: (tmp_path / "first" / "notebook.ipynb").exists())
+    assert job.states()[tmp_path / "first"] == "running" and not job.done
+    submit(tmp_path / "first", {"a": 60}, notebook=book)
+    assert len(list((tmp_path / "jobs").iterdir())) == 1  # not queued twice
+    job.cancel()
+    wait_for(lambda: job.done)
+    assert job.states()[tmp_path / "first"] == "cancelled"
+    assert Run(tmp_path / "first").manifest["went"]["why"] == "SIGTERM"
+
+
+# --- more runs than an array holds ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said, sizes", [("", [1001, 1]), ("MaxArraySize = 400", [400, 400, 202])]
+)
+def test_more_runs_than_an_array_holds(cluster, tmp_path, quick, said, sizes):
+    "They become several arrays, each behind the one before."
+    cluster.answers(
+        scontrol={"out": f"Configuration data\n{said:>40}\nMaxJobCount = 10000\n"}
+    )
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(1002)}
+    submit_many(runs, site=FARM, notebook=quick)
+    calls = [args for _, args, _ in cluster.called("sbatch")]
+    arrays = [next(a for a in args if a.startswith("--array=")) for args in calls]
+    assert arrays == [f"--array=0-{size - 1}%2" for size in sizes]
+    behind = [[a for a in args if a.startswith("--dep")] for args in calls]
+    assert behind == [[]] + [["--dependency=afterany:221"]] * (len(sizes) - 1)
+    last = read_json(tmp_path / "r1001" / "run.json")["went"]["job"]
+    assert last["index"] == sizes[-1] - 1 and last["params"] == {"a": 1001}
+
+
+def test_the_local_queue_takes_any_number(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(slurm, "start_local", lambda home: "0")
+    submit_many({tmp_path / f"r{i}": {"a": i} for i in range(1002)}, notebook=quick)
+    [home] = (tmp_path / "jobs").iterdir()
+    queue = queues.LocalQueue(home)
+    assert len(queue.members) == 1002
+    begun = time.monotonic()
+    queues.wait_or_leave(queue, "another")  # one record of all, not one of each
+    assert time.monotonic() - begun < 2
+    members = read_json(home / "queue.json")["members"]
+    assert {member["reason"] for member in members} == {"behind another"}
+
+
+# --- what a site prints around Slurm's words -------------------------------------------
+
+NOTICE = "*** NOTICE: maintenance on 2026-12-01 | 08:00 | all nodes | see wiki ***\n\n"
+LINES = "221|0|RUNNING|None\n221|1|PENDING|Resources\n"
+
+
+@pytest.mark.parametrize(
+    "printed", [NOTICE + "221\n", "221\n" + NOTICE, NOTICE + "Submitted batch job 221\n" + NOTICE]
+)  # fmt: skip
+def test_notices_around_every_answer(cluster, tmp_path, quick, printed):
+    cluster.answers(sbatch={"out": printed}, squeue={"out": NOTICE + LINES + NOTICE})
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(2)}
+    job = submit_many(runs, site=FARM, notebook=quick)
+    SLURM.forget()
+    assert list(job.states().values()) == ["running", "queued"]
+    assert len(cluster.called("sbatch")) == 1
+    cluster.answers(
+        squeue={"out": NOTICE},
+        sacct={"out": NOTICE + "221_0|COMPLETED\n221_1|TIMEOUT\n"},
+    )
+    Run(tmp_path / "r0").update("went", state="succeeded")
+    SLURM.forget()
+    assert list(job.states().values()) == ["succeeded", "timed out"]
+    shown = "JobId=222 ArrayJobId=221 ArrayTaskId=1 JobState=NODE_FAIL Reason=None\n"
+    cluster.answers(sacct={"code": 1}, scontrol={"out": NOTICE + shown})
+    SLURM.forget()
+    assert job.states()[tmp_path / "r1"] == "node lost"
+
+
+def test_notices_in_the_check_of_a_site(cluster):
+    cluster.answers(
+        sacctmgr={"out": NOTICE + "crops\n"}, sinfo={"out": NOTICE + "gpu\n"}
+    )
+    assert sites.accounts() == ["crops"]
+    table = sites.check_site(FARM).set_index("what")
+    assert table.ok["account"] and table.ok["partition"]
+    wrong = sites.check_site(FARM.replace(partition="gpus")).set_index("what")
+    assert wrong.remedy["partition"] == "yours: gpu"
+
+
+def test_an_accepted_job_without_a_number_is_found_and_not_repeated(
+    cluster, tmp_path, quick
+):
+    cluster.answers(
+        sbatch={"out": NOTICE}, squeue={"out": NOTICE + "221|0|RUNNING|None\n"}
+    )
+    job = submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    home = Path(cluster.called("sbatch")[0][1][-1]).parent
+    assert read_json(home / "job.json")["id"] == "221"
+    named = [args for _, args, _ in cluster.called("squeue") if "-n" in args]
+    assert named[0][named[0].index("-n") + 1] == home.name
+    assert len(cluster.called("sbatch")) == 1 and job.states() == {
+        tmp_path / "r": "running"
+    }
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [{"out": NOTICE}, {"code": 1, "err": "sbatch: error: Batch job submission failed: "
+                                         "Socket timed out on send/recv operation"}],
+)  # fmt: skip
+def test_a_job_that_may_be_queued_is_not_queued_again(
+    cluster, tmp_path, quick, reply, monkeypatch
+):
+    "Slurm is silent after sbatch: the run waits until Slurm says what has become of it."
+    monkeypatch.setattr(clusters, "WAITS", (0.01, 0.01))
+    cluster.answers(sbatch=reply, squeue={"code": 1, "err": "Socket timed out"})
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(clusters.Unheard, match="may well be queued"),
+    ):
+        submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    assert len(cluster.called("sbatch")) == 1
+    SLURM.forget()
+    queues._SOUGHT.clear()
+    job = Job(tmp_path / "r")
+    assert job.states() == {tmp_path / "r": "queued"}
+    submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    assert len(cluster.called("sbatch")) == 1
+    cluster.answers(squeue={"out": NOTICE + "221|0|PENDING|Priority\n"})
+    SLURM.forget()
+    queues._SOUGHT.clear()
+    assert repr(job) == "r  queued  (Priority)"
+    submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    assert len(cluster.called("sbatch")) == 1
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [("SOME_NEW_STATE", "'SOME_NEW_STATE'"), ("REVOKED", "another cluster")],
+)
+def test_states_that_are_not_known_are_named(cluster, tmp_path, quick, word, said):
+    job = submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    cluster.answers(squeue={"out": f"221|0|{word}|None\n"})
+    SLURM.forget()
+    [seen] = job.details()
+    assert seen["state"] == "queued" and said in seen["why"]
+    submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    assert len(cluster.called("sbatch")) == 1
+    Run(tmp_path / "r").update("went", state="succeeded")
+    assert job.states() == {tmp_path / "r": "succeeded"}
+
+
+# --- several clusters ---------------------------------------------------------------
+
+
+def test_the_cluster_goes_into_every_question(cluster, tmp_path, quick, monkeypatch):
+    for name in ("SLURM_CLUSTERS", "SQUEUE_FORMAT", "SQUEUE_STATES", "SINFO_FORMAT",
+                 "SACCT_FORMAT", "SBATCH_CLUSTERS", "SCANCEL_STATE", "SQUEUE_CLUSTERS"):  # fmt: skip
+        monkeypatch.setenv(name, "other")
+    shown = "ArrayJobId=123 ArrayTaskId=1 JobState=FAILED"
+    cluster.answers(
+        sbatch={"out": "123;gpu\n"}, scancel={}, scontrol={"out": shown},
+        squeue={"out": "CLUSTER: gpu\n123|0|RUNNING|None\n"},
+    )  # fmt: skip
+    site = FARM.replace(extra=("--clusters=gpu",))
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(2)}
+    job = submit_many(runs, site=site, notebook=quick)
+    SLURM.forget()
+    assert job.states() == {tmp_path / "r0": "running", tmp_path / "r1": "lost"}
+    cluster.answers(squeue={"out": "CLUSTER: gpu\n"})
+    SLURM.forget()
+    assert job.states()[tmp_path / "r1"] == "failed"
+    cluster.answers(squeue={"out": "123|0|RUNNING|None\n123|1|PENDING|None\n"})
+    SLURM.forget()
+    later = submit(tmp_path / "later", {}, site=site, notebook=quick, after=job)
+    assert "--dependency=afterany:123" in cluster.called("sbatch")[1][1]
+    assert later.folders == [tmp_path / "later"]
+    with pytest.raises(ValueError, match="another cluster"):
+        other = FARM.replace(extra=("--clusters=cpu",))
+        submit(tmp_path / "x", {}, site=other, notebook=quick, after=job)
+    job.cancel()
+    assert cluster.called("scancel")[0][1] == ["-M", "gpu", "123_0", "123_1"]
+    asked = [
+        call
+        for call in cluster.calls
+        if call[0] in ("squeue", "sacct", "sinfo", "scancel")
+    ]
+    assert {call[0] for call in asked} == {"squeue", "sacct", "sinfo", "scancel"}
+    assert all(args[:2] == ["-M", "gpu"] for _, args, _ in asked)
+    assert all(args[:2] == ["-M", "gpu"] for _, args, _ in cluster.called("scontrol"))
+    for _, _, env in cluster.calls:
+        assert "other" not in env.values()
+
+
+def test_jobs_of_two_clusters_with_one_number(cluster, tmp_path, quick):
+    "The same number on two clusters is two jobs; one that is silent is not lost."
+    for name in ("cpu", "gpu"):
+        cluster.answers(sbatch={"out": f"5;{name}\n"})
+        submit(tmp_path / name, {}, site=FARM, notebook=quick)
+    script = "#!/bin/sh\ncase \"$2\" in gpu) echo '5|0|RUNNING|None';; *) {}; esac\n"
+    (cluster.bin / "squeue").write_text(script.format("echo '5|0|TIMEOUT|None'"))
+    job = Job([tmp_path / "cpu", tmp_path / "gpu"])
+    SLURM.forget()
+    assert list(job.states().values()) == ["timed out", "running"]
+    (cluster.bin / "squeue").write_text(script.format("exit 1"))
+    SLURM.forget()
+    rows = job.details()
+    assert [row["state"] for row in rows] == ["queued", "running"]
+    assert rows[0]["why"] == "Slurm does not answer"
+
+
+# --- lines of IPython in a parameters cell ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "%matplotlib inline\na = 1\nb = 'x'",
+        "a = 1\n!ls /\nb = 'x'",
+        "%load_ext autoreload\n%autoreload 2\n\na = 1\nb = 'x'\n%time",
+        "a = 1\nb = 'x'\n?print",
+        "a = 1; b = 'x'  # 100 %\n",
+    ],
+)
+def test_lines_of_ipython_are_no_parameters(tmp_path, source):
+    text = 'import json\njson.dump([a, b], open("got.json", "w"))'
+    book = notebook(tmp_path / "magic.ipynb", source, text)
+    assert {k: v for k, v in parameters(book).items() if k in "ab"} == {
+        "a": 1,
+        "b": "x",
+    }
+    with pytest.raises(ValueError, match="'c' is no parameter"):
+        submit(tmp_path / "r", {"c": 1}, notebook=book)
+
+
+@pytest.mark.parametrize(
+    "source, place",
+    [
+        ("a = 1\nb = = 2", "line 2 .*'b = = 2'"),
+        ("%matplotlib inline\na = (1", "line 2 .*'a = \\(1'"),
+        ("a = 1\n  b = 2", "line 2"),
+        ("a = '\x00'", "no Python"),
+        ("a = " + "(" * 5000 + ")" * 5000, "no Python"),
+    ],
+)
+def test_what_is_no_python_is_said_with_its_line(tmp_path, source, place):
+    book = notebook(tmp_path / "bad.ipynb", source)
+    with pytest.raises(ValueError, match=f"bad.ipynb.*{place}"):
+        submit(tmp_path / "r", {}, notebook=book)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"cells": 3}', '{"cells": ["x"]}', "\udcff"]
+)
+def test_a_file_that_is_no_notebook(tmp_path, text):
+    path = tmp_path / "x.ipynb"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match="x.ipynb"):
+        parameters(path)

@@ -540,7 +540,7 @@ def test_run_model2_with_every_option(place, slurm, image, workplace):
 
 
 def test_run_notebook_waits_on_the_cluster(place, slurm):
-    environ = os.environ | write_site(place, slurm, 'mem = "500M"')
+    environ = os.environ | write_site(place, slurm, 'mem = "2G"')
     words = ["-s", "one", "-n", "hello", "-p", sys.executable, "-w", str(place / "r")]
     done = subprocess.run(
         [ROOT / "slurm/run_notebook.sh", *words, "name=it's $(id)", "seconds=1"],
