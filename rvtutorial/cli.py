@@ -243,6 +243,7 @@ def run_folders(
 ) -> dict[str, Path]:  # Name -> run folder; the trials of a sweep in their order
     "The runs that some paths mean; FileNotFoundError where there is none."
     found: dict[str, Path] = {}
+    seen: set[Path] = set()
     for path in (Path(os.path.abspath(os.path.expanduser(p))) for p in paths):
         if not path.is_dir():
             raise FileNotFoundError(f"there is no folder {path}")
@@ -250,7 +251,8 @@ def run_folders(
         if not here:
             raise FileNotFoundError(f"{path} is no run and holds none")
         for name, run in here.items():
-            if run not in found.values():
+            if run not in seen:
+                seen.add(run)
                 name = name if name not in found else f"{path.name}/{name}"
                 name = name if name not in found else str(run)
                 found[name] = run
