@@ -391,7 +391,13 @@ def footprints(
             with rasterio.open(_any_raster(run, scene)) as file:
                 if file.crs is not None and not file.transform.is_identity:
                     found[scene] = file.crs, tuple(file.bounds)
-        except (rasterio.errors.RasterioIOError, OSError, ValueError, KeyError, TypeError):
+        except (
+            rasterio.errors.RasterioIOError,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):
             continue  # the scene stands alone
     if len({crs.to_wkt() for crs, _ in found.values()}) > 1:
         found = {

@@ -1,5 +1,7 @@
 """Part 5: right answers, and typical mistakes with a word of what each is told."""
 
+import numpy as np
+
 from rvtutorial.runs import STOCK
 
 RIGHT = {
@@ -8,13 +10,14 @@ RIGHT = {
         "config.backend.solver.num_epochs",
     ],
     "5.2": [
-        {"padding": None},
         {"padding": "none"},
-        {"padding": None, "img_sz": "none"},
+        {"padding": STOCK["padding"]},
+        {"padding": "none", "img_sz": "none"},
     ],
     "5.3": [
         255 / 65535,
         0.0039,
+        np.float32(255 / 65535),
     ],
     "5.4": [
         {"epochs", "seed"},
@@ -38,6 +41,7 @@ WRONG = {
         (STOCK, "every departure"),
         ({"padding": None, "lr": 1e-3}, "more than padding changed: lr"),
         ({"padding": 5}, "padding is 5"),
+        ({"padding": None}, "takes the preset's value"),
         ("padding=None", "a dict of names"),
     ],
     "5.3": [
