@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .gdalnames import gdal_name
+
 # %% ../nbs/D2_labels.ipynb #9a3935d1
 def moved(
     transform,  # Affine; its inverse goes back from places to pixels
@@ -205,7 +207,7 @@ def _load(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            frame = geopandas.read_file(path, on_invalid="ignore")
+            frame = geopandas.read_file(gdal_name(path), on_invalid="ignore")
         except Exception as err:
             raise ValueError(f"{path} {_why_unreadable(path)}") from err
     if "geometry" not in frame:

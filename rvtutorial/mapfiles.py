@@ -24,6 +24,7 @@ from rasterio.errors import RasterioError
 from rasterio.features import shapes
 from rasterio.windows import Window
 
+from .gdalnames import gdal_name
 from .runs import atomic_path
 
 # %% ../nbs/E7_map_files.ipynb #f8de6909
@@ -220,7 +221,7 @@ class Polygons:
             self._save()
         import pyogrio
 
-        found = pyogrio.read_info(self.path)["features"]
+        found = pyogrio.read_info(gdal_name(self.path))["features"]
         if found != self.saved:
             raise OSError(
                 f"{self.path} holds {found} of {self.saved} polygons: disk full?"
@@ -246,7 +247,7 @@ class Polygons:
         )
         table["area_m2"] = square_metres(table.geometry)
         how = {"driver": "GPKG", "layer": "polygons", "geometry_type": "Polygon"}
-        table.to_file(self.path, mode="w" if self.saved is None else "a", **how)
+        table.to_file(gdal_name(self.path), mode="w" if self.saved is None else "a", **how)
         self.saved, self.done = (self.saved or 0) + len(table), []
 
 # %% ../nbs/E7_map_files.ipynb #748d31a3

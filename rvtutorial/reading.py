@@ -31,6 +31,7 @@ import torch
 from pyogrio.errors import DataSourceError
 from rasterio.features import rasterize
 
+from .gdalnames import gdal_name
 from .runs import atomic_path
 
 # %% ../nbs/E1_fast_scenes.ipynb #f4d00446
@@ -318,7 +319,7 @@ _LONGITUDE_LATITUDE = ("EPSG:4326", "OGC:CRS84", "URN:OGC:DEF:CRS:OGC:1.3:CRS84"
 def _read_features(path):
     "By GDAL: any format."
     meta, _, geometries, fields = pyogrio.raw.read(
-        path, columns=_CLASS_FIELDS, force_2d=True
+        gdal_name(path), columns=_CLASS_FIELDS, force_2d=True
     )
     crs = (meta["crs"] or "EPSG:4326").upper()
     if crs not in _LONGITUDE_LATITUDE or geometries is None:
