@@ -247,7 +247,9 @@ class Polygons:
         )
         table["area_m2"] = square_metres(table.geometry)
         how = {"driver": "GPKG", "layer": "polygons", "geometry_type": "Polygon"}
-        table.to_file(gdal_name(self.path), mode="w" if self.saved is None else "a", **how)
+        table.to_file(
+            gdal_name(self.path), mode="w" if self.saved is None else "a", **how
+        )
         self.saved, self.done = (self.saved or 0) + len(table), []
 
 # %% ../nbs/E7_map_files.ipynb #748d31a3

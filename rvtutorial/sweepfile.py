@@ -105,11 +105,56 @@ for _tag, _pattern, _first in [
     _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, _first)
 
 # %% ../nbs/A5_sweep_files.ipynb #8866c520
+_MOST, _DEEPEST = 100_000, 50  # Values of a sweep file, aliases written out; levels
+
+
+def _below(item) -> Iterable:
+    "What stands inside a YAML node, or a dictionary or list; keys are not looked at."
+    inside = item.value if isinstance(item, yaml.CollectionNode) else item
+    if isinstance(item, Mapping):
+        return item.values()
+    if isinstance(item, yaml.MappingNode):
+        return [value for _, value in inside]
+    return inside if isinstance(inside, (list, tuple)) else ()
+
+
+def _refuse_endless(item, above: tuple = (), seen: list | None = None) -> None:
+    "ValueError for what holds itself, or grows beyond all bounds when written out."
+    seen = [] if seen is None else seen
+    line = f"line {item.start_mark.line + 1}: " if isinstance(item, yaml.Node) else ""
+    if any(item is one for one in above):
+        raise ValueError(f"{line}this holds itself (an alias inside its own anchor)")
+    seen.append(None)
+    if len(seen) > _MOST or len(above) > _DEEPEST:
+        raise ValueError(
+            f"{line}too much: more than {_MOST:,} values, or {_DEEPEST} levels, once "
+            "every alias is written out"
+        )
+    for one in _below(item):
+        _refuse_endless(one, (*above, item) if _below(item) else above, seen)
+
+
+def _refuse_nameless(content, path: str = "") -> None:
+    "ValueError for a key that is no text, in dictionaries that were given as such."
+    for key in content if isinstance(content, Mapping) else ():
+        if not isinstance(key, str):
+            where = f" in {path}" if path else ""
+            raise ValueError(f"the key {key!r}{where} is no text")
+        _refuse_nameless(content[key], f"{path}.{key}" if path else key)
+
+
 def _key_lines(node, path: tuple = (), lines: dict | None = None) -> dict:
     "The line of every key in a YAML tree; a key that stands twice is an error."
     lines = {} if lines is None else lines
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         here, line = (*path, str(key.value)), key.start_mark.line + 1
+        if key.tag != "tag:yaml.org,2002:str":
+            kind = key.tag.rpartition(":")[2]
+            said = key.value if isinstance(key, yaml.ScalarNode) else "this"
+            raise ValueError(
+                f"line {line}: {said or 'nothing'} is no text but {kind}, and cannot be "
+                "a key"
+            )
         if here in lines:
             name, first = ".".join(here), lines[here]
             raise ValueError(f"line {line}: {name} stands already in line {first}")
@@ -123,6 +168,7 @@ def _load_yaml(path: Path) -> tuple[dict, dict]:
     try:
         loader = _Yaml(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
+        _refuse_endless(node)
         lines = _key_lines(node)
         content = loader.construct_document(node) if node else None
     except yaml.MarkedYAMLError as err:
@@ -130,6 +176,16 @@ def _load_yaml(path: Path) -> tuple[dict, dict]:
         raise ValueError(f"{path.name}, {line}: {err.problem}") from None
     except (yaml.YAMLError, ValueError) as err:
         raise ValueError(f"{path.name}, {err}") from None
+    except (
+        RecursionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+    ) as err:  # of PyYAML itself
+        why = "nested too deeply" if isinstance(err, RecursionError) else err
+        raise ValueError(
+            f"{path.name}: this is no YAML that can be read: {why}"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name}: expected keys such as `parameters:`")
     return content, lines
@@ -421,6 +477,12 @@ def read_sweep(
     is_file = not isinstance(source, Mapping)
     content, lines = _load_yaml(Path(source)) if is_file else (source, {})
     name = Path(source).name if is_file else "sweep"
+    if not is_file:
+        try:
+            _refuse_endless(content)
+            _refuse_nameless(content)
+        except ValueError as err:
+            raise ValueError(f"{name}: {err}") from None
     found = _checked_keys(content, name, lines)
     with _at(name, lines, "program"):
         beside = Path(source).parent if is_file else None
