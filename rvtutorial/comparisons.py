@@ -85,7 +85,7 @@ def _span(low, high, level):
 
 @dataclass(frozen=True)
 class Interval:
-    "A score and the range that other scenes like these could have given."
+    "A score and where the score on very many scenes like these may lie."
 
     value: float  # Of all scenes together; the mean over seeds if there are several
     low: float  # 0 to `value`; NaN when there is no interval, `why_none` says why
