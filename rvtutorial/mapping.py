@@ -665,7 +665,9 @@ def _named(item):
     elif path.exists():
         return [str(path)]
     else:
-        found = [Path(p) for p in glob.glob(str(path), recursive=True)]
+        there = next(p for p in path.parents if p.is_dir())  # its letters are no glob
+        pattern = os.path.join(glob.escape(str(there)), path.relative_to(there))
+        found = [Path(p) for p in glob.glob(pattern, recursive=True)]
         what = f"there is no image {path}"
     if not found:
         raise FileNotFoundError(what)

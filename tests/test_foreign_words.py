@@ -16,6 +16,7 @@ from rvtutorial import drawing, metrics, plots, scenes, sweepplots, viz
 from rvtutorial.chips import plot_windows
 from rvtutorial.counting import count_rasters
 from rvtutorial.gdalnames import gdal_name
+from rvtutorial.mapping import find_images
 from rvtutorial.pairs import Scene
 from rvtutorial.plots import Board, make_example_runs, write_table
 from rvtutorial.scenes import find_scenes
@@ -204,6 +205,16 @@ def test_masks_and_images_of_any_name(name, tmp_path):
     mask = image.with_name(f"{name}_mask.tif")
     same = count_rasters(mask, mask, ("building", "background"))
     assert same.total[1, 1] == 40 and drawing.frame_of(image).shape == (40, 50)
+
+
+def test_a_pattern_in_a_folder_of_any_name(tmp_path):
+    for name in ("[1]*", "a!b?"):
+        for number in range(2):
+            write_raster(
+                tmp_path / name / f"map{number}.tif", np.ones((8, 8), np.uint8)
+            )
+        found = find_images(str(tmp_path / name / "map?.tif"))
+        assert list(found) == ["map0", "map1"]
 
 
 # --- sweep files
