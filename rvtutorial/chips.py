@@ -157,7 +157,8 @@ def plot_windows(
     _draw_chips(ax, chips)
     _frame(ax, shape, chips, over=0.02 * max(shape))
     share = f"{len(chips)} chips, {1 - missed.mean():.1%} covered"
-    ax.set_title(f"{title}\n{share}" if title else share, fontsize=10)
+    text = f"{title}\n{share}" if title else share
+    ax.set_title(text, fontsize=10, parse_math=False)
     return ax.figure
 
 

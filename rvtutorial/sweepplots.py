@@ -116,6 +116,7 @@ def _table(found, metric, split):
     return table
 
 # %% ../nbs/A13_sweep_figures.ipynb #4137ff52
+@drawing.as_written
 def plot_parameter(
     runs,  # As `open_runs` takes them
     parameter: str = "lr",  # Any hyperparameter
@@ -135,8 +136,7 @@ def plot_parameter(
     for i, (name, group) in enumerate(groups.items()):
         _draw_group(ax, group, places[i], found, metric, i, name, joined)
     _value_axis(ax, x, labels)
-    score = f"{table.attrs['metric']}, 95 % interval"
-    ax.set(xlabel=_NAMES.get(parameter, parameter), ylabel=score)
+    ax.set(xlabel=_NAMES.get(parameter, parameter), ylabel=_score_axis(table))
     ax.grid(alpha=0.3)
     drawing.legend_below(fig, ax.get_legend_handles_labels()[0])
     others = f"; {', '.join(others)} differ too" if others and len(groups) > 8 else ""
@@ -144,6 +144,12 @@ def plot_parameter(
     return fig
 
 # %% ../nbs/A13_sweep_figures.ipynb #7558d1b0
+def _score_axis(table):
+    "What an axis of scores shows."
+    drawn = table["low"].notna().any()
+    return table.attrs["metric"] + (", 95 % interval" if drawn else ", no interval")
+
+
 _NAMES = {"lr": "learning rate (peak)", "batch_sz": "batch size (chips)",
           "chip_sz": "chip size (pixels)", "epochs": "epochs"}  # fmt: skip
 
@@ -244,6 +250,7 @@ def _value_axis(ax, x, labels):
         ax.xaxis.set_minor_locator(NullLocator())
 
 # %% ../nbs/A13_sweep_figures.ipynb #a4d5a20c
+@drawing.as_written
 def plot_parallel(
     runs,  # As `open_runs` takes them; a sweep
     metric: str = "f1",
@@ -430,6 +437,7 @@ def _shuffled(rows, scores, seed, repeats):
     return np.array(found), float(1 - lost / spread)
 
 # %% ../nbs/A13_sweep_figures.ipynb #b13d8148
+@drawing.as_written
 def plot_importance(
     runs,  # As `open_runs` takes them; a sweep
     metric: str = "f1",
@@ -502,6 +510,7 @@ _COSTS = {"minutes": "minutes of work, all attempts", "gpu_minutes": "GPU-minute
           "operations": "operations of training"}  # fmt: skip
 
 
+@drawing.as_written
 def plot_cost(
     runs,  # As `open_runs` takes them
     cost: str | None = None,  # minutes, gpu_minutes or operations; None: GPUs if any
@@ -526,7 +535,7 @@ def plot_cost(
     wide = _spans_magnitudes(known[cost])
     ax.set(
         xlabel=_COSTS[cost],
-        ylabel=f"{table.attrs['metric']}, 95 % interval",
+        ylabel=_score_axis(table),
         xscale="log" if wide else "linear",
     )
     ax.grid(alpha=0.3)

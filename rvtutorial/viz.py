@@ -79,6 +79,7 @@ def files(
     return found.kilobytes.agg(files="count", kilobytes="sum").round(1)
 
 # %% ../nbs/07_evaluation.ipynb #c9aa2175
+@drawing.as_written
 def display_conf_mat(
     output_path,  # A run, a list of runs, or a dict name -> run
     split: str = "validation",  # Or "test"
@@ -104,6 +105,7 @@ def display_conf_mat(
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #2530283a
+@drawing.as_written
 def plot_predictions(
     runs,  # A run, a list, a dict name -> run, or a Sweep
     scenes=None,  # Ids, or places in alphabetical order; None: the first three
@@ -193,6 +195,7 @@ def plot_coverage(
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #65157852
+@drawing.as_written
 def plot_metrics(
     output_path,  # A run, a list of runs, or a dict name -> run
     columns: Sequence[str] | None = None,  # Of train/log.csv; None: losses and F1

@@ -329,7 +329,7 @@ def test_intervals_are_over_scenes():
     for name in ("roc_auc", "average_precision", "brier", "ece"):
         assert line[f"{name}_low"] < line[name] < line[f"{name}_high"]
     assert each.roc_auc.iloc[3] == pytest.approx(roc_auc(parts[3].ranking()), abs=1e-12)
-    few = score_summary(found.only(["0", "1", "2"])).loc["building"]
+    few = score_summary(found.only(list("01234"))).loc["building"]
     assert few.roc_auc_high - few.roc_auc_low > line.roc_auc_high - line.roc_auc_low
     curve = reliability(found, bins=10)
     filled = curve[curve.pixels > 0]

@@ -2,12 +2,16 @@
 
 import json
 from collections import defaultdict
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from rvtutorial.exercises import CHECKS, check
+from rvtutorial.comparisons import board_of, difference
+from rvtutorial.exercises import CHECKS, check, four_runs
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 RIGHT, WRONG = defaultdict(list), defaultdict(list)
@@ -47,6 +51,52 @@ def test_at_least_three_mistakes_have_messages_of_their_own(number):
 @pytest.mark.parametrize("answer", [None, object(), -1e9, "?", (), {}, [None, None]])
 def test_nonsense_is_a_wrong_answer_and_no_crash(number, answer):
     assert check(number, answer).right is False
+
+
+class Broken:
+    "Nothing can be done with it."
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+    __str__ = __iter__ = __len__ = __float__ = __eq__ = __repr__
+    __hash__ = None
+
+
+LOOP: list = []
+LOOP.append(LOOP)
+HOSTILE = {
+    "none": None, "nan": float("nan"), "numpy nan": np.float64("nan"), "inf": float("inf"),
+    "two nan": (float("nan"),) * 2, "huge": 10**400, "decimal nan": Decimal("nan"), "true": True,
+    "numpy true": np.bool_(True), "complex": 1 + 2j, "no number": "215", "bytes": b"215",
+    "open quote": "rastervision run 'inprocess", "backslash": "\\", "nul": "a\0b", "lines": "\n\n",
+    "braces": "{id}", "pattern": ("*{id}", "*{id}"), "absolute": ("/{id}.jpg", "/{id}.png"),
+    "list of none": [None, None], "empty": [], "array": np.arange(3.0), "matrix": np.eye(2),
+    "text array": np.array(["a", "z"]), "nested": [[1], [2]], "itself": LOOP, "type": int,
+    "function": print, "broken": Broken(), "broken pair": [Broken(), Broken()],
+    "frame": pd.DataFrame({"a": [1]}), "dict of lists": {"padding": [1], "cars": None},
+    "keys of numbers": {1: 2}, "unknown yaml": "a: [", "tag": "!!python/object:os.system x",
+    "recursive yaml": "parameters: &a {lr: *a}", "null key": "parameters: {null: {values: [1]}}",
+    "generator": (i for i in range(2)), "path": Path("/"), "long": "x" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", CHECKS)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_answer_gets_a_sentence(number, name):
+    verdict = check(number, HOSTILE[name])
+    assert verdict.right is False, verdict
+    assert 10 < len(verdict.message) < 400
+    assert repr(verdict).startswith("Not yet (")
+
+
+def test_the_answer_to_8_3_is_what_the_leaderboard_says():
+    board = board_of(four_runs())
+    assert list(board.index) == ["a", "b", "c", "d"]
+    assert board.tied.tolist() == [True, True, True, False]
+    lone = difference(four_runs()["a"], four_runs()["c"])
+    assert lone.low > 0, "on its own the comparison would name a winner"
+    assert check("8.3", set(board.index[board.tied]))
 
 
 @pytest.mark.parametrize("number", CHECKS)

@@ -29,7 +29,7 @@ TRIALS = [{"lr": lr, "epochs": 8, "seed": 0} for lr in (1e-4, 1e-3, 2e-3)]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_sample_scenes(tmp_path_factory.mktemp("data") / "d", 0, 4, 0, size=96)
+    return make_sample_scenes(tmp_path_factory.mktemp("data") / "d", 0, 5, 0, size=96)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_page_says_what_it_should(whole, sweep):
             f"{row.iloc[0]:.3f}" in text and f"{row.low:.3f} to {row.high:.3f}" in text
         )
         assert row.verdict == "highest" or row.verdict in text, name
-    for part in ("4 whole validation scenes", "GPU-minutes", "cuda:0", "epochs"):
+    for part in ("5 whole validation scenes", "GPU-minutes", "cuda:0", "epochs"):
         assert part in text
     assert "The test split was not opened yet" in text
     assert "rvtutorial sweep sweep.yaml" in text and "values: - 0.0001" in text
@@ -242,7 +242,7 @@ def test_scenes_that_not_all_have_do_not_count(sweep, tmp_path):
     del found["per_scene"]["1"]
     write_json(path, found)
     out = write_report([sweep, tmp_path / "short"], tmp_path / "a.html", progress=False)
-    assert "3 of 4 scenes are common to all" in words(out)
+    assert "4 of 5 scenes are common to all" in words(out)
 
 
 def test_nothing_to_compare_says_what_would_help(tmp_path):
@@ -377,7 +377,7 @@ def test_a_report_is_one_look_at_the_test_split(sweep, tmp_path):
     out = write_report(ours, tmp_path / "a.html", split="test", progress=False)
     assert len(metrics.openings(ours)) == 1
     assert "The test split was opened once" in words(out)
-    assert "4 whole test scenes" in words(out)
+    assert "5 whole test scenes" in words(out)
     metrics.open_test({"x": ours / "lr=1e-3"}, "f1")
     assert len(metrics.openings(ours)) == 2, "others are recorded as before"
 

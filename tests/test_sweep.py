@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from fake_runs import evaluation, write_log
@@ -21,7 +22,15 @@ from rvtutorial import trials as at_work
 from rvtutorial.queues import Job
 from rvtutorial.runs import Hyperparams, Run
 from rvtutorial.search import open_study
-from rvtutorial.sweep import Sweep, grid, in_words, next_round, read_sweep, start
+from rvtutorial.sweep import (
+    Sweep,
+    grid,
+    in_words,
+    level_stretch,
+    next_round,
+    read_sweep,
+    start,
+)
 from rvtutorial.sweepfile import (
     SweepFile,
     Trial,
@@ -878,3 +887,30 @@ def test_trials_of_a_notebook_of_ones_own_are_compared_too(tmp_path, monkeypatch
     names = {path.name for path in behind.iterdir()}
     assert {"leaderboard.csv", "curves.png", "scenes.png", "lr.png"} <= names
     assert made.runs()["lr=1e-2"].hyperparams == {"epochs": 2, "lr": 1e-2}
+
+
+def a_board(scores, tied):
+    "A leaderboard of learning rates, the highest first."
+    board = pd.DataFrame({"pixel_f1": scores, "tied": tied}).rename_axis("run")
+    board["behind"] = board.pixel_f1.max() - board.pixel_f1
+    return board.sort_values("pixel_f1", ascending=False)
+
+
+def test_a_level_stretch_is_next_to_the_highest():
+    names = ["1e-5", "1e-4", "1e-3", "2e-3", "5e-3", "1e-2", "8e-2"]
+    scores = dict(
+        zip(names, (0.395, 0.714, 0.919, 0.928, 0.926, 0.927, 0.877), strict=True)
+    )
+    tied = dict(zip(names, (0, 0, 0, 1, 1, 1, 1), strict=True))
+    board = a_board(scores, {k: bool(v) for k, v in tied.items()})
+    assert level_stretch(board, names) == ["2e-3", "5e-3", "1e-2"]
+    assert level_stretch(board, names, margin=1) == names[3:]
+
+
+def test_of_few_scenes_a_poor_run_is_not_level_although_it_is_tied():
+    "The smoke preset: nothing can be told apart, the score 0 included."
+    names = ["1e-5", "1e-4", "1e-3", "1e-2"]
+    board = a_board(dict(zip(names, (0.0, 0.467, 0.533, 0.2), strict=True)), True)
+    assert level_stretch(board, names) == ["1e-3"]
+    ends = a_board(dict(zip(names, (0.5, 0.1, 0.495, 0.494), strict=True)), True)
+    assert level_stretch(ends, names) == ["1e-5"], "a valley ends the stretch"

@@ -459,10 +459,12 @@ def test_leaderboard_is_sorted_with_its_split(made):
     board = viz.leaderboard({"far": made / "b", "near": made / "a"})
     assert list(board.index) == ["near", "far"]
     assert list(board.split) == ["validation"] * 2 and list(board.scenes) == [3, 3]
-    assert (board.low < board.pixel_f1).all() and (board.pixel_f1 < board.high).all()
+    assert board[["low", "high"]].isna().all(axis=None), "three scenes are too few"
+    assert "3 scenes in 2 blocks are too few, 5 are needed" in repr(board)
+    assert "nan" not in repr(board) + board._repr_html_()
     iou = board.pixel_f1 / (2 - board.pixel_f1)
     assert board.pixel_iou.to_numpy() == pytest.approx(iou.to_numpy())
-    assert not board.tied["far"]
+    assert board.tied["far"]
 
 
 def test_coverage_figure_says_how_much_is_covered():

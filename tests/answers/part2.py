@@ -1,8 +1,10 @@
 """Part 2: right answers, and typical mistakes with a word of what each is told."""
 
+import numpy as np
+
 RIGHT = {
-    "2.1": [215, 215.0],
-    "2.2": [1672, 1672.0],
+    "2.1": [215, 215.0, np.int64(215), np.float32(215), np.array(215)],
+    "2.2": [1672, 1672.0, np.int16(1672)],
     "2.3": [
         {
             "cars": "object detection",
@@ -21,6 +23,8 @@ WRONG = {
         (-5, "not a whole number"),
         (214.5, "not a whole number"),
         ("215 px", "is not a number"),
+        (float("nan"), "nan is not a number"),
+        (np.float64("inf"), "is not a number"),
     ],
     "2.2": [
         (40_000, "how many chips go through"),

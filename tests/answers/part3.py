@@ -1,9 +1,13 @@
 """Part 3: right answers, and typical mistakes with a word of what each is told."""
 
+from rvtutorial.container import Bind
+
 RIGHT = {
     "3.1": [
         "/shared/rv/labels:/opt/data/labels:ro",
         "/shared/rv/labels/:/opt/data/labels/:ro",
+        "/shared/rv/./labels:/opt/data/labels:ro",
+        Bind("/shared/rv/labels", "/opt/data/labels", True),
     ],
     "3.2": ["--cleanenv", "-e", " --cleanenv "],
     "3.3": ["nowhere", "Nowhere"],
@@ -17,6 +21,7 @@ WRONG = {
         ("--bind /shared/rv/labels:/opt/data/labels:ro", "without the flag"),
         ("/shared/rv/label:/opt/data/labels:ro", "'/shared/rv/label' would appear"),
         (3, "a bind is a text"),
+        (Bind("/shared/rv/labels", "/opt/data/labels"), "could still write there"),
     ],
     "3.2": [
         ("--contain", "hides folders such as your home"),
@@ -28,6 +33,7 @@ WRONG = {
         ("--bind", "shows a folder"),
         ("--env", "one by one"),
         ("cleanenv", "two dashes"),
+        ("--cleanenv=banana", "takes no value"),
         ("PYTHONNOUSERSITE=1", "keeps ~/.local out"),
         ("--quiet", "is not the one"),
     ],

@@ -1,5 +1,7 @@
 """Part 5: right answers, and typical mistakes with a word of what each is told."""
 
+import numpy as np
+
 from rvtutorial.runs import STOCK
 
 RIGHT = {
@@ -15,6 +17,7 @@ RIGHT = {
     "5.3": [
         255 / 65535,
         0.0039,
+        np.float32(255 / 65535),
     ],
     "5.4": [
         {"epochs", "seed"},

@@ -1,11 +1,16 @@
 """Part 6: right answers, and typical mistakes with a word of what each is told."""
 
+import numpy as np
+
 RIGHT = {
-    "6.1": [72],
+    "6.1": [72, 72.0, np.int64(72)],
     "6.2": ["255:building,0:background", " 0 : background , 255 : building "],
     "6.3": [
         "rastervision run inprocess rvtutorial.config -a output_uri runs/second -a lr 1e-3",
         "rastervision run -a lr 0.001 --arg output_uri runs/second inprocess rvtutorial.config",
+        "rastervision run inprocess rvtutorial.config -a output_uri ./runs/second/ -a lr .001",
+        "rastervision run inprocess rvtutorial.config train predict eval -a lr 1e-3 -a output_uri runs/second",
+        "!rastervision run inprocess rvtutorial.config \\\n  -a output_uri 'runs/second' -a lr 1e-3 -a preset smoke",
     ],
 }
 BEGIN, GOAL = (
@@ -32,11 +37,19 @@ WRONG = {
         "255:house,0:background": "not house",
         "building,background": "pairs",
         255: "pairs",
+        "255:building,0:background,": "pairs",
+        "255:building,255:building,0:background": "twice",
     },
     "6.3": {
         f"{BEGIN} -a lr 1e-3": "no output_uri",
         f"{BEGIN} {GOAL}": "no lr",
         f"{BEGIN} {GOAL} -a lr=1e-3": "equals sign",
+        f"{BEGIN} {GOAL} -a lr 1e-3 -a banana 7": "no parameter of get_config 'banana'",
+        f"{BEGIN} {GOAL} -a lr 1e-3 -a epochs ten": "epochs must be",
+        f"{BEGIN} {GOAL} -a lr '1e-3": "no closing quotation",
+        f"{BEGIN} {GOAL} -a lr": "the last one has fewer",
+        f"{BEGIN} predict {GOAL} -a lr 1e-3": "nothing is trained",
+        f"{BEGIN} {GOAL} -a lr nan": "learning rate is nan",
         f"{BEGIN} {GOAL} --lr 1e-3": "no option",
         f"{BEGIN} {GOAL} -a lr 1e-4": "0.0001",
         f"{BEGIN} {GOAL} -a lr small": "needs a number",

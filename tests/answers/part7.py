@@ -1,11 +1,18 @@
 """Part 7: right answers, and typical mistakes with a word of what each is told."""
 
+import numpy as np
+
 RIGHT = {
-    "7.1": [0.19, 1 - 0.9**2],
-    "7.2": [0.626, 0.139 / 0.222],
+    "7.1": [0.19, 1 - 0.9**2, np.float32(0.19)],
+    "7.2": [0.626, 0.139 / 0.222, np.array(0.626)],
     "7.3": [0.829, 170 / 205],
 }
-RIGHT["7.4"] = ["cannot be told apart", '"Cannot be told apart."']
+RIGHT["7.4"] = [
+    "cannot be told apart",
+    '"Cannot be told apart."',
+    "A and B can't be told apart",
+    "they can not be told apart",
+]
 WRONG = {
     "7.1": {
         0.1: "areas",
@@ -16,6 +23,7 @@ WRONG = {
         0.0: "0.30 did not",
         0.5: "three chips",
         "a tenth": "a number is asked",
+        float("nan"): "a number is asked",
     },
     "7.2": {
         0.770: "that is F1",
@@ -39,6 +47,8 @@ WRONG = {
         "they are equal": "not the same as",
         "B is better": "lower one",
         "maybe": "choose one",
+        "can be told apart": "the other way round",
+        "A and B can be told apart": "the other way round",
     },
 }
 WRONG = {number: list(told.items()) for number, told in WRONG.items()}

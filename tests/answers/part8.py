@@ -1,5 +1,9 @@
 """Part 8: right answers, and typical mistakes with a word of what each is told."""
 
+import numpy as np
+
+from rvtutorial.sweepfile import grid, read_sweep
+
 SWEEP = {"epochs": {"value": 8}, "lr": {"values": [1e-3, 3e-3]}}
 SEEDS = {"seed": {"values": [0, 1, 2]}}
 
@@ -13,15 +17,21 @@ RIGHT = {
         (250, 200),
         [256, 197],
         (130, 104),
+        np.array([250, 200]),
+        (np.int64(250), np.int32(200)),
     ],
     "8.2": [
         {"method": "grid", "parameters": {**SWEEP, **SEEDS}},
         text(),
         text(epochs="{values: [8]}"),
+        grid(lr=[1e-3, 3e-3], seed=[0, 1, 2], epochs=[8]),
+        grid(epochs=["8"], seed=np.arange(3), lr=["1e-3", "3e-3"]),
+        read_sweep({"method": "grid", "parameters": {**SWEEP, **SEEDS}}),
     ],
     "8.3": [
-        {"a", "b"},
-        ["b", "a"],
+        {"a", "b", "c"},
+        ["c", "b", "a"],
+        np.array(["a", "b", "c"]),
     ],
 }
 WRONG = {
@@ -42,13 +52,24 @@ WRONG = {
         (text(lr="{values: [1e-3, 1e-2]}"), "1e-3 and 3e-3"),
         (text(epochs="{value: 10}"), "with the value 8"),
         (text(epochs="{values: [4, 8]}"), "with the value 8"),
+        (grid(lr=[1e-3, 3e-3], epochs=[8]), "one seed cannot tell"),
+        (grid(lr=[1e-3, 3e-3], seed=[0, 1, 2]), "with the value 8"),
+        (
+            grid(lr=[1e-3, 3e-3], seed=[0, 1, 2], epochs=[8])[:5],
+            "makes 6 trials, not 5",
+        ),
+        (
+            grid(lr=[1e-3, 3e-3], seed=[0, 1, 2], epochs=[8]) * 2,
+            "asked for more than once",
+        ),
         ("run_cap: 5\n" + text(), "makes 6 trials, not 5"),
         (text().replace("lr:", "learning_rate:"), "did you mean 'lr'"),
         (3e-3, "the text of the file or a dictionary"),
     ],
     "8.3": [
         ({"a"}, "the highest number alone"),
-        ({"a", "b", "c"}, "both saw the same scenes"),
+        ({"a", "b"}, "All six considered"),
+        ({"a", "c"}, "count how many comparisons"),
         ({"a", "b", "c", "d"}, "far from zero"),
         ({"b"}, "a has the highest score"),
         ({"a", "e"}, "no run 'e'"),
