@@ -243,14 +243,18 @@ def run_folders(
 ) -> dict[str, Path]:  # Name -> run folder; the trials of a sweep in their order
     "The runs that some paths mean; FileNotFoundError where there is none."
     found: dict[str, Path] = {}
+    seen: set[Path] = set()
     for path in (Path(os.path.abspath(os.path.expanduser(p))) for p in paths):
         if not path.is_dir():
             raise FileNotFoundError(f"there is no folder {path}")
         here = _runs_below(path)
+        if not here and is_sweep(path):
+            _trials(path)  # says what is wrong with its record
         if not here:
             raise FileNotFoundError(f"{path} is no run and holds none")
         for name, run in here.items():
-            if run not in found.values():
+            if run not in seen:
+                seen.add(run)
                 name = name if name not in found else f"{path.name}/{name}"
                 name = name if name not in found else str(run)
                 found[name] = run
@@ -258,15 +262,19 @@ def run_folders(
 
 
 def _runs_below(path: Path) -> dict[str, Path]:
+    from rvtutorial.records import Unreadable
     from rvtutorial.runs import find_runs, natural_key
 
     if is_sweep(path):
-        return _trials(path)
+        with contextlib.suppress(Unreadable):
+            return _trials(path)
     runs = {run.path for run in find_runs(path)}
     sweeps = (
         [mark.parent for mark in path.rglob("trials.csv")] if path not in runs else []
     )
-    runs |= {run for sweep in sweeps for run in _trials(sweep).values()}
+    for sweep in sweeps:
+        with contextlib.suppress(Unreadable):  # `_sweep_doc` says so
+            runs |= set(_trials(sweep).values())
     names = {run: os.path.relpath(run, path) for run in runs}
     names |= {path: path.name} if path in names else {}
     return {names[run]: run for run in sorted(runs, key=natural_key)}
@@ -420,21 +428,24 @@ def state_rows(
 ) -> list[dict]:  # run, state, epochs, of, F1 (validation scenes), why, folder
     "How some runs are, one row each."
     from rvtutorial.queues import Job
+    from rvtutorial.records import Unreadable
     from rvtutorial.runs import Run
 
     rows = []
     for name, detail in zip(runs, Job(runs.values()).details(), strict=True):
-        run = Run(detail["folder"])
-        state = (
-            run.state
-            if detail["state"] == "new" and not run.manifest
-            else detail["state"]
-        )
+        run, state = Run(detail["folder"]), detail["state"]
+        scores, why = {}, detail["why"] or ""
+        try:
+            state = run.state if state == "new" and not run.manifest else state
+            scores = run.results.get("validation") or {}
+        except Unreadable as error:
+            why = why or str(error)
+            state = "unreadable"
         state = (state or "unfinished") if run.path.is_dir() else "new"
         of = detail["epochs"]
         row = {"run": name, "state": state, "epochs": detail["done"], "of": of}
-        row["F1"] = (run.results.get("validation") or {}).get("f1")
-        rows.append(row | {"why": detail["why"] or "", "folder": str(run.path)})
+        row["F1"] = scores.get("f1")
+        rows.append(row | {"why": why, "folder": str(run.path)})
     return rows
 
 
@@ -521,8 +532,12 @@ def _short(rows: list[dict]) -> list[dict]:
 @click.option("--batch-sz", type=int, help="Chips that are predicted together.")
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
               default="auto", show_default=True, help="Numbers to compute with.")  # fmt: skip
+@click.option("--trust", is_flag=True, help="Run code that the model carries.")
 def predict(model, images, out, bands, **how):
     """Map IMAGES (files, folders, globs, or URIs) with a trained model.
+
+    A bundle may carry code, such as the definition of its network. Unless it is one of
+    this package's own, it is refused without --trust: it could do whatever you can do.
 
     Each map gets a folder in OUT; one that is there already is made anew.
     """
@@ -739,13 +754,21 @@ def _finished(paths: Iterable[Path], split: str = "validation") -> dict:
     judged = {name: (run.path / f"eval/{split}_scenes/eval.json").is_file()
               for name, run in runs.items()}  # fmt: skip
     done = {n: run for n, run in runs.items() if judged[n] and run.state == "succeeded"}
-    out = [f"{n} ({'not evaluated' if run.state == 'succeeded' else run.state})"
-           for n, run in runs.items() if n not in done]  # fmt: skip
+    out = [f"{n} ({_left_out(run)})" for n, run in runs.items() if n not in done]
     if not done:
         raise ValueError(f"nothing to compare on {split} scenes: {', '.join(out)}")
+    broken = {n: run for n, run in runs.items() if run.state == "unreadable"}
+    done = {n: run for n, run in runs.items() if n in done or n in broken}
+    out = [f"{n} ({_left_out(run)})" for n, run in runs.items() if n not in done]
     if out:
         click.echo(f"left out: {', '.join(out)}", err=True)
     return done
+
+
+def _left_out(run) -> str:
+    "Why a run has no place in a leaderboard."
+    state = "not evaluated" if run.state == "succeeded" else run.state
+    return f"unreadable: {run.trouble}" if run.trouble else state
 
 
 def _maps(paths, truth: str, classes: str, values: str | None, split: str) -> dict:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .gdalnames import gdal_name
 from .places import fit
 from .validity import CACHE, windows_of
 
@@ -175,7 +176,7 @@ def polygons_of(
     import geopandas as gpd
     import shapely
 
-    rows = gpd.read_file(path)
+    rows = gpd.read_file(gdal_name(path))
     rows = rows[~(rows.geometry.isna() | rows.geometry.is_empty)]
     if grid.crs is not None and rows.crs is not None and rows.crs != grid.crs:
         rows = rows.to_crs(grid.crs)

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['ERRORS', 'PALETTE', 'SPARE', 'LINES', 'Frame', 'frame_of', 'same_place', 'read_labels', 'read_picture', 'seen_in',
            'outlines', 'read_truth', 'Sight', 'see', 'draw_pixels', 'draw_picture', 'draw_classes', 'draw_errors',
-           'class_names', 'class_colours', 'see_scene', 'prediction_of', 'truth_of', 'one_panel', 'panels',
-           'wrapped_panels', 'label_panels', 'draw_matrix', 'look_of', 'draw_curve', 'legend_below', 'title_above',
-           'folded', 'figure_kind', 'figure_bytes', 'alt_text']
+           'class_names', 'class_colours', 'see_scene', 'prediction_of', 'truth_of', 'as_written', 'one_panel',
+           'panels', 'wrapped_panels', 'label_panels', 'draw_matrix', 'look_of', 'draw_curve', 'legend_below',
+           'title_above', 'folded', 'figure_kind', 'figure_bytes', 'alt_text']
 
 # %% ../nbs/C9_drawing.ipynb #0de0e1b4
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from math import hypot
 from pathlib import Path
 
@@ -22,6 +23,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from .counting import VECTORS, fill, polygons_of
 from .metrics import LabelFolder, as_classes, label_meaning
@@ -393,6 +396,25 @@ def truth_of(
     return read_truth(sight.label, sight.frame, max_size, **meaning)
 
 # %% ../nbs/C9_drawing.ipynb #959bf6c6
+def as_written(
+    draw: Callable,  # Returns a Figure
+) -> Callable:  # The same, with names as they are
+    "Decorator of figures: a `$` in a name is a dollar, and no formula begins there."
+
+    @wraps(draw)
+    def drawn(*args, **more):
+        figure = draw(*args, **more)
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+            if isinstance(axis.get_major_formatter(), (LogFormatter, ScalarFormatter)):
+                for text in axis.findobj(Text):  # numbers such as 10 to the power of -3
+                    text.set_parse_math(text is not axis.label)
+        return figure
+
+    return drawn
+
+
 def one_panel(
     width: float,  # Of the figure, in inches
     height: float,  # Before a legend and a title are added
@@ -509,6 +531,9 @@ def legend_below(
     handles,  # Lines or patches with labels
 ):
     "A legend under a figure, in as many columns as fit its width."
+    for handle in handles:
+        if handle.get_label().startswith("_"):  # matplotlib would leave it out
+            handle.set_label("\N{ZERO WIDTH SPACE}" + handle.get_label())
     longest = max(len(handle.get_label()) for handle in handles)
     room = 14.5 * fig.get_figwidth()  # letters of this size on a line
     columns = int(np.clip(room // (longest + 10), 1, len(handles)))

@@ -8,6 +8,11 @@ __all__ = ['PERCENTILES', 'data_folder', 'shape_of', 'read_bands', 'band_order',
            'input_range', 'make_transform', 'class_weights', 'check_pretrained', 'what_is_asked', 'open_folder',
            'begun']
 
+# %% ../nbs/D3_inputs.ipynb #a41b77f3
+from .files import need_addresses
+
+need_addresses()  # before torch: with less its import may never end
+
 # %% ../nbs/D3_inputs.ipynb #9a52ed58
 import hashlib
 import importlib

@@ -9,8 +9,9 @@ __all__ = ['EXIT_OK', 'EXIT_FAILED', 'EXIT_REQUEUE', 'EXIT_TERMINATED', 'SOCKET_
            'why_failed', 'run_notebook', 'execute', 'run_params', 'keep_failed_notebook', 'room_for_the_last_word',
            'stamp_notebook', 'work', 'log_to', 'run_job', 'done_or_other', 'run_member', 'first_asked', 'LessonFailed',
            'skip_flags', 'skipped', 'lesson_client', 'save_notebook', 'save_figures', 'failed_cell', 'run_lesson',
-           'clock', 'Progress', 'ticking', 'minutes', 'runs_table', 'find_parts', 'run_lessons', 'run_parts',
-           'cancel_since', 'closing_words', 'main', 'main_run', 'main_submit', 'main_lessons']
+           'clock', 'trainings', 'Progress', 'ticking', 'minutes', 'runs_table', 'find_parts', 'run_lessons',
+           'run_parts', 'submitted_since', 'cancel_since', 'closing_words', 'main', 'main_run', 'main_submit',
+           'main_lessons']
 
 # %% ../nbs/C4_jobs.ipynb #735392ae
 import asyncio
@@ -20,6 +21,7 @@ import contextlib
 import glob
 import importlib
 import json
+import math
 import os
 import platform
 import re
@@ -34,24 +36,28 @@ import threading
 import time
 import traceback
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+from . import records
+from .records import Unreadable, read_json
 from . import files
-from .clusters import SlurmError
+from .clusters import LIVE, SlurmError
 from .files import Busy, TooLittle, addresses_gb, held, need_addresses
 from rvtutorial.queues import (
     Job,
     JobFailed,
     differences,
+    folders_of,
     job_notebook,
     parameters,
+    words,
 )
 from rvtutorial.runs import (
     Run,
     Workspace,
     atomic_path,
     find_runs,
-    read_json,
     write_json,
 )
 from .forks import forked_kernel, serve
@@ -492,7 +498,7 @@ def done_or_other(folder: Path, notebook: Path) -> bool:
 # %% ../nbs/C4_jobs.ipynb #3b983333
 def run_member(tasks: str | Path, index: int) -> int:
     "Run one member of a submission: its number picks the folder from tasks.json."
-    doc = read_json(tasks, None)
+    doc = read_json(tasks, None, records.TASKS, ("folders", "notebook"))
     if doc is None:
         raise FileNotFoundError(f"there is no {tasks}")
     home, folder = Path(tasks).resolve().parent, Path(doc["folders"][index])
@@ -683,11 +689,36 @@ def clock(seconds: float) -> str:  # Such as 3:07
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 # %% ../nbs/C4_jobs.ipynb #ff46f59c
+def trainings(
+    runs: Path,  # Folder of all runs
+    since: float,  # Time of the clock
+) -> tuple[str, float | None]:  # In words, and seconds that are left; None: not known
+    "How far the jobs are that were submitted after a time, at the speed so far."
+    new = submitted_since(runs, since)
+    details = Job([folder for part in new.values() for folder in part]).details()
+    if not any(d["state"] in LIVE for d in details):
+        return "", None
+    total = sum((d["epochs"] or 0) + 1 for d in details)
+    done = sum(
+        d["done"] if d["state"] in LIVE else (d["epochs"] or 0) + 1 for d in details
+    )
+    worked = time.time() - min(path.stat().st_mtime for path in new)
+    return words(details), worked / done * (total - done) if done else None
+
+
 class Progress:
     "One line that says which part runs, how long it has taken and how long it will."
 
-    def __init__(self, parts: list[Path], durations: dict, out=None):
-        self.out, self.parts = out or sys.stdout, parts
+    def __init__(
+        self,
+        parts: list[Path],
+        durations: dict,  # Seconds that each took the last time, by its name
+        out=None,  # A file; None: the screen
+        look=lambda since: ("", None),  # As `trainings`, for the part that runs
+    ):
+        self.out, self.parts, self.look = out or sys.stdout, parts, look
+        self.clock, self.looked, self.seen = time.time(), -math.inf, ("", None)
+        self.took = {}  # Seconds of the parts that are over
         self.start = self.begun = time.monotonic()
         self.at, self.over = (0, 0, 1), threading.Event()
         self.expected = [
@@ -698,10 +729,35 @@ class Progress:
         "Seconds that remain, from how long each part usually takes."
         return max(self.expected[part] - spent, 0) + sum(self.expected[part + 1 :])
 
+    def remaining(self, spent: float) -> float:
+        """Seconds that remain, from what is left to do.
+
+        A part that takes longer than usual has its unfinished cells and trainings left;
+        a machine that was slower so far stays so.
+        """
+        part, done, total = self.at
+        usual = sum(self.expected[p] for p in self.took)
+        pace = max(1.0, sum(self.took.values()) / usual) if usual else 1.0
+        whole = self.expected[part] * pace
+        here = whole - spent if spent < whole else whole * (total - done) / total
+        here = max(here, self.seen[1] or 0) if done < total else 0
+        return here + pace * sum(self.expected[part + 1 :])
+
+    def glance(self) -> str:
+        "What the trainings of this part are at; looked at every five seconds."
+        if time.monotonic() - self.looked > 5:
+            with contextlib.suppress(OSError, ValueError, SlurmError):
+                self.seen = self.look(self.clock)
+            self.looked = time.monotonic()
+        return self.seen[0]
+
     def show(self, part: int, done: int = 0, total: int = 1):
         "Note where we are, and draw the line if that is news."
         if done == 0:
-            self.begun = time.monotonic()
+            self.begun, self.clock = time.monotonic(), time.time()
+            self.looked, self.seen = -math.inf, ("", None)
+        if done == total:
+            self.took[part] = time.monotonic() - self.begun
         self.at = (part, done, total)
         if self.out.isatty() or done in (0, total):
             self.draw(last=done == total)
@@ -709,12 +765,12 @@ class Progress:
     def draw(self, last: bool = False):
         "Write the line; on a screen over the old one."
         (part, done, total), now = self.at, time.monotonic()
-        spent = self.expected[part] if last else now - self.begun
+        jobs = "" if last else self.glance()
         text = (
             f"part {part + 1} of {len(self.parts)}  {self.parts[part].stem:<27}"
             f" cell {done:>2} of {total:<2}  elapsed {clock(now - self.start)}"
-            f"  about {clock(self.left(part, spent))} left"
-        )
+            f"  about {clock(self.remaining(now - self.begun))} left"
+        ) + (f"  [{jobs}]" if jobs else "")
         live = self.out.isatty()
         self.out.write(f"\r\x1b[K{text}" if live else text)
         self.out.write("\n" if last or not live else "")
@@ -756,14 +812,18 @@ def runs_table(
 
     rows = []
     for run in find_runs(folder):
-        val = run.results.get("validation") or {}
-        row = {
-            "run": str(run.path.relative_to(Path(folder).resolve())),
-            "state": run.state,
-        }
-        row |= {"val F1": val.get("f1"), "val IoU": val.get("iou")}
-        row |= {"minutes": minutes(run.manifest.get("went", {})), "path": str(run.path)}
-        rows.append(row)
+        row = {"run": os.path.relpath(run.path, folder), "state": run.state}
+        try:
+            val, went = (
+                run.results.get("validation") or {},
+                run.manifest.get("went", {}),
+            )
+            row |= {"val F1": val.get("f1"), "val IoU": val.get("iou")}
+            row |= {"minutes": minutes(went)}
+        except Unreadable as error:
+            row |= {"state": f"unreadable: {error}", "val F1": None, "val IoU": None}
+            row |= {"minutes": None}
+        rows.append(row | {"path": str(run.path)})
     table = pd.DataFrame(rows)
     numbers = ["val F1", "val IoU", "minutes"]
     return table.astype(dict.fromkeys(numbers, float)) if rows else table
@@ -790,7 +850,8 @@ def run_lessons(
     parts, durations = find_parts(folder, only), read_json(out / "durations.json", {})
     if (folder / "images").is_dir():
         shutil.copytree(folder / "images", out / "images", dirs_exist_ok=True)
-    line, since = Progress(parts, durations), time.time()
+    look, since = partial(trainings, home / "runs"), time.time()
+    line = Progress(parts, durations, look=look)
     try:
         with ticking(line):
             run_parts(line, out, {"RVTUTORIAL_HOME": str(home)}, durations)
@@ -814,10 +875,15 @@ def run_parts(line: Progress, out: Path, env: dict, durations: dict) -> None:
         write_json(out / "durations.json", durations)
 
 
+def submitted_since(runs: Path, since: float) -> dict[Path, list[str]]:
+    "The lists of submissions that were made after a time, and their run folders."
+    new = [p for p in runs.rglob("jobs/*/tasks.json") if p.stat().st_mtime >= since]
+    return {path: folders_of(path.parent) or [] for path in new}
+
+
 def cancel_since(runs: Path, since: float) -> int:
     "Cancel the jobs that were submitted after a time (of the clock); their number."
-    new = [p for p in runs.rglob("jobs/*/tasks.json") if p.stat().st_mtime >= since]
-    folders = [folder for path in new for folder in read_json(path)["folders"]]
+    folders = [f for part in submitted_since(runs, since).values() for f in part]
     live = [f for f in folders if not Job(f).done]
     if live:
         Job(live).cancel()

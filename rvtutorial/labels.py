@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from . import validity
+from .gdalnames import gdal_name
 from .places import fit, ground_size, moved, on_earth
 from .runs import near_match
 
@@ -296,7 +297,7 @@ def layer_of(
     "The layer with the labels; ValueError when there are several and none is named."
     import pyogrio
 
-    found = pyogrio.list_layers(path)
+    found = pyogrio.list_layers(gdal_name(path))
     names = [str(name) for name, kind in found if kind is not None]
     names = names or [str(name) for name, _ in found]
     if layer is None and len(names) > 1:
@@ -325,14 +326,18 @@ def _load(path, layer=None):
         try:
             if layer or path.suffix.lower() != ".geojson":  # which has one by nature
                 layer = layer_of(path, layer)
-            frame = geopandas.read_file(path, layer=layer, on_invalid="ignore")
+            frame = geopandas.read_file(
+                gdal_name(path), layer=layer, on_invalid="ignore"
+            )
             if "geometry" not in frame:
                 raise ValueError(
                     f"{path} has no geometries, only columns {list(frame.columns)}"
                 )
             null = frame.geometry.isna().to_numpy()
             if null.any():  # rings that do not end where they begin, among others
-                frame = geopandas.read_file(path, layer=layer, on_invalid="fix")
+                frame = geopandas.read_file(
+                    gdal_name(path), layer=layer, on_invalid="fix"
+                )
         except Exception as err:
             if isinstance(err, ValueError) and str(path) in str(err):
                 raise

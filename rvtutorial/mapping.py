@@ -35,6 +35,7 @@ from rvtutorial.mapfiles import (
     cache_for,
     colour_bands,
 )
+from .files import safe_name
 from .runs import natural_key
 from .validity import check_zeros
 
@@ -588,13 +589,13 @@ def outputs_of(
     scene,  # Its scene
 ) -> Outputs:  # The same files
     "What a label store of Raster Vision writes."
-    profile = store.build_rasterio_gtiff_profile(scene)
+    profile = _profile_of(store, scene)
     kind = "uint8" if store.smooth_as_uint8 else "float32"
     colors = store.class_transformer
     ids = np.arange(len(store.class_config))[None]
     return Outputs(
         folder=Path(store.root_uri),
-        profile={k: profile[k] for k in ("height", "width", "crs", "transform")},
+        profile=profile,
         classes=list(store.class_config.names),
         null=store.class_config.null_class_id,
         labels=store.discrete_output,
@@ -602,6 +603,17 @@ def outputs_of(
         hits=store.smooth_output,
         colors=colors and colors.class_to_rgb(ids)[0].astype(np.uint8),
     )
+
+
+def _profile_of(store, scene):
+    "Size and place of a map; pixels of the image where that has no place on Earth."
+    place = store.crs_transformer
+    if place.transform is not None:
+        profile = store.build_rasterio_gtiff_profile(scene)
+        return {k: profile[k] for k in ("height", "width", "crs", "transform")}
+    (height, width), corner = scene.extent.size, store.bbox or scene.extent
+    shift = rasterio.Affine.translation(corner.xmin, corner.ymin)
+    return {"height": height, "width": width, "crs": None, "transform": shift}
 
 
 class _AnyOf:
@@ -688,7 +700,7 @@ def _told_apart(uris):
             found = ["_".join(filter(None, row)) for row in rows]
             if len({name.lower() for name in found}) == len(group):
                 break
-        names |= zip(group, found, strict=True)
+        names |= zip(group, (safe_name(n, 240) for n in found), strict=True)
     return names
 
 
@@ -699,7 +711,8 @@ def _parts(uri):
 
 
 def _safe(name):
-    return re.sub(r"[^\w.() -]", "_", name)
+    name = re.sub(r"[^\w.() -]", "_", name)
+    return name and safe_name(name, 240)
 
 
 def _named(item):
@@ -713,7 +726,9 @@ def _named(item):
     elif path.exists():
         return [str(path)]
     else:
-        found = [Path(p) for p in glob.glob(str(path), recursive=True)]
+        there = next(p for p in path.parents if p.is_dir())  # its letters are no glob
+        pattern = os.path.join(glob.escape(str(there)), path.relative_to(there))
+        found = [Path(p) for p in glob.glob(pattern, recursive=True)]
         what = f"there is no image {path}"
     if not found:
         raise FileNotFoundError(what)
@@ -737,6 +752,7 @@ def look_at(
     bands: list[int] | None,  # Bands that the model sees, counted from 0; None: all
     dtype: str | None,  # Type of the pixels it was trained on; None: any
     chip_sz: int = 256,  # Pixels along one side of a chip
+    channels: int | None = None,  # Bands that the model sees; None: any number
 ) -> tuple[dict, int]:  # height, width, crs, transform; bytes of cache it needs
     "What has to be known of an image; ValueError when the model cannot take it."
     try:
@@ -759,6 +775,11 @@ def look_at(
         raise ValueError(
             f"{uri} has {count} bands, and the model needs the bands {numbers} (counted "
             "from 1): name the bands of this image that it should see"
+        )
+    if channels is not None and len(wanted) != channels:
+        raise ValueError(
+            f"{uri}: {len(wanted)} bands would be read, and the model was trained on "
+            f"{channels}: name the bands of this image that it should see (bands)"
         )
     if dtype is not None and dtypes != {dtype}:
         raise ValueError(
@@ -797,6 +818,7 @@ def map_images(
     blend: str = "cosine",  # mean, votes or cosine
     bands: list[int] | None = None,  # What the model sees, counted from 0
     dtype: str | None = None,  # Type of the pixels that it was trained on
+    channels: int | None = None,  # Number of bands that it was trained on
     prepare: Callable | None = None,  # Raster transformers: chip -> chip
     scores: str | None = None,  # Also scores.tif, of float32, float16 or uint8
     polygons: bool = True,  # Also polygons.gpkg, without background and null
@@ -812,7 +834,7 @@ def map_images(
     found, targets, maps = find_images(images, out), [], {}
     wanted = [n for n in classes if n not in ("background", "null")]
     for name, uri in found.items():
-        profile, cache = look_at(uri, bands, dtype, chip_sz)
+        profile, cache = look_at(uri, bands, dtype, chip_sz, channels)
         folder = Path(out).expanduser() / name
         _refuse_other(folder, uri)
         outputs = Outputs(

@@ -10,8 +10,9 @@ __all__ = ['RECORD', 'counts_from', 'counts_of', 'LabelFolder', 'label_folder', 
            'ece', 'exact_ranking', 'left_out_scores', 'merge_rankings', 'ranking_of', 'reliability', 'reliability_of',
            'roc_auc', 'score_summary', 'scores_by_scene', 'threshold_curve', 'LOWER_IS_BETTER', 'TITLES', 'Comparison',
            'Interval', 'board_of', 'bootstrap', 'check_method', 'compare_all', 'difference', 'holm', 'jackknife',
-           'neighbours', 'METRICS', 'TABLE', 'VECTORS', 'Counts', 'add', 'as_classes', 'averages', 'confusion',
-           'count_arrays', 'count_rasters', 'first_class', 'metric_name', 'overall', 'score', 'scores', 'table']
+           'neighbours', 'why_no_interval', 'METRICS', 'TABLE', 'VECTORS', 'Counts', 'add', 'as_classes', 'averages',
+           'confusion', 'count_arrays', 'count_rasters', 'first_class', 'metric_name', 'overall', 'score', 'scores',
+           'table']
 
 # %% ../nbs/A4_metrics.ipynb #275452dc
 import json
@@ -24,7 +25,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +61,13 @@ from rvtutorial.comparisons import (  # noqa: F401
     bootstrap,
     check_method,
     compare_all,
+    compare_with,
     difference,
-    difference_of,
     holm,
     interval_of,
     jackknife,
     neighbours,
+    why_no_interval,
 )
 from rvtutorial.counting import (  # noqa: F401
     METRICS,
@@ -86,6 +87,7 @@ from rvtutorial.counting import (  # noqa: F401
     scores,
     table,
 )
+from .records import Unreadable, attempt
 from .runs import Run, natural_key
 
 # %% ../nbs/A4_metrics.ipynb #f3affd0f
@@ -94,7 +96,7 @@ _all_ = [
     "count_scores", "ece", "exact_ranking", "left_out_scores", "merge_rankings", "ranking_of", "reliability", "reliability_of", "roc_auc",
     "score_summary", "scores_by_scene", "threshold_curve", "LOWER_IS_BETTER", "TITLES", "Comparison",
     "Interval", "board_of", "bootstrap", "check_method", "compare_all",
-    "difference", "holm", "jackknife", "neighbours", "METRICS", "TABLE", "VECTORS",
+    "difference", "holm", "jackknife", "neighbours", "why_no_interval", "METRICS", "TABLE", "VECTORS",
     "Counts", "add", "as_classes", "averages", "confusion", "count_arrays",
     "count_rasters", "first_class", "metric_name", "overall", "score", "scores",
     "table",
@@ -159,7 +161,8 @@ def counts_of(
     if isinstance(run, LabelFolder):
         return run.counts
     run = run if isinstance(run, Run) else Run(run)
-    return counts_from(_evaluation(run, split), split)
+    found, file = _evaluation(run, split), run.path / f"eval/{split}_scenes/eval.json"
+    return attempt(lambda: counts_from(found, split), file, "evaluation", ValueError)
 
 # %% ../nbs/A4_metrics.ipynb #f87c8283
 def _by_id(folder, pattern):
@@ -407,7 +410,13 @@ def footprints(
             with rasterio.open(_any_raster(run, scene)) as file:
                 if file.crs is not None and not file.transform.is_identity:
                     found[scene] = file.crs, tuple(file.bounds)
-        except (rasterio.errors.RasterioIOError, OSError, ValueError, KeyError):
+        except (
+            rasterio.errors.RasterioIOError,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):
             continue  # the scene stands alone
     if len({crs.to_wkt() for crs, _ in found.values()}) > 1:
         found = {
@@ -490,6 +499,8 @@ def _counted(name, run, split):
     except FileNotFoundError as err:
         hint = "; a sweep's finished runs alone are sweep.runs(finished=True)"
         raise FileNotFoundError(f"{err}{hint * isinstance(run, Run)}") from None
+    except Unreadable:
+        raise
     except ValueError as err:
         whose = f"run {name}: " if isinstance(name, str) else ""
         raise ValueError(f"{whose}{err}") from None
@@ -583,7 +594,7 @@ def compare(
     if metric in SCORES:
         _only_jackknife(metric, method)
         found = _common_scores(groups, metric, split, of, blocks, data)
-        pair = _score_pairs(found, metric, level)[0, 1]
+        pair = _score_pairs(found, metric, level, 0)[1]
     else:
         found = common_counts(groups, metric, split, of)
         runs = [run for group in groups.values() for run in group]
@@ -684,18 +695,10 @@ def _scored_scenes(run, split, data):
     return list(run.scenes if here else _score_files(run, split, data))
 
 
-def _score_pairs(found, metric, level):
-    "A corrected comparison of every pair of runs by one of SCORES."
-    pairs = {
-        (a, b): difference_of(found.moved[a], found.moved[b], metric, (a, b), level)
-        for a, b in combinations(found.moved, 2)
-    }
-    fixed = holm([pair.p for pair in pairs.values()])
-    more = dict(family=len(pairs), **found.basis)
-    return {
-        key: replace(pair, corrected=float(p), **more)
-        for (key, pair), p in zip(pairs.items(), fixed, strict=True)
-    }
+def _score_pairs(found, metric, level, first):
+    "{run: its corrected comparison with `first`} by one of SCORES."
+    pairs = compare_with(first, found.moved, metric, level)
+    return {name: replace(pair, **found.basis) for name, pair in pairs.items()}
 
 # %% ../nbs/A4_metrics.ipynb #f307d52f
 RECORD = "test-openings.jsonl"
@@ -859,19 +862,21 @@ def _board(groups, metric, split, blocks, of, null, data, **how):
     how |= dict(notes=found.notes, left_out=found.left_out, blocks=placed)
     board = board_of(found.tables, metric, **how)
     rest = [m for m in ("iou", "precision", "recall", "accuracy") if m != metric]
-    each = {name: [scores(one.sum().to_frame().T, rest) for one in group]
-            for name, group in found.tables.items()}  # fmt: skip
-    means = {name: pd.concat(group).mean(skipna=False) for name, group in each.items()}
-    return board.join(pd.DataFrame(means).T), found.of
+    sums = [(name, one[list(TABLE)].to_numpy().sum(axis=0))
+            for name, group in found.tables.items() for one in group]  # fmt: skip
+    names, numbers = zip(*sums, strict=True)
+    each = scores(pd.DataFrame(numbers, index=list(names), columns=list(TABLE)), rest)
+    means = each.groupby(level=0, sort=False).agg(lambda one: one.mean(skipna=False))
+    return board.join(means), found.of
 
 
 def _score_board(found, metric, level):
     "A leaderboard by one of SCORES; of Brier and ECE the lowest is first."
-    pairs, lower = _score_pairs(found, metric, level), metric in LOWER_IS_BETTER
+    lower = metric in LOWER_IS_BETTER
     rank = pd.Series({name: value for name, (value, *_) in found.moved.items()})
     order = list(rank.sort_values(ascending=lower, kind="stable").index)  # NaN last
     more = dict(notes=tuple(found.notes), left_out=tuple(found.left_out))
-    lines = []
+    pairs, lines = _score_pairs(found, metric, level, order[0]), []
     for name in order:
         value, without, seeds = found.moved[name]
         one = interval_of(value, without, metric, level, seeds)
@@ -882,7 +887,7 @@ def _score_board(found, metric, level):
             "seeds": len(seeds),
             "behind": abs(rank[order[0]] - one.value),
         }
-        pair = pairs.get((order[0], name)) or pairs.get((name, order[0]))
+        pair = pairs.get(name)
         pair = pair and replace(pair, **{**more, "notes": pair.notes + more["notes"]})
         line |= {"p": pair.corrected if pair else np.nan}
         line |= {"tied": pair is None or pair.winner is None}
@@ -892,6 +897,35 @@ def _score_board(found, metric, level):
     return board.join(found.others.drop(columns=f"pixel_{metric}"))
 
 # %% ../nbs/A4_metrics.ipynb #9f35a97a
+def _board_of_readable(groups, metric, split, **how):
+    "One split's leaderboard, its class, and why some runs cannot be read."
+    broken = {name: run.trouble for name, group in groups.items() for run in group
+              if isinstance(run, Run) and run.trouble}  # fmt: skip
+    while True:
+        sound = {name: group for name, group in groups.items() if name not in broken}
+        if groups and not sound:
+            raise ValueError("unreadable: " + "; ".join(broken.values()))
+        try:
+            return *_board(sound, metric, split, **how), broken
+        except Unreadable as err:
+            name = next((name for name, group in sound.items() for run in group
+                         if isinstance(run, Run) and run.path in err.path.parents), None)  # fmt: skip
+            if name is None:
+                raise
+            broken[name] = str(err)
+
+
+def _with_broken(board, broken):
+    "A leaderboard with a line for each run that cannot be read, at its end."
+    if not broken:
+        return board
+    empty = {"b": False, "i": 0, "u": 0, "f": np.nan}
+    line = {name: empty.get(kind.kind, "") for name, kind in board.dtypes.items()}
+    lines = [line | {"verdict": f"unreadable: {why}"} for why in broken.values()]
+    more = pd.DataFrame(lines, index=pd.Index(broken, name=board.index.name))
+    return pd.concat([board, more.astype(board.dtypes)])
+
+
 def leaderboard(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
     metric: str = "f1",  # What decides the order: one of METRICS, or of SCORES
@@ -914,7 +948,8 @@ def leaderboard(
     `behind` is the distance to the first, and `tied` says that these scenes cannot tell
     the two apart, all pairs of runs considered (Holm). Runs are compared on the scenes
     that all have. Brier and ECE are better when they are lower. Raises `FileNotFoundError`
-    for a run that was not evaluated, or kept no scores where SCORES ask for them. Where
+    for a run that was not evaluated, or kept no scores where SCORES ask for them. A run whose
+    records cannot be read has a line without numbers at the end, and why in `verdict`. Where
     the test split is shown, `openings` counts the times it was; `.attrs` hold that in words
     (`note`), and the class (`of`).
     """
@@ -923,7 +958,8 @@ def leaderboard(
     if metric in SCORES:
         _only_jackknife(metric, method)
     how |= dict(blocks=blocks, of=of, null=null, data=data)
-    board, of = _board(groups, metric, split, **how)
+    board, of, broken = _board_of_readable(groups, metric, split, **how)
+    groups = {name: group for name, group in groups.items() if name not in broken}
     board.insert(1, "split", split)
     if report is not None and report != split:
         kept = [f"pixel_{metric}", "low", "high", "scenes"]
@@ -934,4 +970,6 @@ def leaderboard(
         note = open_test(groups, metric, record, what="leaderboard")
         board["openings"] = len(openings(_homes(groups, record)))
         board.attrs["note"] = note
+    attrs, board = board.attrs, _with_broken(board, broken)
+    board.attrs = attrs
     return board

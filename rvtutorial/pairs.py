@@ -35,6 +35,7 @@ from rvtutorial.labels import (
     strips,
     write_clean,
 )
+from .files import safe_name
 from . import masks
 from .places import on_earth, square_metres
 from .runs import natural_key
@@ -54,6 +55,13 @@ class Scene:
     image: Path  # A raster
     label: Path | None = None  # Vector or raster labels; None: there are none
     split: str = ""  # "train", "val", "test" or ""
+
+    def __post_init__(self):
+        if safe_name(self.id, 240) != str(self.id):  # it names folders and files
+            raise ValueError(
+                f"the id of a scene names a folder, so it has no / and 240 bytes at most, "
+                f"got {self.id!r} for {self.image}"
+            )
 
 # %% ../nbs/D4_pairs.ipynb #cfd0dfdb
 def _matches(folder, pattern):

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from html import escape
 from operator import index
 from pathlib import Path
 
@@ -295,8 +296,9 @@ class Board(pd.DataFrame):
             rows.append([styles.get(verdict, "font-weight: bold")] * board.shape[1])
         look = pd.DataFrame(rows, board.index, board.columns)
         name = hashlib.md5(repr(self).encode(), usedforsecurity=False).hexdigest()[:8]
-        made = board.style.apply(lambda _: look, axis=None).set_uuid(name)
-        return made.set_caption(_said(self)).to_html()
+        made = board.style.format(escape="html").format_index(escape="html")
+        made = made.apply(lambda _: look, axis=None).set_uuid(name)
+        return made.set_caption(escape(_said(self))).to_html()
 
 
 def summary(
@@ -306,10 +308,10 @@ def summary(
     first, out = board.columns[0], {}
     for before in ("", "test_"):
         if before + first in board:
-            ends = board[[f"{before}low", f"{before}high"]].map("{:.3f}".format)
+            ends = board[[f"{before}low", f"{before}high"]].to_numpy()
             words = before.replace("_", " ")
             out[words + _titled(first)] = board[before + first].map("{:.3f}".format)
-            out[f"{words}95 % interval"] = ends.agg(" to ".join, axis=1)
+            out[f"{words}95 % interval"] = [_ends(*pair) for pair in ends]
     out["behind"] = board["behind"].map("{:.3f}".format)
     verdicts = ["tied" if tied else "behind" for tied in board["tied"]]
     out["verdict"] = [board["verdict"].iloc[0], *verdicts[1:]]
@@ -317,6 +319,11 @@ def summary(
         if column.startswith("pixel_"):
             out[_titled(column)] = board[column].map("{:.3f}".format)
     return pd.DataFrame(out, index=board.index)
+
+
+def _ends(low, high):
+    "An interval as a text; a dash where there is none."
+    return "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def _titled(column):
@@ -333,7 +340,9 @@ def _basis(board):
 
 def _said(board):
     first = board["verdict"].iloc[0]  # highest, or lowest of Brier and ECE
-    return f"{_basis(board)}; tied: these scenes cannot tell it from the {first}"
+    why = metrics.why_no_interval(board)
+    why = f"; no intervals: {why}" * bool(why)
+    return f"{_basis(board)}{why}; tied: these scenes cannot tell it from the {first}"
 
 # %% ../nbs/A12_comparing_runs.ipynb #7f6b664d
 def write_table(
@@ -354,7 +363,8 @@ def write_table(
             [name, *line]
             for name, line in zip(short.index, short.to_numpy(), strict=True)
         ]
-        text = "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
+        rows = [[str(word).replace("|", "\\|") for word in row] for row in rows]
+        text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     else:
         raise ValueError(
             f"a table is written as .csv, .md, .tex or .html, got {path.name}"
@@ -364,19 +374,23 @@ def write_table(
     return path
 
 # %% ../nbs/A12_comparing_runs.ipynb #e30fca7e
+@drawing.as_written
 def plot_leaderboard(
-    runs,  # As `open_runs` takes them
+    runs,  # As `open_runs` takes them; or a leaderboard
     metric: str = "f1",  # What decides the order
     split: str = "validation",  # On which scenes
     **more,  # As in `metrics.leaderboard`
 ):  # Figure
     "Draw scores with intervals, the best above, and who is tied with the best."
-    opened = open_runs(runs)
-    board = metrics.leaderboard(opened, metric, split, **more)
+    board = runs
+    if not isinstance(runs, pd.DataFrame):
+        board = metrics.leaderboard(open_runs(runs), metric, split, **more)
     fig, ax = drawing.one_panel(6.4, 1.5 + 0.3 * len(board))
     name, first = f"pixel {metric_title(metric)}", board["verdict"].iloc[0]
     _draw_dots(ax, board)
-    ax.set(xlabel=f"{name}, with its 95 % interval", ylim=(len(board) - 0.4, -0.6))
+    why = metrics.why_no_interval(board)
+    why = f"no interval: {why}" if why else "with its 95 % interval"
+    ax.set(xlabel=f"{name}, {why}", ylim=(len(board) - 0.4, -0.6))
     drawing.legend_below(fig, [_dot(True, first), _dot(False)])
     drawing.title_above(fig, f"{name} of {board.attrs['of']}, {_basis(board)}")
     return fig
@@ -401,6 +415,7 @@ def _draw_dots(ax, board):
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/A12_comparing_runs.ipynb #108d0176
+@drawing.as_written
 def plot_scene_scores(
     runs,  # As `open_runs` takes them
     metric: str = "f1",
@@ -510,6 +525,7 @@ def _class_number(run, of):
     return names.index(of)
 
 # %% ../nbs/A12_comparing_runs.ipynb #8c89c44d
+@drawing.as_written
 def plot_errors(
     runs,  # As `open_runs` takes them
     scene: str | int,  # Id, or place in the alphabetical order of image names
@@ -607,6 +623,7 @@ def _draw_shares(ax, sight, shares):
     drawing.draw_pixels(ax, sight, (255 * paint.clip(0, 1)).astype(np.uint8))
 
 # %% ../nbs/A12_comparing_runs.ipynb #65e617de
+@drawing.as_written
 def plot_worst(
     runs,  # As `open_runs` takes them
     n: int = 6,  # How many scenes
@@ -646,6 +663,7 @@ def plot_worst(
     return fig
 
 # %% ../nbs/A12_comparing_runs.ipynb #0d51b774
+@drawing.as_written
 def plot_agreement(
     runs,  # As `open_runs` takes them; two at least
     scenes=None,  # Ids, or places in alphabetical order; None: where they differ most
@@ -800,6 +818,7 @@ _CURVES = {
 }
 
 
+@drawing.as_written
 def plot_score_curves(
     runs,  # As `open_runs` takes them; they kept their scores
     show: Sequence[str] = ("pr", "roc", "threshold"),
@@ -864,6 +883,7 @@ def _area_handle(i, name, areas, shown):
     return Line2D([], [], **drawing.look_of(i), label=", ".join([name, *words]))
 
 # %% ../nbs/A12_comparing_runs.ipynb #720e62cc
+@drawing.as_written
 def plot_reliability(
     runs,  # As `open_runs` takes them; they kept their scores
     split: str = "validation",

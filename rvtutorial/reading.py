@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['RASTERS', 'OpenRasters', 'read_inside', 'cut', 'crs_transformer_of', 'Located', 'FastSource', 'polygons_of', 'plain',
            'DrawnLabels', 'LabelRaster', 'slow_reason', 'raster_source', 'label_source', 'build_scene',
-           'hidden_classes', 'available_memory', 'scratch_folder', 'fingerprint_of', 'CannotHold', 'SceneFiles',
-           'SceneStore', 'attach']
+           'hidden_classes', 'fingerprint_of', 'CannotHold', 'SceneFiles', 'SceneStore', 'attach']
 
 # %% ../nbs/E1_fast_scenes.ipynb #a18ec557
 import contextlib
@@ -32,6 +31,8 @@ import torch
 from pyogrio.errors import DataSourceError
 from rasterio.features import rasterize
 
+from .files import available_memory, is_private, open_plain, scratch_folder
+from .gdalnames import gdal_name
 from .runs import atomic_path
 
 # %% ../nbs/E1_fast_scenes.ipynb #f4d00446
@@ -238,11 +239,14 @@ class FastSource(Located):
         return cut(found, there.to_local_coords(inside))
 
     def _get_chip(self, window, bands=None, out_shape=None):
-        "As stock does it; windows that are resized on the way are left to stock."
+        """As stock does it: without `bands`, all those of the file.
+
+        Windows that are resized on the way are left to stock.
+        """
         if out_shape is not None and tuple(out_shape) != tuple(window.size):
             return super()._get_chip(window, bands, out_shape)
         every = self.bands_to_read
-        bands = every if bands is None else bands
+        bands = range(1, self.num_channels_raw + 1) if bands is None else bands
         if self.pixels is not None and (bands is every or list(bands) == list(every)):
             found = cut(self.pixels, window)  # stock's transformers write into chips
             return found.copy() if self.raster_transformers else found
@@ -319,7 +323,7 @@ _LONGITUDE_LATITUDE = ("EPSG:4326", "OGC:CRS84", "URN:OGC:DEF:CRS:OGC:1.3:CRS84"
 def _read_features(path):
     "By GDAL: any format."
     meta, _, geometries, fields = pyogrio.raw.read(
-        path, columns=_CLASS_FIELDS, force_2d=True
+        gdal_name(path), columns=_CLASS_FIELDS, force_2d=True
     )
     crs = (meta["crs"] or "EPSG:4326").upper()
     if crs not in _LONGITUDE_LATITUDE or geometries is None:
@@ -631,26 +635,6 @@ def _class_of(value, steps, names):
     whole = value is not None and value == value and int(value) == value
     return names[int(value)] if whole and 0 <= value < len(names) else None
 
-# %% ../nbs/E1_fast_scenes.ipynb #3fea8c6a
-def available_memory() -> int:
-    "Bytes that this process may still take, by the machine and by its control group."
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        line = next(row for row in lines if row.startswith("MemAvailable"))
-        free = int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        most = int(group.joinpath("memory.max").read_text())
-        free = min(free, most - int(group.joinpath("memory.current").read_text()))
-    return max(free, 0)
-
-
-def scratch_folder() -> Path:
-    "RVTUTORIAL_SCRATCH, or a folder of this user in the system's temporary one."
-    named = os.environ.get("RVTUTORIAL_SCRATCH")
-    return Path(named or Path(tempfile.gettempdir(), f"rvtutorial-{os.getuid()}"))
-
 # %% ../nbs/E1_fast_scenes.ipynb #cdfe8a81
 def fingerprint_of(
     source,  # A FastSource that is not part of a mosaic, or a LabelRaster
@@ -679,8 +663,8 @@ def _mapped(file):
     file.seek(0)
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    size = os.fstat(file.fileno()).st_size
-    whole = torch.from_file(file.name, shared=False, size=size, dtype=torch.uint8)
+    size, name = os.fstat(file.fileno()).st_size, f"/proc/self/fd/{file.fileno()}"
+    whole = torch.from_file(name, shared=False, size=size, dtype=torch.uint8)
     pixels = np.frombuffer(whole.numpy(), dtype, np.prod(shape), file.tell())
     return pixels.reshape(shape)
 
@@ -703,12 +687,20 @@ class SceneFiles:
     def _path(self, name):
         return self.folder / f"{name}.npy"
 
+    def _safe(self):
+        "Whether nobody else can have put files there; who names a folder answers for it."
+        return self.named or is_private(self.folder)
+
     def _to_file(self, name, digest, pixels):
         "Write pixels and the digest behind them, to a temporary name first."
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self._safe():
+            raise OSError("it is no private folder of yours any more")
         free = shutil.disk_usage(self.folder).free
         if free < pixels.nbytes + 2**28:
             raise OSError(f"{free / 2**30:.1f} GB are free")
+        if self._path(name).is_symlink():
+            self._path(name).unlink()  # else what it leads to would be replaced
         with atomic_path(self._path(name)) as partial:
             with open(partial, "wb") as file:
                 np.save(file, np.ascontiguousarray(pixels))
@@ -718,11 +710,13 @@ class SceneFiles:
     def _from_file(self, name, digest):
         "Pixels of a file, None where there is none of this digest."
         path = self._path(name)
+        if not self._safe():
+            return None
         try:
-            with open(path, "rb") as file:
+            with open_plain(path) as file:
                 file.seek(-len(digest), os.SEEK_END)
                 if file.read() == digest.encode():
-                    os.utime(path)
+                    os.utime(file.fileno())
                     return _mapped(file)
         except (OSError, ValueError):
             return None
@@ -757,6 +751,7 @@ class SceneStore(SceneFiles):
             budget_mb = float(named)
         self.budget = available_memory() / 4 if budget_mb is None else budget_mb * 2**20
         self.folder = Path(scratch or scratch_folder())
+        self.named = bool(scratch or os.environ.get("RVTUTORIAL_SCRATCH"))
         self.say, self.held, self.used, self.told = say, {}, 0, set()
         self.lock = threading.Lock()
 

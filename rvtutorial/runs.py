@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'STOCK', 'near_match', 'packaged', 'own_sites', 'Workspace', 'outline', 'knob', 'Chips', 'Network',
-           'Learning', 'Habits', 'Running', 'Hyperparams', 'atomic_path', 'write_json', 'read_json', 'natural_key',
-           'differences', 'headline', 'Run', 'find_runs']
+           'Learning', 'Habits', 'Running', 'Hyperparams', 'atomic_path', 'write_json', 'natural_key', 'differences',
+           'headline', 'Run', 'find_runs']
 
 # %% ../nbs/05_model_configuration.ipynb #8ac4d60e
 import difflib
@@ -20,9 +20,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import Parameter, Signature
 from pathlib import Path
+
+from . import records
+from .records import Unreadable, read_json
+from .files import LONGEST, lock_soon, open_lock, refuse_name, shortened
 
 # %% ../nbs/05_model_configuration.ipynb #81b8ca54
 _UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
@@ -600,8 +604,10 @@ def atomic_path(
     Raises OSError when the disk is full, FileNotFoundError when nothing was written.
     """
     path = Path(os.path.realpath(path))
+    refuse_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    begin = f".{secrets.token_hex(4)}."
+    partial = path.with_name(begin + shortened(path.name, LONGEST - len(begin)))
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -641,20 +647,6 @@ def write_json(
     with atomic_path(path) as partial:
         partial.write_text(text)
 
-
-def read_json(
-    path: str | Path,  # The file to read
-    default=...,  # Returned when there is no such file; without it that is an error
-):  # What the file holds
-    "Read JSON; a broken file raises ValueError with its name and line."
-    path = Path(path)
-    if default is not ... and not path.exists():
-        return default
-    try:
-        return json.loads(path.read_text())
-    except ValueError as err:
-        raise ValueError(f"{path} is not whole JSON: {err}") from None
-
 # %% ../nbs/05_model_configuration.ipynb #b5a2b4c3
 def natural_key(text) -> list:
     "Sort key that puts img9 before img10."
@@ -692,13 +684,8 @@ def differences(
 @contextmanager
 def _locked(folder: Path):
     "One writer at a time; on a file system that knows no locks, without."
-    import fcntl
-
-    with open(folder / ".run.lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
+    with open_lock(folder / ".run.lock") as file:
+        lock_soon(file)
         yield
 
 
@@ -721,18 +708,25 @@ class _Record:
     @property
     def manifest(self) -> dict:
         "What `run.json` holds now; empty for a run of plain Raster Vision."
-        found = read_json(self.path / "run.json", {})
-        if found.get("schema", 1) > 1:
-            raise ValueError(
-                f"{self.path}/run.json is of a newer rvtutorial; update it"
-            )
-        return found
+        return read_json(self.path / "run.json", {}, records.RUN)
+
+    @property
+    def trouble(self) -> str | None:
+        "Why `run.json` cannot be read; None if it can."
+        try:
+            _ = self.manifest
+        except Unreadable as error:
+            return str(error)
+        return None
 
     @property
     def state(self) -> str:
-        "queued, running, succeeded, failed, paused, ...; `unfinished` if unknown."
-        said = self.manifest.get("went", {}).get("state")
-        whole = (self.path / "bundle" / "model-bundle.zip").exists()
+        "queued, running, succeeded, ...; `unfinished` if unknown; `unreadable`: `trouble` says why."
+        try:
+            said = self.manifest.get("went", {}).get("state")
+        except Unreadable:
+            return "unreadable"
+        whole = os.path.exists(self.path / "bundle" / "model-bundle.zip")
         return said or ("succeeded" if whole else "unfinished")
 
     @property
@@ -812,7 +806,7 @@ class _Inputs(_Record):
         "A file of the run; FileNotFoundError says which stage writes it."
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no run folder {self.path}")
-        if not (self.path / name).is_file():
+        if not os.path.exists(self.path / name):
             when = _WRITES[name.split("/")[0]]
             raise FileNotFoundError(f"run {self.name} has no {name} yet: {when}")
         return self.path / name
@@ -826,7 +820,8 @@ class _Inputs(_Record):
     @cached_property
     def config(self) -> dict:
         "Raster Vision's record of the configuration."
-        return read_json(self._file("pipeline-config.json"))
+        path = self._file("pipeline-config.json")
+        return read_json(path, form=records.CONFIG, needed=("dataset",))
 
     def scene_ids(self, split: str = "validation") -> list[str]:
         "Ids of the scenes of a split, img9 before img10."
@@ -907,15 +902,23 @@ class Run(_Inputs):
         "DataFrame of the epochs so far, with Raster Vision's column names."
         import pandas as pd
 
-        text = _rows(self._file("train/log.csv").read_text())
-        table = pd.read_csv(io.StringIO(text)) if text else pd.DataFrame()
+        path = self._file("train/log.csv")
+        text = _rows(path.read_text(errors="replace"))
+        read = partial(pd.read_csv, io.StringIO(text))
+        table = (
+            records.attempt(read, path, "table of epochs") if text else pd.DataFrame()
+        )
         if "epoch" in table:
             table = table.drop_duplicates("epoch", keep="last", ignore_index=True)
         return table
 
     def evaluation(self, split: str = "validation") -> dict:
         "What `eval.json` of a split holds."
-        return read_json(self._file(f"eval/{_group(split)}/eval.json"))
+        path = self._file(f"eval/{_group(split)}/eval.json")
+        found = read_json(path)
+        if not isinstance(found, dict | list) or not found:
+            raise Unreadable(path, f"it is no evaluation: {found!r:.40}")
+        return found
 
     def prediction(self, scene_id: str) -> Path:
         "Predicted labels of a scene: a GeoTIFF of class ids."
@@ -931,8 +934,9 @@ class Run(_Inputs):
         found = dict(self.manifest.get("results", {}))
         for split in ("validation", "test"):
             path = self.path / "eval" / _group(split) / "eval.json"
-            if split not in found and path.is_file():
-                found[split] = headline(read_json(path))
+            if split not in found and os.path.exists(path):
+                read = partial(headline, self.evaluation(split))
+                found[split] = records.attempt(read, path, "evaluation")
         return found
 
     @classmethod
@@ -947,13 +951,17 @@ class Run(_Inputs):
         _refuse(run, asked, differ)
         run.path.mkdir(parents=True, exist_ok=True)
         if not run.manifest.get("asked") or differ == "continue":
-            run.update("asked", **asked)
+            run._change("asked", lambda place: _ask(place, asked, differ))
+        _refuse(run, asked, differ)  # somebody else may have been faster
         if not run.manifest.get("went"):
             run.update("went", state="queued", attempts=[], stages=[])
         return run
 
     def __repr__(self):
-        f1 = self.results.get("validation", {}).get("f1")
+        try:
+            f1 = self.results.get("validation", {}).get("f1")
+        except Unreadable as error:
+            return f"Run({self.name}: unreadable: {error})"
         text = "" if f1 is None else f", validation F1 {f1:.3f}"
         return f"Run({self.name}: {self.state}{text})"
 
@@ -962,6 +970,12 @@ _OURS = (
     "run.json", "notebook*.ipynb", "params*.json", "job*", "*.log", "*.out", "*.err",
     "*.sh", "tasks.json", "queue.json", "cancelled.json", "checkpoint.pt", ".*",
 )  # fmt: skip
+
+
+def _ask(place: dict, asked: dict, differ: str) -> None:
+    "Note what is asked of a run, unless another process has done so meanwhile."
+    if not place or differ == "continue":
+        place.update(asked)
 
 
 def _refuse(run: Run, asked: dict, differ: str) -> None:

@@ -123,7 +123,8 @@ def plot_scene(
         lines = [(0, top) + line * (dx, dy) for line in lines]
         ax.add_collection(LineCollection(lines, colors="#F0E442", linewidths=1))
         title += f": {number} buildings"
-    ax.set(title=title, xlim=extent[:2], ylim=extent[2:])
+    ax.set_title(title, parse_math=False)  # an id may hold a dollar
+    ax.set(xlim=extent[:2], ylim=extent[2:])
     names = ("east (m)", "north (m)") if placed else ("column (pixels)", "row (pixels)")
     ax.set(xlabel=names[0], ylabel=names[1])
     return ax.figure

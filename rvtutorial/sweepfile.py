@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,14 +22,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from .files import safe_name
 from .queues import job_notebook, parameters
+from .records import attempt, read_json
 from rvtutorial.runs import (
     Hyperparams,
     Run,
     atomic_path,
     differences,
     near_match,
-    read_json,
 )
 from .search import KINDS, Distribution, Halving, distribution, draws, halving
 
@@ -78,8 +80,8 @@ def trial_names(
     names = []
     for trial in trials:
         parts = [f"{key}={short(trial[key])}" for key in differ if key in trial]
-        names.append("+".join(parts) or "as-is")
-    twice = sorted({name for name in names if names.count(name) > 1})
+        names.append(safe_name("+".join(parts) or "as-is"))  # of a folder
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ValueError(f"asked for more than once: {', '.join(twice)}")
     return names
@@ -105,11 +107,56 @@ for _tag, _pattern, _first in [
     _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, _first)
 
 # %% ../nbs/A5_sweep_files.ipynb #8866c520
+_MOST, _DEEPEST = 100_000, 50  # Values of a sweep file, aliases written out; levels
+
+
+def _below(item) -> Iterable:
+    "What stands inside a YAML node, or a dictionary or list; keys are not looked at."
+    inside = item.value if isinstance(item, yaml.CollectionNode) else item
+    if isinstance(item, Mapping):
+        return item.values()
+    if isinstance(item, yaml.MappingNode):
+        return [value for _, value in inside]
+    return inside if isinstance(inside, (list, tuple)) else ()
+
+
+def _refuse_endless(item, above: tuple = (), seen: list | None = None) -> None:
+    "ValueError for what holds itself, or grows beyond all bounds when written out."
+    seen = [] if seen is None else seen
+    line = f"line {item.start_mark.line + 1}: " if isinstance(item, yaml.Node) else ""
+    if any(item is one for one in above):
+        raise ValueError(f"{line}this holds itself (an alias inside its own anchor)")
+    seen.append(None)
+    if len(seen) > _MOST or len(above) > _DEEPEST:
+        raise ValueError(
+            f"{line}too much: more than {_MOST:,} values, or {_DEEPEST} levels, once "
+            "every alias is written out"
+        )
+    for one in _below(item):
+        _refuse_endless(one, (*above, item) if _below(item) else above, seen)
+
+
+def _refuse_nameless(content, path: str = "") -> None:
+    "ValueError for a key that is no text, in dictionaries that were given as such."
+    for key in content if isinstance(content, Mapping) else ():
+        if not isinstance(key, str):
+            where = f" in {path}" if path else ""
+            raise ValueError(f"the key {key!r}{where} is no text")
+        _refuse_nameless(content[key], f"{path}.{key}" if path else key)
+
+
 def _key_lines(node, path: tuple = (), lines: dict | None = None) -> dict:
     "The line of every key in a YAML tree; a key that stands twice is an error."
     lines = {} if lines is None else lines
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         here, line = (*path, str(key.value)), key.start_mark.line + 1
+        if key.tag != "tag:yaml.org,2002:str":
+            kind = key.tag.rpartition(":")[2]
+            said = key.value if isinstance(key, yaml.ScalarNode) else "this"
+            raise ValueError(
+                f"line {line}: {said or 'nothing'} is no text but {kind}, and cannot be "
+                "a key"
+            )
         if here in lines:
             name, first = ".".join(here), lines[here]
             raise ValueError(f"line {line}: {name} stands already in line {first}")
@@ -123,6 +170,7 @@ def _load_yaml(path: Path) -> tuple[dict, dict]:
     try:
         loader = _Yaml(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
+        _refuse_endless(node)
         lines = _key_lines(node)
         content = loader.construct_document(node) if node else None
     except yaml.MarkedYAMLError as err:
@@ -130,6 +178,16 @@ def _load_yaml(path: Path) -> tuple[dict, dict]:
         raise ValueError(f"{path.name}, {line}: {err.problem}") from None
     except (yaml.YAMLError, ValueError) as err:
         raise ValueError(f"{path.name}, {err}") from None
+    except (
+        RecursionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+    ) as err:  # of PyYAML itself
+        why = "nested too deeply" if isinstance(err, RecursionError) else err
+        raise ValueError(
+            f"{path.name}: this is no YAML that can be read: {why}"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name}: expected keys such as `parameters:`")
     return content, lines
@@ -167,8 +225,18 @@ def complete(
     Raises ValueError for unknown names, bad values, and values that contradict.
     """
     asked = {**fixed, **trial}
-    known = {key: value for key, value in asked.items() if key not in SETTINGS}
-    return Hyperparams.of(asked.get("preset", "sample"), **known)
+    key = repr(
+        sorted(asked.items(), key=str)
+    )  # thousands of trials are asked about often
+    if key not in _COMPLETE:
+        known = {key: value for key, value in asked.items() if key not in SETTINGS}
+        if len(_COMPLETE) >= 20_000:
+            _COMPLETE.clear()
+        _COMPLETE[key] = Hyperparams.of(asked.get("preset", "sample"), **known)
+    return _COMPLETE[key]
+
+
+_COMPLETE: dict[str, Hyperparams] = {}  # They cannot be changed, so they may be shared
 
 # %% ../nbs/A5_sweep_files.ipynb #4daba22e
 @dataclass(frozen=True)
@@ -421,6 +489,12 @@ def read_sweep(
     is_file = not isinstance(source, Mapping)
     content, lines = _load_yaml(Path(source)) if is_file else (source, {})
     name = Path(source).name if is_file else "sweep"
+    if not is_file:
+        try:
+            _refuse_endless(content)
+            _refuse_nameless(content)
+        except ValueError as err:
+            raise ValueError(f"{name}: {err}") from None
     found = _checked_keys(content, name, lines)
     with _at(name, lines, "program"):
         beside = Path(source).parent if is_file else None
@@ -471,7 +545,10 @@ def _as_value(text: str):
 def _tried(trials: list[Trial], key: str) -> list:
     "What was tried for one parameter, in order, each value once."
     found = [trial.parameters[key] for trial in trials if key in trial.parameters]
-    return [value for i, value in enumerate(found) if value not in found[:i]]
+    first: dict = {}
+    for value in found:
+        first.setdefault(tuple(value) if isinstance(value, list) else value, value)
+    return list(first.values())
 
 # %% ../nbs/A5_sweep_files.ipynb #f20ffae0
 def _entry(space: Distribution) -> dict:
@@ -547,11 +624,22 @@ def read_plan(
 def read_record(
     folder: Path,  # A sweep folder
 ) -> tuple[SweepFile, list[Trial]]:  # The plan, and the trials
-    "What `write_record` wrote; FileNotFoundError for any other folder."
-    for name in ("trials.csv", "sweep.yaml"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no sweep folder: it has no {name}")
-    plan, trials = read_plan(folder), []
+    """What `write_record` wrote.
+
+    Raises `FileNotFoundError` for any other folder, `Unreadable` for a broken record.
+    """
+    files = folder / "sweep.yaml", folder / "trials.csv"
+    for path in files:
+        if not path.exists():
+            text = f"{folder} is no sweep folder: it has no {path.name}"
+            raise FileNotFoundError(text)
+    plan = attempt(lambda: read_plan(folder), files[0], "record of a sweep")
+    return plan, attempt(lambda: _read_trials(folder, plan), files[1], "list of trials")
+
+
+def _read_trials(folder: Path, plan: SweepFile) -> list[Trial]:
+    "The trials in a sweep's trials.csv."
+    trials = []
     rows = pd.read_csv(folder / "trials.csv", dtype=str, keep_default_na=False)
     for row in rows.to_dict("records"):
         row.pop("trial")
@@ -560,12 +648,12 @@ def read_record(
         if plan.method == "bayes" and not own:
             own = _started_with(folder / place, plan)
         trials.append(Trial(name, place, own))
-    return plan, trials
+    return trials
 
 
 def _started_with(folder: Path, plan: SweepFile) -> dict:
     "The values that a trial was given when it started, if it has."
-    given = read_json(folder / "params.json", {})
+    given = read_json(folder / "params.json", {}, form={})
     return {key: given[key] for key in plan.tried if key in given}
 
 # %% ../nbs/A5_sweep_files.ipynb #f81ec8f0
@@ -596,7 +684,8 @@ def new_trials(
     known: list[Trial],  # Trials on record
 ) -> list[dict]:  # Parameters, cast
     "Which of the trials asked for are not on record; asking twice is an error."
-    seen, new, fresh = [complete(fixed, trial.parameters) for trial in known], [], []
+    seen = {complete(fixed, trial.parameters) for trial in known}
+    new, fresh = set(), []
     for trial in asked:
         both = [key for key in trial if key in SETTINGS or key in fixed]
         if both:
@@ -605,8 +694,9 @@ def new_trials(
         if whole in new:
             raise ValueError(f"asked for more than once: {trial}")
         if whole not in seen:
-            fresh.append({key: whole.asdict()[key] for key in trial})
-        new.append(whole)
+            values = whole.asdict()
+            fresh.append({key: values[key] for key in trial})
+        new.add(whole)
     return fresh
 
 # %% ../nbs/A5_sweep_files.ipynb #4b212973
