@@ -152,7 +152,7 @@ def read(path):
     if path.suffix == ".json":
         json.loads(path.read_text())
     elif path.suffix in (".pt", ".pth"):
-        torch.load(path, weights_only=False)
+        torch.load(path, weights_only=True)
     elif path.suffix == ".zip":
         with zipfile.ZipFile(path) as file:
             assert file.testzip() is None
