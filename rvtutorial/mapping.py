@@ -32,6 +32,7 @@ from rvtutorial.mapfiles import (
     MapFiles,
     Outputs,
     Raster,
+    SceneMask,
     cache_for,
     colour_bands,
 )
@@ -635,7 +636,7 @@ class _AnyOf:
 
 def holes_of(
     source,  # A raster source of Raster Vision
-):  # A Raster or several; None where no file can be asked
+):  # A SceneMask or several; None where no file can be asked
     "Where a scene has no data."
     parts = getattr(source, "raster_sources", None)
     if parts is not None:
@@ -646,7 +647,7 @@ def holes_of(
     if path is None:
         return None
     bands = [int(i) - 1 for i in source.bands_to_read]
-    return Raster(path, bands, box=tuple(source.bbox), zeros="data")
+    return SceneMask(path, bands, box=tuple(source.bbox))
 
 # %% ../nbs/E4_mapping.ipynb #a90cec7f
 IMAGES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")
