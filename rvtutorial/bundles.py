@@ -19,6 +19,7 @@ from rasterio.windows import Window
 
 from .learner import pack, quiet
 from .mapfiles import colour_bands
+from .places import unplaced_allowed
 from .reading import MultiRasterSourceConfig, raster_source
 from .runs import read_json
 
@@ -431,7 +432,7 @@ def _values_of(config):
         if not paths:
             return None
         try:
-            with rasterio.open(paths[0]) as file:
+            with unplaced_allowed(), rasterio.open(paths[0]) as file:
                 bands = colour_bands(file) if order is None else order
                 kinds += [file.dtypes[i] for i in bands]
                 ranges.append(value_ranges(file, bands))
@@ -475,8 +476,10 @@ def odd_ranges(
     found = []
     for uri in images:
         try:
-            with rasterio.open(uri) as file:
+            with unplaced_allowed(), rasterio.open(uri) as file:
                 chosen = colour_bands(file) if bands is None else bands
+                if any(file.dtypes[i] != inputs["dtype"] for i in chosen):
+                    continue  # refused for its type
                 here = value_ranges(file, chosen)
         except (RasterioError, IndexError):
             continue  # whoever maps it says what is wrong

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .gdalnames import gdal_name
-from .places import fit
+from .places import fit, unplaced_allowed
 from .validity import CACHE, windows_of
 
 # %% ../nbs/A11_counting.ipynb #e02fde42
@@ -246,11 +246,13 @@ def open_pair(
 
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
-        drawn = stack.enter_context(rasterio.open(prediction))
+        with unplaced_allowed():
+            drawn = stack.enter_context(rasterio.open(prediction))
         if Path(truth).suffix.lower() in VECTORS:
             yield _drawn(truth, drawn, rest), drawn
             return
-        true = stack.enter_context(rasterio.open(truth))
+        with unplaced_allowed():
+            true = stack.enter_context(rasterio.open(truth))
         lies = on_grid(true, drawn, truth, prediction)
         yield (
             lambda w: as_classes(lies.read(true, w), values, true.nodata, null_id),

@@ -28,7 +28,7 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from .counting import VECTORS, fill, polygons_of
 from .metrics import LabelFolder, as_classes, label_meaning
-from .places import fit, ground_size
+from .places import fit, ground_size, unplaced_allowed
 from .runs import Run
 from .scenes import open_image, read_image, stretch
 from .validity import Validity
@@ -69,7 +69,7 @@ def frame_of(
     "Find out how large a raster is on the ground, by a pixel in its middle."
     import rasterio
 
-    with rasterio.open(image) as source:
+    with unplaced_allowed(), rasterio.open(image) as source:
         t, crs, shape = source.transform, source.crs, source.shape
     if crs is None:
         return Frame(shape, t, None, (1.0, 1.0), "pixels")
@@ -108,7 +108,7 @@ def read_labels(
     """
     import rasterio
 
-    with rasterio.open(path) as source:
+    with unplaced_allowed(), rasterio.open(path) as source:
         if frame is None:
             return source.read(1, out_shape=_fit(source.shape, max_size))
         lies = fit(source, frame, str(path), "the image")

@@ -785,9 +785,17 @@ def look_at(
     if dtype is not None and dtypes != {dtype}:
         raise ValueError(
             f"{uri} holds {', '.join(sorted(dtypes))}, and the model was trained on "
-            f"{dtype}: convert the image first (gdal_translate -ot ... -scale ...)"
+            f"{dtype}: write it as the training images were written, such as "
+            f"gdal_translate {_gdal_type(dtype)} IN.tif OUT.tif"
         )
     return found, cache
+
+
+def _gdal_type(dtype):
+    "What gdal_translate is told to write a type, such as -ot UInt16."
+    if dtype == "uint8":
+        return "-ot Byte -scale LOW HIGH 0 255"
+    return f"-ot {dtype.capitalize().replace('Ui', 'UI')}"
 
 
 def _refuse_other(folder, uri):

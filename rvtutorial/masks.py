@@ -32,11 +32,13 @@ def read_meaning(
     if label_values is None:
         return None
     names, found = [*classes, *([] if NULL in classes else [NULL])], {}
-    for value, name in _pairs(label_values):
-        name = str(name).strip()
+    pairs = [(value, str(name).strip()) for value, name in _pairs(label_values)]
+    for value, name in pairs:
         if name not in names:
+            told = [n for n in dict.fromkeys(n for _, n in pairs) if n != NULL]
             raise ValueError(
-                f"label_values names the class {name!r}; {near_match(name, names)}"
+                f"label_values names the class {name!r}; {near_match(name, names)}. If "
+                f'these are your classes, say so: classes="{",".join(told)}"'
             )
         key = _value(value)
         if found.setdefault(key, names.index(name)) != names.index(name):
@@ -127,7 +129,7 @@ def look_at_mask(
         scaled = any(f.scales[b - 1] != 1 or f.offsets[b - 1] for b in bands)
         notes = []
         if f.nodata is not None:
-            notes.append(f"declared no data ({f.nodata:g}) not followed")
+            notes.append(f"no-data value of the labels ({f.nodata:g}) not followed")
         if masked or alpha:
             notes.append("mask or alpha band of the labels not followed")
         if scaled:
@@ -263,7 +265,7 @@ def unexplained(
     if not coloured and not all(isinstance(v, int) for v in strange):
         return f"{text}; labels are whole numbers: write the file again with those"
     more = ",".join(f"{v}:{NULL}" for v in list(strange)[:8])
-    return f"{text}; say in label_values what they are, such as {more}"
+    return f"{text}; say in label_values which class each is, or that it is none: {more}"
 
 
 def explain(

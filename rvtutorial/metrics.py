@@ -87,6 +87,7 @@ from rvtutorial.counting import (  # noqa: F401
     scores,
     table,
 )
+from .places import unplaced_allowed
 from .records import Unreadable, attempt
 from .runs import Run, natural_key
 
@@ -296,7 +297,7 @@ def _nodata_of(uris):
     if uri is None or not Path(uri).is_file():
         return None
     try:
-        with rasterio.open(uri) as file:
+        with unplaced_allowed(), rasterio.open(uri) as file:
             return file.nodata
     except rasterio.errors.RasterioError:
         return None
@@ -407,7 +408,7 @@ def footprints(
     found = {}
     for scene in scenes:
         try:
-            with rasterio.open(_any_raster(run, scene)) as file:
+            with unplaced_allowed(), rasterio.open(_any_raster(run, scene)) as file:
                 if file.crs is not None and not file.transform.is_identity:
                     found[scene] = file.crs, tuple(file.bounds)
         except (

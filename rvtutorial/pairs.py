@@ -121,12 +121,13 @@ def _listed(items, most=8):
     )
 
 # %% ../nbs/D4_pairs.ipynb #487aa87d
-def _pair_errors(images, labels, folder, want_labels):
+def _pair_errors(images, labels, folder, label_pattern):
     "Sentences on images without labels, labels without images, and ids met twice."
     problems = []
-    if want_labels and images.keys() - labels.keys():
+    if label_pattern and images.keys() - labels.keys():
+        none = "" if labels else f" (no file fits label_pattern={str(label_pattern)!r})"
         problems.append(
-            f"images without labels: {_listed(images.keys() - labels.keys())}"
+            f"images without labels{none}: {_listed(images.keys() - labels.keys())}"
         )
     if labels.keys() - images.keys():
         problems.append(
@@ -134,12 +135,16 @@ def _pair_errors(images, labels, folder, want_labels):
         )
     for kind, found in (("images", images), ("labels", labels)):
         twice = [
-            f"{i} ({' and '.join(str(p.relative_to(folder)) for p in paths)})"
+            f"{i} ({' and '.join(str(p.relative_to(folder)) for p in paths[:2])}"
+            + (f" and {len(paths) - 2} more)" if len(paths) > 2 else ")")
             for i, paths in found.items()
             if len(paths) > 1
         ]
         if twice:
-            problems.append(f"several {kind} for one id: {_listed(twice)}")
+            problems.append(
+                f"several {kind} for one id: {_listed(twice, 3)}; give each an id of its "
+                "own in a table with the columns split,id,image,label"
+            )
     return problems
 
 # %% ../nbs/D4_pairs.ipynb #6d8f49ed
@@ -170,7 +175,7 @@ def find_scenes(
         raise FileNotFoundError(
             f"no images in {folder}: expected {image_pattern}, found {there}"
         )
-    if problems := _pair_errors(images, labels, folder, bool(label_pattern)):
+    if problems := _pair_errors(images, labels, folder, label_pattern):
         text = f"{folder} is not a set of pairs:\n  " + "\n  ".join(problems)
         remedy = "\nadd or remove those files, correct the patterns, or list the pairs in a table"
         orphan = any("without" in p for p in problems)
@@ -256,9 +261,11 @@ def find_splits(
     elif data.is_dir():
         folders = {s: data / s for s in SPLITS}
         if not folders["train"].is_dir():
-            remedy = "or make a table of splits: write_table(split_scenes(find_scenes(...), ...), ...)"
+            found = f"find_scenes({str(data)!r}, {image_pattern!r}, {label_pattern!r})"
+            line = f"scenes.write_table(scenes.split_scenes(scenes.{found}, n_val=5), 'scenes.csv')"
             raise FileNotFoundError(
-                f"{data} has no folder train/; sort the scenes into train/ and val/, {remedy}"
+                f"{data} has no folder train/: sort the scenes into train/ and val/, or "
+                f"let chance sort them, {line}, and give data='scenes.csv'"
             )
         splits = {
             s: find_scenes(f, image_pattern, label_pattern, s)
@@ -531,7 +538,8 @@ def raster_problems(
         return [f"{text} Labels are whole numbers, not {odd[0]}"]
     line = masks.line_to_add(total, classes, nodata)
     more = (
-        f", with {', '.join(map(str, classes))} or null for CLASS"
+        f", with {', '.join(map(str, classes))} or null for CLASS; other names are "
+        'given as classes="building,road,..."'
         if "CLASS" in line
         else ""
     )
@@ -568,7 +576,7 @@ def scene_row(
     notes = [*empty.notes, *notes]
     if alpha:
         notes = [*notes, alpha_note(alpha, info.bands)]
-    if not info.georeferenced:
+    if not info.georeferenced and not any("no georeference" in n for n in notes):
         notes = [*notes, "no georeference"]
     return dict(
         split=scene.split, id=scene.id, width=info.width, height=info.height,

@@ -111,7 +111,7 @@ def plot_scene(
         values = read_meaning(label_values, classes)
         aim = target_class(classes)
         if values is None:
-            title += ": raster labels (label_values says what they mean)"
+            title += ": raster labels,\nwhose meaning label_values says"
         else:
             mask = read_classes(scene.label, values, max_size, info) == aim + 1
             title += f": {classes[aim]} on {mask.mean():.0%} of it"

@@ -274,8 +274,8 @@ def submit_many(
     """Queue many runs as one job.
 
     Where an array of Slurm's may not have so many members, it becomes several, one
-    behind the other. A run that has succeeded with these parameters is not run again, one that is queued
-    is not queued twice. `before` is called in the job with the run folder and its
+    behind the other. A run that has succeeded with these parameters is not run again,
+    one that is queued is not queued twice. `before` is called in the job with the run folder and its
     parameters; it returns the parameters to use, or a text that says why the run is not
     needed. Raises ValueError before anything is queued when a parameter is unknown or
     bad, or when a folder holds another run; SlurmError when Slurm refuses, before
