@@ -538,7 +538,7 @@ def test_a_map_without_polygons_has_an_empty_table(tmp_path):
 
 @pytest.mark.parametrize("pixels, more, text", [
     (noise(90, 90, bands=1), {"bands": [0, 1, 2]}, "has 1 bands, and the model needs"),
-    (noise(90, 90), {"dtype": "uint16"}, "holds uint8, and the model was trained on"),
+    (noise(90, 90), {"dtype": "uint16"}, "holds uint8, .* trained on .*-ot UInt16 IN"),
     (noise(90, 90), {"crop_sz": 32}, "crop_sz must be from 0 to 31"),
     (noise(90, 90), {"stride": -1}, "stride must be at least 1"),
 ])  # fmt: skip

@@ -372,6 +372,13 @@ def test_colours_without_a_class_are_named_with_their_shares(tmp_path):
     assert "#000000 null: 0.1%" in table["notes"][0]
     with pytest.raises(DataError, match="has colours .*#3C1098.* names numbers"):
         check_scenes(splits, label_values=TWO)
+    with pytest.raises(DataError, match='other names are given as classes="'):
+        check_scenes(splits)
+
+
+def test_classes_of_ones_own_are_told_the_line_to_add():
+    with pytest.raises(ValueError, match='say so: classes="land,water"'):
+        masks.read_meaning("1:land,2:water,3:null", ["building", "background"])
 
 
 def test_palettes_that_differ_are_not_read_by_number(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -320,6 +321,35 @@ def test_one_id_twice(tmp_path):
         ValueError, match="several images for one id: 1 .a/1.tif and b/1.tif"
     ):
         find_scenes(tmp_path, "*/{id}.tif", "{id}.geojson")
+    for name in "cdefg":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.tif").write_text("x")
+    with pytest.raises(
+        ValueError, match="and b/1.tif and 5 more.*split,id,image,label"
+    ):
+        find_scenes(tmp_path, "*/{id}.tif", "{id}.geojson")
+
+
+def test_a_pattern_that_no_label_fits_is_named(tmp_path):
+    for name in ("1.tif", "1.png"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(
+        FileNotFoundError, match=r"fits label_pattern='\{id\}.jpg'\): 1"
+    ):
+        find_scenes(tmp_path, "{id}.tif", "{id}.jpg")
+
+
+def test_a_folder_without_splits_is_told_the_line_that_makes_them(few, tmp_path):
+    patterns = (IMAGE_PATTERN, LABEL_PATTERN)
+    with pytest.raises(FileNotFoundError) as err:
+        find_splits(few / "train", *patterns)
+    line = re.search(r"scenes\.write_table.*'\)", str(err.value))[0]
+    table = tmp_path / "scenes.csv"
+    line = line.replace("'scenes.csv'", repr(str(table))).replace("n_val=5", "n_val=1")
+    eval(line, {"scenes": scenes})
+    assert {k: len(v) for k, v in find_splits(table).items()} == {
+        "train": 3, "val": 1, "test": 0
+    }  # fmt: skip
 
 
 def test_nothing_there(tmp_path):
