@@ -553,6 +553,9 @@ def predict(model, images, out, bands, **how):
         ) from None
     stopped = "stopped; the same command begins the unfinished map again"
     click.get_current_context().meta["stopped"] = stopped
+    from rvtutorial.mapping import find_images
+
+    find_images(list(images), out)  # before torch is imported, which takes a while
     from rvtutorial import engine
 
     maps = engine.predict(model, list(images), out, bands=numbers, **how)

@@ -449,7 +449,8 @@ def _place(frame, info, path):
     if not info.georeferenced:
         raise ValueError(
             f"{info.path} has no georeference, so the polygons of {path.name} cannot be "
-            "placed on it; give it one (gdal_translate -a_srs -a_ullr) or use raster labels"
+            "placed on it; give it one (gdal_translate -a_srs EPSG:CODE -a_ullr LEFT TOP "
+            "RIGHT BOTTOM IN OUT.tif) or use raster labels"
         )
     if frame.crs is None:
         beside = " (its .prj is missing)" if path.suffix.lower() == ".shp" else ""

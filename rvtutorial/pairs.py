@@ -68,7 +68,8 @@ def _matches(folder, pattern):
     "Files of a folder that fit a pattern: {id: [paths]}."
     if pattern.count("{id}") != 1 or Path(pattern).is_absolute():
         raise ValueError(
-            f"a pattern is relative and holds {{id}} exactly once, got {pattern!r}"
+            f"a pattern is relative and holds {{id}} exactly once, got {pattern!r}; one "
+            "file for many scenes is named in a table with the columns split,id,image,label"
         )
     pattern = re.sub(r"\*+(\{id\})|(\{id\})\*+", r"\1\2", pattern)  # the id takes all
     any_ = {r"\*\*/": "(?:[^/]+/)*", r"\*": "[^/]*", r"\?": "[^/]"}

@@ -329,6 +329,9 @@ def test_predict_says_what_is_missing(tmp_path):
         "no run folder or bundle" in sh("predict", "nope", "x.tif", *out, code=1).stderr
     )
     sh("predict", tmp_path, *out, code=2)  # no image
+    begin = time.monotonic()
+    found = sh("predict", tmp_path, tmp_path / "*.tif", *out, code=1)
+    assert "there is no image" in found.stderr and time.monotonic() - begin < 10
     for bands in ("0,1", "red"):
         found = sh("predict", tmp_path, "x.tif", *out, "--bands", bands, code=2)
         assert "counted from 1" in found.stderr

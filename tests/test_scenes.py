@@ -362,7 +362,7 @@ def test_nothing_there(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["a.tif", "{id}/{id}.tif", "/data/{id}.tif"])
 def test_bad_pattern(tmp_path, pattern):
-    with pytest.raises(ValueError, match="exactly once"):
+    with pytest.raises(ValueError, match="exactly once.*split,id,image,label"):
         find_scenes(tmp_path, pattern, None)
 
 
