@@ -998,7 +998,8 @@ def _refuse(run: Run, asked: dict, differ: str) -> None:
     elif others:
         text = "files that belong to no run: " + ", ".join(sorted(others)[:5])
     if text:
-        hint = "Give the new run a folder of its own, or delete this one"
+        hint = "Give the new run a folder of its own"
+        hint += "" if others else ", or delete this one"
         raise ValueError(f"folder {run.path} holds {text}. {hint}")
 
 
