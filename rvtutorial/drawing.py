@@ -108,7 +108,7 @@ def read_labels(
     """
     import rasterio
 
-    with rasterio.open(path) as source:
+    with rasterio.open(path, OVERVIEW_LEVEL="NONE") as source:  # which may be averages
         if frame is None:
             return source.read(1, out_shape=_fit(source.shape, max_size))
         lies = fit(source, frame, str(path), "the image")

@@ -361,7 +361,8 @@ def read_classes(
 ) -> np.ndarray:  # (height, width), uint8: class id + 1
     "Read the classes of a label raster; ValueError for a value that means none."
     mask = look_at_mask(path)
-    with named(path), open_image(path) as f:
+    own = dict(OVERVIEW_LEVEL="NONE")  # overviews may hold averages
+    with named(path), open_image(path, **own) as f:
         scale = max(1.0, max(f.shape) / max_size) if max_size else 1.0
         shape = tuple(max(1, round(n / scale)) for n in f.shape)
         whole = (len(mask.bands), *shape)
@@ -377,11 +378,12 @@ def read_classes(
 
 def as_stock_reads(
     mask: Mask,  # A label raster
+    values: dict,  # Value -> class id, from `read_meaning`
     image: ImageInfo,  # Its image
 ) -> bool:  # False: a copy is needed
-    "Whether Raster Vision finds in a file the numbers that it holds, pixel on pixel."
+    "Whether Raster Vision finds in a file the numbers that are explained, pixel on pixel."
     same = mask.crs == image.crs and mask.transform == image.transform
-    return mask.plain and same
+    return mask.plain and same and not is_coloured(values)
 
 
 def write_classes(

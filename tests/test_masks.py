@@ -1,6 +1,7 @@
 """Label rasters: what their numbers and colours mean, and nothing read as something else."""
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -144,6 +145,7 @@ KINDS = {
         "#3c1098:building,#8429f6:background",
     ),
     "palettes": (shuffled_palettes, "#3C1098:building,#8429F6:background"),
+    "grey by colours": (tags(), "#FFFFFF:building,#000000:background"),
 }  # fmt: skip
 PATTERNS = dict(image_pattern="i_{id}.tif", label_pattern="m_{id}.tif")
 
@@ -181,7 +183,7 @@ def test_a_pixel_is_what_label_values_says(tmp_path, kind):
         pattern(int(i))[: -8 if three else None].sum() / SIZE**2 for i in table["id"]
     ]
     assert table["share"].tolist() == pytest.approx(shares, abs=1e-4)
-    assert "building: " in table["notes"][0].replace("#3C1098 ", "")
+    assert re.search(r"(#\w{6} )?building: ", table["notes"][0])
     cfg = config_of(data, tmp_path / "run", label_values=said)
     for name, ids in labels_by_stock(cfg).items():
         there = np.where(pattern(int(name)), 0, 1)
@@ -578,6 +580,27 @@ def test_drawing_a_scene_with_a_mask(tmp_path):
     share = pattern(1).mean()
     assert axes.get_title() == f"scene 1: building on {share:.0%} of it"
     assert "label_values" in scenes.plot_scene(scene).axes[0].get_title()
+
+
+@pytest.mark.parametrize("how", ["average", "nearest", "bilinear"])
+def test_overviews_of_a_mask_are_not_looked_at(tmp_path, how):
+    "They may hold averages, which are no classes."
+    from rvtutorial import drawing
+
+    there = np.random.default_rng(0).random((512, 512)) < 0.3
+    image = write(tmp_path / "i.tif", np.ones((3, 512, 512), np.uint8))
+    mask = write(tmp_path / "m.tif", np.where(there, 255, 0).astype(np.uint8))
+    with rasterio.open(mask, "r+") as file:
+        file.build_overviews([2, 4], rasterio.enums.Resampling[how])
+    axes = scenes.plot_scene(Scene("1", image, mask), 128, label_values=TWO).axes[0]
+    assert axes.get_title() == "scene 1: building on 30% of it"
+    frame = drawing.frame_of(image)
+    for drawn in (
+        drawing.read_labels(mask, 128),
+        drawing.read_labels(mask, 128, frame),
+    ):
+        assert drawn.shape == (128, 128) and set(np.unique(drawn)) == {0, 255}
+        assert (drawn > 0).mean() == pytest.approx(0.3, abs=0.02)
 
 
 def test_real_rio_masks_are_read_in_spite_of_their_tag(shared_data, tmp_path):
