@@ -184,6 +184,11 @@ def image_info(
 
     with open_image(path) as f:
         refuse_unplaced(f, path)
+        if not np.isfinite(tuple(f.transform)).all() or f.transform.is_degenerate:
+            raise ValueError(
+                f"{path} has a georeference that is no grid, {tuple(f.transform)[:6]}: "
+                "give it one (gdal_translate -a_srs -a_ullr)"
+            )
         alpha = f.count > 1 and f.colorinterp[-1] == ColorInterp.alpha
         return ImageInfo(
             Path(path), f.width, f.height, f.count, f.dtypes[0],

@@ -51,8 +51,12 @@ def read_meaning(
 
 def _pairs(label_values):
     "Values and names, as they were given."
-    if not isinstance(label_values, str):
+    if isinstance(label_values, dict):
         return label_values.items()
+    if not isinstance(label_values, str):
+        raise ValueError(
+            f"label_values must be text such as {EXAMPLE}, or a dict, got {label_values!r}"
+        )
     items = [item for item in label_values.split(",") if item.strip()]
     for item in items:
         if ":" not in item:
@@ -121,7 +125,7 @@ def look_at_mask(
             )
         if len(bands) == 3 and {f.dtypes[b - 1] for b in bands} != {"uint8"}:
             raise ValueError(f"{path} has three bands that are no colours of 8 bits")
-        palette = _palette(f, bands[0]) if len(bands) == 1 else None
+        palette = palette_of(f, bands[0]) if len(bands) == 1 else None
         flags = {flag for b in bands for flag in f.mask_flag_enums[b - 1]}
         masked = bool(flags & {MaskFlags.per_dataset, MaskFlags.alpha})
         scaled = any(f.scales[b - 1] != 1 or f.offsets[b - 1] for b in bands)
@@ -139,8 +143,11 @@ def look_at_mask(
         )  # fmt: skip
 
 
-def _palette(f, band):
-    "The colour of each index, None for a file without a palette."
+def palette_of(
+    f,  # An open raster
+    band: int = 1,  # Counted from 1
+) -> tuple[int, ...] | None:  # Colour of each index as 0xRRGGBB, -1: none
+    "The palette of a raster, None for a file without one."
     try:
         found = f.colormap(band)
     except ValueError:
@@ -408,7 +415,7 @@ def write_classes(
     )
     how = dict(driver="GTiff", dtype="uint8", count=1, compress="deflate")
     how |= dict(width=image.width, height=image.height, BIGTIFF="IF_SAFER")
-    if image.crs is not None:
+    if image.crs is not None or not image.transform.is_identity:  # of a world file
         how |= dict(crs=image.crs, transform=image.transform)
     if max(image.width, image.height) > 2048:
         how |= dict(tiled=True, blockxsize=512, blockysize=512)

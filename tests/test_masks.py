@@ -344,6 +344,8 @@ def test_share_is_that_of_the_class_looked_for(tmp_path):
         ("255:building,255:background", "255 is building and background"),
         ({"#3c1098": "building", "#3C1098": "background"}, "#3C1098 is building and"),
         ("", "numbers or colours"),
+        (255, "text such as 255:building"),
+        (["255:building"], "text such as 255:building"),
     ],
 )
 def test_label_values_that_say_nothing_are_refused(tmp_path, said, words):
@@ -427,6 +429,41 @@ def test_a_mask_without_a_place_lies_on_its_image(tmp_path):
     cfg = config_of(data, tmp_path / "run", label_values=TWO)
     for name, ids in labels_by_stock(cfg).items():
         assert ((ids == 0) == pattern(int(name)))[16:].all()
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_images_that_a_world_file_places(tmp_path, both):
+    "They have a grid and no reference system, and so have the labels of the run."
+    from rvtutorial import engine
+    from rvtutorial.runs import Run
+
+    nowhere = dict(crs=None, transform=None, driver="PNG")
+
+    def mask_of(path, there):
+        image, mask = path.with_name(f"i_{path.stem[2:]}.tif"), path.with_suffix(".png")
+        with rasterio.open(image) as file:
+            pixels = file.read()
+        image.unlink()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            write(image.with_suffix(".png"), pixels, **nowhere)
+            write(mask, np.where(there, 255, 0).astype(np.uint8), **nowhere)
+        for file in (image, mask)[: 1 + both]:
+            file.with_suffix(".pgw").write_text("1\n0\n0\n-1\n600000.5\n3999999.5\n")
+
+    data = make_set(tmp_path / "d", mask_of)
+    ends = dict(image_pattern="i_{id}.png", label_pattern="m_{id}.png")
+    cfg = config_of(data, tmp_path / "run", label_values=TWO, **ends)
+    for name, ids in labels_by_stock(cfg).items():
+        assert ((ids == 0) == pattern(int(name)))[16:].all()
+    engine.run(cfg, progress=False)
+    items = Run(tmp_path / "run").evaluation("validation")["overall"]
+    building = next(i for i in items if i.get("class_name") == "building")
+    there = pattern(3)
+    there[:16, :16] = False
+    assert building["gt_count"] == there.sum()
+    with rasterio.open(tmp_path / "run/predict/3/labels.tif") as file:
+        assert file.transform == PLACE["transform"] and file.crs is None
 
 
 def coarse(path, there):
