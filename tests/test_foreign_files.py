@@ -493,6 +493,7 @@ def test_names_keep_their_place(tmp_path):
         (["a.v1/1.tif", "a.v2/1.tif"], {"a.v1_1", "a.v2_1"}),
         (["a/1.tif", "a/1.png"], {"1_tif", "1_png"}),
         (["a/b/1.tif", "a/1.tif"], {"b_1", "a_1"}),
+        (["x/a/1.tif", "y/b/1.tif", "y/b/1.png"], {"a_1_tif", "b_1_tif", "b_1_png"}),
         (["2024/x/1.tif", "2025/x/1.tif", "2025/x/2.tif"], {"2024_1", "2025_1", "2"}),
     ],
 )
