@@ -563,8 +563,8 @@ class MapFiles(_Blocks):
         if valid is not None:
             out = self.outputs
             labels[~valid] = out.null if out.nodata is None else out.nodata
-            if out.scores:
-                scores[:, ~valid & (hits > 0)] = 0
+            if out.scores:  # in a run NaN stays where no window came, as in stock
+                scores[:, ~valid if out.nodata is not None else ~valid & (hits > 0)] = 0
             hits[~valid] = 0
         parts = {"labels.tif": labels, "polygons.gpkg": labels}
         parts |= {"scores.tif": scores, "pixel_hits.npy": hits}
