@@ -197,13 +197,6 @@ def _read_table(path):
     if unknown:
         raise ValueError(f"{path} names splits {unknown}; known are {list(SPLITS)}")
     splits = {s: [] for s in SPLITS}
-    unsafe = [
-        i for i in table["id"] if not i or i in (".", "..") or set(i) & set("/\\")
-    ]
-    if unsafe:
-        raise ValueError(
-            f"{path}: an id becomes the name of a folder, and {unsafe[0]!r} cannot be one"
-        )
     for row in table.itertuples():
         label = path.parent / row.label if row.label else None
         splits[row.split].append(
