@@ -314,7 +314,7 @@ def own_labels(
     if is_raster(scene.label):
         info, mask = image_info(scene.image), masks.look_at_mask(scene.label)
         check_grid(scene.label, info)
-        if empty is None and masks.as_stock_reads(mask, info):
+        if empty is None and masks.as_stock_reads(mask, values, info):
             return Path(scene.label), masks.coding(values, names, copied=False)
         out = folder / f"{scene.id}.tif"
         masks.write_classes(scene.label, values, info, out, null, empty)

@@ -290,3 +290,27 @@ def test_predictions_of_others_are_translated(tmp_path):
     files.append(write_raster(tmp_path / "p.tif", drawn))
     found = count_rasters(*files, NAMES[:2], predicted={255: 0, 0: 1})
     assert found.total.tolist() == [[1, 0], [0, 1]]
+
+
+def test_fractions_are_not_cut_to_a_class(tmp_path):
+    "What `values` or the declared value do not explain has to be a whole number."
+    from rvtutorial.counting import as_classes
+
+    truth = np.zeros((4, 4), "uint8")
+    write_raster(tmp_path / "t.tif", truth)
+    for odd in (0.25, 0.75, np.inf, np.nan):
+        drawn = np.zeros((4, 4), "float32")
+        drawn[0] = odd
+        path = write_raster(tmp_path / "d.tif", drawn, nodata=-9999)
+        with pytest.raises(ValueError, match=f"no class: .{str(odd)[:3]}"):
+            count_rasters(tmp_path / "t.tif", path, NAMES)
+        with pytest.raises(ValueError, match="no class"):
+            count_rasters(path, tmp_path / "t.tif", NAMES, values={255: 0})
+    path = write_raster(tmp_path / "d.tif", drawn, nodata=np.nan)
+    assert count_rasters(tmp_path / "t.tif", path, NAMES).total[0].tolist() == [
+        12,
+        0,
+        4,
+    ]
+    whole = as_classes(np.array([255.0, 1.0]), {255: 0})
+    assert whole.tolist() == [0, 1] and whole.dtype == np.int64

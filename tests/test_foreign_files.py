@@ -363,6 +363,50 @@ def test_rasters_that_are_cut_off(pair, tmp_path, driver, what, share):
     assert str(cut) in told and "cut off" in told
 
 
+def test_a_transform_that_is_no_grid(pair, tmp_path):
+    "From a text of the user, or of a broken tool."
+    image = write_image(
+        tmp_path / "n.tif", transform=rasterio.Affine(np.nan, 0, 0, 0, -1, 0)
+    )
+    told = problem(pair, geojson(tmp_path / "l.geojson", GOOD), image)
+    assert str(image) in told and "no grid" in told
+
+
+def test_complex_numbers_are_no_image(pair, tmp_path):
+    pixels = np.ones((1, SIZE, SIZE), "complex64")
+    image = write_image(tmp_path / "c.tif", pixels=pixels, dtype="complex64")
+    told = problem(pair, geojson(tmp_path / "l.geojson", GOOD), image)
+    assert str(image) in told and "complex" in told
+
+
+def test_a_mosaic_without_its_parts_names_them(pair, tmp_path):
+    import rasterio.shutil
+
+    part = write_image(tmp_path / "part.tif")
+    rasterio.shutil.copy(part, tmp_path / "m.vrt", driver="VRT")
+    part.unlink()
+    told = problem(pair, geojson(tmp_path / "l.geojson", GOOD), tmp_path / "m.vrt")
+    assert "m.vrt" in told and "part.tif" in told
+
+
+def painted(path, colours):
+    "An image of numbers with a palette."
+    pixels = np.random.default_rng(0).integers(0, 3, (1, SIZE, SIZE)).astype("uint8")
+    write_image(path, pixels=pixels)
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {i: (c, c, c, 255) for i, c in enumerate(colours)})
+    return path
+
+
+def test_palettes_of_images_are_mentioned_and_must_be_one(tmp_path):
+    one, two = (painted(tmp_path / f"{i}.tif", (5, 90, 200)) for i in (1, 2))
+    table = check_scenes([Scene("1", one), Scene("2", two)])
+    assert table.notes.str.contains("has a palette: .*-expand rgb").all()
+    other = painted(tmp_path / "3.tif", (5, 200, 90))
+    with pytest.raises(DataError, match="3: its palette differs from that of scene 1"):
+        check_scenes([Scene("1", one), Scene("2", two), Scene("3", other)])
+
+
 def test_a_zip_without_labels_is_named(pair, tmp_path):
     with zipfile.ZipFile(tmp_path / "l.zip", "w") as file:
         file.writestr("readme.txt", "x")
@@ -440,6 +484,7 @@ def test_names_keep_their_place(tmp_path):
         (["a.v1/1.tif", "a.v2/1.tif"], {"a.v1_1", "a.v2_1"}),
         (["a/1.tif", "a/1.png"], {"1_tif", "1_png"}),
         (["a/b/1.tif", "a/1.tif"], {"b_1", "a_1"}),
+        (["x/a/1.tif", "y/b/1.tif", "y/b/1.png"], {"a_1_tif", "b_1_tif", "b_1_png"}),
         (["2024/x/1.tif", "2025/x/1.tif", "2025/x/2.tif"], {"2024_1", "2025_1", "2"}),
     ],
 )

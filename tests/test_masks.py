@@ -1,6 +1,7 @@
 """Label rasters: what their numbers and colours mean, and nothing read as something else."""
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -144,6 +145,7 @@ KINDS = {
         "#3c1098:building,#8429f6:background",
     ),
     "palettes": (shuffled_palettes, "#3C1098:building,#8429F6:background"),
+    "grey by colours": (tags(), "#FFFFFF:building,#000000:background"),
 }  # fmt: skip
 PATTERNS = dict(image_pattern="i_{id}.tif", label_pattern="m_{id}.tif")
 
@@ -181,7 +183,7 @@ def test_a_pixel_is_what_label_values_says(tmp_path, kind):
         pattern(int(i))[: -8 if three else None].sum() / SIZE**2 for i in table["id"]
     ]
     assert table["share"].tolist() == pytest.approx(shares, abs=1e-4)
-    assert "building: " in table["notes"][0].replace("#3C1098 ", "")
+    assert re.search(r"(#\w{6} )?building: ", table["notes"][0])
     cfg = config_of(data, tmp_path / "run", label_values=said)
     for name, ids in labels_by_stock(cfg).items():
         there = np.where(pattern(int(name)), 0, 1)
@@ -342,6 +344,8 @@ def test_share_is_that_of_the_class_looked_for(tmp_path):
         ("255:building,255:background", "255 is building and background"),
         ({"#3c1098": "building", "#3C1098": "background"}, "#3C1098 is building and"),
         ("", "numbers or colours"),
+        (255, "text such as 255:building"),
+        (["255:building"], "text such as 255:building"),
     ],
 )
 def test_label_values_that_say_nothing_are_refused(tmp_path, said, words):
@@ -432,6 +436,41 @@ def test_a_mask_without_a_place_lies_on_its_image(tmp_path):
     cfg = config_of(data, tmp_path / "run", label_values=TWO)
     for name, ids in labels_by_stock(cfg).items():
         assert ((ids == 0) == pattern(int(name)))[16:].all()
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_images_that_a_world_file_places(tmp_path, both):
+    "They have a grid and no reference system, and so have the labels of the run."
+    from rvtutorial import engine
+    from rvtutorial.runs import Run
+
+    nowhere = dict(crs=None, transform=None, driver="PNG")
+
+    def mask_of(path, there):
+        image, mask = path.with_name(f"i_{path.stem[2:]}.tif"), path.with_suffix(".png")
+        with rasterio.open(image) as file:
+            pixels = file.read()
+        image.unlink()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            write(image.with_suffix(".png"), pixels, **nowhere)
+            write(mask, np.where(there, 255, 0).astype(np.uint8), **nowhere)
+        for file in (image, mask)[: 1 + both]:
+            file.with_suffix(".pgw").write_text("1\n0\n0\n-1\n600000.5\n3999999.5\n")
+
+    data = make_set(tmp_path / "d", mask_of)
+    ends = dict(image_pattern="i_{id}.png", label_pattern="m_{id}.png")
+    cfg = config_of(data, tmp_path / "run", label_values=TWO, **ends)
+    for name, ids in labels_by_stock(cfg).items():
+        assert ((ids == 0) == pattern(int(name)))[16:].all()
+    engine.run(cfg, progress=False)
+    items = Run(tmp_path / "run").evaluation("validation")["overall"]
+    building = next(i for i in items if i.get("class_name") == "building")
+    there = pattern(3)
+    there[:16, :16] = False
+    assert building["gt_count"] == there.sum()
+    with rasterio.open(tmp_path / "run/predict/3/labels.tif") as file:
+        assert file.transform == PLACE["transform"] and file.crs is None
 
 
 def coarse(path, there):
@@ -585,6 +624,27 @@ def test_drawing_a_scene_with_a_mask(tmp_path):
     share = pattern(1).mean()
     assert axes.get_title() == f"scene 1: building on {share:.0%} of it"
     assert "label_values" in scenes.plot_scene(scene).axes[0].get_title()
+
+
+@pytest.mark.parametrize("how", ["average", "nearest", "bilinear"])
+def test_overviews_of_a_mask_are_not_looked_at(tmp_path, how):
+    "They may hold averages, which are no classes."
+    from rvtutorial import drawing
+
+    there = np.random.default_rng(0).random((512, 512)) < 0.3
+    image = write(tmp_path / "i.tif", np.ones((3, 512, 512), np.uint8))
+    mask = write(tmp_path / "m.tif", np.where(there, 255, 0).astype(np.uint8))
+    with rasterio.open(mask, "r+") as file:
+        file.build_overviews([2, 4], rasterio.enums.Resampling[how])
+    axes = scenes.plot_scene(Scene("1", image, mask), 128, label_values=TWO).axes[0]
+    assert axes.get_title() == "scene 1: building on 30% of it"
+    frame = drawing.frame_of(image)
+    for drawn in (
+        drawing.read_labels(mask, 128),
+        drawing.read_labels(mask, 128, frame),
+    ):
+        assert drawn.shape == (128, 128) and set(np.unique(drawn)) == {0, 255}
+        assert (drawn > 0).mean() == pytest.approx(0.3, abs=0.02)
 
 
 def test_real_rio_masks_are_read_in_spite_of_their_tag(shared_data, tmp_path):

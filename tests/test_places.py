@@ -1,5 +1,6 @@
 """Where rasters lie: one comparison of grids, and sizes on the ground."""
 
+import json
 from types import SimpleNamespace
 
 import geopandas
@@ -7,6 +8,7 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import rasterio.features
 import shapely
 from affine import Affine
 from fake_runs import write_raster
@@ -171,6 +173,32 @@ def test_a_finer_raster_is_refused_and_a_rest_as_well(tmp_path):
             fit(grid(shape), grid(), "a.tif", "b.tif")
 
 
+def test_a_part_of_the_image_is_called_so():
+    with pytest.raises(
+        ValueError, match="is 80 x 30 pixels, the image 80 x 60; cut it"
+    ):
+        fit(grid((30, 80)), grid())
+
+
+def test_systems_without_a_way_between_them_are_named():
+    local = 'ENGCRS["site",EDATUM["here"],CS[Cartesian,2],AXIS["(E)",east],'
+    local += 'AXIS["(N)",north],LENGTHUNIT["metre",1]]'
+    with pytest.raises(
+        ValueError, match="in EPSG:32611, the image in site, and nothing"
+    ):
+        fit(grid(), grid(crs=local))
+    assert fit(grid(crs=local), grid(crs=local)).same
+
+
+def test_longitudes_are_the_same_after_a_turn():
+    def at(lon):
+        return grid(transform=from_origin(lon, 40, 1e-5, 1e-5), crs="EPSG:4326")
+
+    assert fit(at(250), at(-110)).same and fit(at(-110), at(250)).same
+    with pytest.raises(ValueError, match="shifted by"):
+        fit(at(250), at(-109))
+
+
 def test_what_has_no_place_is_pixel_on_pixel_and_says_which():
     nowhere = grid(transform=Affine.identity(), crs=None)
     assert "no georeference" in fit(nowhere, nowhere).note
@@ -299,6 +327,58 @@ def test_scenes_across_180_degrees(tmp_path, crs):
     assert [(a, b) for _, a, _, b, _ in shared] == [("1", "3")]
     assert 0.3 < shared[0][-1] < 0.7
     scenes.plot_map(frame)
+
+
+def test_outlines_round_a_pole(tmp_path):
+    def leak(crs, *lefts):
+        made = []
+        for i, left in enumerate(lefts):
+            there = from_origin(left, 1e5, 4000, 4000)
+            pixels = np.ones((1, 50, 50), np.uint8)
+            made.append(write_raster(tmp_path / f"{i}.tif", pixels, there, crs))
+        splits = {"train": [Scene("1", made[0])], "val": [Scene("2", made[1])]}
+        frame = pairs.outlines(splits)
+        assert frame.geometry.is_valid.all()
+        return pairs.leaks(frame)
+
+    for crs, pole in (("EPSG:3413", 90), ("EPSG:3031", -90)):
+        assert leak(crs, -1e5, 2e5) == []
+        assert leak(crs, -1e5, -1e5)[0][-1] == 1
+        assert 0.1 < leak(crs, -1e5, 5e4)[0][-1] < 0.9
+        whole = on_earth(
+            CRS.from_string(crs), from_origin(-1e5, 1e5, 4000, 4000), (50, 50)
+        )
+        assert whole.covers(shapely.Point(77, pole)) and whole.area < 400
+
+
+@pytest.mark.parametrize("left", [179.9999, 180 - 32e-5, 180 - 1e-5, -180.0001, 250])
+def test_polygons_of_an_image_at_180_degrees(tmp_path, left):
+    "Tools write longitudes from -180 to 180, wherever those of the image go on."
+    there = from_origin(left, 10, 1e-5, 1e-5)
+    truth, shapes = np.zeros((64, 64), bool), []
+    for x, y, u, v in ((5, 5, 15, 15), (28, 25, 38, 33), (40, 8, 60, 20)):
+        truth[y:v, x:u] = True
+        corners = [(x, y), (u, y), (u, v), (x, v), (x, y)]
+        ring = [there @ (c + 0.01, r + 0.01) for c, r in corners]
+        shapes.append([[((lon + 180) % 360 - 180, lat) for lon, lat in ring]])
+    features = [
+        {"type": "Feature", "properties": {}, "geometry": g}
+        for g in ({"type": "Polygon", "coordinates": s} for s in shapes)
+    ]
+    label = tmp_path / "l.geojson"
+    label.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    pixels = np.ones((3, 64, 64), np.uint8)
+    image = write_raster(tmp_path / "i.tif", pixels, there, "EPSG:4326")
+    scene = Scene("1", image, label)
+    table = scenes.check_scenes([scene])
+    assert table["share"][0] == pytest.approx(truth.mean(), abs=1e-4)
+    assert "counted on beyond 180 degrees" in table["notes"][0]
+    assert ((scenes.scene_mask(scene) > 0) == truth).all()
+    made = json.loads(scenes.clean_labels(scene, tmp_path / "o.geojson").read_text())
+    drawn = rasterio.features.rasterize(
+        [f["geometry"] for f in made["features"]], (64, 64), transform=there
+    )
+    assert ((drawn > 0) == truth).all()
 
 
 def test_an_outline_without_a_place_is_left_out(tmp_path):
