@@ -159,10 +159,11 @@ def as_classes(
             if 0 <= value < 256 and value == int(value):
                 table[int(value)] = number
         return table.astype(np.uint8 if table.max() < 256 else np.int64)[labels]
-    out = labels.astype(np.int64)
+    out = labels.astype(np.int64 if labels.dtype.kind in "bui" else np.float64)
     for value, number in meaning.items():
-        out[labels == value] = number
-    return out
+        out[np.isnan(labels) if value != value else labels == value] = number
+    whole = np.isfinite(out).all() and (out == np.floor(out)).all()
+    return out.astype(np.int64) if whole else out  # a fraction is no class
 
 # %% ../nbs/A11_counting.ipynb #7ca317bf
 VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb")

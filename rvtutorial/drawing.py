@@ -108,7 +108,8 @@ def read_labels(
     """
     import rasterio
 
-    with unplaced_allowed(), rasterio.open(path) as source:
+    plain = dict(OVERVIEW_LEVEL="NONE")  # overviews may be averages
+    with unplaced_allowed(), rasterio.open(path, **plain) as source:
         if frame is None:
             return source.read(1, out_shape=_fit(source.shape, max_size))
         lies = fit(source, frame, str(path), "the image")

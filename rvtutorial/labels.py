@@ -95,6 +95,7 @@ _CUT = ("Read failed", "ReadEncoded", "ReadRaw", "IReadBlock", "RasterIO", "shor
 
 def open_image(
     path: Path,  # Any raster that GDAL reads
+    **options,  # Of GDAL's driver
 ):  # An open rasterio dataset; close it or use it in `with`
     """Open a raster, or say what is the matter with the file.
 
@@ -112,7 +113,7 @@ def open_image(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            file = rasterio.open(path)
+            file = rasterio.open(path, **options)
         except RasterioIOError as err:
             remedy = "copy or download it again, or take it out of the folder"
             raise ValueError(
@@ -183,6 +184,11 @@ def image_info(
 
     with open_image(path) as f:
         refuse_unplaced(f, path)
+        if not np.isfinite(tuple(f.transform)).all() or f.transform.is_degenerate:
+            raise ValueError(
+                f"{path} has a georeference that is no grid, {tuple(f.transform)[:6]}: "
+                "give it one (gdal_translate -a_srs -a_ullr)"
+            )
         alpha = f.count > 1 and f.colorinterp[-1] == ColorInterp.alpha
         return ImageInfo(
             Path(path), f.width, f.height, f.count, f.dtypes[0],
@@ -444,6 +450,25 @@ def _reprojected(frame, info, path):
     return out
 
 
+def _beyond_180(frame, info):
+    "Longitudes counted on as those of an image that lies at 180 degrees: frame, polygons."
+    import shapely
+
+    left, _, right, _ = info.outline().bounds
+    if not info.crs.is_geographic or max(-left, right) < 179 or not len(frame):
+        return frame, 0
+    middle, shapes = (left + right) / 2, frame.geometry.to_numpy()
+
+    def near(points):
+        x, y = points.T
+        return np.column_stack([x - 360 * np.round((x - middle) / 360), y])
+
+    found = shapely.transform(shapes, near)
+    return frame.set_geometry(found), int(
+        (~shapely.equals_identical(shapes, found)).sum()
+    )
+
+
 def _place(frame, info, path):
     "Bring labels to the image's reference system: the frame, and notes."
     if not info.georeferenced:
@@ -463,6 +488,8 @@ def _place(frame, info, path):
             f"re-projected from {frame.crs.to_string()} to {info.crs.to_string()}"
         )
     out = _reprojected(frame, info, path) if len(frame) else frame
+    out, turned = _beyond_180(out, info)
+    notes += [f"{turned} counted on beyond 180 degrees"] if turned else []
     if len(out) and not out.intersects(info.outline()).any():
         raise ValueError(
             f"the labels in {path} do not touch {info.path.name}: {_why_apart(frame, info)}"
@@ -550,6 +577,8 @@ def is_clean(
 
     if Path(path).suffix.lower() != ".geojson" or not info.georeferenced:
         return False
+    if info.crs.is_geographic and np.abs(info.outline().bounds).max() >= 179:
+        return False  # whose longitudes may be counted on beyond 180
     try:
         found = json.loads(Path(path).read_text())
         features, shapes = found["features"], shapely.from_geojson(json.dumps(found))

@@ -695,8 +695,9 @@ def _told_apart(uris):
         layers = list(itertools.zip_longest(*folders, fillvalue=""))
         layers = [layer for layer in layers if len(set(layer)) > 1]
         ends = [_parts(uri)[-1].replace(".", "_") for uri in group]
-        ways = [(layers[:depth], stems) for depth in range(len(layers) + 1)]
-        for used, last in [*ways, (layers, ends)]:
+        depths = range(len(layers) + 1)
+        ways = [(layers[:depth], last) for last in (stems, ends) for depth in depths]
+        for used, last in ways:
             rows = zip(*used[::-1], last, strict=True)
             found = ["_".join(filter(None, row)) for row in rows]
             if len({name.lower() for name in found}) == len(group):

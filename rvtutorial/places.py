@@ -127,12 +127,17 @@ def on_earth(
     import shapely
 
     high, wide = shape
-    corners = np.array([0, wide, wide, 0]), np.array([0, 0, high, high])
-    lon, lat = lonlat(crs, *moved(transform, *corners))
+    way = np.arange(16) / 16  # steps along a side: it may be bent, or lead round a pole
+    across = np.concatenate([way, np.ones(16), 1 - way, np.zeros(17)]) * wide
+    down = np.concatenate([np.zeros(16), way, np.ones(16), 1 - way, [0]]) * high
+    lon, lat = lonlat(crs, *moved(transform, across, down))
     if not np.isfinite(lon).all():
         return shapely.Polygon()
-    lon = lon - 360 * np.round((lon - lon[0]) / 360)  # in one piece
-    whole = shapely.Polygon(np.column_stack([lon, lat]))
+    lon = np.unwrap(lon, period=360)  # in one piece
+    if abs(lon[-1] - lon[0]) > 180:  # the pole lies inside: along its whole parallel
+        pole = np.copysign(90, lat.mean())
+        lon, lat = np.r_[lon, lon[[-1, 0]]], np.r_[lat, pole, pole]
+    whole = shapely.make_valid(shapely.Polygon(np.column_stack([lon, lat])))
     if -180 <= lon.min() and lon.max() <= 180:
         return whole
     parts = []
@@ -206,7 +211,7 @@ def _size(raster):
     return tuple(shape) if shape else (raster.height, raster.width)
 
 
-def _points(raster, other):
+def _points(raster, other, name, other_name):
     "Nine points of a raster in pixels of the other: (3, 3) columns and rows."
     high, wide = _size(raster)
     across, down = np.meshgrid([0, wide / 2, wide], [0, high / 2, high])
@@ -214,8 +219,18 @@ def _points(raster, other):
     if raster.crs and other.crs and raster.crs != other.crs:
         from rasterio.warp import transform
 
-        x, y = transform(raster.crs, other.crs, x.ravel(), y.ravel())
+        try:
+            x, y = transform(raster.crs, other.crs, x.ravel(), y.ravel())
+        except Exception as err:  # of GDAL: there is no way from one to the other
+            raise ValueError(
+                f"{name} is in {_called(raster.crs)}, {other_name} in "
+                f"{_called(other.crs)}, and nothing leads from one to the other; write "
+                "both in one reference system"
+            ) from err
         x, y = np.reshape(x, (3, 3)), np.reshape(y, (3, 3))
+    if raster.crs and other.crs and other.crs.is_geographic:  # 190 degrees are -170
+        there, _ = moved(other.transform, _size(other)[1] / 2, _size(other)[0] / 2)
+        x = x + 360 * np.round((there - x[1, 1]) / 360)
     return np.array(moved(~other.transform, x, y))
 
 
@@ -243,7 +258,7 @@ def fit(
             raise ValueError(f"{sizes}, and {missing[0]} has no georeference")
         return Fit(note=_pixel_on_pixel(missing, name, other_name))
     with np.errstate(invalid="ignore"):
-        found = _points(raster, other)
+        found = _points(raster, other, name, other_name)
     line = np.array([0, 0.5, 1])
     for upside_down in (False, True):
         for mirrored in (False, True):
@@ -269,12 +284,20 @@ def _alone(raster, other):
     return "only one of image and labels names its reference system: taken as the same"
 
 # %% ../nbs/D6_places.ipynb #ce393a97
+def _called(crs):
+    "A reference system in few words."
+    import pyproj
+
+    text = crs.to_string()
+    return text if len(text) < 40 else pyproj.CRS(crs.to_wkt()).name
+
+
 def _difference(raster, other, found, name, other_name):
     "In words why a raster does not lie on the grid of another."
     remedy = "warp it to the image's grid"
     crs = ""
     if raster.crs and other.crs and raster.crs != other.crs:
-        crs = f"is in {raster.crs.to_string()}, {other_name} in {other.crs.to_string()}, and "
+        crs = f"is in {_called(raster.crs)}, {other_name} in {_called(other.crs)}, and "
     if not np.isfinite(found).all():
         return f"{name} {crs}does not reach the place of {other_name}; {remedy}"
     (high, wide), (rows, columns) = _size(raster), _size(other)
@@ -286,6 +309,9 @@ def _difference(raster, other, found, name, other_name):
     unlike = np.abs(np.divide(steps, wanted) - 1) * (columns, rows) > NEAR
     if min(abs(turn), abs(180 - abs(turn))) > np.degrees(NEAR / max(rows, columns)):
         return f"{name} {crs}is turned by {abs(turn):.1f} degrees against {other_name}; {remedy}"
+    if unlike.any() and (np.abs(np.array(steps) - 1) * (wide, high) <= NEAR).all():
+        text = f"is {wide} x {high} pixels, {other_name} {columns} x {rows}"
+        return f"{name} {crs}{text}; cut it to the image's grid, or fill it up"
     if unlike.any():
         text = f"has pixels of {steps[0]:.3g} x {steps[1]:.3g} pixels of {other_name}"
         return f"{name} {crs}{text}; {remedy}"

@@ -38,6 +38,7 @@ from rvtutorial.pairs import (  # noqa: F401
     leaks,
     odd_ones,
     outlines,
+    palette_problems,
     raster_problems,
     sampled_range,
     scene_mask,
@@ -162,9 +163,10 @@ def check_scenes(
     problems = [problem for _, problem in rows if problem]
     problems += raster_problems([r for r in rasters if r], classes, label_values)
     problems += odd_ones(table, "bands", bands) + odd_ones(table, "dtype")
+    problems += palette_problems(table)
     if problems or not rows:
         raise DataError(problems or ["there are no scenes to check"])
-    return table
+    return table.drop(columns="palette")
 
 # %% ../nbs/04_dataset.ipynb #4dab9624
 def plot_balance(
