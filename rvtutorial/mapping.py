@@ -790,6 +790,14 @@ def look_at(
     return found, cache
 
 
+def _remove_partials(folder):
+    "Delete what a killed process had not finished: the names of `atomic_path`."
+    form = r"\.[0-9a-f]{8}\.(labels\.tif|scores\.tif|polygons\.gpkg).*"
+    for path in folder.glob(".*"):
+        if re.fullmatch(form, path.name):
+            path.unlink(missing_ok=True)
+
+
 def _refuse_other(folder, uri):
     "ValueError if a folder holds the map of another image."
     path = Path(folder) / "labels.tif"
@@ -838,6 +846,7 @@ def map_images(
         profile, cache = look_at(uri, bands, dtype, chip_sz, channels)
         folder = Path(out).expanduser() / name
         _refuse_other(folder, uri)
+        _remove_partials(folder)
         outputs = Outputs(
             folder, profile, classes, 255, 255, scores=scores, tags={"image": uri},
             polygons=wanted if polygons else [],
