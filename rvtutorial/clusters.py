@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'LIVE', 'MAX_ARRAY', 'WAITS', 'SLURM', 'SlurmError', 'Unheard', 'our_word', 'minutes', 'megabytes', 'devices',
            'count', 'read_nodes', 'misfit', 'absent', 'associations', 'refuse_request', 'array_limit', 'explain',
-           'find_job', 'read_id', 'split_id', 'run_sbatch', 'read_states', 'ask_slurm', 'Watcher']
+           'find_job', 'read_ids', 'read_id', 'split_id', 'run_sbatch', 'read_states', 'ask_slurm', 'Watcher']
 
 # %% ../nbs/C11_talking_to_slurm.ipynb #3f288023
 import contextlib
@@ -17,7 +17,7 @@ import subprocess
 import time
 import warnings
 
-from .sites import Site, answer, clean_env, cluster_of, on_cluster
+from .sites import Site, answer, cluster_of, on_cluster, slurm_says
 
 # %% ../nbs/C11_talking_to_slurm.ipynb #f7c7deb0
 _SLURM_WORDS = {
@@ -290,32 +290,49 @@ WAITS = (2, 5, 10, 20)  # Seconds before each further try
 def find_job(
     name: str,  # Of the submission, in squeue's column NAME
     cluster: str = "",  # Its name; empty: the one we are on
+    among: tuple = (),  # Numbers that it can have; empty: any
 ) -> str | None:  # Its job id, "" if Slurm knows none, None if Slurm does not answer
     "Search the queue, then the accounting, for a job by its name."
     asked = ["squeue", "-h", "-t", "all", "-n", name, "-u", getpass.getuser()]
-    recent = answer(on_cluster(cluster, *asked, "-o", "%F"))
-    asked = ["sacct", "-n", "-X", "-P", f"--name={name}", "-o", "JobID"]
-    number = _first_number(recent) or _first_number(answer(on_cluster(cluster, *asked)))
+    recent = answer(on_cluster(cluster, *asked, "-o", "%F|%j"))
+    asked = ["sacct", "-n", "-X", "-P", f"--name={name}", "-o", "JobID,JobName"]
+    number = _number_of(name, recent, among)
+    number = number or _number_of(name, answer(on_cluster(cluster, *asked)), among)
     if number:
         return f"{number};{cluster}" if cluster else number
     return None if recent is None else ""
 
 
-def _first_number(text: str | None) -> str | None:
-    "The job id in the first line that begins with one."
+def _number_of(name: str, text: str | None, among: tuple) -> str | None:
+    "The job id in the first line that begins with one; a line with the name comes first."
     lines = (text or "").splitlines()
-    found = (re.match(r"(\d+)(?=[|;_.\s]|$)", line.strip()) for line in lines)
-    return next((one[1] for one in found if one), None)
+    found = [re.fullmatch(r"(\d+)(?:[|;_+].*)?", line.strip()) for line in lines]
+    found = [one for one in found if one and (not among or one[1] in among)]
+    named = [one for one in found if one[0].endswith(f"|{name}")]
+    return next((one[1] for one in named or found), None)
+
+
+def read_ids(
+    text: str,  # What sbatch --parsable prints, among other lines
+) -> list[str]:  # Such as "123", or "123;gpu" with the name of the cluster
+    "All that may be the job id in what sbatch says: a notice may be a number, too."
+    form = r"(?:Submitted batch job )?(\d+)(?:[_+]\d+)?(?:(?:;| on cluster )(\S+))?"
+    found = [re.fullmatch(form, line.strip()) for line in text.splitlines()]
+    ids = [f"{one[1]};{one[2]}" if one[2] else one[1] for one in found if one]
+    return list(dict.fromkeys(ids))
 
 
 def read_id(
     text: str,  # What sbatch --parsable prints, among other lines
+    name: str = "",  # Of the submission, by which Slurm is asked where it could be several
 ) -> str | None:  # Such as "123", or "123;gpu" with the name of the cluster
     "The job id in what sbatch says; None where there is none."
-    form = r"(?:Submitted batch job )?(\d+)(?:(?:;| on cluster )(\S+))?"
-    found = [re.fullmatch(form, line.strip()) for line in text.splitlines()]
-    last = next((one for one in reversed(found) if one), None)
-    return last and (f"{last[1]};{last[2]}" if last[2] else last[1])
+    ids = read_ids(text)
+    if len(ids) > 1 and name:
+        numbers = tuple(split_id(job)[0] for job in ids)
+        known, _ = split_id(find_job(name, split_id(ids[-1])[1], numbers) or "")
+        ids += [job for job in ids if split_id(job)[0] == known]
+    return ids[-1] if ids else None
 
 
 def split_id(
@@ -329,10 +346,8 @@ def split_id(
 def _sbatch(args: list[str]) -> tuple[str | None, str, bool]:
     "Run sbatch once: job id or None, what it said, and whether it may have been heard."
     try:
-        done = subprocess.run(
-            args, env=clean_env(), capture_output=True, text=True, timeout=60
-        )
-    except FileNotFoundError:
+        done = slurm_says(args, 60)
+    except (FileNotFoundError, PermissionError):
         raise SlurmError(
             "there is no sbatch on this machine: use a terminal or a session of the "
             f'cluster, or site="local". In a terminal: {shlex.join(args)}'
@@ -341,7 +356,7 @@ def _sbatch(args: list[str]) -> tuple[str | None, str, bool]:
         return None, "socket timed out: sbatch did not answer within 60 s", True
     said = done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}"
     if not done.returncode:  # it was taken, number or not
-        return read_id(done.stdout), said, True
+        return read_id(done.stdout, _option(args, "job-name")), said, True
     silent = re.search(_SILENT, said, re.I)
     return None, said, bool(silent) and "connect failure" not in said
 
@@ -402,13 +417,27 @@ def read_states(
     "What squeue says of the members of arrays."
     found = {}
     for line in text.splitlines():
-        parts = re.fullmatch(r"(\d+)\|(\d+)\|([^|]+)\|(.*)", line.strip())
+        line = re.sub(r"\s*\|\s*", "|", line.strip())
+        parts = re.fullmatch(r"(\d+)\|([\d\[][^|]*)\|([^|]+)\|(.*)", line)
         if not parts:  # a notice of the site, or a job that is no array
             continue
         (word, note), reason = our_word(parts[3]), parts[4]
-        key = parts[1], int(parts[2])
-        if word != "unknown" or key not in found:  # of a federation's two lines one
-            found[key] = (word, note or ("" if reason == "None" else reason))
+        for member in _members(parts[2]):
+            key = parts[1], member
+            if word != "unknown" or key not in found:  # of a federation's two lines one
+                found[key] = (word, note or ("" if reason == "None" else reason))
+    return found
+
+
+def _members(
+    text: str,  # "3", or those that wait together: "[0-2,7,10-20:5%4]"
+) -> list[int]:
+    "The numbers of the members of an array that one line is about."
+    found = []
+    for part in text.strip("[] ").partition("%")[0].split(","):
+        if ends := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
+            first, last, step = (int(n) if n else None for n in ends.groups())
+            found += range(first, (first if last is None else last) + 1, step or 1)
     return found
 
 
@@ -420,8 +449,9 @@ def _accounted(numbers: list[str], cluster: str) -> dict | None:
     asked = ["sacct", "-n", "-X", "-P", "-j", ",".join(numbers)]
     text = answer(on_cluster(cluster, *asked, "-o", "JobID,State"))
     lines = (text or "").splitlines()
-    parts = [re.fullmatch(r"(\d+)_(\d+)\|([^|]+)", line.strip()) for line in lines]
-    found = {(p[1], int(p[2])): our_word(p[3]) for p in parts if p}
+    form = r"(\d+)_([\d\[][^|]*)\|([^|]+)"
+    parts = [re.fullmatch(form, line.strip()) for line in lines]
+    found = {(p[1], m): our_word(p[3]) for p in parts if p for m in _members(p[2])}
     return None if text is None else found
 
 
@@ -445,8 +475,9 @@ def _states_on(cluster: str, numbers: list[str]) -> dict | None:
     if not rest:
         return found
     older = _accounted(rest, cluster)
-    if recent is None and older is None:
-        return None
+    if recent is None:  # then nobody knows whether the others wait or are lost
+        silent = {(job, None): ("unknown", "Slurm does not answer") for job in rest}
+        return silent | older if older else None
     if older is None:  # no accounting
         older = {k: v for job in rest for k, v in _controlled(job, cluster).items()}
     return older | found
@@ -468,7 +499,7 @@ def ask_slurm(
             silent = ("unknown", "Slurm does not answer")
             reply = {(number, None): silent for number in jobs}
         found |= {(jobs[n], m): word for (n, m), word in reply.items() if n in jobs}
-    if ids and all((job, None) in found for job in ids):
+    if ids and set(found) == {(job, None) for job in ids}:
         raise SlurmError("Slurm does not answer")
     return found
 

@@ -453,14 +453,14 @@ def available_memory(
 
 def _free(root: Path) -> int:
     for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) * 1024
+        if found := re.match(r"MemAvailable:\s*(\d+) kB", line):
+            return int(found[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _lines(path: Path) -> list[str]:
     with contextlib.suppress(OSError):
-        return path.read_text().splitlines()
+        return path.read_text(errors="surrogateescape").splitlines()
     return []
 
 
@@ -478,7 +478,7 @@ def _cgroup_room(root: Path) -> Iterator[int]:
     "What is left in the control group of this process and in each one above it."
     mounts = root / "sys/fs/cgroup"
     for line in _lines(root / "proc/self/cgroup"):
-        number, kinds, group = line.split(":", 2)
+        number, kinds, group = [*line.split(":", 2), "", ""][:3]
         if "memory" in kinds.split(","):
             places, names = [mounts / "memory"], _V1
         elif number == "0":
@@ -495,8 +495,8 @@ def _cgroup_room(root: Path) -> Iterator[int]:
 def _room(group: Path, limits: list[str], usage: str, idle: str) -> Iterator[int]:
     "What one control group leaves; files that are merely cached count as free."
     used = _number(group / usage) or 0
-    rows = [row.split() for row in _lines(group / "memory.stat")]
-    cached = sum(int(row[1]) for row in rows if row[:1] == [idle])
+    rows = (re.fullmatch(rf"{idle} (\d+)", r) for r in _lines(group / "memory.stat"))
+    cached = sum(int(row[1]) for row in rows if row)
     for name in limits:
         most = _number(group / name)
         if most is not None:
@@ -520,20 +520,25 @@ def _count(name: str) -> int:
 
 
 def _listed(name: str) -> int:
-    return len([word for word in os.environ.get(name, "").split(",") if word])
+    "How many numbers a list such as 0,3 or 0-3 holds."
+    words = (re.search(r"(\d+)(?:-(\d+))?$", w) for w in os.environ.get(name, "").split(","))
+    return sum(int(w[2] or w[1]) - int(w[1]) + 1 for w in words if w)
 
 
 def _megabytes(text: str | None) -> int | None:
     "Bytes of a number as Slurm writes it: megabytes, or with K, M, G or T behind it."
-    found = re.fullmatch(r"(\d+)([KMGT]?)", (text or "").strip().upper())
+    text = (text or "").strip().upper()  # N and C: of a node, of a CPU
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?[NC]?", text)
     units = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}
-    return int(found[1]) * units[found[2]] if found else None
+    return int(float(found[1]) * units[found[2]]) if found else None
 
 
 def _pages(root: Path, field: int) -> int:
     "A size of this process in bytes: 0 addresses, 1 memory, 5 data."
     rows = _lines(root / "proc/self/statm")
-    return int(rows[0].split()[field]) * os.sysconf("SC_PAGE_SIZE") if rows else 0
+    sizes = rows[0].split() if rows else []
+    known = field < len(sizes) and sizes[field].isdecimal()
+    return int(sizes[field]) * os.sysconf("SC_PAGE_SIZE") if known else 0
 
 
 def _rlimit_room(root: Path) -> Iterator[int]:

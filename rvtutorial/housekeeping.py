@@ -23,6 +23,7 @@ from .clusters import LIVE
 from .files import is_own_file, scratch_places
 from .jobs import Busy, lock
 from .queues import Job, ask
+from .records import Unreadable
 from .runs import Run, find_runs, near_match, read_json
 
 # %% ../nbs/C12_housekeeping.ipynb #d4fa51af
@@ -246,9 +247,13 @@ def superseded(
         return False  # it may be in the making
     for folder in map(Path, read_json(tasks)["folders"]):
         moved = home.parent.parent / folder.name  # with the submissions beside it
-        if any(home.name in _submissions(Run(place)) for place in (folder, moved)):
+        try:
+            if any(home.name in _submissions(Run(place)) for place in (folder, moved)):
+                return False
+        except Unreadable:  # nobody can tell
             return False
-    return not any(word in LIVE for word, _ in ask({str(home)}, now=True).values())
+    told = {word for word, _ in ask({str(home)}, now=True).values()}
+    return told.isdisjoint({*LIVE, "unreadable", "unknown"})
 
 
 def _submissions(run: Run) -> list[str]:

@@ -54,6 +54,7 @@ from rvtutorial.calibration import (  # noqa: F401
 # %% ../nbs/A4_metrics.ipynb #c51c12ab
 from rvtutorial.comparisons import (  # noqa: F401
     LOWER_IS_BETTER,
+    NO_SCORE,
     TITLES,
     Comparison,
     Interval,
@@ -893,6 +894,7 @@ def _score_board(found, metric, level):
         line |= {"p": pair.corrected if pair else np.nan}
         line |= {"tied": pair is None or pair.winner is None}
         first = "lowest" if lower else "highest"
+        first = NO_SCORE if np.isnan(one.value) else first
         lines.append(line | {"verdict": pair.verdict if pair else first})
     board = pd.DataFrame(lines, index=pd.Index(order, name="run"))
     return board.join(found.others.drop(columns=f"pixel_{metric}"))

@@ -366,7 +366,8 @@ def board_section(found: Material, board: pd.DataFrame) -> Section:
     shown[f"pixel {_title(found.metric)}"] = board.iloc[:, 0]
     shown["95 % interval"] = [_interval(row) for _, row in board.iterrows()]
     shown["behind the first"] = board.behind
-    words = ["highest"] + [
+    none = np.isnan(board.iloc[0, 0])
+    words = ["no score" if none else "highest"] + [
         "tied with it" if tied else "worse" for tied in board.tied[1:]
     ]
     shown["compared with the first"] = words

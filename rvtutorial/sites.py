@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANAGED', 'Resources', 'Node', 'check_values', 'Site', 'site_files', 'find_site', 'site_values', 'expand',
-           'load_modules', 'clean_env', 'answer', 'cluster_of', 'on_cluster', 'one_words', 'accounts', 'wanted_version',
-           'installed', 'has_folder', 'enough_room', 'has_program', 'fits', 'knows', 'check_site']
+           'load_modules', 'clean_env', 'slurm_says', 'answer', 'cluster_of', 'on_cluster', 'one_words', 'accounts',
+           'wanted_version', 'installed', 'has_folder', 'enough_room', 'has_program', 'fits', 'knows', 'check_site']
 
 # %% ../nbs/C7_sites.ipynb #4a3e7778
 import getpass
@@ -209,13 +209,28 @@ def clean_env() -> dict:
     return kept | ({"SLURM_CONF": conf} if conf else {})
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def slurm_says(
+    args: list[str],  # A command of Slurm's
+    seconds: float,  # Longest time
+) -> subprocess.CompletedProcess:
+    """Run a command; what it prints is text, whatever bytes and colours a site adds.
+
+    Raises OSError where there is no such command, TimeoutExpired where it takes too long.
+    """
+    how = dict(env=clean_env(), capture_output=True, text=True, timeout=seconds)
+    done = subprocess.run(args, **how, encoding="utf-8", errors="replace")
+    done.stdout, done.stderr = (_COLOURS.sub("", t) for t in (done.stdout, done.stderr))
+    return done
+
+
 def answer(args: list[str]) -> str | None:
     "What a Slurm command prints, or None when it is missing, fails or does not answer."
     try:
-        done = subprocess.run(
-            args, env=clean_env(), capture_output=True, text=True, timeout=30
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        done = slurm_says(args, 30)
+    except (OSError, subprocess.TimeoutExpired):
         return None
     if "Invalid job id" in done.stderr:  # an answer too: squeue has forgotten it
         return ""

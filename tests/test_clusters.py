@@ -226,6 +226,8 @@ def test_numbers_as_slurm_prints_them(text, number):
         (NOTICE + "123;gpu\n" + NOTICE, "123;gpu"),
         ("Submitted batch job 123\n", "123"),
         ("Submitted batch job 123 on cluster gpu\n", "123;gpu"),
+        ("123_4\n", "123"),
+        ("123+0\n", "123"),
         ("account 4711 is charged\n123\n", "123"),
         (NOTICE, None),
         ("", None),
@@ -234,6 +236,29 @@ def test_numbers_as_slurm_prints_them(text, number):
 )
 def test_the_number_of_a_job_is_found(text, job):
     assert read_id(text) == job
+
+
+@pytest.mark.parametrize(
+    "told, job",
+    [
+        ("17\n221|a-job\n", "221"),
+        ("17|x\n221|a-job\n", "221"),
+        ("3 nodes are down\n221|a-job\n", "221"),
+        ("221\n", "221"),
+        ("3 nodes are down\n", ""),
+        ("", ""),
+        (None, None),
+    ],
+)
+def test_a_job_is_found_by_its_name(monkeypatch, told, job):
+    "A line with the name counts before a line that is a number."
+    monkeypatch.setattr(
+        clusters, "answer", lambda args: told if args[0] == "squeue" else None
+    )
+    assert clusters.find_job("a-job") == job
+    if job:
+        assert read_id("17\n221\n5\n", "a-job") == "221"
+    assert read_id("17\n221\n") == "221"
 
 
 @pytest.mark.parametrize(
@@ -258,6 +283,16 @@ def test_of_two_lines_of_a_federation_the_one_at_work_counts():
     lines = ["7|0|REVOKED|None", "7|0|RUNNING|None"]
     for order in (lines, lines[::-1]):
         assert read_states("\n".join(order)) == {("7", 0): ("running", "")}
+
+
+@pytest.mark.parametrize(
+    "text, members",
+    [("3", [3]), ("[0-2]", [0, 1, 2]), ("[0-2%2]", [0, 1, 2]), ("[1,4-5]", [1, 4, 5]),
+     ("[0-6:3%1]", [0, 3, 6]), ("[0-1,...]", [0, 1]), ("[]", [])],
+)  # fmt: skip
+def test_members_that_wait_together_are_one_line(text, members):
+    told = read_states(f" 7 | {text} | PENDING | Priority \n")
+    assert told == {("7", m): ("queued", "Priority") for m in members}
 
 
 def test_accounts_among_notices(monkeypatch):

@@ -312,6 +312,24 @@ def test_a_board_says_what_it_compared():
     assert single.tied["one"] and single.low["one"] < single.pixel_f1["one"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_highest_where_nothing_has_a_score(method):
+    "No building in any scene, and none drawn."
+
+    def frame(tp, fp):
+        row = dict(tp=tp, fp=fp, fn=0, tn=900, right=900 + tp)
+        return pd.DataFrame([row] * 6, index=pd.Index(list("abcdef"), name="scene"))
+
+    rows = frame(0, 0)
+    board = board_of({"a": rows, "b": rows}, method=method)
+    assert board.pixel_f1.isna().all() and board.tied.all()
+    assert "no run has a score" in board.verdict.iloc[0]
+    assert "has no value" in board.verdict.iloc[1]
+    found = frame(9, 1)
+    mixed = board_of({"a": rows, "b": found}, method=method)
+    assert list(mixed.index) == ["b", "a"] and mixed.verdict["b"] == "highest"
+
+
 def boxes(*west, south=0.0, side=1.0):
     frame = pd.DataFrame(
         dict(west=west, south=south), index=list("abcdefghij")[: len(west)]

@@ -500,12 +500,44 @@ def test_a_container_shows_its_own_group_only(groups, tmp_path):
         ({"MEM_PER_GPU": "2048", "JOB_GPUS": "0,3"}, 4),
         ({"MEM_PER_NODE": "8192", "MEM_PER_CPU": "1024", "CPUS_ON_NODE": "2"}, 2),
         ({"MEM_PER_NODE": "nonsense"}, 16),
+        ({"MEM_PER_NODE": "UNLIMITED"}, 16),
+        ({"MEM_PER_NODE": "2097152K"}, 2),
+        ({"MEM_PER_NODE": "2048MB"}, 2),
+        ({"MEM_PER_NODE": "2.5Gn"}, 2.5),
+        ({"MEM_PER_CPU": "1Gc", "CPUS_ON_NODE": "2"}, 2),
+        ({"MEM_PER_GPU": "1G", "JOB_GPUS": "0-2,5"}, 4),
     ],
 )
 def test_what_slurm_has_granted(granted, gb, tmp_path, monkeypatch):
     for name, value in granted.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert available_memory(machine(tmp_path, "")) == gb * GB
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("proc/self/cgroup", b"\nrubbish\n0::/job_7\n"),
+        ("proc/self/cgroup", b"0::/job_7\n1:name=\xff:/x\n"),
+        ("proc/self/statm", b""),
+        ("proc/self/statm", b"0\n"),
+        ("sys/fs/cgroup/job_7/memory.stat", b"inactive_file\nanon 1\n"),
+        ("sys/fs/cgroup/job_7/memory.stat", b"inactive_file much\n"),
+        ("sys/fs/cgroup/job_7/memory.current", b""),
+        ("sys/fs/cgroup/memory.max", b"\n"),
+    ],
+)
+def test_odd_files_of_a_kernel_do_not_hide_the_others(name, text, tmp_path):
+    root = machine(tmp_path, "0::/job_7\n", **{"job_7__memory.max": 2 * GB})
+    (root / name).write_bytes(text)
+    assert available_memory(root) == 2 * GB
+
+
+@pytest.mark.parametrize("text", ["", "MemAvailable:\n", "MemAvailable: some kB\n"])
+def test_a_kernel_that_does_not_say_what_is_free(text, tmp_path):
+    root = machine(tmp_path, "")
+    (root / "proc/meminfo").write_text(text)
+    assert available_memory(root) > 0
 
 
 @pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])

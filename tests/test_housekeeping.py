@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rvtutorial import files as files_
 from rvtutorial import housekeeping as keep
+from rvtutorial import queues
 from rvtutorial.housekeeping import RULES, chosen, clean, disk_use, look
 from rvtutorial.jobs import lock
 from rvtutorial.runs import Run, write_json
@@ -323,6 +324,39 @@ def test_half_of_a_deleted_submission_goes_with_the_next_call(tmp_path):
     put(tmp_path / "jobs" / ".gone-1234" / "job.sh")
     clean(look([tmp_path]))
     assert not list((tmp_path / "jobs").iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"went": {"job": {"submission": 5}}}'])
+def test_a_run_that_cannot_be_read_keeps_its_submission_and_hides_nothing(
+    tmp_path, text
+):
+    run, home = make_run(tmp_path / "a"), submission(tmp_path, "one", "b")
+    gone = submission(tmp_path, "two", "deleted")
+    put(tmp_path / "b" / "run.json")
+    (tmp_path / "b" / "run.json").write_text(text)
+    plan = look([tmp_path])
+    assert home not in [item.path for item in plan.found]
+    assert gone in [item.path for item in plan.found]
+    assert run / "checkpoint.pt" in [item.path for item in plan.found]
+    assert plan.left == {tmp_path / "b": "unreadable"}
+
+
+@pytest.mark.parametrize("file", ["queue.json", "cancelled.json"])
+def test_a_submission_of_which_nobody_can_tell_stays(tmp_path, file):
+    home = submission(tmp_path, "one", "deleted")
+    (home / file).write_text('{"members": 3}')
+    age(home)
+    assert not look([tmp_path], ["submissions"]).found
+
+
+def test_a_submission_stays_while_slurm_is_silent(tmp_path, monkeypatch):
+    home = submission(tmp_path, "one", "deleted")
+    write_json(home / "job.json", {"queue": "slurm", "id": "7"})
+    age(home)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
+    queues.SLURM.forget()
+    assert not look([tmp_path], ["submissions"]).found
+    queues.SLURM.forget()
 
 
 def everything(folder: Path) -> dict:

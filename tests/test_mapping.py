@@ -640,6 +640,19 @@ def test_no_image_is_an_error(tmp_path, what, text):
         mapping.find_images([] if what == [] else str(tmp_path / what))
 
 
+def test_what_a_killed_process_left_goes_and_nothing_else(tmp_path):
+    write_image(tmp_path / "img1.tif", noise(70, 70))
+    folder = tmp_path / "out" / "img1"
+    folder.mkdir(parents=True)
+    left = [".0123abcd.labels.tif", ".0123abcd.polygons.gpkg-journal"]
+    others = [".notes", ".0123abcd.mine.txt", "labels.csv"]
+    for name in left + others:
+        (folder / name).touch()
+    options = {"classes": CLASSES, "chip_sz": 64, "polygons": False}
+    map_images(tmp_path / "img1.tif", shaded, tmp_path / "out", **options)
+    assert {p.name for p in folder.iterdir()} == {"labels.tif", *others}
+
+
 def test_a_map_of_another_image_is_not_overwritten(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

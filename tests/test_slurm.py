@@ -1023,6 +1023,78 @@ def test_notices_around_every_answer(cluster, tmp_path, quick, printed):
     assert job.states()[tmp_path / "r1"] == "node lost"
 
 
+ODD = {
+    "latin-1": "Wartung f\xfcr alle\n".encode("latin-1"),
+    "gbk": "\u96c6\u7fa4\u7ef4\u62a4\n".encode("gbk"),
+    "utf-8": "\u96c6\u7fa4\u7ef4\u62a4\n".encode(),
+    "colours": b"\x1b[1;33mNOTICE\n\x1b[0m",
+    "dos": b"NOTICE\r\n",
+    "a number": b"17\n",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("where", ["before", "after", "around"])
+def test_notices_in_any_bytes(cluster, tmp_path, quick, name, where):
+    "Other languages and encodings, colours, lines that are a number."
+
+    def printed(text):
+        before, after = (ODD[name] if where != w else b"" for w in ("after", "before"))
+        return (before + text.encode() + after).decode("latin-1")
+
+    told = LINES if name == "a number" else printed(LINES)
+    replies = {"sbatch": {"out": printed("221\n")}, "squeue": {"out": told}}
+    cluster.answers(**replies)
+    for program in replies:  # bytes, as they are
+        path = cluster.bin / program
+        text = path.read_text().replace(
+            'sys.stdout.write(reply.get("out", ""))',
+            'sys.stdout.buffer.write(reply.get("out", "").encode("latin-1"))',
+        )
+        path.write_text(text)
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(2)}
+    job = submit_many(runs, site=FARM, notebook=quick)
+    SLURM.forget()
+    assert list(job.states().values()) == ["running", "queued"]
+    home = Path(cluster.called("sbatch")[0][1][-1]).parent
+    assert read_json(home / "job.json")["id"] == "221"
+
+
+@pytest.mark.parametrize(
+    "notice", ["3 nodes are down", "2026 maintenance", "01.12.2026: maintenance"]
+)
+def test_a_notice_that_begins_with_a_number_is_no_job(cluster, tmp_path, quick, notice):
+    cluster.answers(sbatch={"out": NOTICE}, squeue={"out": f"{notice}\n{LINES}"})
+    submit(tmp_path / "r", {}, site=FARM, notebook=quick)
+    home = Path(cluster.called("sbatch")[0][1][-1]).parent
+    assert read_json(home / "job.json")["id"] == "221"
+
+
+@pytest.mark.parametrize(
+    "told, states",
+    [
+        ("", ["queued", "queued"]),
+        ("221_[0-1%2]|PENDING\n", ["queued", "queued"]),
+        ("221_0|RUNNING\n221_[1]|PENDING\n", ["running", "queued"]),
+        ("221_0|TIMEOUT\n", ["timed out", "queued"]),
+    ],
+)
+def test_a_silent_controller_loses_nothing_where_accounts_are_kept(
+    cluster, tmp_path, quick, told, states
+):
+    "squeue does not answer, sacct does, and knows nothing yet of what waits."
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(2)}
+    job = submit_many(runs, site=FARM, notebook=quick)
+    cluster.answers(
+        squeue={"code": 1, "err": "Unable to contact slurm controller"},
+        sacct={"out": told},
+    )
+    SLURM.forget()
+    assert list(job.states().values()) == states
+    submit(tmp_path / "r1", {"a": 1}, site=FARM, notebook=quick)
+    assert len(cluster.called("sbatch")) == 1
+
+
 def test_notices_in_the_check_of_a_site(cluster):
     cluster.answers(
         sacctmgr={"out": NOTICE + "crops\n"}, sinfo={"out": NOTICE + "gpu\n"}
