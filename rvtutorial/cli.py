@@ -361,11 +361,16 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
 @click.option("--label-values", help="Raster labels: 255:building,0:background.")
 @click.option("--layer", help="Layer of vector labels.")
 @click.option(
+    "--zeros",
+    type=click.Choice(["empty", "data"]),
+    help="Patches of 0 in all bands: no data (empty), or data.",
+)
+@click.option(
     "--only", type=click.Choice(["data", "site"]), help="Leave out the other."
 )
 def check(
     data, preset, site, image_pattern, label_pattern, class_field, classes,
-    label_values, layer, only,
+    label_values, layer, zeros, only,
 ):  # fmt: skip
     "Check a data set (a folder or a table of scenes) and what the jobs of a site need."
     from rvtutorial.sites import Site, check_site
@@ -373,7 +378,7 @@ def check(
     pattern = {"image_pattern": image_pattern, "label_pattern": label_pattern}
     pattern = {name: text for name, text in pattern.items() if text}
     how = {"class_field": class_field, "classes": classes and classes.split(",")}
-    how |= {"label_values": label_values, "layer": layer}
+    how |= {"label_values": label_values, "layer": layer, "zeros": zeros}
     how = {name: given for name, given in how.items() if given}
     doc, lines = {"ok": True, "problems": []}, []
     if only != "data":

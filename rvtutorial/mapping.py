@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLENDS', 'IMAGES', 'rv_starts', 'first_gap', 'cover', 'Grid', 'Plan', 'cosine_weights', 'winners', 'Rows', 'Band',
-           'Target', 'stream', 'scene_target', 'outputs_of', 'holes_of', 'find_images', 'map_images']
+           'Target', 'stream', 'scene_target', 'outputs_of', 'holes_of', 'find_images', 'look_at', 'map_images']
 
 # %% ../nbs/E4_mapping.ipynb #a2389e69
 import contextlib
@@ -792,7 +792,6 @@ def look_at(
     return found, cache
 
 
-<<<<<<< ours
 def _gdal_type(dtype):
     "What gdal_translate is told to write a type, such as -ot UInt16."
     if dtype == "uint8":
@@ -800,8 +799,6 @@ def _gdal_type(dtype):
     return f"-ot {dtype.capitalize().replace('Ui', 'UI')}"
 
 
-||||||| base
-=======
 def _remove_partials(folder):
     "Delete what a killed process had not finished: the names of `atomic_path`."
     form = r"\.[0-9a-f]{8}\.(labels\.tif|scores\.tif|polygons\.gpkg).*"
@@ -810,7 +807,6 @@ def _remove_partials(folder):
             path.unlink(missing_ok=True)
 
 
->>>>>>> theirs
 def _refuse_other(folder, uri):
     "ValueError if a folder holds the map of another image."
     path = Path(folder) / "labels.tif"
