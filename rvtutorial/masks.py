@@ -53,8 +53,12 @@ def read_meaning(
 
 def _pairs(label_values):
     "Values and names, as they were given."
-    if not isinstance(label_values, str):
+    if isinstance(label_values, dict):
         return label_values.items()
+    if not isinstance(label_values, str):
+        raise ValueError(
+            f"label_values must be text such as {EXAMPLE}, or a dict, got {label_values!r}"
+        )
     items = [item for item in label_values.split(",") if item.strip()]
     for item in items:
         if ":" not in item:
@@ -123,7 +127,7 @@ def look_at_mask(
             )
         if len(bands) == 3 and {f.dtypes[b - 1] for b in bands} != {"uint8"}:
             raise ValueError(f"{path} has three bands that are no colours of 8 bits")
-        palette = _palette(f, bands[0]) if len(bands) == 1 else None
+        palette = palette_of(f, bands[0]) if len(bands) == 1 else None
         flags = {flag for b in bands for flag in f.mask_flag_enums[b - 1]}
         masked = bool(flags & {MaskFlags.per_dataset, MaskFlags.alpha})
         scaled = any(f.scales[b - 1] != 1 or f.offsets[b - 1] for b in bands)
@@ -141,8 +145,11 @@ def look_at_mask(
         )  # fmt: skip
 
 
-def _palette(f, band):
-    "The colour of each index, None for a file without a palette."
+def palette_of(
+    f,  # An open raster
+    band: int = 1,  # Counted from 1
+) -> tuple[int, ...] | None:  # Colour of each index as 0xRRGGBB, -1: none
+    "The palette of a raster, None for a file without one."
     try:
         found = f.colormap(band)
     except ValueError:
@@ -363,7 +370,8 @@ def read_classes(
 ) -> np.ndarray:  # (height, width), uint8: class id + 1
     "Read the classes of a label raster; ValueError for a value that means none."
     mask = look_at_mask(path)
-    with named(path), open_image(path) as f:
+    own = dict(OVERVIEW_LEVEL="NONE")  # overviews may hold averages
+    with named(path), open_image(path, **own) as f:
         scale = max(1.0, max(f.shape) / max_size) if max_size else 1.0
         shape = tuple(max(1, round(n / scale)) for n in f.shape)
         whole = (len(mask.bands), *shape)
@@ -379,11 +387,12 @@ def read_classes(
 
 def as_stock_reads(
     mask: Mask,  # A label raster
+    values: dict,  # Value -> class id, from `read_meaning`
     image: ImageInfo,  # Its image
 ) -> bool:  # False: a copy is needed
-    "Whether Raster Vision finds in a file the numbers that it holds, pixel on pixel."
+    "Whether Raster Vision finds in a file the numbers that are explained, pixel on pixel."
     same = mask.crs == image.crs and mask.transform == image.transform
-    return mask.plain and same
+    return mask.plain and same and not is_coloured(values)
 
 
 def write_classes(
@@ -408,7 +417,7 @@ def write_classes(
     )
     how = dict(driver="GTiff", dtype="uint8", count=1, compress="deflate")
     how |= dict(width=image.width, height=image.height, BIGTIFF="IF_SAFER")
-    if image.crs is not None:
+    if image.crs is not None or not image.transform.is_identity:  # of a world file
         how |= dict(crs=image.crs, transform=image.transform)
     if max(image.width, image.height) > 2048:
         how |= dict(tiled=True, blockxsize=512, blockysize=512)
