@@ -70,10 +70,18 @@ as_this_machine() { # root folder: the network's names, proxies and certificates
 }
 
 write_wrapper() {
+    # some versions of unshare leave the maps to newuidmap and newgidmap, which Debian has
+    # in a package of their own and which ask /etc/subuid; root may write them itself
+    mkdir -p "$folder/maps"
+    for kind in uid gid; do
+        # shellcheck disable=SC2016  # the script's own arguments
+        printf '#!/bin/sh\necho "$2 $3 $4" >"/proc/$1/%s_map"\n' $kind >"$folder/maps/new${kind}map"
+        chmod +x "$folder/maps/new${kind}map"
+    done
     cat >"$wrapper.part" <<WRAP
 #!/bin/bash
 # made by rvtutorial's tests/cluster/apptainer.sh: Debian sid's apptainer in its own root
-exec unshare -U --map-users=0,0,65536 --map-groups=0,0,65536 -m \\
+PATH=$folder/maps:\$PATH exec unshare -U --map-users=0,0,65536 --map-groups=0,0,65536 -m \\
     /bin/bash "$folder/enter" "$folder/root" "\$PWD" "\$@"
 WRAP
     cat >"$folder/enter" <<'ENTER'
@@ -82,6 +90,7 @@ WRAP
 set -eu
 root=$1 folder=$2
 shift 2
+PATH=${PATH#*:} # without the folder that only unshare needs
 mount --make-rprivate /
 mount --bind "$root" "$root"
 for place in /*; do
