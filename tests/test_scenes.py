@@ -220,8 +220,8 @@ def test_speed(tmp_path):
     make_sample_scenes(tmp_path / "d", 6, 0, 0)
     seconds = time.process_time() - start  # of all threads, so of one core
     print(f"generator: {6 * 0.4225 / seconds:.2f} Mpx/s")
-    # 1.5 and more on a quiet machine; one that shares its cores counts more seconds
-    assert 6 * 0.4225 / seconds >= 0.6, f"{6 * 0.4225 / seconds:.2f} Mpx/s"
+    # 1.2 and 1.4 were measured, and 0.98 beside two other test suites
+    assert 6 * 0.4225 / seconds >= 0.8, f"{6 * 0.4225 / seconds:.2f} Mpx/s"
 
 
 # ---- how hard the sample scenes are ------------------------------------------------
