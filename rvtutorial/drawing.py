@@ -31,7 +31,7 @@ from .metrics import LabelFolder, as_classes, label_meaning
 from .places import fit, ground_size, unplaced_allowed
 from .runs import Run
 from .scenes import open_image, read_image, stretch
-from .validity import Validity
+from .validity import CACHE, Validity
 
 # %% ../nbs/C9_drawing.ipynb #8c39e20e
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def read_labels(
     import rasterio
 
     plain = dict(OVERVIEW_LEVEL="NONE")  # overviews may be averages
-    with unplaced_allowed(), rasterio.open(path, **plain) as source:
+    little = rasterio.Env(GDAL_CACHEMAX=CACHE)  # or all pixels of a large file stay
+    with unplaced_allowed(), little, rasterio.open(path, **plain) as source:
         if frame is None:
             return source.read(1, out_shape=_fit(source.shape, max_size))
         lies = fit(source, frame, str(path), "the image")
@@ -131,7 +132,9 @@ def seen_in(
     shape: tuple[int, int],  # Rows and columns of the result
 ) -> np.ndarray:  # (rows, columns) bool
     "Where an image holds data, thinned out (`validity.valid`)."
-    with open_image(path) as file:
+    import rasterio
+
+    with open_image(path) as file, rasterio.Env(GDAL_CACHEMAX=CACHE):
         return Validity(file).valid(shape=tuple(shape))
 
 # %% ../nbs/C9_drawing.ipynb #6b898505

@@ -212,10 +212,11 @@ def read_image(
     max_size: int | None = None,  # Longest side of what is returned; None: all pixels
 ) -> np.ndarray:  # (bands, height, width), the file's type
     "Read an image, thinned out when it is larger than `max_size`."
+    import rasterio
     from rasterio.enums import Resampling
     from rasterio.errors import RasterioIOError
 
-    with open_image(path) as f:
+    with open_image(path) as f, rasterio.Env(GDAL_CACHEMAX=validity.CACHE):
         scale = max(1.0, max(f.shape) / max_size) if max_size else 1.0
         shape = (f.count, *(max(1, round(n / scale)) for n in f.shape))
         how = Resampling.average if f.overviews(1) else Resampling.nearest

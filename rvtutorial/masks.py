@@ -272,7 +272,9 @@ def unexplained(
     if not coloured and not all(isinstance(v, int) for v in strange):
         return f"{text}; labels are whole numbers: write the file again with those"
     more = ",".join(f"{v}:{NULL}" for v in list(strange)[:8])
-    return f"{text}; say in label_values which class each is, or that it is none: {more}"
+    return (
+        f"{text}; say in label_values which class each is, or that it is none: {more}"
+    )
 
 
 def explain(
@@ -369,9 +371,14 @@ def read_classes(
     image: ImageInfo | None = None,  # On whose grid; None: as the file lies
 ) -> np.ndarray:  # (height, width), uint8: class id + 1
     "Read the classes of a label raster; ValueError for a value that means none."
+    import rasterio
+
     mask = look_at_mask(path)
     own = dict(OVERVIEW_LEVEL="NONE")  # overviews may hold averages
-    with named(path), open_image(path, **own) as f:
+    little = rasterio.Env(
+        GDAL_CACHEMAX=validity.CACHE
+    )  # or all pixels of a large file stay
+    with named(path), open_image(path, **own) as f, little:
         scale = max(1.0, max(f.shape) / max_size) if max_size else 1.0
         shape = tuple(max(1, round(n / scale)) for n in f.shape)
         whole = (len(mask.bands), *shape)

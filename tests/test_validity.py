@@ -264,14 +264,15 @@ def test_thinned_out_for_drawing(tmp_path):
 PEAK = """
 import sys
 from pathlib import Path
+import geopandas, pyproj, rasterio.features, shapely
 from rvtutorial import scenes
+MiB = lambda what: int(Path("/proc/self/status").read_text().partition(what)[2].split()[0]) // 1024
+before = MiB("VmRSS:")
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 image, label, values = sys.argv[1:]
 scene = scenes.Scene("1", Path(image), Path(label))
 table = scenes.check_scenes([scene], label_values=values or None)
-status = Path("/proc/self/status").read_text()
-most = status.partition("VmHWM:")[2].split()[0]
-print(table.no_data[0], table.share[0], int(most) // 1024)
+print(table.no_data[0], table.share[0], MiB("VmHWM:") - before, before)
 """
 
 
@@ -311,10 +312,11 @@ def test_large_scenes_are_checked_in_little_memory(tmp_path, shape, kind):
         geopandas.GeoSeries(boxes, crs="EPSG:32611").to_file(label)
     args = [sys.executable, "-c", PEAK, str(path), str(label), values]
     out = subprocess.run(args, capture_output=True, text=True, check=True).stdout
-    empty, share, most = map(float, out.split())
+    empty, share, most, libraries = map(float, out.split())
     assert empty == pytest.approx(1 - 1e6 / np.prod(shape), abs=1e-4)
     assert share == pytest.approx(labelled / np.prod(shape), abs=1e-4) and share > 0
-    assert most < 300  # MiB, of which 150 are Python and its libraries
+    # MiB beyond Python and its libraries, which take 125; one band whole would be 137 more
+    assert most < 200, (most, libraries)
 
 
 # maps
