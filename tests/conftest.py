@@ -21,3 +21,22 @@ def shared_data():
         return base / name
 
     return find
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    "Scenes and labels of the zoo of stock configurations (`stock_configs`)."
+    import stock_configs
+
+    return stock_configs.make_data(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    "One thread of torch, so that sums are added in one order."
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

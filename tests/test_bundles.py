@@ -12,29 +12,17 @@ import numpy as np
 import pytest
 import rasterio
 import stock_configs
-import torch
 from rastervision.core.predictor import Predictor
 from stock_configs import ZOO, image, pipeline, scenes, vector
 
 from rvtutorial import bundles, engine, models
 from rvtutorial.learner import pack
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = ("run", "bundle", "training", "moved", "old")
 MODELS = ("sliding", "bands_chosen", "five_bands", "stats", "cast", "crop", "votes")
 MODELS += ("smooth_float", "min_max", "chipped", "chipped_bands", "chipped_stats")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return stock_configs.make_data(tmp_path_factory.mktemp("zoo"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import rasterio
 import stock_configs
-import torch
 from rastervision.core.box import Box
 from rastervision.core.data import (
     ClassConfig,
@@ -44,18 +43,7 @@ from stock_configs import ZOO, grid, image, pipeline, scenes, solver, vector
 from rvtutorial import engine, reading
 from rvtutorial.runs import Run
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return stock_configs.make_data(tmp_path_factory.mktemp("zoo"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def read(path):

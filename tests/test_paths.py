@@ -29,25 +29,17 @@ from rvtutorial import engine
 from rvtutorial.learner import FastLearner, quiet
 from rvtutorial.reading import build_scene
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 RUNS = [name for name, v in ZOO.items() if not v.stock_fails]
 # what the engine adds, and what it leaves out: pictures and ONNX
 EXTRA = r"run\.json|\.run\.lock|checkpoint\.pt|(x/)?train/best-model\.pth"
 LEFT_OUT = r"train/dataloaders/.*|train/.*_preds\.png|train/train_metrics\.json"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return stock_configs.make_data(tmp_path_factory.mktemp("zoo"))
-
-
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def programs():
     with stock_configs.programs():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
