@@ -18,12 +18,12 @@ help:
 	@sed -n 's/^# //p' Makefile | head -4
 
 run: $(VENV)/.ready
-	@RVTUTORIAL_HOME=$(CURDIR) $(BIN)/python -m rvtutorial.jobs lessons
+	@RVTUTORIAL_HOME=$(CURDIR) $(BIN)/python -m rvtutorial.hpc.runner lessons
 
 test: lint notebooks pytest
 
 lab: $(VENV)/.ready
-	@mkdir -p lab && cp -rn nbs/*.ipynb nbs/images lab/
+	@mkdir -p lab && cp -rn nbs/. lab/
 	@cd lab && RVTUTORIAL_HOME=$(CURDIR) ../$(BIN)/jupyter lab $(ROOT_OK) 01_tutorial_setup.ipynb
 
 # jobs through a real Slurm and a real Apptainer, which it sets up and takes down again;

@@ -10,9 +10,9 @@ __all__ = ['COLOURS', 'make_classes', 'make_label_raster', 'make_fillers', 'make
 import shutil
 from pathlib import Path
 
-from . import __file__ as package_file
-from . import inputs, scenes
-from .labels import is_raster
+from . import scenes
+from .engine import inputs
+from .data.labels import is_raster
 from .runs import Hyperparams, atomic_path
 from rastervision.core.data import (
     ClassConfig,
@@ -196,8 +196,10 @@ def make_model(
         return SemanticSegmentationModelConfig(
             backbone=backbone, pretrained=hp.pretrained
         )
+    from rvtutorial.models import unet
+
     with atomic_path(hub / "hubconf.py") as partial:
-        shutil.copyfile(Path(package_file).with_name("models.py"), partial)
+        shutil.copyfile(unet.__file__, partial)
     sizes = {"num_classes": len(classes), "in_channels": bands}
     if hp.null == "ignore":
         sizes["null_id"] = classes.null_class_id

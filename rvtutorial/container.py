@@ -291,8 +291,10 @@ DECISIVE = ("rastervision", "torch", "torchvision", "numpy", "rasterio")
 def own_versions() -> dict[str, str]:  # As lines of FREEZE name them
     "Python, this library, a digest of its code, and the packages that decide a result."
     code = hashlib.sha256()
-    for path in sorted(Path(str(resources.files("rvtutorial"))).glob("[a-z]*.py")):
-        code.update(path.name.encode() + path.read_bytes())
+    inside = Path(str(resources.files("rvtutorial")))
+    for path in sorted(inside.rglob("*.*")):
+        if path.suffix in (".py", ".html") and path.name != "_modidx.py":
+            code.update(str(path.relative_to(inside)).encode() + path.read_bytes())
     found = {"python": platform.python_version()}
     found |= {"rvtutorial-code": code.hexdigest()[:12]}
     for name in ("rvtutorial", *DECISIVE):

@@ -24,9 +24,9 @@ from functools import cached_property, partial
 from inspect import Parameter, Signature
 from pathlib import Path
 
-from . import records
-from .records import Unreadable, read_json
-from .files import LONGEST, lock_soon, open_lock, refuse_name, shortened
+from .core import records
+from .core.records import Unreadable, read_json
+from .core.files import LONGEST, lock_soon, open_lock, refuse_name, shortened
 
 # %% ../nbs/05_model_configuration.ipynb #81b8ca54
 _UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}

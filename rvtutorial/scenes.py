@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rvtutorial.labels import (  # noqa: F401
+from rvtutorial.data.labels import (  # noqa: F401
     data_mask,
     image_info,
     is_raster,
@@ -21,8 +21,8 @@ from rvtutorial.labels import (  # noqa: F401
     read_shapes,
     value_counts,
 )
-from .masks import read_classes, read_meaning
-from rvtutorial.pairs import (  # noqa: F401
+from .data.masks import read_classes, read_meaning
+from rvtutorial.data.pairing import (  # noqa: F401
     IMAGE_PATTERN,
     LABEL_PATTERN,
     SPLITS,
@@ -47,8 +47,8 @@ from rvtutorial.pairs import (  # noqa: F401
     target_class,
     write_table,
 )
-from .validity import Validity
-from rvtutorial.sources import (  # noqa: F401
+from .data.validity import Validity
+from rvtutorial.data.sources import (  # noqa: F401
     ensure_data,
     fetch_spacenet,
     make_sample_scenes,

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
-from rvtutorial.clusters import (
+from rvtutorial.hpc.scheduler import (
     SlurmError,
     Unheard,
     array_limit,
@@ -28,7 +28,7 @@ from rvtutorial.clusters import (
     split_id,
 )
 from .container import check_binds, check_image, exec_command
-from rvtutorial.queues import (
+from rvtutorial.hpc.queue import (
     Job,
     JobFailed,  # noqa: F401, for those who catch it here
     check_params,
@@ -45,7 +45,7 @@ from rvtutorial.queues import (
     waits_for,
 )
 from .runs import Run, packaged, write_json
-from rvtutorial.sites import (
+from rvtutorial.hpc.sites import (
     Site,
     accounts,
     check_site,
@@ -113,7 +113,7 @@ def job_command(
     folders=(),  # Folders that the job writes to or reads from
 ) -> str:  # One line of shell, every word quoted
     "The command that runs one member, inside the site's container if it has one."
-    run = ["-m", "rvtutorial.jobs", "member"]
+    run = ["-m", "rvtutorial.hpc.runner", "member"]
     if not site.image:
         python = expand("python", site.python) if site.python else sys.executable
         return shlex.join([python, *run])

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from .metrics import leaderboard
+from .metrics.leaderboard import leaderboard
 from .runs import Run
-from .search import Proposal, propose
-from .sites import Site
+from .sweeps.space import Proposal, propose
+from .hpc.sites import Site
 from .slurm import Job
-from rvtutorial.sweepfile import (  # noqa: F401
+from rvtutorial.sweeps.sweepfile import (  # noqa: F401
     SweepFile,
     Trial,
     complete,
@@ -30,7 +30,7 @@ from rvtutorial.sweepfile import (  # noqa: F401
     trial_names,
     write_record,
 )
-from rvtutorial.trials import (
+from rvtutorial.sweeps.trials import (
     BROKEN,
     Progress,
     checked_trials,

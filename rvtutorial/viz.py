@@ -19,11 +19,12 @@ import pandas as pd
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from . import drawing, metrics
+from .figures import maps
+from .metrics import leaderboard as metrics
 from .chips import grid_windows, plot_windows
-from .drawing import alt_text, figure_bytes, figure_kind  # noqa: F401
-from .metrics import LabelFolder  # noqa: F401  (one place for all figures)
-from rvtutorial.plots import (  # noqa: F401
+from .figures.maps import alt_text, figure_bytes, figure_kind  # noqa: F401
+from .metrics.leaderboard import LabelFolder  # noqa: F401  (one place for all figures)
+from rvtutorial.figures.runs import (  # noqa: F401
     Board,
     find_scene,
     note_test,
@@ -40,7 +41,7 @@ from rvtutorial.plots import (  # noqa: F401
 )
 from .runs import Run
 from .scenes import plot_scene  # noqa: F401
-from rvtutorial.sweepplots import (  # noqa: F401
+from rvtutorial.figures.sweeps import (  # noqa: F401
     importance,
     plot_cost,
     plot_importance,
@@ -79,7 +80,7 @@ def files(
     return found.kilobytes.agg(files="count", kilobytes="sum").round(1)
 
 # %% ../nbs/07_evaluation.ipynb #c9aa2175
-@drawing.as_written
+@maps.as_written
 def display_conf_mat(
     output_path,  # A run, a list of runs, or a dict name -> run
     split: str = "validation",  # Or "test"
@@ -98,14 +99,14 @@ def display_conf_mat(
         ax.remove()
     for ax, (name, found) in zip(axes.flat, counts.items(), strict=False):
         kind = of or metrics.first_class(found)
-        drawing.draw_matrix(ax, metrics.table(found, kind, null).sum(), kind)
+        maps.draw_matrix(ax, metrics.table(found, kind, null).sum(), kind)
         ax.set_title(f"{name}\n{len(found)} whole {split} scenes", fontsize=10)
     for note in note_test(runs, split, "display_conf_mat", "confusion matrix"):
-        drawing.title_above(fig, note)
+        maps.title_above(fig, note)
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #2530283a
-@drawing.as_written
+@maps.as_written
 def plot_predictions(
     runs,  # A run, a list, a dict name -> run, or a Sweep
     scenes=None,  # Ids, or places in alphabetical order; None: the first three
@@ -122,32 +123,32 @@ def plot_predictions(
     scenes = base.scene_ids(split)[:3] if scenes is None else scenes
     scenes = [scenes] if isinstance(scenes, (str, int)) else list(scenes)
     ids = [find_scene(base, scene, split, data) for scene in scenes]
-    sights = [drawing.see_scene(base, scene, data, max_size) for scene in ids]
-    fig, axes = drawing.panels(len(ids), 1 + len(opened), sights[0].frame)
+    sights = [maps.see_scene(base, scene, data, max_size) for scene in ids]
+    fig, axes = maps.panels(len(ids), 1 + len(opened), sights[0].frame)
     plt.close(fig)
     for row, sight in zip(axes, sights, strict=True):
         _draw_row(row, sight, opened, view, split, max_size)
     for name, ax in zip(["image", *opened], axes[0], strict=True):
-        ax.set_title(f"{drawing.folded(name)}\n{ax.get_title()}".strip(), fontsize=10)
-    drawing.label_panels(axes, sights)
+        ax.set_title(f"{maps.folded(name)}\n{ax.get_title()}".strip(), fontsize=10)
+    maps.label_panels(axes, sights)
     _legend(fig, base, view)
     notes = [f"{split} scenes", *note_test(opened, split, "plot_predictions")]
-    drawing.title_above(fig, "; ".join(notes))
+    maps.title_above(fig, "; ".join(notes))
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #59a6e1f6
 def _draw_row(row, sight, runs, view, split, max_size):
-    drawing.draw_picture(row[0], sight)
+    maps.draw_picture(row[0], sight)
     for ax, run in zip(row[1:], runs.values(), strict=True):
-        drawn = drawing.prediction_of(run, sight, max_size)
-        names = drawing.class_colours(run)
+        drawn = maps.prediction_of(run, sight, max_size)
+        names = maps.class_colours(run)
         if view == "labels":
-            drawing.draw_classes(ax, sight, drawn, names.values())
+            maps.draw_classes(ax, sight, drawn, names.values())
         else:
             sought = [n for n in names if n not in ("background", "null")]
             number = list(names).index([*sought, *names][0])
-            truth = drawing.truth_of(run, sight, max_size)
-            drawing.draw_errors(ax, sight, drawn, truth, number)
+            truth = maps.truth_of(run, sight, max_size)
+            maps.draw_errors(ax, sight, drawn, truth, number)
         ax.set_title(_scene_score(run, sight.id, split), fontsize=9)
 
 
@@ -162,12 +163,12 @@ def _scene_score(run, scene, split):
 
 # %% ../nbs/07_evaluation.ipynb #b9db64f1
 def _legend(fig, run, view):
-    names = drawing.ERRORS
+    names = maps.ERRORS
     if view == "labels":
-        colours = drawing.class_colours(run).items()
+        colours = maps.class_colours(run).items()
         names = {f"{i} {name}": colour for i, (name, colour) in enumerate(colours)}
     patches = [Patch(fc=c, ec="0.4", label=name) for name, c in names.items()]
-    drawing.legend_below(fig, patches)
+    maps.legend_below(fig, patches)
 
 
 def plot_prediction(
@@ -187,7 +188,7 @@ def plot_coverage(
 ):  # Figure
     "Draw the chips of a grid over a scene and mark what none of them reaches."
     if isinstance(scene, (str, Path)):
-        scene = drawing.read_picture(scene)
+        scene = maps.read_picture(scene)
     shape = scene.shape[:2] if hasattr(scene, "shape") else scene
     chips = grid_windows(shape, chip_sz, stride_length, pad)
     fig = plot_windows(scene, chips, f"chips of {chip_sz}, stride {stride_length}")
@@ -195,7 +196,7 @@ def plot_coverage(
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #65157852
-@drawing.as_written
+@maps.as_written
 def plot_metrics(
     output_path,  # A run, a list of runs, or a dict name -> run
     columns: Sequence[str] | None = None,  # Of train/log.csv; None: losses and F1
@@ -209,7 +210,7 @@ def plot_metrics(
     plt.close(fig)
     for ax, column in zip(axes.flat, columns, strict=True):
         for i, (name, log) in enumerate(logs.items()):
-            drawing.draw_curve(ax, log, column, name, i)
+            maps.draw_curve(ax, log, column, name, i)
         title, axis = _in_words(column)
         if _needs_log(column, logs.values()):
             ax.set_yscale("log")
@@ -218,8 +219,8 @@ def plot_metrics(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-    drawing.legend_below(fig, axes[0, 0].get_lines())
-    drawing.title_above(fig, _chips_of(runs))
+    maps.legend_below(fig, axes[0, 0].get_lines())
+    maps.title_above(fig, _chips_of(runs))
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #6e3f5a38

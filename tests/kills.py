@@ -25,10 +25,10 @@ import numpy as np
 import rasterio
 import torch
 
-from rvtutorial import engine, reading
 from rvtutorial.config import get_config
-from rvtutorial.learner import Checkpoint, FastLearner
-from rvtutorial.sources import make_sample_scenes
+from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.engine import pipeline, reading
+from rvtutorial.engine.learner import Checkpoint, FastLearner
 
 PHASES = ("start", "step", "checkpoint", "predict", "other")
 AIMS = ("checkpoint", "predict", "any moment", "any moment")
@@ -64,7 +64,7 @@ class Place:
 def watched(place):
     "Let the engine's parts say where they are."
     save, step, go_on = Checkpoint.save, FastLearner.step, FastLearner.go_on
-    scores, evaluate = FastLearner.scores, engine.STAGES["eval"]
+    scores, evaluate = FastLearner.scores, pipeline.STAGES["eval"]
 
     def told_step(self, *args):
         place.set("step")
@@ -93,7 +93,7 @@ def watched(place):
         told_save, told_step, told_go_on,
     )  # fmt: skip
     FastLearner.scores = told_scores
-    engine.STAGES["eval"] = told_eval
+    pipeline.STAGES["eval"] = told_eval
 
 
 def attempt(data, folder, place=None):
@@ -107,7 +107,7 @@ def attempt(data, folder, place=None):
             watched(place)
         torch.set_num_threads(1)
         store = reading.SceneStore(budget_mb=100)
-        engine.run(
+        pipeline.run(
             configure(data, folder),
             progress=False,
             checkpoint_minutes=INTERVAL,

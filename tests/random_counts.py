@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rvtutorial.counting import add, count_arrays
+from rvtutorial.metrics.counting import add, count_arrays
 
 NAMES = ("building", "background", "null")
 

@@ -68,8 +68,8 @@ from rastervision.pytorch_learner import (
 )
 from rastervision.pytorch_learner.learner import Learner
 
-from rvtutorial.engine import old_names
-from rvtutorial.sources import make_sample_scenes
+from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.engine.pipeline import old_names
 
 CHIP = 64
 SPLITS = {"train": ("t1", "t2"), "val": ("v1",), "test": ("s1",)}

@@ -30,9 +30,9 @@ import rasterio
 import torch
 from light_job import light_job
 
-from rvtutorial.queues import epochs
+from rvtutorial.data.sources import SAMPLES, make_sample_scenes
+from rvtutorial.hpc.queue import epochs
 from rvtutorial.runs import Run, read_json
-from rvtutorial.sources import SAMPLES, make_sample_scenes
 from rvtutorial.sweep import Sweep
 
 START = """import sys

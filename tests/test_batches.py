@@ -19,8 +19,8 @@ from rastervision.pytorch_learner.dataset.transform import TransformType
 from stock_configs import ZOO, grid, pipeline, random_windows
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
-from rvtutorial import batches
-from rvtutorial.batches import (
+from rvtutorial.engine import batches
+from rvtutorial.engine.batches import (
     Batches,
     Item,
     Kitchen,
@@ -36,7 +36,7 @@ from rvtutorial.batches import (
     turned,
     window_datasets,
 )
-from rvtutorial.reading import SceneStore, build_scene
+from rvtutorial.engine.reading import SceneStore, build_scene
 
 SYMMETRIES = ["RandomRotate90", "HorizontalFlip", "VerticalFlip"]
 

@@ -15,8 +15,10 @@ import stock_configs
 from rastervision.core.predictor import Predictor
 from stock_configs import ZOO, image, pipeline, scenes, vector
 
-from rvtutorial import bundles, engine, models
-from rvtutorial.learner import pack
+from rvtutorial.engine import bundles
+from rvtutorial.engine import pipeline as engine
+from rvtutorial.engine.learner import pack
+from rvtutorial.models import unet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -304,7 +306,7 @@ def test_ranges_of_values(tmp_path, data):
 def own(tmp_path_factory):
     "A run with this package's own network."
     from rvtutorial.config import get_config
-    from rvtutorial.sources import make_sample_scenes
+    from rvtutorial.data.sources import make_sample_scenes
 
     root = tmp_path_factory.mktemp("own")
     found = make_sample_scenes(root / "data", n_train=2, n_val=1, n_test=1, size=150)
@@ -333,7 +335,7 @@ def test_every_version_of_our_network_is_known():
     "After a change of models.py its digest is added to the list; none is taken away."
     from hashlib import sha256
 
-    assert sha256(Path(models.__file__).read_bytes()).hexdigest() in bundles.OUR_CODE
+    assert sha256(Path(unet.__file__).read_bytes()).hexdigest() in bundles.OUR_CODE
     assert len(bundles.OUR_CODE) >= 2
 
 
@@ -347,9 +349,7 @@ def test_our_own_network_runs_without_asking(own, tmp_path):
         )
 
 
-EVIL = (
-    "import pathlib\npathlib.Path({!r}).touch()\nfrom rvtutorial.models import unet\n"
-)
+EVIL = "import pathlib\npathlib.Path({!r}).touch()\nfrom rvtutorial.models.unet import unet\n"
 
 
 def hubconf(folder, mark):

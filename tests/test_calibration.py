@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from rvtutorial.calibration import (
+from rvtutorial.metrics.calibration import (
     LEVELS,
     add_scores,
     average_precision,
@@ -360,7 +360,7 @@ def test_a_large_raster_of_scores_is_counted_in_little_memory(tmp_path):
         ) as out:
             out.write(np.full((count, 90, 90), 1, kind), window=((0, 90), (0, 90)))
     code = (
-        f"{PEAK}; import sys; from rvtutorial.calibration import count_scores;"
+        f"{PEAK}; import sys; from rvtutorial.metrics.calibration import count_scores;"
         "c = count_scores(sys.argv[1], sys.argv[2], ['a', 'b', 'null']);"
         "print(c.histograms[0, 0].sum(), peak())"
     )
@@ -373,7 +373,7 @@ def test_a_large_raster_of_scores_is_counted_in_little_memory(tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, rvtutorial.calibration; print([m for m in ('torch', 'rastervision', 'sklearn', 'rasterio', 'scipy.stats') if m in sys.modules])"
+    code = "import sys, rvtutorial.metrics.calibration; print([m for m in ('torch', 'rastervision', 'sklearn', 'rasterio', 'scipy.stats') if m in sys.modules])"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -429,7 +429,7 @@ def test_exit_codes_of_states(states, code):
 
 
 def test_status_of_odd_names_and_of_trials_that_have_not_begun(tmp_path):
-    from rvtutorial.sweepfile import SweepFile, Trial, write_record
+    from rvtutorial.sweeps.sweepfile import SweepFile, Trial, write_record
 
     finished(tmp_path / "runs/ü|*[x]", 0.5)
     sweep = tmp_path / "runs/b"
@@ -539,7 +539,7 @@ def test_a_look_at_the_test_split_is_recorded(judged):
 
 
 def test_report(judged):
-    pytest.importorskip("rvtutorial.report")
+    pytest.importorskip("rvtutorial.figures.report")
     out = judged / "a report.html"
     found = doc("report", judged / "shift|1", judged / "shift|2", "-o", out)
     assert found == {"file": str(out), "bytes": out.stat().st_size}

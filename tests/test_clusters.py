@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from rvtutorial import clusters
-from rvtutorial.clusters import (
+from rvtutorial.hpc import scheduler
+from rvtutorial.hpc.scheduler import (
     WORDS,
     Watcher,
     absent,
@@ -18,7 +18,7 @@ from rvtutorial.clusters import (
     read_nodes,
     read_states,
 )
-from rvtutorial.sites import Site
+from rvtutorial.hpc.sites import Site
 
 NODES = read_nodes(
     "gpu|1-00:00:00|32|256000|mixed|gpu:a100:4(S:0-1),gpu:a100_1g.10gb:7\n"
@@ -101,12 +101,12 @@ def test_a_request_for_absent_nodes_is_said_and_one_for_none_is_refused(monkeypa
         form = "gpu|1-00:00:00|32|256000|drained*|gpu:a100:8\n"
         return form if args[0] == "sinfo" and args[-1].count("|") == 5 else None
 
-    monkeypatch.setattr(clusters, "answer", answer)
+    monkeypatch.setattr(scheduler, "answer", answer)
     site = Site(name="x", partition="gpu", gres="gpu:8")
     with pytest.warns(UserWarning, match="every node that fits is drained"):
-        clusters.refuse_request(site)
-    with pytest.raises(clusters.SlurmError, match="not queued: gres gpu:9.*site x"):
-        clusters.refuse_request(site.replace(gres="gpu:9"))
+        scheduler.refuse_request(site)
+    with pytest.raises(scheduler.SlurmError, match="not queued: gres gpu:9.*site x"):
+        scheduler.refuse_request(site.replace(gres="gpu:9"))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def slurm(monkeypatch):
             raise reply
         return reply
 
-    monkeypatch.setattr(clusters, "ask_slurm", ask)
+    monkeypatch.setattr(scheduler, "ask_slurm", ask)
     return asked, replies
 
 
@@ -176,9 +176,9 @@ def test_a_job_nobody_has_asked_about_is_unknown_not_lost(slurm):
 def test_silence_is_asked_less_and_less_often(slurm, monkeypatch):
     asked, replies = slurm
     clock = [1000.0]
-    monkeypatch.setattr(clusters.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(scheduler.time, "monotonic", lambda: clock[0])
     watcher = Watcher(every=5)
-    replies += [clusters.SlurmError("silent")] * 100
+    replies += [scheduler.SlurmError("silent")] * 100
     for _ in range(600):
         said = watcher.states({"1"})
         clock[0] += 1
@@ -253,9 +253,9 @@ def test_the_number_of_a_job_is_found(text, job):
 def test_a_job_is_found_by_its_name(monkeypatch, told, job):
     "A line with the name counts before a line that is a number."
     monkeypatch.setattr(
-        clusters, "answer", lambda args: told if args[0] == "squeue" else None
+        scheduler, "answer", lambda args: told if args[0] == "squeue" else None
     )
-    assert clusters.find_job("a-job") == job
+    assert scheduler.find_job("a-job") == job
     if job:
         assert read_id("17\n221\n5\n", "a-job") == "221"
     assert read_id("17\n221\n") == "221"
@@ -297,8 +297,8 @@ def test_members_that_wait_together_are_one_line(text, members):
 
 def test_accounts_among_notices(monkeypatch):
     rows = "crops|gpu|normal,high\ncrops||normal\n"
-    monkeypatch.setattr(clusters, "answer", lambda args: NOTICE + rows + NOTICE)
-    assert clusters.associations() == [
+    monkeypatch.setattr(scheduler, "answer", lambda args: NOTICE + rows + NOTICE)
+    assert scheduler.associations() == [
         ("crops", "gpu", ["normal", "high"]), ("crops", "", ["normal"]),
     ]  # fmt: skip
 
@@ -317,5 +317,5 @@ def test_a_job_in_an_unknown_state_is_asked_about_again(slurm):
     [(None, 1001), ("", 1001), ("MaxArraySize            = 50001\n", 50001)],
 )
 def test_how_many_an_array_may_have(monkeypatch, text, most):
-    monkeypatch.setattr(clusters, "answer", lambda args: text and NOTICE + text)
-    assert clusters.array_limit() == most
+    monkeypatch.setattr(scheduler, "answer", lambda args: text and NOTICE + text)
+    assert scheduler.array_limit() == most

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from random_counts import some_counts
 from scipy import stats
 
-from rvtutorial.comparisons import (
+from rvtutorial.metrics.counting import score, scores, table
+from rvtutorial.metrics.intervals import (
     FEWEST_SCENES,
     METHODS,
     World,
@@ -25,7 +26,6 @@ from rvtutorial.comparisons import (
     power,
     trials,
 )
-from rvtutorial.counting import score, scores, table
 
 
 def test_bootstrap_equals_a_loop_over_draws():

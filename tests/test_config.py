@@ -14,10 +14,11 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rvtutorial import config, inputs, scenes, viz
+from rvtutorial import config, scenes, viz
 from rvtutorial.config import get_config, make_classes, make_scene
+from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.engine import inputs
 from rvtutorial.runs import STOCK, Hyperparams, Run
-from rvtutorial.sources import make_sample_scenes
 
 
 @pytest.fixture(scope="session")
@@ -521,7 +522,7 @@ def test_plain_rastervision_runs_it_from_anywhere(data, tmp_path, habits):
 def test_importing_keeps_warnings_on():
     code = (
         "import warnings; before = list(warnings.filters)\n"
-        "import rvtutorial.config, rvtutorial.engine\n"
+        "import rvtutorial.config, rvtutorial.engine.pipeline\n"
         "assert list(warnings.filters) == before, warnings.filters[:3]\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

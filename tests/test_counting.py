@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from random_counts import NAMES, labels, some_counts
 from sklearn import metrics as sk
 
-from rvtutorial.counting import (
+from rvtutorial.metrics.counting import (
     Counts,
     add,
     as_classes,
@@ -189,7 +189,7 @@ def test_a_large_raster_is_counted_in_little_memory(tmp_path):
         with rasterio.open(tmp_path / name, "w", **layout) as out:
             out.write(np.ones((100, 100), np.uint8), 1, window=((0, 100), (0, 100)))
     code = (
-        f"{PEAK}; import sys; from rvtutorial.counting import count_rasters;"
+        f"{PEAK}; import sys; from rvtutorial.metrics.counting import count_rasters;"
         "c = count_rasters(sys.argv[1], sys.argv[2], ['a', 'b']);"
         "print(c.total.sum(), peak())"
     )
@@ -294,7 +294,7 @@ def test_predictions_of_others_are_translated(tmp_path):
 
 def test_fractions_are_not_cut_to_a_class(tmp_path):
     "What `values` or the declared value do not explain has to be a whole number."
-    from rvtutorial.counting import as_classes
+    from rvtutorial.metrics.counting import as_classes
 
     truth = np.zeros((4, 4), "uint8")
     write_raster(tmp_path / "t.tif", truth)

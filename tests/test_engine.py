@@ -19,12 +19,12 @@ import rasterio.shutil
 import rasterio.vrt
 import torch
 
-from rvtutorial import engine, learner
 from rvtutorial.config import get_config
-from rvtutorial.files import Busy
-from rvtutorial.reading import SceneStore
+from rvtutorial.core.files import Busy
+from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.engine import learner, pipeline
+from rvtutorial.engine.reading import SceneStore
 from rvtutorial.runs import Run
-from rvtutorial.sources import make_sample_scenes
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def configure(data, folder, **changes):
 def finished(data, tmp_path_factory):
     "A finished run."
     folder = tmp_path_factory.mktemp("runs") / "a"
-    engine.run(configure(data, folder), progress=False)
+    pipeline.run(configure(data, folder), progress=False)
     return Run(folder)
 
 
@@ -61,7 +61,7 @@ def copied(finished, tmp_path):
 def spoken(config, **options):
     "What a call of the engine prints."
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        engine.run(config, **options)
+        pipeline.run(config, **options)
     return out.getvalue()
 
 
@@ -80,7 +80,7 @@ def produce(run):
 @pytest.mark.slow
 def test_one_seed_gives_the_same_bytes(data, finished, tmp_path):
     torch.rand(7), np.random.rand(7)  # whatever happened before does not matter
-    engine.run(configure(data, tmp_path / "b"), progress=False)
+    pipeline.run(configure(data, tmp_path / "b"), progress=False)
     first, second = produce(finished), produce(Run(tmp_path / "b"))
     assert len(first) == 2 + 3 * 3
     assert first == second
@@ -88,7 +88,7 @@ def test_one_seed_gives_the_same_bytes(data, finished, tmp_path):
 
 @pytest.mark.slow
 def test_another_seed_gives_other_weights(data, finished, tmp_path):
-    engine.run(configure(data, tmp_path / "b", seed=1), ["train"], progress=False)
+    pipeline.run(configure(data, tmp_path / "b", seed=1), ["train"], progress=False)
     one, two = (read_weights(r) for r in (finished, Run(tmp_path / "b")))
     assert not torch.equal(one["first.0.weight"], two["first.0.weight"])
 
@@ -101,12 +101,12 @@ def read_weights(run):
 def test_a_training_that_was_cut_goes_on_and_ends_the_same(data, finished, tmp_path):
     cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Progress, "epoch", lambda *a: os.kill(os.getpid(), 2))
+        patch.setattr(pipeline.Progress, "epoch", lambda *a: os.kill(os.getpid(), 2))
         with pytest.raises(KeyboardInterrupt):
-            engine.run(cfg)
+            pipeline.run(cfg)
     assert run.state == "interrupted" and len(run.log()) == 1
     assert (run.path / "checkpoint.pt").exists()
-    engine.run(cfg, progress=False)
+    pipeline.run(cfg, progress=False)
     assert run.state == "succeeded" and not (run.path / "checkpoint.pt").exists()
     assert produce(run) == produce(finished)
 
@@ -114,25 +114,25 @@ def test_a_training_that_was_cut_goes_on_and_ends_the_same(data, finished, tmp_p
 @pytest.mark.slow
 def test_a_pause_changes_nothing_in_the_end(data, finished, tmp_path):
     cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
-    engine.run(cfg, progress=False, pause=1)
+    pipeline.run(cfg, progress=False, pause=1)
     assert (run.state, run.paused, len(run.log())) == ("paused", 1, 1)
     assert not (run.path / "predict").exists()
-    engine.run(cfg, progress=False, pause=1)  # asked for no more: nothing is done
+    pipeline.run(cfg, progress=False, pause=1)  # asked for no more: nothing is done
     assert (run.state, len(run.log())) == ("paused", 1)
-    engine.run(cfg, progress=False)
+    pipeline.run(cfg, progress=False)
     assert (run.state, run.paused) == ("succeeded", None)
     assert produce(run) == produce(finished)
     with pytest.raises(ValueError, match="pause must be after 1 epoch"):
-        engine.run(configure(data, tmp_path / "c"), progress=False, pause=-1)
+        pipeline.run(configure(data, tmp_path / "c"), progress=False, pause=-1)
     with pytest.raises(ValueError, match="pause needs the fast engine"):
-        engine.run(configure(data, tmp_path / "c"), engine="stock", pause=1)
+        pipeline.run(configure(data, tmp_path / "c"), pipeline="stock", pause=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_saves_and_exits_with_75(data, finished, tmp_path, name):
     cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
-    step = engine.FastLearner.step
+    step = pipeline.FastLearner.step
 
     def stepped(self, *args):
         step(self, *args)
@@ -140,9 +140,9 @@ def test_a_signal_saves_and_exits_with_75(data, finished, tmp_path, name):
             os.kill(os.getpid(), getattr(signal, name))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.FastLearner, "step", stepped)
+        patch.setattr(pipeline.FastLearner, "step", stepped)
         with pytest.raises(SystemExit) as exit:
-            engine.run(cfg, progress=False)
+            pipeline.run(cfg, progress=False)
     assert exit.value.code == 75
     assert run.state == "interrupted" and name in run.manifest["went"]["why"]
     assert "going on in epoch 2" in spoken(cfg)
@@ -153,11 +153,11 @@ def test_a_signal_saves_and_exits_with_75(data, finished, tmp_path, name):
 def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
     cfg = configure(data, tmp_path / "b")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Progress, "epoch", lambda *a: os.kill(os.getpid(), 2))
+        patch.setattr(pipeline.Progress, "epoch", lambda *a: os.kill(os.getpid(), 2))
         with pytest.raises(KeyboardInterrupt):
-            engine.run(cfg)
+            pipeline.run(cfg)
     with pytest.raises(ValueError, match=r"digest is \w{16} .* this one's is \w{16}"):
-        engine.run(cfg, progress=False, keep="best")
+        pipeline.run(cfg, progress=False, keep="best")
 
 
 # --- one at a time
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
 ELSEWHERE = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
-from rvtutorial import engine
+from rvtutorial.engine import pipeline
 from pathlib import Path
 from test_engine import configure
 
@@ -201,7 +201,7 @@ def test_two_cannot_run_in_one_folder(data, finished, tmp_path):
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
     try:
         with pytest.raises(Busy, match=f"process {other.pid} on .* since 20") as err:
-            engine.run(cfg, progress=False)
+            pipeline.run(cfg, progress=False)
         assert str(run.path) in str(err.value) and run.state == "running"
         after = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
         assert {p for p in before if before[p] != after.get(p)} <= {
@@ -209,7 +209,7 @@ def test_two_cannot_run_in_one_folder(data, finished, tmp_path):
         }
     finally:
         other.kill(), other.wait()
-    engine.run(cfg, progress=False)
+    pipeline.run(cfg, progress=False)
     assert run.state == "succeeded" and len(run.log()) == 2
     assert len((run.path / "train/log.csv").read_text().splitlines()) == 3
     assert produce(run) == produce(finished)
@@ -226,11 +226,11 @@ def test_two_cannot_predict_into_one_folder(data, finished, tmp_path):
     try:
         halves = {p.name for p in out.rglob(".*.tif")}
         with pytest.raises(Busy, match=f"process {other.pid} on"):
-            engine.predict(finished.path, images, out, progress=False)
+            pipeline.predict(finished.path, images, out, progress=False)
         assert {p.name for p in out.rglob(".*.tif")} >= halves
     finally:
         other.kill(), other.wait()
-    told = engine.predict(finished.path, images, out, progress=False)
+    told = pipeline.predict(finished.path, images, out, progress=False)
     assert len(told) == 2 and all(Path(f, "labels.tif").exists() for f in told.folder)
     assert not list(out.glob(".*"))
 
@@ -247,7 +247,7 @@ def as_first_version(path):
 def test_a_checkpoint_of_the_first_version(trust, data, finished, tmp_path):
     "Without trust the training begins anew, and that is said; the end is the same."
     cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
-    engine.run(cfg, progress=False, pause=1)
+    pipeline.run(cfg, progress=False, pause=1)
     as_first_version(run.path / "checkpoint.pt")
     said = spoken(cfg, trust=trust)
     assert ("training begins anew" in said) != trust
@@ -267,7 +267,7 @@ def test_a_scene_whose_name_leads_out_is_refused(name, data, tmp_path):
     windows[name] = windows[scene.id]
     scene.id = name
     with pytest.raises(ValueError, match="the id of a scene is .* leads out of"):
-        engine.run(cfg, progress=False)
+        pipeline.run(cfg, progress=False)
     assert {p for p in tmp_path.rglob("*") if p.name[0] != "."} == before
 
 
@@ -278,7 +278,7 @@ def test_a_prediction_that_was_cut_keeps_what_it_has(data, copied):
     times = {p: p.stat().st_mtime_ns for p in copied.path.rglob("labels.tif")}
     gone.unlink()
     copied.update("went", stages=copied.manifest["went"]["stages"][:1])
-    engine.run(cfg, progress=False)
+    pipeline.run(cfg, progress=False)
     assert produce(copied) == before
     kept = [p for p in times if p.stat().st_mtime_ns == times[p]]
     assert len(kept) == len(times) - 1
@@ -339,7 +339,7 @@ def test_no_onnx_unless_asked(finished):
 @pytest.mark.slow
 def test_onnx_if_asked_and_without_a_word(data, tmp_path, capfd):
     cfg = configure(data, tmp_path / "run", onnx=True, epochs=1)
-    engine.run(cfg, ["train"], progress=False)
+    pipeline.run(cfg, ["train"], progress=False)
     bundle = zipfile.ZipFile(tmp_path / "run" / "train" / "model-bundle.zip")
     assert "model.onnx" in bundle.namelist()
     said = "".join(capfd.readouterr())
@@ -396,7 +396,7 @@ def test_missing_products_are_made_again(data, copied):
 def test_predicting_again_does_not_average(data, copied):
     before = produce(copied)
     copied.update("went", stages=copied.manifest["went"]["stages"][:1])
-    engine.run(configure(data, copied.path), ["predict"], progress=False)
+    pipeline.run(configure(data, copied.path), ["predict"], progress=False)
     assert produce(copied) == before
 
 
@@ -405,7 +405,7 @@ def test_stages_run_in_their_order(data, copied):
     said = spoken(configure(data, copied.path), commands="eval predict")
     assert said.index("predict") < said.index("eval") and "bundle" not in said
     with pytest.raises(ValueError, match="did you mean 'predict'"):
-        engine.run(configure(data, copied.path), ["predictt"], progress=False)
+        pipeline.run(configure(data, copied.path), ["predictt"], progress=False)
 
 
 # --- what is refused
@@ -417,7 +417,7 @@ def test_a_missing_label_is_an_error_that_names_it(data, copied):
     scene.label_source.raster_source.vector_source.uris = "/nowhere/labels_7.geojson"
     copied.update("went", stages=copied.manifest["went"]["stages"][:2])
     with pytest.raises(FileNotFoundError, match="labels_7.geojson"):
-        engine.run(cfg, ["eval"], progress=False)
+        pipeline.run(cfg, ["eval"], progress=False)
     assert copied.state == "failed"
 
 
@@ -426,18 +426,18 @@ def test_another_configuration_in_the_same_folder_is_refused(data, finished):
     cfg.backend.solver.lr = 0.5
     before = (finished.path / "run.json").read_text()
     with pytest.raises(ValueError, match="another configuration"):
-        engine.run(cfg, progress=False)
+        pipeline.run(cfg, progress=False)
     with pytest.raises(ValueError, match="seed 0, got 5"):
-        engine.run(configure(data, finished.path), seed=5, progress=False)
+        pipeline.run(configure(data, finished.path), seed=5, progress=False)
     assert (finished.path / "run.json").read_text() == before
 
 
 def test_a_failure_is_written_down(data, tmp_path):
     cfg = configure(data, tmp_path / "run", lr=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.FastLearner, "train_step", lambda *a: 1 / 0)
+        patch.setattr(pipeline.FastLearner, "train_step", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            engine.run(cfg, progress=False)
+            pipeline.run(cfg, progress=False)
     went = Run(tmp_path / "run").manifest["went"]
     assert went["state"] == "failed" and "ZeroDivisionError" in went["why"]
     assert went["stages"] == []
@@ -457,7 +457,7 @@ def test_batches_without_a_labelled_pixel_do_no_harm(data, tmp_path):
 
     for scene in cfg.dataset.train_scenes[:1] + cfg.dataset.validation_scenes[:1]:
         scene.label_source.raster_source = make_label_raster(blank, make_classes())
-    engine.run(cfg, ["train"], progress=False)
+    pipeline.run(cfg, ["train"], progress=False)
     log = Run(tmp_path / "run").log()
     assert np.isfinite(log[["train_loss", "val_loss"]].to_numpy()).all()
     weights = read_weights(Run(tmp_path / "run"))
@@ -469,18 +469,18 @@ def test_batches_without_a_labelled_pixel_do_no_harm(data, tmp_path):
 @pytest.mark.slow
 def test_raster_visions_own_code_on_request(data, tmp_path):
     run = Run(tmp_path / "run")
-    engine.run(configure(data, run.path, engine="stock", epochs=1), progress=False)
+    pipeline.run(configure(data, run.path, pipeline="stock", epochs=1), progress=False)
     assert run.state == "succeeded" and run.results["validation"]["f1"] is not None
     assert "iou" not in run.evaluation("validation")["overall"][0]["metrics"]
     with pytest.raises(ValueError, match="engine must be fast or stock"):
-        engine.chosen(run, engine="quick")
+        pipeline.chosen(run, pipeline="quick")
 
 
 @pytest.mark.slow
 def test_the_best_epoch_and_an_early_end(data, tmp_path):
     run = Run(tmp_path / "run")
     cfg = configure(data, run.path, epochs=9, lr=0.05, keep="best", patience=1)
-    engine.run(cfg, progress=False)
+    pipeline.run(cfg, progress=False)
     log, told = run.log(), run.manifest["went"]["training"]
     best = int(log.val_loss.idxmin())
     assert told["stopped_early"] and told["epochs"] == len(log) < 9
@@ -508,7 +508,7 @@ def test_many_runs_share_what_they_read(data, tmp_path):
     configs.append(configure(data, tmp_path / "odd", epochs=1))
     configs[-1].dataset.train_scenes[0].raster_source.uris = "/nowhere/image.tif"
     with pytest.raises(RuntimeError, match="1 of 3 runs failed.*odd"):
-        engine.run_many(configs, progress=False, store=store)
+        pipeline.run_many(configs, progress=False, store=store)
     assert all(Run(tmp_path / f"{lr}").state == "succeeded" for lr in (1e-3, 1e-4))
     assert len(store.held) <= 2 * 6  # an image and labels of each scene, once
 
@@ -530,7 +530,7 @@ def test_new_images_become_maps(data, finished, tmp_path):
     models = [finished.path, finished.path / "bundle" / "model-bundle.zip"]
     maps = [tmp_path / "one", tmp_path / "two"]
     for model, out in zip(models, maps, strict=True):
-        told = engine.predict(model, [*images, holes], out, progress=False)
+        told = pipeline.predict(model, [*images, holes], out, progress=False)
         assert len(told) == 4 and all(Path(f).is_dir() for f in told.folder)
     a, b = (sorted(m.rglob("labels.tif")) for m in maps)
     assert [p.read_bytes() for p in a] == [p.read_bytes() for p in b]
@@ -540,7 +540,7 @@ def test_new_images_become_maps(data, finished, tmp_path):
     shapes = gpd.read_file(maps[0] / "holes" / "polygons.gpkg")
     assert set(shapes["class"]) <= {"building"} and shapes.crs == profile["crs"]
     with pytest.raises(FileNotFoundError, match="no trained model"):
-        engine.predict(tmp_path, images, tmp_path / "three")
+        pipeline.predict(tmp_path, images, tmp_path / "three")
 
 
 @pytest.mark.slow
@@ -562,7 +562,7 @@ def test_images_by_address_folder_glob_and_vrt(data, finished, tmp_path):
             "file": images[0], "folder": folder, "glob": str(folder / "*.tif"),
             "vrt": vrt, "address": address,
         }.items():  # fmt: skip
-            told = engine.predict(
+            told = pipeline.predict(
                 finished.path, what, tmp_path / name, polygons=False, progress=False
             )
             with rasterio.open(Path(told.folder.iloc[0]) / "labels.tif") as file:
@@ -582,7 +582,7 @@ def test_images_by_address_folder_glob_and_vrt(data, finished, tmp_path):
 def test_a_stock_configuration_without_run_json(data, tmp_path):
     cfg = configure(data, tmp_path / "made", val_windows="random", seed="none")
     cfg.root_uri = str(tmp_path / "stock")
-    engine.run(cfg, progress=False)
+    pipeline.run(cfg, progress=False)
     run = Run(tmp_path / "stock")
     assert run.state == "succeeded" and run.results["validation"]["f1"] is not None
     assert run.manifest["asked"]["seed"] == 0
@@ -606,7 +606,7 @@ def test_seed_everything_repeats():
 
 def test_settings_are_put_back():
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with engine.settings(threads=1):
+    with pipeline.settings(threads=1):
         assert torch.get_num_threads() == 1
         assert torch.are_deterministic_algorithms_enabled()
     assert (
@@ -617,7 +617,7 @@ def test_settings_are_put_back():
 
 def test_progress_says_what_is_left():
     said = []
-    tell = engine.Progress(4, said.append)
+    tell = pipeline.Progress(4, said.append)
     tell.begun -= 100
     tell.epoch(0, {"train_loss": 0.5, "val_loss": 0.4, "building_f1": 0.25})
     assert said[0].startswith(
@@ -634,11 +634,13 @@ def test_progress_says_what_is_left():
 def test_fingerprint_ignores_versions_and_order():
     a = {"x": [1, {"scene_groups": [1, 2], "y": 2}], "plugin_versions": {"a": 1}}
     b = {"x": [1, {"scene_groups": [2, 1], "y": 2}], "plugin_versions": {"a": 2}}
-    assert engine.fingerprint(a) == engine.fingerprint(b)
-    assert engine.fingerprint({**a, "z": 1}) != engine.fingerprint(a)
+    assert pipeline.fingerprint(a) == pipeline.fingerprint(b)
+    assert pipeline.fingerprint({**a, "z": 1}) != pipeline.fingerprint(a)
     moved = {"a": [{"uri": "a", "x": 1}]}, {"a": [{"uri": "b", "x": 1}]}
-    assert engine.fingerprint(moved[0]) != engine.fingerprint(moved[1])
-    assert engine.fingerprint(moved[0], False) == engine.fingerprint(moved[1], False)
+    assert pipeline.fingerprint(moved[0]) != pipeline.fingerprint(moved[1])
+    assert pipeline.fingerprint(moved[0], False) == pipeline.fingerprint(
+        moved[1], False
+    )
 
 
 # --- real imagery, by patterns alone
@@ -649,7 +651,7 @@ def test_the_sample_preset_finds_buildings(tmp_path):
     "What no threshold and no tree on pixels can do (tests of the scenes), it can."
     data = make_sample_scenes(tmp_path / "sample")
     config = get_config("inprocess", tmp_path / "run", "sample", data)
-    engine.run(config, progress=False)
+    pipeline.run(config, progress=False)
     run = Run(tmp_path / "run")
     train = next(s for s in run.manifest["went"]["stages"] if s["name"] == "train")
     assert train["seconds"] < 600  # twenty on a quiet laptop, many more on a busy one
@@ -678,7 +680,7 @@ def test_rio_by_patterns(shared_data, tmp_path):
     values = dict(epochs=40, batch_sz=4, lr=3e-3)
     values |= dict(label_values="255:building,0:background")
     cfg = get_config("inprocess", tmp_path / "run", "sample", table, **values)
-    engine.run(cfg, progress=False)
+    pipeline.run(cfg, progress=False)
     run = Run(tmp_path / "run")
     for split in ("validation", "test"):
         assert run.results[split]["f1"] > 0.4, run.results
@@ -728,7 +730,7 @@ def test_one_vegas_scene_cut_into_windows(shared_data, tmp_path):
     data = cut(image, label, tmp_path / "cut", places)
     values = dict(epochs=30, batch_sz=4, chip_sz=128, stride_length=120)
     cfg = get_config("inprocess", tmp_path / "run", "sample", data, **values)
-    engine.run(cfg, progress=False)
+    pipeline.run(cfg, progress=False)
     run = Run(tmp_path / "run")
     assert run.state == "succeeded"
     assert min(run.results[split]["f1"] for split in ("validation", "test")) > 0.8

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rvtutorial.comparisons import board_of, difference
-from rvtutorial.exercises import CHECKS, check, four_runs
+from rvtutorial.course.exercises import CHECKS, check, four_runs
+from rvtutorial.metrics.intervals import board_of, difference
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 RIGHT, WRONG = defaultdict(list), defaultdict(list)

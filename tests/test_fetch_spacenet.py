@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from rvtutorial import sources
+from rvtutorial.data import sources
 from rvtutorial.scenes import (
     check_scenes,
     fetch_spacenet,

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from rvtutorial import files, queues
-from rvtutorial.files import Busy, available_memory, held, safe_name, writing
+from rvtutorial.core import files
+from rvtutorial.core.files import Busy, available_memory, held, safe_name, writing
+from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.hpc import queue
 from rvtutorial.runs import Run, atomic_path
-from rvtutorial.sources import make_sample_scenes
 
 ROOT = Path(files.__file__).resolve().parent.parent
 SOMEBODY = 54321  # a user who is not us
@@ -96,7 +97,7 @@ TRAPS = [pytest.param(foreign, marks=as_root), linked, opened, readable, file]
 def test_a_folder_prepared_by_others_is_not_used(trap, name, temporary, capsys):
     place = temporary / f"{name}-{os.getuid()}"
     trap(place)
-    ask = files.scratch_folder if name == "rvtutorial" else queues.queue_folder
+    ask = files.scratch_folder if name == "rvtutorial" else queue.queue_folder
     found = ask()
     assert found != place and place not in found.parents
     now = found.lstat()
@@ -136,7 +137,7 @@ def test_a_named_folder_is_used_as_it_is(temporary, monkeypatch):
     opened(temporary / "mine")
     monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(temporary / "mine"))
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(temporary / "mine"))
-    assert files.scratch_folder() == queues.queue_folder() == temporary / "mine"
+    assert files.scratch_folder() == queue.queue_folder() == temporary / "mine"
 
 
 # ------------------------------------------------------------------ files in them
@@ -147,9 +148,9 @@ def test_what_a_lock_points_to_is_not_emptied(tmp_path, monkeypatch):
     diary.write_text("dear diary")
     folder = tmp_path / "queue"
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(folder))
-    queues.queue_folder()
+    queue.queue_folder()
     (folder / "running.lock").symlink_to(diary)
-    with pytest.raises(OSError) as err, queues.turn(1, "job"):
+    with pytest.raises(OSError) as err, queue.turn(1, "job"):
         pass
     assert err.value.errno == errno.ELOOP and diary.read_text() == "dear diary"
     for name in (".run.lock", ".writing.lock", "job.lock"):
@@ -273,7 +274,7 @@ def test_a_name_that_is_too_long_is_told_by_its_length(tmp_path):
 
 HOLD = """
 import sys, time
-from rvtutorial.files import writing
+from rvtutorial.core.files import writing
 with writing(sys.argv[1] if sys.argv[1:] else {folder!r}):
     print('held', flush=True)
     time.sleep(60)
@@ -310,7 +311,7 @@ def test_children_do_not_hold_on(tmp_path):
     "A process that was forked outlives its parent; the folder is free all the same."
     code = f"""
 import os, time
-from rvtutorial.files import writing
+from rvtutorial.core.files import writing
 with writing({str(tmp_path)!r}):
     child = os.fork()
     if child == 0:
@@ -334,7 +335,7 @@ with writing({str(tmp_path)!r}):
 def test_many_at_once_take_turns_and_none_is_inside_with_another(tmp_path):
     code = f"""
 import os, time
-from rvtutorial.files import Busy, writing
+from rvtutorial.core.files import Busy, writing
 done = 0
 while done < 40:
     try:
@@ -545,7 +546,7 @@ def test_limits_of_the_process(kind):
     code = f"""
 import resource
 resource.setrlimit(resource.{kind}, (2**30, 2**30))
-from rvtutorial.files import available_memory
+from rvtutorial.core.files import available_memory
 print(available_memory())
 """
     assert 0 < int(first(python(code))) < GB
@@ -564,13 +565,13 @@ def test_too_few_addresses_are_told_before_torch_is_imported(gb, module):
         done[1]
         .splitlines()[-1]
         .startswith(
-            f"rvtutorial.files.TooLittle: a process may have {gb:.1f} GB of addresses here"
+            f"rvtutorial.core.files.TooLittle: a process may have {gb:.1f} GB of addresses here"
         )
     )
 
 
 def test_the_budget_of_trainings_is_a_quarter_of_it(monkeypatch):
-    from rvtutorial.reading import SceneStore
+    from rvtutorial.engine.reading import SceneStore
 
     monkeypatch.delenv("RVTUTORIAL_CACHE_MB", raising=False)
     monkeypatch.setenv("SLURM_MEM_PER_NODE", str(10**5))
@@ -580,7 +581,7 @@ def test_the_budget_of_trainings_is_a_quarter_of_it(monkeypatch):
 
 
 def test_the_module_is_light():
-    code = "import sys, rvtutorial.files; print(sorted(m for m in sys.modules if m in "
+    code = "import sys, rvtutorial.core.files; print(sorted(m for m in sys.modules if m in "
     code += "('torch', 'numpy', 'pandas', 'rastervision')))"
     assert first(python(code)) == "[]"
 

@@ -14,7 +14,9 @@ from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
-from rvtutorial import inputs, labels, mapping, scenes
+from rvtutorial import scenes
+from rvtutorial.data import labels
+from rvtutorial.engine import inputs, prediction
 from rvtutorial.scenes import DataError, Scene, check_scenes, find_scenes, find_splits
 
 SIZE = 96
@@ -215,7 +217,7 @@ def test_images_placed_by_points_are_refused_by_name(pair, tmp_path, how, words)
     assert str(image) in told and words in told and "gdalwarp" in told
     assert ("-rpc" in told) == (how == "camera")
     with pytest.raises(ValueError, match=words):
-        mapping.look_at(str(image), None, None)
+        prediction.look_at(str(image), None, None)
 
 
 def test_a_file_of_several_rasters_is_refused_by_name(pair, tmp_path):
@@ -226,7 +228,7 @@ def test_a_file_of_several_rasters_is_refused_by_name(pair, tmp_path):
     told = problem(pair, geojson(tmp_path / "l.geojson", GOOD), path)
     assert "holds 2 rasters" in told and "GTIFF_DIR:1" in told
     with pytest.raises(ValueError, match="holds 2 rasters"):
-        mapping.look_at(str(path), None, None)
+        prediction.look_at(str(path), None, None)
 
 
 # ---- words of other libraries --------------------------------------------------------
@@ -468,7 +470,7 @@ def test_names_keep_their_place(tmp_path):
     for place in [*places, "other/single.tif"]:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).touch()
-    found = mapping.find_images(str(tmp_path / "**" / "*.tif"))
+    found = prediction.find_images(str(tmp_path / "**" / "*.tif"))
     assert set(found) == {
         "Tile 1_image_part_001", "Tile 1_image_part_002", "Tile 4_image_part_001",
         "Tile 4_image_part_002", "single",
@@ -493,7 +495,7 @@ def test_the_shortest_path_that_tells_images_apart(tmp_path, places, names):
     for place in places:
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).touch()
-    found = mapping.find_images([root / place for place in places])
+    found = prediction.find_images([root / place for place in places])
     told = {name.removeprefix("r_") for name in found}
     assert told == names and len(found) == len(places)
 
@@ -521,7 +523,7 @@ def test_a_band_that_was_asked_for_is_a_band(tmp_path):
     from rastervision.pipeline.file_system import get_tmp_dir
 
     from rvtutorial.config import get_config
-    from rvtutorial.reading import build_scene
+    from rvtutorial.engine.reading import build_scene
 
     written = near_infrared(tmp_path / "d")
     names = dict(image_pattern="i_{id}.tif", label_pattern="l_{id}.geojson")

@@ -40,7 +40,8 @@ from rastervision.pytorch_learner import (
 )
 from stock_configs import ZOO, grid, image, pipeline, scenes, solver, vector
 
-from rvtutorial import engine, reading
+from rvtutorial.engine import pipeline as engine
+from rvtutorial.engine import reading
 from rvtutorial.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

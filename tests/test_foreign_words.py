@@ -12,16 +12,19 @@ import pytest
 import shapely
 from fake_runs import fake_run, three_scenes, write_raster
 
-from rvtutorial import drawing, metrics, plots, scenes, sweepplots, viz
+from rvtutorial import scenes, viz
 from rvtutorial.chips import plot_windows
-from rvtutorial.counting import count_rasters
-from rvtutorial.gdalnames import gdal_name
-from rvtutorial.mapping import find_images
-from rvtutorial.pairs import Scene
-from rvtutorial.plots import Board, make_example_runs, write_table
+from rvtutorial.core.gdalnames import gdal_name
+from rvtutorial.data.pairing import Scene
+from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.engine.prediction import find_images
+from rvtutorial.figures import maps, sweeps
+from rvtutorial.figures import runs as plots
+from rvtutorial.figures.runs import Board, make_example_runs, write_table
+from rvtutorial.metrics import leaderboard
+from rvtutorial.metrics.counting import count_rasters
 from rvtutorial.scenes import find_scenes
-from rvtutorial.sources import make_sample_scenes
-from rvtutorial.sweepfile import read_sweep
+from rvtutorial.sweeps.sweepfile import read_sweep
 
 # --- formulas
 
@@ -73,7 +76,7 @@ def test_a_dollar_is_a_dollar_in_every_figure(name, dollars):
     figure = FIGURES[name](dollars)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        drawing.figure_bytes(figure, "png")
+        maps.figure_bytes(figure, "png")
     texts = [t for t in figure.findobj(plt.Text) if "$" in t.get_text()]
     shown = [t for t in texts if "mathdefault" not in t.get_text()]
     assert not any(t.get_parse_math() for t in shown)
@@ -99,19 +102,19 @@ def test_a_logarithmic_axis_keeps_its_powers(dollars):
 
 def test_every_figure_function_is_covered():
     "A figure that is added later has to say how it writes names."
-    made = {f for m in (viz, plots, sweepplots) for f in vars(m)
+    made = {f for m in (viz, plots, sweeps) for f in vars(m)
             if f.startswith(("plot_", "display_"))}  # fmt: skip
     plain = {"plot_prediction", "plot_coverage", "plot_windows", "plot_scene"}
     for name in made - plain:
-        draw = next(vars(m)[name] for m in (viz, plots, sweepplots) if name in vars(m))
+        draw = next(vars(m)[name] for m in (viz, plots, sweeps) if name in vars(m))
         assert hasattr(draw, "__wrapped__"), name
 
 
 def test_a_scene_and_chips_with_dollars(tmp_path):
     image = write_raster(tmp_path / "img$1_$.tif", np.ones((3, 40, 50), np.uint8))
     plot = scenes.plot_scene(Scene("$1_$", image))
-    drawing.figure_bytes(plot, "png")
-    drawing.figure_bytes(plot_windows((40, 50), [(0, 0, 20, 20)], "$a_$"), "png")
+    maps.figure_bytes(plot, "png")
+    maps.figure_bytes(plot_windows((40, 50), [(0, 0, 20, 20)], "$a_$"), "png")
 
 
 def test_a_table_of_runs_runs_nothing(dollars, tmp_path):
@@ -161,7 +164,7 @@ def test_a_folder_of_any_name_is_read_and_drawn(name, tmp_path):
         assert np.array_equal(counts.matrices, same.matrices)
         scenes.plot_scene(scene)
     viz.plot_predictions(runs, [0], view="errors")
-    assert len(metrics.footprints(viz.Run(runs), ["9"]).dropna()) == 1
+    assert len(leaderboard.footprints(viz.Run(runs), ["9"]).dropna()) == 1
 
 
 @pytest.mark.parametrize("name", ["a!b", "s;emi", "q?x", "#h%41", "p!q;r?s", "x.zip"])
@@ -204,7 +207,7 @@ def test_masks_and_images_of_any_name(name, tmp_path):
     assert scenes.read_image(image).shape == (3, 40, 50)
     mask = image.with_name(f"{name}_mask.tif")
     same = count_rasters(mask, mask, ("building", "background"))
-    assert same.total[1, 1] == 40 and drawing.frame_of(image).shape == (40, 50)
+    assert same.total[1, 1] == 40 and maps.frame_of(image).shape == (40, 50)
 
 
 def test_a_pattern_in_a_folder_of_any_name(tmp_path):

@@ -10,9 +10,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rvtutorial import forks
-from rvtutorial.forks import Server
-from rvtutorial.queues import JobFailed, at_work
+from rvtutorial.hpc import forks
+from rvtutorial.hpc.forks import Server
+from rvtutorial.hpc.queue import JobFailed, at_work
 from rvtutorial.runs import Run, read_json, write_json
 from rvtutorial.slurm import submit_many
 
@@ -133,7 +133,7 @@ def server(tmp_path):
     code = f"""
 import os, sys, time
 sys.path.insert(0, {str(Path(forks.__file__).parent.parent)!r})
-from rvtutorial import forks
+from rvtutorial.hpc import forks
 
 def run(number):
     print("begun", number, flush=True)
@@ -262,7 +262,7 @@ def test_a_member_does_not_wait_for_a_kernel_that_was_not_needed(tmp_path):
     (tmp_path / "serve.py").write_text(f"""
 import sys
 sys.path.insert(0, {str(Path(forks.__file__).parent.parent)!r})
-from rvtutorial import forks
+from rvtutorial.hpc import forks
 
 def run(number):
     global kept
@@ -351,7 +351,7 @@ threading.Thread(target=time.sleep, args=[60], daemon=True).start()
     (tmp_path / "serve.py").write_text(f"""
 import sys
 sys.path.insert(0, {str(Path(forks.__file__).parent.parent)!r})
-from rvtutorial import forks
+from rvtutorial.hpc import forks
 forks.serve(sys.argv[1], lambda number: 5 if forks.forked_kernel() == {{}} else 6)
 """)
     line = f'exec "{sys.executable}" "{tmp_path}/serve.py" "{tmp_path}" <&0'
@@ -371,7 +371,7 @@ def test_words_without_a_place_go_nowhere(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 3}', "\x00"])
 def test_a_broken_list_of_modules_shares_nothing(tmp_path, text):
-    from rvtutorial.forks import note_modules, noted_modules
+    from rvtutorial.hpc.forks import note_modules, noted_modules
 
     path = tmp_path / "modules.json"
     path.write_text(text)

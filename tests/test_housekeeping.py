@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rvtutorial import files as files_
 from rvtutorial import housekeeping as keep
-from rvtutorial import queues
+from rvtutorial.core import files as files_
 from rvtutorial.housekeeping import RULES, chosen, clean, disk_use, look
-from rvtutorial.jobs import lock
+from rvtutorial.hpc import queue
+from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run, write_json
 
 HOUR = 3600
@@ -212,7 +212,7 @@ def test_a_run_that_begins_between_look_and_deed_is_left(tmp_path):
 def test_a_held_lock_keeps_us_out(tmp_path):
     run = make_run(tmp_path / "a")
     plan = look([run])
-    code = "import sys, time; from rvtutorial.jobs import lock\n"
+    code = "import sys, time; from rvtutorial.hpc.runner import lock\n"
     code += "with lock(sys.argv[1]): print('in', flush=True); time.sleep(60)"
     args = [sys.executable, "-c", code, str(run)]
     holder = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
@@ -354,9 +354,9 @@ def test_a_submission_stays_while_slurm_is_silent(tmp_path, monkeypatch):
     write_json(home / "job.json", {"queue": "slurm", "id": "7"})
     age(home)
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
-    queues.SLURM.forget()
+    queue.SLURM.forget()
     assert not look([tmp_path], ["submissions"]).found
-    queues.SLURM.forget()
+    queue.SLURM.forget()
 
 
 def everything(folder: Path) -> dict:

@@ -15,8 +15,8 @@ import nbformat
 import pytest
 from signals import heeded
 
-from rvtutorial import jobs
-from rvtutorial.jobs import LessonFailed, lock, run_lesson, run_lessons
+from rvtutorial.hpc import runner
+from rvtutorial.hpc.runner import LessonFailed, lock, run_lesson, run_lessons
 from rvtutorial.runs import Run, read_json, write_json
 
 PNG = base64.b64encode(
@@ -54,7 +54,7 @@ class Trial:
     @property
     def command(self):
         where = [str(self.folder), "--notebook", str(self.notebook)]
-        return [sys.executable, "-m", "rvtutorial.jobs", *where]
+        return [sys.executable, "-m", "rvtutorial.hpc.runner", *where]
 
     def run(self, before=(), **env):
         env = {**os.environ, **env}
@@ -102,7 +102,7 @@ def kernel_of(process) -> int:
 
 def test_importing_is_light():
     code = (
-        "import sys, rvtutorial.jobs;"
+        "import sys, rvtutorial.hpc.runner;"
         "print({'torch', 'pandas', 'rastervision', 'papermill'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -323,9 +323,9 @@ def test_long_names_other_kernels_and_startup_files_do_no_harm(tmp_path):
 
 
 def test_no_short_folder_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setattr(jobs.os, "access", lambda *a: False)
+    monkeypatch.setattr(runner.os, "access", lambda *a: False)
     with pytest.raises(OSError, match="107 bytes: set TMPDIR"):
-        jobs.socket_folder()
+        runner.socket_folder()
 
 
 @pytest.fixture
@@ -362,14 +362,14 @@ def test_a_full_disk(small_disk, tmp_path):
 def test_a_notebook_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
     from papermill.iorw import papermill_io
 
-    jobs.use_atomic_files(tmp_path)
+    runner.use_atomic_files(tmp_path)
     path = tmp_path / "notebook.ipynb"
     papermill_io.write("old", str(path), [".ipynb"])
 
     def broken(number):
         raise OSError(5, "broken disk")
 
-    monkeypatch.setattr(jobs.os, "fsync", broken)
+    monkeypatch.setattr(runner.os, "fsync", broken)
     with pytest.raises(OSError, match="broken disk"):
         papermill_io.write("new", str(path), [".ipynb"])
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -405,7 +405,7 @@ def test_limits_that_are_too_low_are_told_at_once(kind, limit, told, tmp_path):
     assert done.returncode == 1 and time.monotonic() - start < 60
     assert trial.went["state"] == "failed" and told in trial.went["why"]
     assert len(trial.log.splitlines()) == 1 and told in trial.log
-    lesson = [sys.executable, "-m", "rvtutorial.jobs", "lessons", "--only", "01"]
+    lesson = [sys.executable, "-m", "rvtutorial.hpc.runner", "lessons", "--only", "01"]
     lesson += ["--parts", str(tmp_path), "--out", str(tmp_path / "out")]
     notebook(tmp_path / "01_x.ipynb", "import torch")
     done = subprocess.run(
@@ -426,8 +426,8 @@ def test_a_low_limit_of_files_is_raised_where_it_may_be(tmp_path):
 
 def test_figures_of_a_lesson_with_an_odd_name_delete_no_others(tmp_path):
     (tmp_path / "other-01-0.png").write_bytes(b"x")
-    jobs.save_figures(nbformat.v4.new_notebook(), tmp_path, "*")
-    jobs.save_figures(nbformat.v4.new_notebook(), tmp_path, "othe[r]")
+    runner.save_figures(nbformat.v4.new_notebook(), tmp_path, "*")
+    runner.save_figures(nbformat.v4.new_notebook(), tmp_path, "othe[r]")
     assert (tmp_path / "other-01-0.png").exists()
 
 
@@ -437,17 +437,17 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch):
     path = tmp_path / "job.lock"
     write_json(path, owner)
     with (
-        pytest.raises(jobs.Busy, match="process 1 on elsewhere.*delete"),
+        pytest.raises(runner.Busy, match="process 1 on elsewhere.*delete"),
         lock(tmp_path),
     ):
         pass
     write_json(path, owner | {"slurm_job_id": "221"})
-    with pytest.raises(jobs.Busy), lock(tmp_path):  # nobody here to ask about job 221
+    with pytest.raises(runner.Busy), lock(tmp_path):  # nobody here to ask about job 221
         pass
-    monkeypatch.setattr(jobs, "answer", lambda args: "221\n")
-    with pytest.raises(jobs.Busy), lock(tmp_path):
+    monkeypatch.setattr(runner, "answer", lambda args: "221\n")
+    with pytest.raises(runner.Busy), lock(tmp_path):
         pass
-    monkeypatch.setattr(jobs, "answer", lambda args: "")
+    monkeypatch.setattr(runner, "answer", lambda args: "")
     with lock(tmp_path):  # Slurm says that it is over
         assert read_json(path)["host"] == socket.gethostname()
     write_json(path, owner | {"slurm_job_id": "221"})
@@ -468,12 +468,12 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_folders_that_are_no_runs(tmp_path, prepare, match, capsys):
     prepare(tmp_path)
-    assert jobs.main([str(tmp_path), "--notebook", "hello"]) == 1
+    assert runner.main([str(tmp_path), "--notebook", "hello"]) == 1
     assert match in capsys.readouterr().err
 
 
 def test_a_member_that_is_not_there(tmp_path, capsys):
-    assert jobs.main(["member", str(tmp_path / "tasks.json"), "0"]) == 1
+    assert runner.main(["member", str(tmp_path / "tasks.json"), "0"]) == 1
     assert "there is no" in capsys.readouterr().err
 
 
@@ -604,9 +604,9 @@ def test_no_parts_is_an_error(tmp_path):
 
 def test_remaining_time_comes_from_the_last_time():
     parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
-    line = jobs.Progress(parts, {"01_a": 100.0, "02_b": 50.0})
+    line = runner.Progress(parts, {"01_a": 100.0, "02_b": 50.0})
     assert line.left(0, 0) == 150 and line.left(0, 40) == 110 and line.left(1, 60) == 0
-    assert jobs.clock(3599) == "59:59"
+    assert runner.clock(3599) == "59:59"
 
 
 class Screen(io.StringIO):
@@ -615,8 +615,8 @@ class Screen(io.StringIO):
 
 
 def test_the_line_is_drawn_again_while_a_cell_works(monkeypatch):
-    line = jobs.Progress([Path("01_a.ipynb")], {}, Screen())
-    with jobs.ticking(line):
+    line = runner.Progress([Path("01_a.ipynb")], {}, Screen())
+    with runner.ticking(line):
         line.show(0, 1, 3)
         time.sleep(2.2)
     drawn = line.out.getvalue().split("\r")[1:]
@@ -636,7 +636,7 @@ def test_ctrl_c_cancels_the_jobs_of_the_lessons(course):
     command = [
         sys.executable,
         "-m",
-        "rvtutorial.jobs",
+        "rvtutorial.hpc.runner",
         "lessons",
         "--parts",
         str(course / "nbs"),
@@ -660,7 +660,14 @@ def test_ctrl_c_cancels_the_jobs_of_the_lessons(course):
 
 def test_the_command_line_submits_and_waits(tmp_path):
     book = notebook(tmp_path / "job.ipynb", "open('made', 'w').write(repr(a))")
-    base = [sys.executable, "-m", "rvtutorial.jobs", "submit", "--notebook", str(book)]
+    base = [
+        sys.executable,
+        "-m",
+        "rvtutorial.hpc.runner",
+        "submit",
+        "--notebook",
+        str(book),
+    ]
     done = subprocess.run(
         [*base, "--wait", "--", str(tmp_path / "r"), "a=x=y"],
         capture_output=True,
@@ -679,7 +686,7 @@ def test_the_command_line_submits_and_waits(tmp_path):
 
 
 def test_hello_is_a_job_notebook_without_outputs():
-    from rvtutorial.queues import job_notebook, parameters
+    from rvtutorial.hpc.queue import job_notebook, parameters
 
     path = job_notebook("hello")
     assert set(parameters(path)) == {"name", "seconds", "need", "output_uri"}
@@ -693,7 +700,7 @@ def test_hello_is_a_job_notebook_without_outputs():
 def test_a_part_that_takes_longer_has_its_cells_left():
     "On a busy machine nothing is left only when nothing is left to do."
     parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
-    line = jobs.Progress(parts, {"01_a": 100.0, "02_b": 50.0}, io.StringIO())
+    line = runner.Progress(parts, {"01_a": 100.0, "02_b": 50.0}, io.StringIO())
     line.show(0, 2, 10)
     assert line.remaining(20) == 130 and line.remaining(100) == 80 + 50
     assert line.remaining(1e6) == 130  # eight of ten cells, and the other part
@@ -710,7 +717,7 @@ def test_a_part_that_takes_longer_has_its_cells_left():
 
 def test_the_line_shows_the_trainings_of_a_cell():
     looks = iter([("2 queued", None), ("1 running (a: epoch 3 of 8)", 75.0)])
-    line = jobs.Progress(
+    line = runner.Progress(
         [Path("08_a.ipynb")], {"08_a": 1.0}, Screen(), lambda since: next(looks)
     )
     line.show(0, 0, 4)
@@ -730,26 +737,26 @@ def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
     from rvtutorial.slurm import submit_many
 
     monkeypatch.setattr("rvtutorial.slurm.start_local", lambda home: str(os.getpid()))
-    monkeypatch.setattr("rvtutorial.queues._is_queue", lambda pid, home="": True)
-    monkeypatch.setattr("rvtutorial.queues._is_script", lambda pid, home: False)
+    monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": True)
+    monkeypatch.setattr("rvtutorial.hpc.queue._is_script", lambda pid, home: False)
     before = time.time() - 1
-    assert jobs.trainings(tmp_path, before) == ("", None)
+    assert runner.trainings(tmp_path, before) == ("", None)
     asked = {
         tmp_path / f"r{i}": {"preset": "smoke", "epochs": 4, "seed": i} for i in (1, 2)
     }
     submit_many(asked)
-    assert jobs.trainings(tmp_path, before) == ("2 queued (starting)", None)
+    assert runner.trainings(tmp_path, before) == ("2 queued (starting)", None)
     (tmp_path / "r1" / "train").mkdir()
     (tmp_path / "r1" / "train" / "log.csv").write_text("epoch,x\n0,1\n1,1\n")
     [home] = (tmp_path / "jobs").iterdir()
     os.utime(home / "tasks.json", (time.time() - 20,) * 2)
-    words, left = jobs.trainings(tmp_path, before - 60)
+    words, left = runner.trainings(tmp_path, before - 60)
     assert words.startswith("2 queued") and left == pytest.approx(20 / 2 * 8, rel=0.1)
-    assert jobs.trainings(tmp_path, time.time() + 5) == ("", None)
+    assert runner.trainings(tmp_path, time.time() + 5) == ("", None)
     for i in (1, 2):
         Run(tmp_path / f"r{i}").update("went", state="succeeded")
-    monkeypatch.setattr("rvtutorial.queues._is_queue", lambda pid, home="": False)
-    assert jobs.trainings(tmp_path, before - 60) == ("", None)
+    monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": False)
+    assert runner.trainings(tmp_path, before - 60) == ("", None)
 
 
 def test_hello_has_what_a_training_needs(tmp_path):

@@ -26,9 +26,9 @@ from tensorboard.summary.writer import event_file_writer
 from torch import nn
 from tqdm.auto import tqdm
 
-from rvtutorial import learner
-from rvtutorial.batches import Batches, plan
-from rvtutorial.learner import (
+from rvtutorial.engine import learner
+from rvtutorial.engine.batches import Batches, plan
+from rvtutorial.engine.learner import (
     Checkpoint,
     FastLearner,
     Interrupted,

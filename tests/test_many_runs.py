@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from fake_runs import PEAK, evaluation
 
-from rvtutorial import metrics, report
-from rvtutorial.comparisons import World, board_of
+from rvtutorial.figures import report
+from rvtutorial.metrics import leaderboard
+from rvtutorial.metrics.intervals import World, board_of
 from rvtutorial.runs import Run
 
 RUNS, SCENES = 2000, 12
@@ -87,13 +88,16 @@ def test_a_report_draws_the_highest_and_says_so(many, tmp_path):
 
 def test_a_board_of_runs_scores_as_single_runs_do(tmp_path):
     names = [run.name for run in write_runs(tmp_path, 8, 6).iterdir()]
-    board = metrics.leaderboard({name: tmp_path / name for name in names})
+    board = leaderboard.leaderboard({name: tmp_path / name for name in names})
     for name in names:
-        rows = metrics.table(metrics.counts_of(Run(tmp_path / name)))
-        one = metrics.scores(rows.sum().to_frame().T).iloc[0]
+        rows = leaderboard.table(leaderboard.counts_of(Run(tmp_path / name)))
+        one = leaderboard.scores(rows.sum().to_frame().T).iloc[0]
         for column in ("f1", "iou", "precision", "recall", "accuracy"):
             assert board.loc[name, f"pixel_{column}"] == one[f"pixel_{column}"]
-    pair = {name: metrics.table(metrics.counts_of(tmp_path / name)) for name in names}
+    pair = {
+        name: leaderboard.table(leaderboard.counts_of(tmp_path / name))
+        for name in names
+    }
     pd.testing.assert_frame_equal(
         board[["p", "behind"]], board_of(pair)[["p", "behind"]]
     )

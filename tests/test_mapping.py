@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
 
-from rvtutorial import mapfiles, mapping
-from rvtutorial.mapping import Band, Plan, map_images
+from rvtutorial.engine import mapfiles, prediction
+from rvtutorial.engine.prediction import Band, Plan, map_images
 
 CLASSES = ["building", "background", "null"]
 PLACE = Affine(0.3, 0, 6e5, 0, -0.3, 4e6)
@@ -176,8 +176,8 @@ def both(tmp_path, image, windows, **scene):
     "Folders of stock's and of our prediction of the same scene."
     options, folders = options_of(*windows), (tmp_path / "stock", tmp_path / "ours")
     predict_with_stock(make_scene(image, folders[0], **scene), options, shaded)
-    target = mapping.scene_target(make_scene(image, folders[1], **scene), options)
-    report = mapping.stream([target], shaded, batch_sz=5)
+    target = prediction.scene_target(make_scene(image, folders[1], **scene), options)
+    report = prediction.stream([target], shaded, batch_sz=5)
     assert report["chips"] == len(target.plan)
     return folders
 
@@ -360,7 +360,7 @@ def test_cosine_leaves_no_seams(stride):
 
 def test_first_class_wins_a_tie():
     scores = np.random.default_rng(0).integers(0, 4, (5, 60, 60)).astype(np.float32)
-    assert (mapping.winners(scores) == scores.argmax(axis=0)).all()
+    assert (prediction.winners(scores) == scores.argmax(axis=0)).all()
 
 
 def test_an_unknown_blend_is_refused():
@@ -572,7 +572,7 @@ def test_bands_and_transformers_are_applied(tmp_path):
 
 
 def names(*args):
-    return {name: Path(uri).name for name, uri in mapping.find_images(*args).items()}
+    return {name: Path(uri).name for name, uri in prediction.find_images(*args).items()}
 
 
 def test_images_are_found(tmp_path):
@@ -585,7 +585,7 @@ def test_images_are_found(tmp_path):
     assert names(tmp_path / "img9.tif") == {"img9": "img9.tif"}
     twice = [tmp_path / "img9.tif", tmp_path, tmp_path / "a" / ".." / "img9.tif"]
     assert list(names(twice)) == ["img9", "img10"]
-    everywhere = mapping.find_images([str(tmp_path / "**" / "*.[tT]*[fF]")])
+    everywhere = prediction.find_images([str(tmp_path / "**" / "*.[tT]*[fF]")])
     assert len(everywhere) == len(set(everywhere.values())) == 4
     assert {"img10", "a_img9", "b_img9"} < set(everywhere)
     assert list(names(str(tmp_path / "**" / "*.tif"), tmp_path / "a")) == [
@@ -596,7 +596,7 @@ def test_images_are_found(tmp_path):
 
 def test_names_never_meet(tmp_path):
     uris = ["s3://b/x/y.tif", "https://h/x/y.tif?a=1", "s3://b/Y.tif", "s3://b/x_y.tif"]
-    found = mapping.find_images([*uris, "s3://b/w.tif", "/vsizip//data/z.zip/w.tif"])
+    found = prediction.find_images([*uris, "s3://b/w.tif", "/vsizip//data/z.zip/w.tif"])
     assert sorted(found.values()) == sorted(
         [*uris, "s3://b/w.tif", "/vsizip//data/z.zip/w.tif"]
     )
@@ -616,7 +616,7 @@ def test_a_map_stays_in_its_folder_whatever_the_image_is_called(uri, tmp_path):
         (tmp_path / "a").mkdir()
         (tmp_path / uri).touch()
         uri = str(tmp_path / uri)
-    (name,) = mapping.find_images([uri])
+    (name,) = prediction.find_images([uri])
     (tmp_path / "out" / name).mkdir(parents=True)
     assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
 
@@ -625,7 +625,7 @@ def test_long_names_of_folder_and_image_fit_together(tmp_path):
     for name in ("a" * 200, "b" * 200):
         (tmp_path / name).mkdir()
         (tmp_path / name / ("x" * 200 + ".tif")).touch()
-    found = mapping.find_images([str(tmp_path / "*" / "*.tif")])
+    found = prediction.find_images([str(tmp_path / "*" / "*.tif")])
     assert len(found) == 2
     for name in found:
         (tmp_path / "out" / name).mkdir(parents=True)
@@ -637,7 +637,7 @@ def test_long_names_of_folder_and_image_fit_together(tmp_path):
 ])  # fmt: skip
 def test_no_image_is_an_error(tmp_path, what, text):
     with pytest.raises(FileNotFoundError, match=text):
-        mapping.find_images([] if what == [] else str(tmp_path / what))
+        prediction.find_images([] if what == [] else str(tmp_path / what))
 
 
 def test_what_a_killed_process_left_goes_and_nothing_else(tmp_path):
@@ -729,7 +729,7 @@ class Sink:
 
 def a_target(log, name="first", fail=None, height=100, chip_sz=32, read=None):
     "A target without files."
-    return mapping.Target(
+    return prediction.Target(
         name=name,
         plan=Plan(height, 70, chip_sz, 32),
         read=read or (lambda y, x, size: np.full((size, size, 3), 7, np.uint8)),
@@ -748,7 +748,7 @@ def test_batches_run_across_images(tmp_path):
 
     targets = [a_target(log, str(i), height=33 * (i + 1)) for i in range(4)]
     targets += [a_target(log, "large", chip_sz=48), a_target(log, "last")]
-    report = mapping.stream(targets, predict, 8, tell=lambda *a: told.append(a))
+    report = prediction.stream(targets, predict, 8, tell=lambda *a: told.append(a))
     assert sizes == [(8, 32)] * 5 + [(2, 32), (6, 48), (8, 32), (4, 32)]
     done = [item for item in log if item[1] not in ("closed", "aborted")]
     assert done == [("0", 33), ("1", 66), ("2", 99), ("3", 132), ("large", 100),
@@ -767,7 +767,7 @@ def test_a_generator_of_targets_is_asked_late(tmp_path):
             log.append(f"made {i}")
             yield a_target(log, str(i), height=400)
 
-    mapping.stream(targets(), shaded, 4, tell=lambda done, of: log.append(of))
+    prediction.stream(targets(), shaded, 4, tell=lambda done, of: log.append(of))
     assert log.index("made 4") > log.index(("0", 400)) and None in log
 
 
@@ -777,7 +777,7 @@ def test_an_error_in_writing_stops_all_and_names_the_image(fail, place):
     log, count = [], threading.active_count()
     fails = [fail if i == place else None for i in range(9)]
     targets = [a_target(log, f"image{i}", f, height=300) for i, f in enumerate(fails)]
-    found = within(20, lambda: mapping.stream(targets, shaded, 2))
+    found = within(20, lambda: prediction.stream(targets, shaded, 2))
     assert isinstance(found, RuntimeError) and isinstance(found.__cause__, OSError)
     assert str(found).startswith(f"image{place}: writing failed: ")
     assert ("image8", 300) not in log and threading.active_count() <= count + 1
@@ -793,7 +793,7 @@ def test_an_error_in_reading_stops_all_and_names_the_image():
     log = []
     targets = [a_target(log), a_target(log, "second", height=400, read=broken)]
     targets.append(a_target(log, "third"))
-    found = within(20, lambda: mapping.stream(targets, shaded, 2))
+    found = within(20, lambda: prediction.stream(targets, shaded, 2))
     assert isinstance(found, RuntimeError)
     assert str(found) == "second: reading failed: gone"
     assert ("second", "closed") in log and not any(n == "third" for n, _ in log)
@@ -810,7 +810,7 @@ def test_what_predict_raises_comes_through(error):
         return shaded(chips)
 
     targets = [a_target(log, height=3000), a_target(log, "second")]
-    found = within(20, lambda: mapping.stream(targets, predict, 2))
+    found = within(20, lambda: prediction.stream(targets, predict, 2))
     assert found is error and ("first", "aborted") in log
     if isinstance(error, MemoryError):
         assert error.__notes__ == ["while predicting first"]
@@ -822,7 +822,7 @@ def test_what_predict_raises_comes_through(error):
     (lambda chips: shaded(chips) * np.nan, "not finite"),
 ])  # fmt: skip
 def test_scores_that_cannot_be_are_refused(predict, text):
-    found = within(20, lambda: mapping.stream([a_target([])], predict))
+    found = within(20, lambda: prediction.stream([a_target([])], predict))
     assert isinstance(found, ValueError) and text in str(found)
 
 
@@ -836,7 +836,7 @@ def test_a_slow_reader_writer_and_network_overlap():
         return shaded(chips)
 
     target = a_target([], height=1280, read=slow)
-    report = mapping.stream([target], predict, 2)
+    report = prediction.stream([target], predict, 2)
     parts = report["seconds"]
     assert parts["total"] < 0.8 * (parts["reading"] + parts["computing"])
 

@@ -9,7 +9,8 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from rvtutorial import masks, scenes
+from rvtutorial import scenes
+from rvtutorial.data import masks
 from rvtutorial.scenes import DataError, Scene, check_scenes, find_splits
 
 SIZE = 64
@@ -520,7 +521,8 @@ def test_a_damaged_mask_is_named_and_the_others_are_checked(tmp_path):
 
 def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
     "From a tagged mask to eval.json, and our own count of the same files."
-    from rvtutorial import engine, metrics
+    from rvtutorial import engine
+    from rvtutorial.metrics import leaderboard
     from rvtutorial.runs import Run
 
     data = make_set(tmp_path / "d", tags(nodata=255))
@@ -533,13 +535,13 @@ def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
     there[:16, :16] = False
     building = counts["building"]["conf_mat_dict"]
     assert building["TP"] + building["FN"] == there.sum() > 0
-    ours = metrics.counts_of(run.path)
+    ours = leaderboard.counts_of(run.path)
     assert ours.total[0].sum() == there.sum()
-    again = [metrics.count_rasters(run.label("3"), run.prediction("3"), ours.classes,
-                                   **metrics.label_meaning(run, "3"))]  # fmt: skip
-    from rvtutorial import drawing
+    again = [leaderboard.count_rasters(run.label("3"), run.prediction("3"), ours.classes,
+                                   **leaderboard.label_meaning(run, "3"))]  # fmt: skip
+    from rvtutorial.figures import maps
 
-    drawn = drawing.truth_of(run, drawing.see_scene(run, "3"))
+    drawn = maps.truth_of(run, maps.see_scene(run, "3"))
     assert np.array_equal(drawn == 0, there)
     total = again[0].total
     assert building["TP"] == total[0, 0]
@@ -583,7 +585,9 @@ def with_tagged_masks(cfg, found):
 
 def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
     "And then it trains, evaluates and counts as Raster Vision does."
-    from rvtutorial import engine, metrics, reading
+    from rvtutorial import engine
+    from rvtutorial.engine import reading
+    from rvtutorial.metrics import leaderboard
     from rvtutorial.runs import Run
 
     data = make_set(tmp_path / "d", tags(nodata=255), hole=False)
@@ -600,16 +604,16 @@ def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
     (building,) = (i for i in items if i.get("class_name") == "building")
     counts = building["conf_mat_dict"]
     assert counts["TP"] + counts["FN"] == 0  # as stock reads them
-    ours = metrics.count_rasters(
+    ours = leaderboard.count_rasters(
         run.label("3"), run.prediction("3"), ("building", "background", "null"),
-        **metrics.label_meaning(run, "3"),
+        **leaderboard.label_meaning(run, "3"),
     )  # fmt: skip
     assert ours.total[0].sum() == 0 and ours.total[:, 0].sum() == counts["FP"]
 
 
 @pytest.mark.parametrize("nodata", [None, 0, 7])
 def test_a_tag_that_hides_nothing_is_not_mentioned(tmp_path, nodata):
-    from rvtutorial import reading
+    from rvtutorial.engine import reading
 
     data = make_set(tmp_path / "d", tags(nodata=nodata), hole=False)
     cfg = config_of(data, tmp_path / "run", label_values=TWO)
@@ -629,7 +633,7 @@ def test_drawing_a_scene_with_a_mask(tmp_path):
 @pytest.mark.parametrize("how", ["average", "nearest", "bilinear"])
 def test_overviews_of_a_mask_are_not_looked_at(tmp_path, how):
     "They may hold averages, which are no classes."
-    from rvtutorial import drawing
+    from rvtutorial.figures import maps
 
     there = np.random.default_rng(0).random((512, 512)) < 0.3
     image = write(tmp_path / "i.tif", np.ones((3, 512, 512), np.uint8))
@@ -638,10 +642,10 @@ def test_overviews_of_a_mask_are_not_looked_at(tmp_path, how):
         file.build_overviews([2, 4], rasterio.enums.Resampling[how])
     axes = scenes.plot_scene(Scene("1", image, mask), 128, label_values=TWO).axes[0]
     assert axes.get_title() == "scene 1: building on 30% of it"
-    frame = drawing.frame_of(image)
+    frame = maps.frame_of(image)
     for drawn in (
-        drawing.read_labels(mask, 128),
-        drawing.read_labels(mask, 128, frame),
+        maps.read_labels(mask, 128),
+        maps.read_labels(mask, 128, frame),
     ):
         assert drawn.shape == (128, 128) and set(np.unique(drawn)) == {0, 255}
         assert (drawn > 0).mean() == pytest.approx(0.3, abs=0.02)

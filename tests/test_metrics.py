@@ -13,8 +13,8 @@ from fake_runs import evaluation, fake_run, three_scenes, truth_of, write_raster
 from random_counts import NAMES, some_counts
 from rasterio.transform import from_origin
 
-from rvtutorial import metrics
-from rvtutorial.metrics import (
+from rvtutorial.metrics import leaderboard as metrics
+from rvtutorial.metrics.leaderboard import (
     Counts,
     LabelFolder,
     add,
@@ -393,7 +393,7 @@ def test_many_runs_are_scored_quickly():
 
 
 def test_import_is_light():
-    code = "import sys, rvtutorial.metrics; print([m for m in ('torch', 'rastervision', 'sklearn', 'rasterio') if m in sys.modules])"
+    code = "import sys, rvtutorial.metrics.leaderboard; print([m for m in ('torch', 'rastervision', 'sklearn', 'rasterio') if m in sys.modules])"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from rvtutorial import models
-from rvtutorial.models import unet
+from rvtutorial.models import unet as models
+from rvtutorial.models.unet import unet
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (31, 97), (220, 220), (256, 130)])

@@ -4,6 +4,7 @@ import ast
 import filecmp
 import json
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -40,8 +41,8 @@ PARTS = {
     ),
 }
 DIRECTIVES = {"default_exp", "export", "exports", "hide", "eval", "gpu", "slow"}
-LESSONS = sorted(NBS.glob("*.ipynb"))
 JOBS = sorted((NBS / "jobs").glob("*.ipynb"))
+LESSONS = sorted({*NBS.rglob("*.ipynb")} - {*JOBS})
 
 
 def cells(path: Path, kind: str) -> list[str]:
@@ -76,7 +77,11 @@ def copy(tmp_path_factory):
 
 def test_library_is_what_the_notebooks_export(copy):
     subprocess.run([tool("nbdev_export")], cwd=copy, check=True, capture_output=True)
-    names = {p.name for d in (ROOT, copy) for p in (d / "rvtutorial").glob("*.py")}
+    names = {
+        p.relative_to(d / "rvtutorial").as_posix()
+        for d in (ROOT, copy)
+        for p in (d / "rvtutorial").rglob("*.py")
+    }
     _, differ, missing = filecmp.cmpfiles(
         ROOT / "rvtutorial", copy / "rvtutorial", sorted(names), shallow=False
     )
@@ -130,13 +135,13 @@ def test_imports_stand_alone(path):
             assert kinds <= {"Import", "ImportFrom", "Expr"}, source[:200]
 
 
-def test_one_notebook_one_module():
-    found = re.findall(
-        r"^#\| default_exp (\S+)",
-        "\n".join(s for p in LESSONS for s in cells(p, "code")),
-        re.M,
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_notebook_is_named_as_its_module(path):
+    (name,) = re.findall(
+        r"^#\| default_exp (\S+)", "\n".join(cells(path, "code")), re.M
     )
-    assert len(found) == len(set(found)) == len(LESSONS)
+    place = path.relative_to(NBS).with_suffix("").as_posix()
+    assert name == PARTS.get(place, [place.replace("/", ".")])[0]
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
@@ -224,16 +229,18 @@ def test_local_links_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
-LIGHT = (
-    "slurm chips container runs jobs sweep metrics viz clusters sites queues ondemand "
-    "search sweepfile trials tracking comparisons calibration cli housekeeping report"
-).split()
+HEAVY = ("rvtutorial.models", "rvtutorial.engine", "rvtutorial.config")
+LIGHT = [
+    module.name
+    for module in pkgutil.walk_packages([str(ROOT / "rvtutorial")], "rvtutorial.")
+    if not module.name.startswith(HEAVY) and "._" not in module.name
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_a_login_node_needs_no_torch(module):
     code = (
-        f"import sys, rvtutorial.{module}\n"
+        f"import sys, {module}\n"
         "heavy = {'torch', 'rastervision', 'lightning', 'torchvision'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

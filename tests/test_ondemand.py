@@ -23,9 +23,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rvtutorial import ondemand
 from rvtutorial.container import exec_command
-from rvtutorial.sites import Site
+from rvtutorial.hpc import ondemand
+from rvtutorial.hpc.sites import Site
 
 sys.path.insert(0, str(Path(__file__).parent / "ondemand"))
 from browser import Browser, find_browser, wait  # noqa: E402
@@ -990,7 +990,7 @@ def test_the_command_line_says_what_it_did(tmp_path, capsys):
 
 def test_importing_costs_no_torch_and_little_time():
     code = (
-        "import sys, rvtutorial.ondemand; "
+        "import sys, rvtutorial.hpc.ondemand; "
         "print([m for m in ('torch', 'rastervision') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

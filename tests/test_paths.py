@@ -25,9 +25,9 @@ from rastervision.pipeline.file_system import get_tmp_dir
 from rastervision.pytorch_learner.dataset.dataset import AlbumentationsDataset
 from stock_configs import ZOO
 
-from rvtutorial import engine
-from rvtutorial.learner import FastLearner, quiet
-from rvtutorial.reading import build_scene
+from rvtutorial.engine import pipeline
+from rvtutorial.engine.learner import FastLearner, quiet
+from rvtutorial.engine.reading import build_scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 RUNS = [name for name, v in ZOO.items() if not v.stock_fails]
@@ -62,9 +62,9 @@ def runs(data, tmp_path_factory):
 
 def ours(config, commands=None, **options):
     "Run the engine, in float32 where it can be asked for."
-    known = inspect.signature(engine.run).parameters
+    known = inspect.signature(pipeline.run).parameters
     wanted = dict(progress=False, precision="float32") | options
-    return engine.run(
+    return pipeline.run(
         config, commands, **{k: v for k, v in wanted.items() if k in known}
     )
 
@@ -93,7 +93,7 @@ def without(names, pattern):
 
 
 def prepared(name, data, root):
-    return engine.prepare(ZOO[name].make(data, root))
+    return pipeline.prepare(ZOO[name].make(data, root))
 
 
 def predicted(cfg):
@@ -329,14 +329,14 @@ def test_what_stock_cannot_do(data, tmp_path, name):
 @pytest.mark.parametrize("name", list(ZOO))
 def test_paths(data, tmp_path, name):
     "Each part of a run takes the path that the zoo expects; a slow one has a reason."
-    table = engine.paths(prepared(name, data, tmp_path))
+    table = pipeline.paths(prepared(name, data, tmp_path))
     slow = table[table.path != "fast"]
     assert slow.path.to_dict() == ZOO[name].slow
     assert slow.why.map(len).gt(5).all()
 
 
 def test_paths_on_several_gpus(data, tmp_path):
-    table = engine.paths(prepared("sliding", data, tmp_path), ddp=True)
+    table = pipeline.paths(prepared("sliding", data, tmp_path), ddp=True)
     assert table.path["training"] == "stock"
 
 
@@ -384,7 +384,7 @@ def stock_parts(cfg, split, tmp):
 
 def test_mosaics_of_several_scenes_are_kept_apart(data, tmp_path):
     "Stock reads the last one for all of them; the engine reads each scene's own."
-    cfg = engine.prepare(ZOO["mosaic"].make(data, tmp_path))
+    cfg = pipeline.prepare(ZOO["mosaic"].make(data, tmp_path))
     classes = cfg.dataset.class_config
 
     def right(build):
@@ -400,7 +400,7 @@ def test_mosaics_of_several_scenes_are_kept_apart(data, tmp_path):
 
 def with_statistics(cfg):
     "A complete configuration; what only the analyze command makes is there."
-    cfg = engine.prepare(cfg)
+    cfg = pipeline.prepare(cfg)
     if cfg.analyzers:
         with get_tmp_dir() as tmp, quiet():
             cfg.build(tmp).analyze()

@@ -17,10 +17,12 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform as warped
 from rasterio.windows import Window
 
-from rvtutorial import drawing, labels, masks, pairs, scenes
-from rvtutorial.counting import count_rasters
-from rvtutorial.pairs import DataError, Scene
-from rvtutorial.places import Fit, fit, ground_size, on_earth, square_metres
+from rvtutorial import scenes
+from rvtutorial.data import labels, masks, pairing
+from rvtutorial.data.pairing import DataError, Scene
+from rvtutorial.data.places import Fit, fit, ground_size, on_earth, square_metres
+from rvtutorial.figures import maps
+from rvtutorial.metrics.counting import count_rasters
 
 UTM = "EPSG:32611"
 HERE = from_origin(600_000, 4_000_000, 0.5, 0.5)
@@ -104,17 +106,17 @@ def test_drawings_are_of_the_same_ground(same_ground, tmp_path):
     path, truth = same_ground
     pixels = np.random.default_rng(0).integers(1, 200, (3, 60, 80)).astype("uint8")
     image = write_raster(tmp_path / "image.tif", pixels, HERE, UTM)
-    frame = drawing.frame_of(image)
-    assert (drawing.read_truth(path, frame) == truth).all()
-    lines = drawing.outlines(path, frame)
+    frame = maps.frame_of(image)
+    assert (maps.read_truth(path, frame) == truth).all()
+    lines = maps.outlines(path, frame)
     whole = write_raster(tmp_path / "whole.tif", truth, HERE, UTM)
-    assert sum(map(len, lines)) == sum(map(len, drawing.outlines(whole, frame)))
+    assert sum(map(len, lines)) == sum(map(len, maps.outlines(whole, frame)))
 
 
 def test_runs_get_labels_on_the_grid_of_the_image(same_ground, tmp_path):
     pytest.importorskip("rastervision.core")
-    from rvtutorial import inputs
     from rvtutorial.config import make_classes
+    from rvtutorial.engine import inputs
 
     path, truth = same_ground
     pixels = np.random.default_rng(0).integers(1, 200, (3, 60, 80)).astype("uint8")
@@ -160,11 +162,11 @@ def test_what_lies_elsewhere_is_refused_wherever_it_is_read(elsewhere, tmp_path)
     image = write_raster(tmp_path / "image.tif", pixels, HERE, UTM)
     with pytest.raises(DataError, match=words):
         scenes.check_scenes([Scene("1", image, path)])
-    frame = drawing.frame_of(image)
+    frame = maps.frame_of(image)
     with pytest.raises(ValueError, match=words):
-        drawing.read_truth(path, frame)
+        maps.read_truth(path, frame)
     with pytest.raises(ValueError, match=words):
-        drawing.see(image, path)
+        maps.see(image, path)
 
 
 def test_a_finer_raster_is_refused_and_a_rest_as_well(tmp_path):
@@ -287,11 +289,11 @@ def test_pixels_are_measured_on_the_ground(tmp_path, crs, lat, step):
     path = write_raster(
         tmp_path / "a.tif", np.ones((3, 20, 30), np.uint8), transform, crs
     )
-    assert drawing.frame_of(path).step == pytest.approx((width, height))
+    assert maps.frame_of(path).step == pytest.approx((width, height))
     assert labels.pixel_size(labels.image_info(path)) == pytest.approx((width, height))
     box = shapely.box(*(at[0]), *(transform @ (25, 18)))
     geopandas.GeoSeries([box], crs=crs).to_file(tmp_path / "a.gpkg")
-    areas = pairs.building_sizes([Scene("1", path, tmp_path / "a.gpkg")])
+    areas = pairing.building_sizes([Scene("1", path, tmp_path / "a.gpkg")])
     assert areas[0] == pytest.approx(80 * width * height, rel=1e-3)
 
 
@@ -321,9 +323,9 @@ def test_scenes_across_180_degrees(tmp_path, crs):
         "EPSG:4326",
     )
     splits = {"train": [Scene("1", there)], "val": [Scene("2", far), Scene("3", near)]}
-    frame = pairs.outlines(splits)
+    frame = pairing.outlines(splits)
     assert frame.total_bounds[0] >= -180 and frame.total_bounds[2] <= 180
-    shared = pairs.leaks(frame)
+    shared = pairing.leaks(frame)
     assert [(a, b) for _, a, _, b, _ in shared] == [("1", "3")]
     assert 0.3 < shared[0][-1] < 0.7
     scenes.plot_map(frame)
@@ -337,9 +339,9 @@ def test_outlines_round_a_pole(tmp_path):
             pixels = np.ones((1, 50, 50), np.uint8)
             made.append(write_raster(tmp_path / f"{i}.tif", pixels, there, crs))
         splits = {"train": [Scene("1", made[0])], "val": [Scene("2", made[1])]}
-        frame = pairs.outlines(splits)
+        frame = pairing.outlines(splits)
         assert frame.geometry.is_valid.all()
-        return pairs.leaks(frame)
+        return pairing.leaks(frame)
 
     for crs, pole in (("EPSG:3413", 90), ("EPSG:3031", -90)):
         assert leak(crs, -1e5, 2e5) == []
@@ -387,4 +389,4 @@ def test_an_outline_without_a_place_is_left_out(tmp_path):
     path = write_raster(
         tmp_path / "a.tif", np.ones((1, 9, 9), np.uint8), beyond.transform, UTM
     )
-    assert len(pairs.outlines({"train": [Scene("1", path)]})) == 0
+    assert len(pairing.outlines({"train": [Scene("1", path)]})) == 0

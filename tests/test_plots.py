@@ -27,11 +27,19 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rvtutorial import drawing, metrics, plots, sweepplots, viz
-from rvtutorial.plots import in_order, make_example_runs, open_runs, shared_counts
+from rvtutorial import viz
+from rvtutorial.figures import maps, sweeps
+from rvtutorial.figures import runs as plots
+from rvtutorial.figures.runs import (
+    in_order,
+    make_example_runs,
+    open_runs,
+    shared_counts,
+)
+from rvtutorial.figures.sweeps import pareto_front, trial_table
+from rvtutorial.metrics import leaderboard
 from rvtutorial.runs import Run
 from rvtutorial.scenes import find_splits, make_sample_scenes
-from rvtutorial.sweepplots import pareto_front, trial_table
 
 TRIALS = [
     {"lr": lr, "batch_sz": batch}
@@ -61,7 +69,7 @@ def folder_of(sweep, place, name="lr=1e-3+batch_sz=4"):
     run = Run(sweep / name)
     for scene in run.scene_ids():
         shutil.copy(run.prediction(scene), place / f"{scene}.tif")
-    return metrics.LabelFolder(
+    return leaderboard.LabelFolder(
         place,
         sweep.parent / "data" / "val",
         ("building", "background", "null"),
@@ -146,7 +154,7 @@ def test_legends_are_in_numeric_order(sweep, name):
 
 
 def test_lines_of_eight_runs_differ_without_colour():
-    looks = [drawing.look_of(i) for i in range(8)]
+    looks = [maps.look_of(i) for i in range(8)]
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 8
 
 
@@ -164,13 +172,13 @@ def test_figures_are_values_that_say_what_they_show(sweep, name):
     assert legend(fig) or name in ("matrices", "agreement")
     if name in SCORED:
         assert "4 whole validation scenes" in words(fig) and "pixel F1" in words(fig)
-    data = drawing.figure_bytes(fig)
+    data = maps.figure_bytes(fig)
     assert len(data) <= 200_000
     kind = Image.open(io.BytesIO(data)).format
     assert kind == (
         "JPEG" if name in ("maps", "errors", "worst", "agreement") else "PNG"
     )
-    assert len(drawing.alt_text(fig)) > 20
+    assert len(maps.alt_text(fig)) > 20
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -197,13 +205,13 @@ def test_a_picture_keeps_to_its_size():
     fig, ax = plt.subplots(figsize=(11, 9))
     plt.close(fig)
     ax.imshow(rng.random((900, 1100, 3)))
-    assert drawing.figure_kind(fig) == "jpeg"
-    assert len(drawing.figure_bytes(fig)) <= 200_000
-    assert len(drawing.figure_bytes(fig, most=40_000)) <= 40_000
-    assert len(drawing.figure_bytes(fig, "png", most=200_000)) <= 400_000
-    assert drawing.figure_bytes(fig, "svg").startswith(b"<?xml")
+    assert maps.figure_kind(fig) == "jpeg"
+    assert len(maps.figure_bytes(fig)) <= 200_000
+    assert len(maps.figure_bytes(fig, most=40_000)) <= 40_000
+    assert len(maps.figure_bytes(fig, "png", most=200_000)) <= 400_000
+    assert maps.figure_bytes(fig, "svg").startswith(b"<?xml")
     with pytest.raises(ValueError, match="got 'gif'"):
-        drawing.figure_bytes(fig, "gif")
+        maps.figure_bytes(fig, "gif")
 
 
 # what is shown is what was counted
@@ -212,7 +220,7 @@ def test_a_picture_keeps_to_its_size():
 def test_scores_of_scenes_are_those_of_metrics(sweep):
     values = shared_counts(sweep).values("iou")
     for name, run in open_runs(sweep).items():
-        expected = metrics.scores(metrics.counts_of(run), ["iou"]).pixel_iou
+        expected = leaderboard.scores(leaderboard.counts_of(run), ["iou"]).pixel_iou
         assert values[name].to_numpy() == pytest.approx(expected.to_numpy())
 
 
@@ -221,8 +229,8 @@ def test_colours_of_errors_are_the_counts(sweep):
     scene = run.scene_ids()[1]
     fig = viz.plot_errors([run], scene)
     paint = np.asarray(fig.axes[1].images[0].get_array())
-    counts = metrics.table(metrics.counts_of(run)).loc[scene]
-    for colour, column in zip(drawing.ERRORS.values(), ("tp", "fn", "fp"), strict=True):
+    counts = leaderboard.table(leaderboard.counts_of(run)).loc[scene]
+    for colour, column in zip(maps.ERRORS.values(), ("tp", "fn", "fp"), strict=True):
         seen = np.isclose(paint, to_rgb(colour)).all(axis=-1).sum()
         assert seen == counts[column] > 0
     f1 = 2 * counts.tp / (2 * counts.tp + counts.fp + counts.fn)
@@ -271,7 +279,9 @@ def test_the_curve_at_a_half_is_the_score_of_the_labels(sweep):
     for name, run in open_runs(sweep).items():
         curve = found[name].curve
         f1 = np.interp(0.5, curve.threshold[::-1], curve.f1[::-1])
-        expected = metrics.score(metrics.table(metrics.counts_of(run)).sum(), "f1")
+        expected = leaderboard.score(
+            leaderboard.table(leaderboard.counts_of(run)).sum(), "f1"
+        )
         assert f1 == pytest.approx(expected, abs=2e-3)
 
 
@@ -296,9 +306,9 @@ def test_neighbouring_scenes_are_blocks_in_every_figure_with_intervals(tmp_path)
     for draw in (viz.plot_leaderboard, viz.plot_reliability, viz.plot_score_curves):
         assert "3 whole validation scenes in 2 blocks" in words(draw(runs))
     areas = plots.scored(runs)[0]["shift=1"].areas
-    found = metrics.scores_of(runs[0])
-    blocks = metrics.blocks_of([Run(runs[0])], found.scenes)
-    expected = metrics.score_summary(found, blocks=blocks).loc["building"]
+    found = leaderboard.scores_of(runs[0])
+    blocks = leaderboard.blocks_of([Run(runs[0])], found.scenes)
+    expected = leaderboard.score_summary(found, blocks=blocks).loc["building"]
     assert areas.roc_auc_low == pytest.approx(expected.roc_auc_low, nan_ok=True)
 
 
@@ -322,8 +332,8 @@ def test_a_folder_of_labels_is_a_run(sweep, tmp_path):
         )
     fig = viz.plot_errors(theirs, theirs.scene_ids()[0])
     paint = np.asarray(fig.axes[1].images[0].get_array())
-    assert np.isclose(paint, to_rgb(drawing.ERRORS["found (TP)"])).all(axis=-1).any()
-    seen = drawing.see_scene(theirs, theirs.scene_ids()[0], sweep.parent / "data")
+    assert np.isclose(paint, to_rgb(maps.ERRORS["found (TP)"])).all(axis=-1).any()
+    seen = maps.see_scene(theirs, theirs.scene_ids()[0], sweep.parent / "data")
     assert seen.picture.std() > 0.05  # the image was found by its id
     with pytest.raises(FileNotFoundError, match="theirs has no scores"):
         viz.plot_reliability(theirs)
@@ -437,7 +447,7 @@ def test_asking_for_what_there_is_not(sweep):
 def test_the_test_split_is_recorded_and_shown(copied):
     for folder in copied.glob("lr*"):
         shutil.copytree(folder / "eval/validation_scenes", folder / "eval/test_scenes")
-    assert len(metrics.openings(copied)) == 0
+    assert len(leaderboard.openings(copied)) == 0
     for i, draw in enumerate(
         (
             viz.plot_scene_scores,
@@ -447,7 +457,7 @@ def test_the_test_split_is_recorded_and_shown(copied):
         )
     ):
         assert "the test split was opened" in words(draw(copied, split="test"))
-        assert len(metrics.openings(copied)) == i + 1
+        assert len(leaderboard.openings(copied)) == i + 1
 
 
 # tables
@@ -501,7 +511,7 @@ def test_costs_are_read_from_the_record(sweep, copied):
     assert table.operations.isna().all()
     went = dict(flops={"train": 1000}, speed={"train": {"chips": 7}})
     Run(copied / "lr=1e-2").update("went", **went)
-    assert sweepplots.cost_of(Run(copied / "lr=1e-2"), "operations") == 14_000
+    assert sweeps.cost_of(Run(copied / "lr=1e-2"), "operations") == 14_000
     assert "cost of 1 not known" in words(viz.plot_cost(copied, "operations"))
 
 
@@ -519,10 +529,10 @@ def test_the_front_is_what_nobody_beats(points):
 def test_importance_finds_what_counts_and_nothing_else():
     rng = np.random.default_rng(3)
     rows = rng.random((24, 2))
-    found, explained = sweepplots._shuffled(rows, np.sin(3 * rows[:, 0]), 0, 2)
+    found, explained = sweeps._shuffled(rows, np.sin(3 * rows[:, 0]), 0, 2)
     assert found[:, 0].min() > found[:, 2].max() and found[:, 1].max() < 0.1
     assert explained > 0.5
-    noise, explained = sweepplots._shuffled(rows, rng.random(24), 0, 2)
+    noise, explained = sweeps._shuffled(rows, rng.random(24), 0, 2)
     assert explained < 0.1 and not (noise.min(axis=0)[:2] > noise[:, 2].max()).any()
 
 
@@ -580,4 +590,4 @@ def test_images_of_unequal_kinds(tmp_path):
         viz.plot_worst([run, other]),
         viz.plot_agreement([run, other], ["3", "4"]),
     ):
-        assert drawing.figure_bytes(fig)
+        assert maps.figure_bytes(fig)

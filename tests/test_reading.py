@@ -38,8 +38,8 @@ from rastervision.core.data import (
 )
 from rastervision.core.data.utils import rasterio as utils_rasterio
 
-from rvtutorial import reading
-from rvtutorial.reading import (
+from rvtutorial.engine import reading
+from rvtutorial.engine.reading import (
     CannotHold,
     FastSource,
     LabelRaster,

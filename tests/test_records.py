@@ -11,12 +11,12 @@ from click.testing import CliRunner
 from fake_runs import fake_run, three_scenes
 
 from rvtutorial.cli import cli
-from rvtutorial.jobs import runs_table
-from rvtutorial.metrics import leaderboard
-from rvtutorial.records import RUN, Unreadable, misfit, read_json
+from rvtutorial.core.records import RUN, Unreadable, misfit, read_json
+from rvtutorial.hpc.runner import runs_table
+from rvtutorial.metrics.leaderboard import leaderboard
 from rvtutorial.runs import Run, find_runs, write_json
 from rvtutorial.slurm import Job, submit
-from rvtutorial.sweepfile import read_record
+from rvtutorial.sweeps.sweepfile import read_record
 
 BYTES = {
     "empty": b"",

@@ -15,14 +15,15 @@ from fake_runs import fake_run, make_scene, three_scenes, write_raster
 from ondemand.browser import Browser, find_browser, wait
 from PIL import Image
 
-from rvtutorial import drawing, metrics, page, report, swipe
-from rvtutorial.metrics import LabelFolder
-from rvtutorial.page import Section, Words, render
-from rvtutorial.plots import make_example_runs
-from rvtutorial.report import gather, telling_scenes, write_report
+from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.figures import maps, page, report, swipe
+from rvtutorial.figures.page import Section, Words, render
+from rvtutorial.figures.report import gather, telling_scenes, write_report
+from rvtutorial.figures.runs import make_example_runs
+from rvtutorial.metrics import leaderboard
+from rvtutorial.metrics.leaderboard import LabelFolder
 from rvtutorial.runs import Run, write_json
 from rvtutorial.scenes import find_scenes
-from rvtutorial.sources import make_sample_scenes
 
 TRIALS = [{"lr": lr, "epochs": 8, "seed": 0} for lr in (1e-4, 1e-3, 2e-3)]
 
@@ -85,7 +86,7 @@ def test_everything_is_inside(whole):
 
 def test_the_page_says_what_it_should(whole, sweep):
     text = words(whole)
-    board = metrics.leaderboard({p.name: p for p in sweep.glob("lr=*")})
+    board = leaderboard.leaderboard({p.name: p for p in sweep.glob("lr=*")})
     for name, row in board.iterrows():
         assert (
             f"{row.iloc[0]:.3f}" in text and f"{row.low:.3f} to {row.high:.3f}" in text
@@ -231,7 +232,7 @@ def test_what_cannot_be_compared_is_named(make, why, sweep, tmp_path):
     found = gather([sweep, tmp_path / "odd"])
     assert list(found.left_out) == ["odd"] and why in found.left_out["odd"]
     assert list(found.runs) == ["lr=1e-4", "lr=1e-3", "lr=2e-3"]
-    notes = report.said_section(found, metrics.leaderboard(found.runs)).pieces[-1]
+    notes = report.said_section(found, leaderboard.leaderboard(found.runs)).pieces[-1]
     assert any("odd" in text and why in text for text in notes.texts)
 
 
@@ -373,13 +374,13 @@ def with_test_scenes(sweep, folder):
 def test_a_report_is_one_look_at_the_test_split(sweep, tmp_path):
     ours = with_test_scenes(sweep, tmp_path / "s")
     write_report(ours, tmp_path / "a.html", progress=False)
-    assert len(metrics.openings(ours)) == 0, "validation is no look"
+    assert len(leaderboard.openings(ours)) == 0, "validation is no look"
     out = write_report(ours, tmp_path / "a.html", split="test", progress=False)
-    assert len(metrics.openings(ours)) == 1
+    assert len(leaderboard.openings(ours)) == 1
     assert "The test split was opened once" in words(out)
     assert "5 whole test scenes" in words(out)
-    metrics.open_test({"x": ours / "lr=1e-3"}, "f1")
-    assert len(metrics.openings(ours)) == 2, "others are recorded as before"
+    leaderboard.open_test({"x": ours / "lr=1e-3"}, "f1")
+    assert len(leaderboard.openings(ours)) == 2, "others are recorded as before"
 
 
 # --- which scenes, and what their pictures show
@@ -446,10 +447,10 @@ def test_a_scene_that_is_stored_south_first_stands_north_up(tmp_path):
 
     boxes, shape = [(2, 3, 8, 10)], (40, 50)
     image, label = make_scene(tmp_path / "d", "9", boxes, shape)
-    sight = drawing.see(image, label, "9")
+    sight = maps.see(image, label, "9")
     turned = Affine(2.7e-06, 0, -115.2, 0, 2.7e-06, 36.2 - 40 * 2.7e-06)
     write_raster(image, np.zeros((3, *shape), np.uint16), turned)
-    flipped = drawing.see(image, label, "9")
+    flipped = maps.see(image, label, "9")
     rows = np.arange(40)[:, None] * np.ones((1, 50))
     assert swipe._north_up(sight, rows)[0, 0] == 0
     assert swipe._north_up(flipped, rows)[0, 0] == 39

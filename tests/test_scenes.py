@@ -16,7 +16,8 @@ import shapely
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
-from rvtutorial import labels, scenes, sources
+from rvtutorial import scenes
+from rvtutorial.data import labels, sources
 from rvtutorial.scenes import (
     IMAGE_PATTERN,
     LABEL_PATTERN,

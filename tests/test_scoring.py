@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rvtutorial import scoring  # first: it keeps Python's warnings switched on
+from rvtutorial.engine import scoring  # first: it keeps Python's warnings switched on
 
 # isort: split
 from rastervision.core.box import Box

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rvtutorial.search import (
+from rvtutorial.sweeps.space import (
     JOURNAL,
     KINDS,
     Distribution,
@@ -149,7 +149,7 @@ def test_trial_37_is_the_same_alone_in_company_and_in_another_process():
         == alone["lr"]
     )
     code = (
-        "from rvtutorial.search import *\n"
+        "from rvtutorial.sweeps.space import *\n"
         "print(draw({'lr': Distribution('log_uniform_values', 1e-5, 1e-1)}, 37, 5))"
     )
     out = subprocess.run(

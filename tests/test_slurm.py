@@ -14,9 +14,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rvtutorial import clusters, queues, sites, slurm
-from rvtutorial.clusters import SLURM, WORDS
-from rvtutorial.queues import merge, parameters
+from rvtutorial import slurm
+from rvtutorial.hpc import queue as queues
+from rvtutorial.hpc import scheduler, sites
+from rvtutorial.hpc.queue import merge, parameters
+from rvtutorial.hpc.scheduler import SLURM, WORDS
 from rvtutorial.runs import Run, packaged, read_json, write_json
 from rvtutorial.slurm import Job, JobFailed, Site, SlurmError, submit, submit_many
 
@@ -29,7 +31,7 @@ def own_queue(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path_factory.mktemp("queue")))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     SLURM.forget()
-    monkeypatch.setattr(clusters, "WAITS", ())
+    monkeypatch.setattr(scheduler, "WAITS", ())
 
 
 def notebook(path: Path, params: str, *cells: str) -> Path:
@@ -212,7 +214,7 @@ for v in SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT
   CUDA_VISIBLE_DEVICES OMP_NUM_THREADS RVTUTORIAL_HOME; do
   [ -z "${!v-}" ] || export "APPTAINERENV_$v=${!v}"
 done
-apptainer exec --no-eval --cleanenv --contain --workdir "$scratch" --home "$scratch"/home --pwd '/p/my jobs' --bind /in:/opt/data/input:ro --bind '/p/my jobs' --nv /i/rv.sif python -m rvtutorial.jobs member "$tasks" "$member" <&0 &
+apptainer exec --no-eval --cleanenv --contain --workdir "$scratch" --home "$scratch"/home --pwd '/p/my jobs' --bind /in:/opt/data/input:ro --bind '/p/my jobs' --nv /i/rv.sif python -m rvtutorial.hpc.runner member "$tasks" "$member" <&0 &
 child=$!
 [ -z "$pending" ] || kill -"$pending" "$child"
 while :; do
@@ -565,7 +567,7 @@ def test_jobs_outlive_the_notebook_that_submitted_them(tmp_path):
 def test_the_earlier_ticket_goes_first(tmp_path):
     "Three processes, started in the wrong order, are served by their numbers."
     code = (
-        "import sys, time; from rvtutorial.queues import turn\n"
+        "import sys, time; from rvtutorial.hpc.queue import turn\n"
         "with turn(int(sys.argv[1])):\n"
         "    open(sys.argv[2], 'a').write(sys.argv[1]); time.sleep(0.3)"
     )
@@ -1131,11 +1133,11 @@ def test_a_job_that_may_be_queued_is_not_queued_again(
     cluster, tmp_path, quick, reply, monkeypatch
 ):
     "Slurm is silent after sbatch: the run waits until Slurm says what has become of it."
-    monkeypatch.setattr(clusters, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(scheduler, "WAITS", (0.01, 0.01))
     cluster.answers(sbatch=reply, squeue={"code": 1, "err": "Socket timed out"})
     with (
         pytest.warns(UserWarning),
-        pytest.raises(clusters.Unheard, match="may well be queued"),
+        pytest.raises(scheduler.Unheard, match="may well be queued"),
     ):
         submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rvtutorial import speed
+from rvtutorial.engine import speed
 
 CPU = torch.float32
 

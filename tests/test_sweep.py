@@ -18,10 +18,8 @@ from light_job import light_job
 from small_disk import fill, hungry, small_disk
 
 from rvtutorial import sweep as sweeps
-from rvtutorial import trials as at_work
-from rvtutorial.queues import Job
+from rvtutorial.hpc.queue import Job
 from rvtutorial.runs import Hyperparams, Run
-from rvtutorial.search import open_study
 from rvtutorial.sweep import (
     Sweep,
     grid,
@@ -31,7 +29,9 @@ from rvtutorial.sweep import (
     read_sweep,
     start,
 )
-from rvtutorial.sweepfile import (
+from rvtutorial.sweeps import trials as at_work
+from rvtutorial.sweeps.space import open_study
+from rvtutorial.sweeps.sweepfile import (
     SweepFile,
     Trial,
     read_record,
@@ -39,7 +39,7 @@ from rvtutorial.sweepfile import (
     trial_names,
     write_record,
 )
-from rvtutorial.trials import before, gpus, refuse_full_disk, run_size, worked
+from rvtutorial.sweeps.trials import before, gpus, refuse_full_disk, run_size, worked
 
 RATES = [1e-2, 1e-3, 1e-4, 1e-5]
 BASE = {"preset": "smoke", "data": "/data"}

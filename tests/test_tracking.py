@@ -8,9 +8,16 @@ import pandas as pd
 import pytest
 from fake_runs import write_log
 
-from rvtutorial import tracking
 from rvtutorial.runs import Run
-from rvtutorial.tracking import history, named_runs, outcome, summary, to_csv, track
+from rvtutorial.sweeps import tracking
+from rvtutorial.sweeps.tracking import (
+    history,
+    named_runs,
+    outcome,
+    summary,
+    to_csv,
+    track,
+)
 
 
 @pytest.fixture
@@ -139,7 +146,7 @@ def test_without_wandb_the_error_says_what_to_do(runs, tmp_path, monkeypatch):
 
 def test_importing_loads_neither_torch_nor_a_tracker():
     code = (
-        "import sys, rvtutorial.tracking\n"
+        "import sys, rvtutorial.sweeps.tracking\n"
         "print(sorted({'torch', 'wandb', 'tensorboard'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,9 +10,10 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from rvtutorial import scenes, validity
-from rvtutorial.pairs import Scene
-from rvtutorial.validity import Validity, emptiness, valid, windows_of
+from rvtutorial import scenes
+from rvtutorial.data import validity
+from rvtutorial.data.pairing import Scene
+from rvtutorial.data.validity import Validity, emptiness, valid, windows_of
 
 HOLE = np.zeros((200, 150), bool)
 HOLE[20:60, 30:90] = True
@@ -331,7 +332,7 @@ def three(chips):
 
 def mapped(path, out, **more):
     "Labels and scores of a map, and how many chips were predicted."
-    from rvtutorial.mapping import map_images
+    from rvtutorial.engine.prediction import map_images
 
     how = dict(classes=["building", "background", "null"], chip_sz=32, scores="float32")
     told = map_images(path, three, out, polygons=False, **how | more)
@@ -362,7 +363,7 @@ def test_zeros_are_mapped_on_request(tmp_path):
 def test_empty_windows_are_not_predicted_and_nothing_else_changes(
     tmp_path, blend, monkeypatch
 ):
-    from rvtutorial import mapfiles
+    from rvtutorial.engine import mapfiles
 
     pixels = np.random.default_rng(0).integers(1, 250, (3, 900, 700)).astype("uint8")
     pixels[:, 40:800, 100:600] = 0
@@ -387,7 +388,7 @@ def test_an_image_without_data_becomes_a_map_without_data(tmp_path):
 
 
 def test_rows_are_looked_at_once_and_again_when_asked_again(tmp_path):
-    from rvtutorial.mapfiles import Raster
+    from rvtutorial.engine.mapfiles import Raster
 
     pixels = image(3)
     pixels[:, HOLE] = 0
@@ -423,7 +424,7 @@ def spoiled(path, how):
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory):
     "Sample scenes as floats, each with a corner without data."
-    from rvtutorial.sources import make_sample_scenes
+    from rvtutorial.data.sources import make_sample_scenes
 
     folder = tmp_path_factory.mktemp("floats")
     make_sample_scenes(folder, n_train=4, n_val=1, n_test=1, size=200)
@@ -496,7 +497,7 @@ def test_infinite_values_are_refused_before_anything_is_written(floats, tmp_path
 @pytest.mark.slow
 def test_a_run_remembers_that_zeros_are_data(tmp_path):
     from rvtutorial import engine
-    from rvtutorial.sources import make_sample_scenes
+    from rvtutorial.data.sources import make_sample_scenes
 
     data = tmp_path / "data"
     make_sample_scenes(data, n_train=2, n_val=1, n_test=1, size=200)

@@ -24,8 +24,9 @@ from fake_runs import (
 from matplotlib.figure import Figure
 from rasterio.transform import from_origin
 
-from rvtutorial import drawing, viz
-from rvtutorial.metrics import confusion
+from rvtutorial import viz
+from rvtutorial.figures import maps
+from rvtutorial.metrics.leaderboard import confusion
 from rvtutorial.runs import Run
 
 
@@ -153,7 +154,7 @@ def test_class_names_come_from_the_config(made, tmp_path):
     config = json.loads(path.read_text())
     config["dataset"]["class_config"] = {"names": ["road", "background", "field"]}
     path.write_text(json.dumps(config))
-    colours = drawing.class_colours(Run(tmp_path / "a"))
+    colours = maps.class_colours(Run(tmp_path / "a"))
     assert list(colours) == ["road", "background", "field", "null"]
     assert len(set(colours.values())) == 4
 
@@ -185,7 +186,7 @@ def test_error_view_counts_what_eval_counts(made):
     }
     from matplotlib.colors import to_rgb
 
-    for name, colour in drawing.ERRORS.items():
+    for name, colour in maps.ERRORS.items():
         assert (
             np.isclose(paint, to_rgb(colour)).all(axis=-1).sum() == expected[name] > 0
         )
@@ -223,9 +224,7 @@ def test_raster_labels_and_their_values(tmp_path):
     run = fake_run(tmp_path / "run", {"5": (image, label, boxes, (40, 50))}, shift=0)
     paint = images(viz.plot_predictions(run, "5", view="errors"))[1]
     (line,) = [
-        line
-        for line in drawing.outlines(label, drawing.frame_of(image))
-        if len(line) == 5
+        line for line in maps.outlines(label, maps.frame_of(image)) if len(line) == 5
     ][:1]
     assert line.shape == (5, 2)
     found = np.isclose(paint, (0x56 / 255, 0xB4 / 255, 0xE9 / 255)).all(axis=-1)
@@ -284,16 +283,12 @@ def test_a_prediction_without_evaluation_is_drawn(made, tmp_path):
 def test_frames_of_other_maps(tmp_path):
     utm = from_origin(660_000, 4_000_000, 0.5, 0.5)
     pixels = np.ones((3, 20, 30), np.uint8)
-    frame = drawing.frame_of(
-        write_raster(tmp_path / "utm.tif", pixels, utm, "EPSG:32611")
-    )
+    frame = maps.frame_of(write_raster(tmp_path / "utm.tif", pixels, utm, "EPSG:32611"))
     assert frame.extent == pytest.approx((0, 15, 0, 10), rel=5e-4) and frame.unit == "m"
     city = from_origin(980_000, 200_000, 0.5, 0.5)
-    feet = drawing.frame_of(
-        write_raster(tmp_path / "ft.tif", pixels, city, "EPSG:2263")
-    )
+    feet = maps.frame_of(write_raster(tmp_path / "ft.tif", pixels, city, "EPSG:2263"))
     assert feet.extent[1] == pytest.approx(15 * 0.3048, rel=5e-4)
-    plain = drawing.frame_of(write_raster(tmp_path / "plain.tif", pixels, crs=None))
+    plain = maps.frame_of(write_raster(tmp_path / "plain.tif", pixels, crs=None))
     assert plain.unit == "pixels" and plain.extent == (0, 30, 20, 0)
     assert plain.place([[3, 4]]).tolist() == [[3, 4]]
     assert np.allclose(frame.place([[0, 0], [30, 20]]), [[0, 10], [15, 0]], rtol=5e-4)
@@ -306,7 +301,7 @@ def test_rasters_with_the_south_first_are_drawn_north_up(tmp_path):
     path = write_raster(
         tmp_path / "s.tif", np.ones((3, 20, 30), np.uint8), upside, "EPSG:32611"
     )
-    frame = drawing.frame_of(path)
+    frame = maps.frame_of(path)
     assert frame.origin == "lower"
     assert np.allclose(frame.place([[0, 0], [30, 20]]), [[0, 0], [15, 10]], rtol=5e-4)
 
@@ -317,30 +312,30 @@ def test_labels_in_another_projection_land_on_the_image(tmp_path):
     image, label = make_scene(tmp_path, "3", [(5, 6, 10, 12)])
     moved = tmp_path / "moved.gpkg"
     gpd.read_file(label).to_crs("EPSG:32611").to_file(moved)
-    frame = drawing.frame_of(image)
-    (a,), (b,) = drawing.outlines(label, frame), drawing.outlines(moved, frame)
+    frame = maps.frame_of(image)
+    (a,), (b,) = maps.outlines(label, frame), maps.outlines(moved, frame)
     assert np.allclose(a, b, atol=1e-3)
 
 
 def test_outlines_of_raster_labels_are_those_of_the_polygons(tmp_path):
     image, label = make_scene(tmp_path, "3", [(5, 6, 10, 12)])
-    frame = drawing.frame_of(image)
+    frame = maps.frame_of(image)
     raster = write_raster(tmp_path / "l.tif", truth_of([(5, 6, 10, 12)], (40, 50)))
-    (line,) = drawing.outlines(label, frame)
+    (line,) = maps.outlines(label, frame)
     corners = {tuple(corner) for corner in line.round(2)}
-    rings = drawing.outlines(raster, frame)
+    rings = maps.outlines(raster, frame)
     assert any({tuple(corner) for corner in ring.round(2)} == corners for ring in rings)
 
 
 def test_real_polygons_of_vegas(shared_data):
     folder = shared_data("spacenet2_vegas")
     (image,), (label,) = folder.glob("images/*.tif"), folder.glob("labels/*.geojson")
-    frame = drawing.frame_of(image)
+    frame = maps.frame_of(image)
     assert frame.step == pytest.approx((0.243, 0.3), abs=0.002)
-    assert len(drawing.outlines(label, frame)) >= 50  # 49 buildings, one in two parts
-    truth = drawing.read_truth(label, frame)
+    assert len(maps.outlines(label, frame)) >= 50  # 49 buildings, one in two parts
+    truth = maps.read_truth(label, frame)
     assert (truth == 0).mean() == pytest.approx(0.285, abs=0.004)
-    picture = drawing.see(image, label).picture
+    picture = maps.see(image, label).picture
     assert (np.abs(picture.mean(axis=(0, 1)) - 0.5) < 0.2).all()
 
 
@@ -358,9 +353,9 @@ def test_real_masks_of_rio(shared_data):
 
 
 def count_rasters_of_itself(mask, names, values):
-    from rvtutorial.metrics import as_classes, count_arrays
+    from rvtutorial.metrics.leaderboard import as_classes, count_arrays
 
-    labels = as_classes(drawing.read_labels(mask), values, nodata=0, null_id=2)
+    labels = as_classes(maps.read_labels(mask), values, nodata=0, null_id=2)
     return count_arrays(labels, labels, names)
 
 
@@ -370,13 +365,13 @@ def test_truth_is_cut_to_whole_pixels_as_raster_vision_does(tmp_path):
         -115.2 + 0.9 * 2.7e-06, 36.2 - 0.9 * 2.7e-06, 2.7e-06, 2.7e-06
     )
     label = write_boxes(tmp_path / "l.geojson", [(5, 6, 10, 12)], shifted)
-    frame = drawing.frame_of(image)
+    frame = maps.frame_of(image)
     assert np.array_equal(
-        drawing.read_truth(label, frame), truth_of([(5, 6, 10, 12)], (40, 50))
+        maps.read_truth(label, frame), truth_of([(5, 6, 10, 12)], (40, 50))
     )
     write_boxes(label, [])
-    assert (drawing.read_truth(label, frame, rest=1) == 1).all()
-    assert drawing.outlines(label, frame) == []
+    assert (maps.read_truth(label, frame, rest=1) == 1).all()
+    assert maps.outlines(label, frame) == []
 
 
 def test_pictures_are_stretched_band_by_band(tmp_path):
@@ -385,11 +380,11 @@ def test_pictures_are_stretched_band_by_band(tmp_path):
         [rng.integers(low, low + 200, (50, 60)) for low in (100, 900, 1700)]
     )
     image[:, :, :10] = 0
-    picture = drawing.read_picture(
+    picture = maps.read_picture(
         write_raster(tmp_path / "i.tif", image.astype(np.uint16))
     )
     assert (np.abs(picture[:, 10:].mean(axis=(0, 1)) - 0.5) < 0.03).all()
-    one = drawing.read_picture(
+    one = maps.read_picture(
         write_raster(tmp_path / "1.tif", image[:1].astype(np.uint16))
     )
     assert one.shape == (50, 60, 3)
@@ -398,7 +393,7 @@ def test_pictures_are_stretched_band_by_band(tmp_path):
 def test_labels_are_thinned_out_and_never_mixed(tmp_path):
     labels = np.zeros((900, 1200), np.uint8)
     labels[:, 600:] = 2
-    found = drawing.read_labels(write_raster(tmp_path / "l.tif", labels), max_size=100)
+    found = maps.read_labels(write_raster(tmp_path / "l.tif", labels), max_size=100)
     assert found.shape == (75, 100) and set(np.unique(found)) == {0, 2}
 
 
@@ -498,14 +493,14 @@ def test_figures_are_returned_and_leave_pyplot_alone(made, draw, tmp_path):
 
 
 def test_nothing_shows_figures_by_itself():
-    for module in (viz, drawing):
+    for module in (viz, maps):
         assert "plt.show" not in Path(module.__file__).read_text()
 
 
 def test_classes_can_be_told_apart_without_colour():
     from matplotlib.colors import to_rgb
 
-    for colours in (drawing.PALETTE.values(), drawing.ERRORS.values()):
+    for colours in (maps.PALETTE.values(), maps.ERRORS.values()):
         grey = sorted(np.dot(to_rgb(c), (0.299, 0.587, 0.114)) for c in colours)
         assert min(np.diff(grey)) > 0.12
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import numpy as np
 
-from rvtutorial.sites import Site
+from rvtutorial.hpc.sites import Site
 
 
 def farm(**changes):

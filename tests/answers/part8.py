@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rvtutorial.sweepfile import grid, read_sweep
+from rvtutorial.sweeps.sweepfile import grid, read_sweep
 
 SWEEP = {"epochs": {"value": 8}, "lr": {"values": [1e-3, 3e-3]}}
 SEEDS = {"seed": {"values": [0, 1, 2]}}

@@ -15,8 +15,8 @@ import pandas as pd
 
 from rvtutorial import engine
 from rvtutorial.config import get_config
+from rvtutorial.data.sources import make_sample_scenes
 from rvtutorial.runs import Run
-from rvtutorial.sources import make_sample_scenes
 
 
 def score(root, data, name, seed):

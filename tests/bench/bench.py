@@ -71,7 +71,7 @@ def prepare(folder, plan):
     import torch
 
     from rvtutorial.config import get_config
-    from rvtutorial.sources import make_sample_scenes
+    from rvtutorial.data.sources import make_sample_scenes
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     if gpu is None:
@@ -214,7 +214,7 @@ def our_batches(cfg, tmp):
     "The same chips by the engine: a function that gives the batches of an epoch."
     import torch
 
-    from rvtutorial.learner import FastLearner
+    from rvtutorial.engine.learner import FastLearner
 
     learner = cfg.backend.get_learner_config(cfg)
     nothing = torch.nn.Conv2d(3, len(cfg.dataset.class_config), 1)
@@ -278,7 +278,7 @@ def stock_data(many, few, root, workers, seconds):
 @job
 def our_data(many, few, root, workers, seconds):
     "Many scenes of the engine, then its finished chips: they have no such workers."
-    from rvtutorial import batches, reading
+    from rvtutorial.engine import batches, reading
 
     found = {}
     with tempfile.TemporaryDirectory() as tmp:

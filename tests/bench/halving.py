@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from rvtutorial.runs import Run, read_json, write_json
-from rvtutorial.search import halving, replay
+from rvtutorial.sweeps.space import halving, replay
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5, 5e-3, 2e-3, 8e-2)
 EPOCHS = 8
@@ -52,7 +52,7 @@ def train(root, data, lr, seed):
 
 def grids(seeds, root, most=None):
     "The curves of all seeds, trained where they are missing."
-    from rvtutorial.sources import make_sample_scenes
+    from rvtutorial.data.sources import make_sample_scenes
 
     book = read_json(root / "curves.json", {})
     missing = [

@@ -50,8 +50,8 @@ def soft_scores(side, seed=0):
 
 def count():
     "One line for each kind of score."
-    from rvtutorial.calibration import add_scores, count_score_arrays
-    from rvtutorial.counting import add, count_arrays
+    from rvtutorial.metrics.calibration import add_scores, count_score_arrays
+    from rvtutorial.metrics.counting import add, count_arrays
 
     truth, scores = soft_scores(SIDE)
     drawn = scores.argmax(axis=0).astype(np.uint8)
@@ -68,8 +68,8 @@ def count():
 
 def resample():
     "Twenty runs, each with its interval and its difference from the best."
-    from rvtutorial.comparisons import bootstrap
-    from rvtutorial.metrics import leaderboard
+    from rvtutorial.metrics.intervals import bootstrap
+    from rvtutorial.metrics.leaderboard import leaderboard
 
     rng = np.random.default_rng(0)
     truth, false = rng.integers(1000, 9000, SCENES), rng.integers(100, 900, SCENES)
@@ -92,7 +92,7 @@ def resample():
 @contextlib.contextmanager
 def eight_runs():
     "A sweep folder with eight runs that predicted fifty scenes."
-    from rvtutorial.plots import make_example_runs
+    from rvtutorial.figures.runs import make_example_runs
     from rvtutorial.scenes import find_splits, make_sample_scenes
 
     rates = (1e-1, 5e-2, 1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 1e-5)
@@ -104,7 +104,7 @@ def eight_runs():
 
 def report():
     "Seconds and bytes of a page, with the usual maps and with a map of every scene."
-    from rvtutorial.report import write_report
+    from rvtutorial.figures.report import write_report
     from rvtutorial.runs import Run
 
     with eight_runs() as runs:

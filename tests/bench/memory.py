@@ -48,7 +48,7 @@ def measure(image: str, out: str, polygons: bool) -> None:
     "Map an image in this process; print what it took."
     import resource
 
-    from rvtutorial.mapping import map_images
+    from rvtutorial.engine.prediction import map_images
 
     classes = ["building", "background", "null"]
     start = time.perf_counter()

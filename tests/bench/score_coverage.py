@@ -13,8 +13,8 @@ import sys
 import numpy as np
 import pandas as pd
 
-from rvtutorial import metrics
-from rvtutorial.calibration import LEVELS, ScoreCounts
+from rvtutorial.metrics import leaderboard
+from rvtutorial.metrics.calibration import LEVELS, ScoreCounts
 
 SCENES, PIXELS, WIDTH = 50, 400, len(LEVELS["uint8"])
 
@@ -45,7 +45,7 @@ def draw(rng, hard, share, block=1):
 def main(sets=400):
     rng = np.random.default_rng(0)
     big = draw(rng, *world(rng, 40_000)).ranking()
-    true = {name: getattr(metrics, name)(big) for name in metrics.SCORES}
+    true = {name: getattr(leaderboard, name)(big) for name in leaderboard.SCORES}
     rows = []
     for block in (1, 5):
         place = np.arange(SCENES) // block if block > 1 else None
@@ -53,10 +53,10 @@ def main(sets=400):
             shared = world(rng, SCENES, block)
             a, b = (draw(rng, *shared, block) for _ in range(2))
             blocks = None if place is None else dict(zip(a.scenes, place, strict=True))
-            own = metrics.score_summary(a, blocks=place).iloc[0]
-            plain = metrics.score_summary(a).iloc[0]
+            own = leaderboard.score_summary(a, blocks=place).iloc[0]
+            plain = leaderboard.score_summary(a).iloc[0]
             for name, value in true.items():
-                pair = metrics.compare(a, b, name, blocks=blocks)
+                pair = leaderboard.compare(a, b, name, blocks=blocks)
                 inside = [one[f"{name}_low"] <= value <= one[f"{name}_high"]
                           for one in (own, plain)]  # fmt: skip
                 rows.append((block, name, *inside, pair.winner is not None))

@@ -13,15 +13,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from rvtutorial import engine, reading
 from rvtutorial.config import get_config
-from rvtutorial.learner import FastLearner, Options, quiet
-from rvtutorial.sources import make_sample_scenes
+from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.engine import pipeline, reading
+from rvtutorial.engine.learner import FastLearner, Options, quiet
 
 
 def learner_of(root, data, **settings):
     "A learner of the engine with everything it needs."
-    cfg = engine.prepare(get_config("inprocess", root / "run", data=data, **settings))
+    cfg = pipeline.prepare(get_config("inprocess", root / "run", data=data, **settings))
     options = Options(store=reading.SceneStore())
     with quiet():
         return FastLearner(

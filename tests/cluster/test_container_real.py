@@ -17,8 +17,8 @@ from rvtutorial.container import (
     image_versions,
     own_versions,
 )
+from rvtutorial.hpc.sites import Site
 from rvtutorial.runs import read_json
-from rvtutorial.sites import Site
 from rvtutorial.slurm import Job, JobFailed, submit_many
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rvtutorial import clusters
-from rvtutorial.clusters import SLURM, _accounted, _controlled
-from rvtutorial.queues import FINE, Job, JobFailed, SlurmError
+from rvtutorial.hpc import scheduler
+from rvtutorial.hpc.queue import FINE, Job, JobFailed, SlurmError
+from rvtutorial.hpc.scheduler import SLURM, _accounted, _controlled
 from rvtutorial.runs import Run, read_json, write_json
 from rvtutorial.slurm import Site, submit, submit_many
 
@@ -163,7 +163,7 @@ def test_the_lessons_run_on_the_cluster_as_they_stand(place, slurm):
     environ |= {"RVTUTORIAL_SITE": "one", "RVTUTORIAL_PRESET": "smoke"}
     environ |= {"RVTUTORIAL_HOME": str(place / "home")}
     (place / "home").mkdir()
-    words = ["-m", "rvtutorial.jobs", "lessons", "--parts", ROOT / "nbs"]
+    words = ["-m", "rvtutorial.hpc.runner", "lessons", "--parts", ROOT / "nbs"]
     words += ["--out", place / "executed", "--only", "01", "03", "06"]
     done = subprocess.run(
         [sys.executable, *words], env=environ, capture_output=True, text=True
@@ -436,7 +436,7 @@ def test_two_people_at_the_same_moment(place, site):
     "Four processes submit the same three runs at once: one job comes of it."
     notebook = sleeper(place)
     code = (
-        "import sys; from rvtutorial.slurm import *; from rvtutorial.sites import Site;"
+        "import sys; from rvtutorial.slurm import *; from rvtutorial.hpc.sites import Site;"
         f"site = Site(**{dict(name='one', partition=site.partition, account=site.account, mem='200M', cpus=1)!r});"
         f"submit_many({{f'{place}/r{{i}}': {{}} for i in range(3)}}, site, '{notebook}')"
     )
@@ -484,7 +484,7 @@ def test_submitting_and_looking_is_quick(place, site):
     "Beside the time that Slurm's own commands take."
     notebook = book(place / "one.ipynb", "a = 0", "a")
     slurms = []
-    real = clusters.subprocess.run
+    real = scheduler.subprocess.run
 
     def timed(*args, **options):
         begun = time.perf_counter()
@@ -629,7 +629,7 @@ def controller_pid() -> str:
 
 def test_a_controller_that_is_down_loses_nothing(place, site, slurm, monkeypatch):
     "Refused in clear words; the same call works when it is back."
-    monkeypatch.setattr(clusters, "WAITS", (1,))
+    monkeypatch.setattr(scheduler, "WAITS", (1,))
     notebook = book(place / "one.ipynb", "a = 0", "a")
     held = submit(place / "held", {}, site=site, notebook=sleeper(place))
     until(begun(place / "held"))
@@ -656,7 +656,7 @@ def test_a_controller_that_is_down_loses_nothing(place, site, slurm, monkeypatch
 
 
 def test_a_controller_that_comes_back_in_time(place, site, slurm, monkeypatch):
-    monkeypatch.setattr(clusters, "WAITS", (2, 4, 8))
+    monkeypatch.setattr(scheduler, "WAITS", (2, 4, 8))
     notebook = book(place / "one.ipynb", "a = 0", "a")
     pid = int(controller_pid())
     os.kill(pid, signal.SIGTERM)

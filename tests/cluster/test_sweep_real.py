@@ -9,12 +9,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from light_job import light_job
 
-from rvtutorial.clusters import SLURM
-from rvtutorial.queues import Job
+from rvtutorial.hpc.queue import Job
+from rvtutorial.hpc.scheduler import SLURM
 from rvtutorial.runs import Run
 from rvtutorial.slurm import Site
 from rvtutorial.sweep import Sweep, start
-from rvtutorial.sweepfile import read_sweep
+from rvtutorial.sweeps.sweepfile import read_sweep
 
 TESTS = Path(__file__).resolve().parent.parent
 ROUNDS = ["1e-2, 1e-3, 1e-4, 1e-5", "8e-2, 2e-3"]

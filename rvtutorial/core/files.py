@@ -1,0 +1,550 @@
+"""Folders that other users cannot prepare for us, locks that say who holds them, names that stay inside a folder, and how much memory a process may take."""
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+# --- folders
+
+
+def is_private(
+    folder: str | Path,
+) -> bool:
+    "Whether a path is a real folder of this user that nobody else can look into or replace."
+    try:
+        now, above = os.lstat(folder), os.stat(Path(folder).parent)
+    except OSError:
+        return False
+    replaced = above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX
+    mine = stat.S_ISDIR(now.st_mode) and now.st_uid == os.geteuid()
+    return mine and not now.st_mode & 0o077 and not replaced
+
+
+def private_places(
+    name: str,  # Of the folder, without the user
+) -> list[Path]:  # In the temporary folder, else in the user's cache
+    "Where a private folder may lie."
+    places = [Path(tempfile.gettempdir(), f"{name}-{os.getuid()}")]
+    with contextlib.suppress(RuntimeError):  # no home
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        places.append(cache / "rvtutorial" / f"{name}-{socket.gethostname()}")
+    return places
+
+
+def private_folder(
+    name: str,  # Such as rvtutorial: the user is added
+) -> Path:  # The same in every process, as long as nobody else is in the way
+    """A folder of this user alone (mode 0700), made if need be.
+
+    A folder of that name in the temporary folder that is a link, belongs to somebody
+    else or is open to others is left alone: another one is taken, and it is said once.
+    """
+    first, *others = private_places(name)
+    if _made_private(first):
+        return first
+    for place in others:
+        if _made_private(place):
+            _say_once(f"{first} is not a private folder of yours: {place} is used")
+            return place
+    return _own_folder(first)
+
+
+def _made_private(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # there already, or no place for it
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+    return is_private(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _own_folder(first: Path) -> Path:
+    "A new folder for this process alone, deleted at its end."
+    made, owner = tempfile.mkdtemp(prefix=f"{first.name}-"), os.getpid()
+    _say_once(
+        f"{first} is not a private folder of yours: {made} is used, for this once"
+    )
+    atexit.register(
+        lambda: os.getpid() == owner and shutil.rmtree(made, ignore_errors=True)
+    )
+    return Path(made)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # Raster Vision switches warnings off
+
+
+def scratch_folder() -> Path:
+    "RVTUTORIAL_SCRATCH as it is, or a private folder in the system's temporary one."
+    named = os.environ.get("RVTUTORIAL_SCRATCH")
+    return Path(named) if named else private_folder("rvtutorial")
+
+
+def scratch_places() -> list[Path]:
+    "The folders that `scratch_folder` may have given so far, as far as they are there."
+    named = os.environ.get("RVTUTORIAL_SCRATCH")
+    if named:
+        return [Path(named)] if Path(named).is_dir() else []
+    return [place for place in private_places("rvtutorial") if is_private(place)]
+
+
+def is_own_file(
+    path: str | Path,
+) -> bool:
+    "Whether a path is a file of this user, and no link to one."
+    with contextlib.suppress(OSError):
+        now = os.lstat(path)
+        return stat.S_ISREG(now.st_mode) and now.st_uid == os.geteuid()
+    return False
+
+
+def open_plain(
+    path: str | Path,
+    write: bool = False,  # To read and to write, made if need be, never emptied
+):  # A binary file
+    "Open a file itself: OSError for a link, a pipe or anything else under its name."
+    flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    how = dict(mode="r+b" if write else "rb", buffering=0)
+    file = open(path, **how, opener=lambda name, _: os.open(name, flags, 0o600))
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "is no plain file", str(path))
+
+
+# --- names
+
+LONGEST = 255  # bytes of a name on the usual file systems
+
+
+def shortened(
+    name: str,
+    most: int = LONGEST,  # Bytes
+) -> str:  # The end of the name, with its suffix, where all of it is too long
+    "A name that a file system takes."
+    return os.fsencode(name)[-most:].decode("utf-8", "ignore")
+
+
+def safe_name(
+    name: str,
+    most: int = 200,  # Bytes, so that something can be put around it
+) -> str:  # The same where it is safe, else with eight hex digits behind it
+    """A name for one file or folder, whatever the text: it stays inside its folder.
+
+    Slashes and control characters become _; what had to be changed gets a digest, so
+    that two names remain two.
+    """
+    name = str(name)
+    plain = re.sub(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", name)
+    plain = plain if plain.strip(". ") else "_"
+    if plain == name and len(plain.encode()) <= most:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return plain.encode()[: most - 9].decode("utf-8", "ignore") + f"-{digest}"
+
+
+def refuse_name(
+    path: str | Path,  # A file that is going to be written
+) -> None:
+    "Raise OSError for a file name that is too long for its folder, before any work is done."
+    path, most = Path(path), LONGEST
+    with contextlib.suppress(OSError, ValueError):
+        above = next(p for p in path.absolute().parents if p.is_dir())
+        most = os.pathconf(above, "PC_NAME_MAX")
+    for part in path.parts:
+        if (size := len(os.fsencode(part))) > most:
+            raise OSError(
+                errno.ENAMETOOLONG,
+                f"a name may have {most} bytes here, this one has {size}; shorten it",
+                part,
+            )
+
+
+def refuse_outside(
+    folder: str | Path,  # Where something is to be written
+    name: str,  # One name, or a path below the folder
+    what: str,  # In the message, such as "the id of a scene"
+) -> None:
+    "Raise ValueError when a name leads out of its folder, or to the folder itself."
+    above = os.path.abspath(folder)
+    there = os.path.abspath(os.path.join(above, str(name)))
+    if os.path.isabs(str(name)) or not there.startswith(above.rstrip("/") + "/"):
+        raise ValueError(
+            f"{what} is {name!r}, which leads out of {above}: give it another name"
+        )
+
+
+# --- locks
+# Not the library filelock: it keeps no record of who holds a lock, some of its versions
+# empty the file before it is theirs, and it stops where a file system knows no locks.
+
+
+class Busy(RuntimeError):
+    "Another live process works in this folder."
+
+
+def alive(
+    owner: dict,  # What `held` has written into a lock
+    answer: Callable = lambda words: None,  # What a command prints, None if it fails
+) -> bool:
+    "Whether the process that wrote a lock may still be at work."
+    job = owner.get("slurm_job_id")
+    if owner.get("host") == socket.gethostname():
+        now = _begun(owner.get("pid"))  # another one may have its number by now
+        return now is not None and owner.get("begun") in (None, now)
+    if job and job == os.environ.get("SLURM_JOB_ID"):
+        return False  # the same job, started again on another node
+    asked = ["squeue", "-h", "-j", str(job), "-t", "R,CG,S", "-o", "%i"]
+    reply = answer(asked) if job else None
+    if reply is not None and not _names_job(reply, job) and owner.get("cluster"):
+        # without accounting no cluster can be asked by its name: then the first word counts
+        reply = answer(["squeue", "-M", str(owner["cluster"]), *asked[1:]]) or ""
+    return reply is None or _names_job(reply, job)
+
+
+def _names_job(reply: str, job: str) -> bool:
+    "Whether a line of squeue's names a job or a member of it; a site may print others."
+    start = re.compile(rf"{re.escape(str(job))}(\D|$)")
+    return any(start.match(line.strip()) for line in reply.splitlines())
+
+
+def is_other(
+    named: str | None,  # A folder, as a record in another one names it
+    folder: Path,
+) -> bool:
+    """Whether a path names another folder than this one, as in a copied run.
+
+    A path that is not there any more was moved, or is called so on another machine.
+    """
+    if not isinstance(named, str) or named in ("", str(folder)):
+        return False
+    try:
+        return not os.path.samefile(named, folder)
+    except OSError:
+        return os.path.exists(named)
+
+
+def _begun(pid) -> str | None:
+    "When a process of this machine began, in ticks; None where there is none."
+    try:
+        return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, TypeError, ValueError, IndexError):
+        return None
+
+
+def try_lock(
+    file,  # Open, or its number
+) -> bool | None:  # Whether it is ours now; None on a file system that knows no locks
+    "Lock an open file if nobody else has."
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def lock_soon(
+    file,  # Open
+    seconds: float = 60.0,  # How long another one may hold it
+) -> None:
+    "Lock an open file, without where there are no locks; Busy when it stays locked."
+    end = time.monotonic() + seconds
+    while try_lock(file) is False:
+        if time.monotonic() > end:
+            raise Busy(
+                f"{file.name} has been locked by another process for {seconds:.0f} "
+                f"seconds: end that, or delete the file"
+            )
+        time.sleep(0.01)
+
+
+def open_lock(
+    path: str | Path,  # Made if need be
+):  # A file, open and not locked yet
+    "Open a lock: whoever may not write in its folder cannot open it, and so not hold it."
+    file, group = open_plain(path, write=True), stat.S_IRGRP | stat.S_IWGRP
+    with contextlib.suppress(OSError):  # somebody else's, or a disk without modes
+        shared = os.stat(Path(path).parent).st_mode & stat.S_IWGRP
+        mode = 0o600 | (group if shared else 0)
+        if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+            os.fchmod(file.fileno(), mode)
+    return file
+
+
+_HELD: set = set()  # Locked files; a forked process must not hold them on
+
+
+def _let_go() -> None:
+    while _HELD:
+        file = _HELD.pop()
+        with contextlib.suppress(OSError), open(os.devnull, "r+b") as nothing:
+            os.dup2(nothing.fileno(), file.fileno(), inheritable=False)
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _locked_file(path: Path):
+    "The lock of that name, open, and whether it is ours; whoever held it may delete it."
+    while True:
+        file = open_lock(path)
+        ours = try_lock(file)
+        if ours is not True:
+            return file, ours
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file, ours
+        file.close()
+
+
+def _locked_or_owned(path: Path, alive: Callable, patience: float = 2.0):
+    "The lock, whether it is ours, and who wrote it; somebody may just be looking at it."
+    end = time.monotonic() + patience
+    while True:
+        file, ours = _locked_file(path)
+        owner = _owner(file)
+        known = owner and alive(owner)
+        if ours is not False or known or time.monotonic() > end:
+            return file, ours, owner
+        file.close()
+        time.sleep(0.05)
+
+
+def _owner(file) -> dict:
+    "Who wrote a lock; empty where nobody did, or nothing that can be read."
+    file.seek(0)
+    with contextlib.suppress(ValueError):
+        found = json.loads(file.read())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _myself() -> dict:
+    pid, since = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
+    mine = dict(pid=pid, host=socket.gethostname(), since=since, begun=_begun(pid))
+    names = dict(slurm_job_id="SLURM_JOB_ID", cluster="SLURM_CLUSTER_NAME")
+    return mine | {key: os.environ.get(name) for key, name in names.items()}
+
+
+@contextlib.contextmanager
+def held(
+    path: str | Path,  # The lock, a file in the folder it is for
+    alive: Callable[[dict], bool] = alive,  # Is the process that wrote it at work?
+    keep: bool = False,  # Leave it afterwards, empty
+) -> Iterator[None]:
+    """Hold a lock while the context lasts; Busy, with who holds it, when a live process does.
+
+    The operating system frees the lock of a process that was killed. On a file system
+    without locks, what stands in the file decides.
+    """
+    path = Path(path)
+    file, ours, owner = _locked_or_owned(path, alive)
+    with file:
+        left = owner.get("host") == socket.gethostname()  # by a process that is gone
+        if ours and (left or is_other(owner.get("folder"), path.parent.absolute())):
+            owner = {}
+        if ours is False or (owner and alive(owner)):
+            raise Busy(_in_use(path, owner))
+        file.seek(0)
+        file.truncate()
+        mine = _myself() | {"folder": str(path.parent.absolute())}
+        file.write(json.dumps(mine).encode() + b"\n")
+        file.flush()
+        _HELD.add(file)
+        try:
+            yield
+        finally:
+            if file in _HELD:  # not in a copy of this process
+                _HELD.discard(file)
+                with contextlib.suppress(OSError):
+                    file.truncate(0) if keep else path.unlink(missing_ok=True)
+
+
+def _in_use(path: Path, owner: dict) -> str:
+    who = f"process {owner.get('pid')} on {owner.get('host')}"
+    who += f" since {owner['since']}" if owner.get("since") else ""
+    who = who if owner else "another process"
+    return f"{path.parent} is in use by {who}; if that is gone, delete {path}"
+
+
+@contextlib.contextmanager
+def writing(
+    folder: str | Path,  # Made if need be
+    answer: Callable = lambda words: None,  # As in `alive`
+) -> Iterator[None]:
+    "Be the only one who writes into a folder; Busy, with who does, where somebody else does."
+    folder = Path(folder).expanduser().absolute()
+    there = folder.exists()
+    with contextlib.ExitStack() as stack:
+        if not there:  # and nothing was written
+            stack.callback(_remove_if_empty, folder)
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # removed, being empty
+                lock = folder / ".writing.lock"
+                stack.enter_context(held(lock, lambda owner: alive(owner, answer)))
+                break
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+# --- limits
+
+
+class TooLittle(OSError):
+    "The limits of this process are too low."
+
+
+def addresses_gb() -> float:
+    "How many GB of addresses a process may have, taken or not."
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return math.inf if soft == resource.RLIM_INFINITY else soft / 2**30
+
+
+def need_addresses(
+    least: float = 5,  # GB; torch and Raster Vision take 4 before they do anything
+) -> None:
+    "Raise `TooLittle` where importing Raster Vision would fail without a word, or never end."
+    if (found := addresses_gb()) < least:
+        raise TooLittle(
+            f"a process may have {found:.1f} GB of addresses here (ulimit -v), and Raster "
+            f"Vision needs {least}: raise that limit, or limit memory by a control group, "
+            f"as Slurm does"
+        )
+
+
+def available_memory(
+    root: str | Path = "/",  # Above proc/ and sys/; another one for tests
+) -> int:  # Bytes
+    """What this process may still take: the smallest of all limits that apply.
+
+    The machine's free memory; memory.max and memory.high, or memory.limit_in_bytes, of
+    the process's control group and all above it; Slurm's SLURM_MEM_PER_NODE, _CPU and
+    _GPU; the limits of address space and data (ulimit -v, -d).
+    """
+    root = Path(root)
+    found = [_free(root), *_cgroup_room(root), *_slurm_room(root), *_rlimit_room(root)]
+    return max(0, min(found))
+
+
+def _free(root: Path) -> int:
+    for line in _lines(root / "proc/meminfo"):
+        if found := re.match(r"MemAvailable:\s*(\d+) kB", line):
+            return int(found[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _lines(path: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="surrogateescape").splitlines()
+    return []
+
+
+def _number(path: Path) -> int | None:
+    "What a file of the kernel says; None where there is none, or it says max."
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdecimal() else None
+
+
+_V1 = ["memory.limit_in_bytes"], "memory.usage_in_bytes", "total_inactive_file"
+_V2 = ["memory.max", "memory.high"], "memory.current", "inactive_file"
+
+
+def _cgroup_room(root: Path) -> Iterator[int]:
+    "What is left in the control group of this process and in each one above it."
+    mounts = root / "sys/fs/cgroup"
+    for line in _lines(root / "proc/self/cgroup"):
+        number, kinds, group = [*line.split(":", 2), "", ""][:3]
+        if "memory" in kinds.split(","):
+            places, names = [mounts / "memory"], _V1
+        elif number == "0":
+            places, names = [mounts, mounts / "unified"], _V2
+        else:
+            continue
+        parts = [p for p in group.split("/") if p not in ("", ".", "..")]
+        for place in places:
+            for depth in range(len(parts) + 1):
+                yield from _room(place.joinpath(*parts[:depth]), *names)
+    yield from _room(mounts, *_V2)  # a container that shows only its own group
+
+
+def _room(group: Path, limits: list[str], usage: str, idle: str) -> Iterator[int]:
+    "What one control group leaves; files that are merely cached count as free."
+    used = _number(group / usage) or 0
+    rows = (re.fullmatch(rf"{idle} (\d+)", r) for r in _lines(group / "memory.stat"))
+    cached = sum(int(row[1]) for row in rows if row)
+    for name in limits:
+        most = _number(group / name)
+        if most is not None:
+            yield most - max(0, used - cached)
+
+
+def _slurm_room(root: Path) -> Iterator[int]:
+    "What Slurm has granted, without what this process has."
+    names = "CPUS_ON_NODE", "JOB_CPUS_PER_NODE", "CPUS_PER_TASK"
+    cpus = next(filter(None, map(_count, names)), 1)
+    gpus = _count("GPUS_ON_NODE") or _listed("SLURM_JOB_GPUS") or 1
+    for unit, count in (("NODE", 1), ("CPU", cpus), ("GPU", gpus)):
+        granted = _megabytes(os.environ.get(f"SLURM_MEM_PER_{unit}"))
+        if granted:  # 0 stands for all memory of the node
+            yield granted * count - _pages(root, 1)
+
+
+def _count(name: str) -> int:
+    found = re.match(r"\d+", os.environ.get(f"SLURM_{name}", ""))
+    return int(found[0]) if found else 0
+
+
+def _listed(name: str) -> int:
+    "How many numbers a list such as 0,3 or 0-3 holds."
+    words = (
+        re.search(r"(\d+)(?:-(\d+))?$", w) for w in os.environ.get(name, "").split(",")
+    )
+    return sum(int(w[2] or w[1]) - int(w[1]) + 1 for w in words if w)
+
+
+def _megabytes(text: str | None) -> int | None:
+    "Bytes of a number as Slurm writes it: megabytes, or with K, M, G or T behind it."
+    text = (text or "").strip().upper()  # N and C: of a node, of a CPU
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?[NC]?", text)
+    units = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}
+    return int(float(found[1]) * units[found[2]]) if found else None
+
+
+def _pages(root: Path, field: int) -> int:
+    "A size of this process in bytes: 0 addresses, 1 memory, 5 data."
+    rows = _lines(root / "proc/self/statm")
+    sizes = rows[0].split() if rows else []
+    known = field < len(sizes) and sizes[field].isdecimal()
+    return int(sizes[field]) * os.sysconf("SC_PAGE_SIZE") if known else 0
+
+
+def _rlimit_room(root: Path) -> Iterator[int]:
+    for kind, field in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)):
+        soft = resource.getrlimit(kind)[0]
+        if soft != resource.RLIM_INFINITY:
+            yield soft - _pages(root, field)

@@ -1,0 +1,504 @@
+"""Open a trained model (a run folder or a bundle): its files, the code it carries, and what its network was shown.
+
+Written by hand: the plumbing of `engine.predict`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from rvtutorial.engine.learner import pack, quiet
+from rvtutorial.engine.mapfiles import colour_bands
+from rvtutorial.data.places import unplaced_allowed
+from rvtutorial.engine.reading import MultiRasterSourceConfig, raster_source
+from rvtutorial.runs import read_json
+
+with quiet():
+    from rastervision.core.data import MinMaxTransformerConfig, RasterSourceConfig
+    from rastervision.core.rv_pipeline import (
+        SemanticSegmentationConfig,
+        SemanticSegmentationPredictOptions,
+    )
+    from rastervision.pipeline import registry_ as registry
+    from rastervision.pipeline.config import build_config, upgrade_config
+    from rastervision.pytorch_learner import SemanticSegmentationLearnerConfig
+    from rastervision.pytorch_learner.utils.torch_hub import get_hubconf_dir_from_cfg
+
+__all__ = ["INPUTS", "OUR_CODE", "Model", "Source", "open_model", "inputs_of"]
+__all__ += ["odd_ranges", "refuse_other_task"]
+
+INPUTS = "inputs.json"  # in the bundle of a training, beside learner-config.json
+
+OUR_CODE = {  # SHA-256 of every version of `models/unet.py`, which is a bundle's hubconf.py
+    "f335d3a4ccd4fd3d19dd1147a60e995e45385771243bf82d20b8571c22bb8ee5",
+    "3475ce87ba3107ae57e30d53ae205a055adb0100f94744f5aed5502818cb3bbb",
+    "2ace2995c4d84eaa83dbc689cc8738fd6fb3465a14003d7020bcb49131001db4",
+}
+
+
+# --- tasks
+
+
+def refuse_other_task(
+    type_hint: str | None,  # Of a serialized configuration
+    what,  # In the message: what the configuration is of
+    known: type = SemanticSegmentationConfig,  # What it has to be
+) -> None:
+    "ValueError unless a configuration is for semantic segmentation."
+    try:
+        kind = registry.get_config(type_hint)
+    except Exception as err:  # whatever the registry raises for a name it does not know
+        text = f"{what}: {type_hint!r} is no configuration that Raster Vision knows here"
+        raise ValueError(text) from err
+    if not issubclass(kind, known):
+        raise ValueError(
+            f"{what} is for another task ({type_hint}): this package trains, predicts "
+            f"and evaluates semantic segmentation; use `rastervision run` for this one"
+        )
+
+
+# --- code
+
+
+def code_in(
+    folder: Path,  # Where the bundle of a training lies unpacked
+    trees: Iterable[dict],  # Its configurations, as JSON
+) -> list[str]:  # Names, each with what it is
+    "The code of others that loading a model would run."
+    found = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        code = name.parts[0] == "modules" or path.suffix in (".py", ".so", ".pyd")
+        if code and digest not in OUR_CODE:
+            found.append(f"{name} (SHA-256 {digest[:16]}...)")
+    for tree in trees:
+        found += [f"transforms in {path}" for path in _transform_files(tree)]
+        found += _outer_module(folder, tree)
+    return found
+
+
+def _transform_files(tree):
+    "Python files that albumentations would import, however deep they are named."
+    if isinstance(tree, list):
+        return [path for item in tree for path in _transform_files(item)]
+    if not isinstance(tree, dict):
+        return []
+    own = [tree["lambda_transforms_path"]] if tree.get("lambda_transforms_path") else []
+    return own + _transform_files(list(tree.values()))
+
+
+def _outer_module(folder, tree):
+    "The definition of a network that does not lie in the bundle."
+    known = ((tree.get("learner") or tree).get("model") or {}).get("external_def")
+    if not known:
+        return []
+    modules = folder / "modules"
+    if not known.get("name") and known.get("github_repo"):
+        return [f"the network of {known['github_repo']}"]
+    place = Path(get_hubconf_dir_from_cfg(build_config(known), parent=str(modules)))
+    inside = place.resolve().parent == modules.resolve()
+    return [] if inside else [f"the network in {place}"]
+
+
+def _without_caches(folder):
+    "Delete what Python has compiled: it would be run in place of the files beside it."
+    for path in folder.rglob("__pycache__"):
+        shutil.rmtree(path)
+    for path in folder.rglob("*.pyc"):
+        path.unlink()
+
+
+# --- a model
+
+
+@dataclass
+class Model:
+    "A trained model, unpacked and checked."
+
+    bundle: Path  # The bundle of its training: what a learner loads
+    config: dict  # Its pipeline's configuration, upgraded; empty where there is none
+    learner: dict  # Its learner's configuration, upgraded
+    root: Path | None  # Where `analyze` and its statistics lie
+    inputs: dict | None  # What `inputs_of` said when it was trained; None: unknown
+
+    @property
+    def predicts(self) -> dict:  # chip_sz, stride, crop_sz, batch_sz; empty: not said
+        "How Raster Vision would predict with it."
+        asked = self.config.get("predict_options")
+        if not asked:
+            return {}
+        known = SemanticSegmentationPredictOptions.model_fields
+        return SemanticSegmentationPredictOptions(
+            **{k: v for k, v in asked.items() if k in known and k != "type_hint"}
+        ).dict()
+
+    @property
+    def classes(self) -> list[str]:  # Empty where there is no pipeline's configuration
+        "Names of the classes, `null` among them, in order of their ids."
+        known = (self.config.get("dataset") or {}).get("class_config")
+        if not known:
+            return []
+        found = build_config(known)
+        found.ensure_null_class()
+        return list(found.names)
+
+    def source(self) -> "Source | None":  # None where nothing is said about it
+        "How the images of its first validation scene are read, as `Predictor` does it."
+        data = self.config.get("dataset") or {}
+        if not data:
+            data = (self.learner.get("data") or {}).get("scene_dataset") or {}
+        names = ("validation_scenes", "test_scenes", "train_scenes")
+        scenes = [scene for name in names for scene in data.get(name) or []]
+        if not scenes:
+            return None
+        return Source(build_config(scenes[0]["raster_source"]), self.root)
+
+
+def open_model(
+    model: Path,  # A run folder, its bundle, or the bundle of its training
+    tmp: Path,  # An empty folder
+    trust: bool = False,  # Run the code of others that it carries?
+) -> Model:
+    """Unpack a model and look at it; no code of it runs here.
+
+    Raises FileNotFoundError if there is none, ValueError when it is for another task,
+    and when it carries code that is not ours and is not trusted.
+    """
+    path, root = _find(model)
+    tree = {} if root is None else read_json(root / "pipeline-config.json", {})
+    _unpack(path, tmp / "model")
+    inner = tmp / "model/model-bundle.zip"
+    if inner.exists():  # the bundle of a run, with that of its training inside
+        tree, root = read_json(tmp / "model/pipeline-config.json"), tmp / "model"
+        _unpack(inner, tmp / "training")
+    else:
+        os.rename(tmp / "model", tmp / "training")
+    training = tmp / "training"
+    names = ("learner-config.json", "pipeline-config.json")
+    trees = [read_json(p) for n in names if (p := training / n).exists()]
+    if not trees:
+        raise ValueError(f"{path} says nothing of its network ({names[0]} is missing)")
+    _without_caches(training)
+    code = code_in(training, trees)
+    if code and not trust:
+        raise ValueError(
+            f"{model} carries code that would run here: {', '.join(code[:5])}. Code of "
+            f"others can do all that you can; if you know where it comes from, allow it "
+            f"with trust=True (in a terminal: --trust)"
+        )
+    if tree:
+        refuse_other_task(tree.get("type_hint"), model)
+    learner = _learner(trees[0])
+    refuse_other_task(
+        learner.get("type_hint"), model, SemanticSegmentationLearnerConfig
+    )
+    pack(training, tmp / "training.zip")
+    known = read_json(training / INPUTS, None) or _noted(model)
+    return Model(tmp / "training.zip", _upgraded(tree, path), learner, root, known)
+
+
+def _find(model):
+    "The zip file of a model, and the folder of its run, None if it lies elsewhere."
+    if not model.is_dir():
+        if not zipfile.is_zipfile(model):
+            raise FileNotFoundError(
+                f"{model} is neither a run folder nor a model bundle"
+            )
+        above = model.resolve().parent.parent
+        return model, above if (above / "pipeline-config.json").exists() else None
+    config = read_json(model / "pipeline-config.json", {})
+    places = [model / "train", model / "bundle"]
+    for name in ("train_uri", "bundle_uri"):  # elsewhere, or in a run that was moved
+        uri, root = config.get(name) or "", config.get("root_uri") or ""
+        if root and Path(uri).is_relative_to(root):
+            places.append(model / Path(uri).relative_to(root))
+        places.append(Path(uri))
+    files = [p / "model-bundle.zip" for p in places]
+    found = next((p for p in files if zipfile.is_zipfile(p)), None)
+    if found is None:
+        raise FileNotFoundError(f"{model} holds no trained model: train it first")
+    return found, model
+
+
+def _unpack(path, folder):
+    "Unpack a zip file; ValueError when it is damaged."
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            bundle.extractall(folder)
+    except zipfile.BadZipFile as err:
+        raise ValueError(f"{path} is damaged: {err}") from err
+
+
+def _upgraded(tree, path):
+    "A configuration of any version of Raster Vision in the words of this one."
+    with quiet():
+        try:
+            return upgrade_config(tree) if tree else {}
+        except Exception as err:
+            raise ValueError(f"{path}: its configuration cannot be read: {err}") from err
+
+
+def _learner(tree):
+    "The configuration of a learner; early bundles have it within that of a pipeline."
+    if "learner" in tree:
+        tree = tree["learner"] | {"plugin_versions": tree.get("plugin_versions")}
+    return _upgraded(tree, "learner-config.json")
+
+
+def _noted(model):
+    "What `run.json` of a run folder says about its inputs."
+    return read_json(model / "run.json", {}).get("went", {}).get("inputs")
+
+
+# --- what a network is shown
+
+
+@dataclass
+class Source:
+    "How the images of a model are read, from Raster Vision's configuration of one of them."
+
+    config: RasterSourceConfig
+    root: Path | None = None  # Where `analyze` and its statistics lie
+    parts: list[RasterSourceConfig] = field(init=False)  # Of a scene of several files
+
+    def __post_init__(self):
+        if getattr(self.config, "temporal", False):
+            raise ValueError(
+                "the model was trained on time series: map scenes with engine.run(config, "
+                '["predict"]), for single images do not suit it'
+            )
+        several = isinstance(self.config, MultiRasterSourceConfig)
+        self.parts = self.config.raster_sources if several else [self.config]
+
+    @property
+    def several(self) -> bool:
+        "Whether a scene has several files, whose bands are joined."
+        return self.parts[0] is not self.config
+
+    @property
+    def bands(self) -> list[int] | None:  # Counted from 0; None: all colours
+        "Which bands of an image are read; of several files: of all bands together."
+        if not self.several:
+            return self.config.channel_order
+        orders = [part.channel_order for part in self.parts]
+        if any(order not in (None, list(range(len(order or ())))) for order in orders):
+            raise ValueError(
+                f"the model was trained on {len(orders)} files a scene, with the bands "
+                f"{orders} (counted from 0) of them: say with bands=... which bands of "
+                f"these images the network should see, in that order"
+            )
+        return None
+
+    def prepare(
+        self,
+        bands: list[int] | None = None,  # Bands that were asked for instead
+    ) -> Callable | None:  # chip (rows, columns, bands) -> chip; None: nothing to do
+        "The raster transformers of the model, and the order of bands of several files."
+        if not self.several:
+            order = self.config.channel_order if bands is None else bands
+            return _chain(_steps(self.config, order, self.root))
+        each = [_steps(p, p.channel_order, self.root) for p in self.parts]
+        joined = _steps(self.config, self.config.channel_order, self.root)
+        if bands is not None:
+            if any(each):
+                raise ValueError(
+                    "the model changes the values of each of its files by itself: bands "
+                    "cannot be chosen for it"
+                )
+            return _chain(joined)
+        cut = self._cut() if any(each) else None
+
+        def prepare(chip):
+            if cut:
+                pieces = np.split(chip, cut, axis=-1)
+                both = zip(pieces, map(_chain, each), strict=True)
+                pieces = [change(piece) if change else piece for piece, change in both]
+                chip = np.concatenate(pieces, axis=-1)
+            if self.config.channel_order:
+                chip = chip[..., self.config.channel_order]
+            for step in joined:
+                chip = step.transform(chip)
+            return chip
+
+        return prepare
+
+    def _cut(self):
+        "Where the bands of one file end and those of the next begin."
+        sizes = [_channels_of(part) for part in self.parts]
+        return np.cumsum(sizes)[:-1].tolist()
+
+    @property
+    def stretched(self) -> bool:
+        "Whether each chip is stretched by itself, so that ranges of values do not matter."
+        every = [t for part in [self.config, *self.parts] for t in part.transformers]
+        return any(isinstance(t, MinMaxTransformerConfig) for t in every)
+
+
+def _steps(config, order, root):
+    "The transformers of a source, with statistics of where the model lies."
+    with quiet():
+        placed = [_placed(step, root) for step in config.transformers]
+        return [step.build(channel_order=order) for step in placed]
+
+
+def _placed(step, root):
+    "A transformer that reads what it needs from the folder of its model."
+    if root is None:
+        return step
+    moved = step.copy()
+    moved.update_root(str(root))
+    uri = getattr(moved, "stats_uri", None)
+    return step if uri and not Path(uri).exists() else moved
+
+
+def _chain(steps):
+    "Several transformers as one function, None if there are none."
+
+    def change(chip):
+        for step in steps:
+            chip = step.transform(chip)
+        return chip
+
+    return change if steps else None
+
+
+def _channels_of(config):
+    "How many bands of a file are read."
+    if config.channel_order is not None:
+        return len(config.channel_order)
+    try:
+        with rasterio.open(_paths(config)[0]) as file:
+            return len(colour_bands(file))
+    except (RasterioError, IndexError) as err:
+        raise ValueError(
+            f"how many bands the model takes from each of its files is not said, and they "
+            f"cannot be opened ({err}): map its scenes with engine.run"
+        ) from err
+
+
+def _paths(config):
+    "The files of one source."
+    uris = getattr(config, "uris", None) or []
+    return [uris] if isinstance(uris, str) else list(uris)
+
+
+# --- what values look like
+
+SCENES = 8  # as many training scenes are looked at
+MOST = 4.0  # times brighter or darker than any training scene: worth a warning
+
+
+def inputs_of(
+    configs: list,  # Raster sources of training scenes
+) -> dict | None:  # None where none can be read
+    """What images hold before any transformer: dtype, bands, and the range of each band.
+
+    `dtype` is None when scenes differ in it.
+    `low` and `high` hold, for each band that is read, the least and the largest 2 % and
+    98 % quantile of a scene.
+    """
+    chosen = configs[:: max(1, len(configs) // SCENES)][:SCENES]
+    found = [one for one in map(_values_of, chosen) if one]
+    if not found:
+        return None
+    dtypes, counts, ranges = zip(*found, strict=True)
+    one = dtypes[0] if len(set(dtypes)) == 1 else None
+    about = {"dtype": one, "bands": counts[0]}
+    seen = np.array([r for r in ranges if r is not None and len(r) == counts[0]])
+    if len(seen):  # (scenes, bands, low and high)
+        about["low"], about["high"] = (
+            np.stack([seen[..., i].min(0), seen[..., i].max(0)], -1).tolist()
+            for i in (0, 1)
+        )
+    return about
+
+
+def _values_of(config):
+    "dtype, number of bands and their ranges of one raster source, None if unreadable."
+    parts = getattr(config, "raster_sources", [config])
+    kinds, ranges = [], []
+    for part in parts:
+        order, paths = part.channel_order, _paths(part)
+        if not paths:
+            return None
+        try:
+            with unplaced_allowed(), rasterio.open(paths[0]) as file:
+                bands = colour_bands(file) if order is None else order
+                kinds += [file.dtypes[i] for i in bands]
+                ranges.append(value_ranges(file, bands))
+        except (RasterioError, IndexError):
+            return None
+    whole = None if any(r is None for r in ranges) else np.concatenate(ranges)
+    return kinds[0], len(kinds), whole
+
+
+def value_ranges(
+    file,  # An open raster
+    bands: list[int],  # Counted from 0
+    places: int = 4,  # Windows along each side
+    size: int = 128,  # Pixels along a side of a window
+) -> np.ndarray | None:  # (bands, 2): quantiles 2 % and 98 %; None: nothing there
+    "The range of values in windows that are spread over an image."
+    rows, columns = (
+        sorted({int(at) for at in np.linspace(0, max(side - size, 0), places)})
+        for side in (file.height, file.width)
+    )
+    found = []
+    for y in rows:
+        for x in columns:
+            at = Window(x, y, min(size, file.width - x), min(size, file.height - y))
+            read = file.read([i + 1 for i in bands], window=at, masked=True)
+            flat = np.ma.filled(read.astype(float), np.nan).reshape(len(bands), -1)
+            found.append(flat[:, np.isfinite(flat).all(0) & (flat != 0).any(0)])
+    values = np.concatenate(found, axis=1)
+    return np.quantile(values, (0.02, 0.98), axis=1).T if values.size else None
+
+
+def odd_ranges(
+    images: Iterable[str],  # Paths or URIs
+    bands: list[int] | None,  # That are read, counted from 0; None: all colours
+    inputs: dict,  # What `inputs_of` said of the training images
+) -> list[str]:  # One line for each that looks otherwise
+    "Images whose values lie far from those that the network was trained on."
+    if "high" not in inputs:
+        return []
+    low, high = (np.array(inputs[k]) for k in ("low", "high"))
+    found = []
+    for uri in images:
+        try:
+            with unplaced_allowed(), rasterio.open(uri) as file:
+                chosen = colour_bands(file) if bands is None else bands
+                if any(file.dtypes[i] != inputs["dtype"] for i in chosen):
+                    continue  # refused for its type
+                here = value_ranges(file, chosen)
+        except (RasterioError, IndexError):
+            continue  # whoever maps it says what is wrong
+        if here is None or len(here) != len(low):
+            continue
+        wrong = [i for i in range(len(here)) if _odd(*here[i], low[i], high[i])]
+        if wrong:
+            i = wrong[0]
+            found.append(
+                f"{uri}: band {chosen[i] + 1} has values of {here[i][0]:g} to "
+                f"{here[i][1]:g}, in training it had {low[i][0]:g} to {high[i][1]:g}"
+            )
+    return found
+
+
+def _odd(bottom, top, low, high):
+    "Whether a band is far brighter or darker than it was in any training scene."
+    beside = bottom > high[1] + (high[1] - low[0]) or top < low[0]
+    reach = max(abs(bottom), abs(top))
+    least, most = (max(abs(low[i]), abs(high[i])) for i in (0, 1))
+    return beside or reach > MOST * most or reach * MOST < least
