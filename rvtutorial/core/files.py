@@ -11,6 +11,7 @@ import math
 import os
 import re
 import resource
+import secrets
 import shutil
 import socket
 import stat
@@ -548,3 +549,49 @@ def _rlimit_room(root: Path) -> Iterator[int]:
         soft = resource.getrlimit(kind)[0]
         if soft != resource.RLIM_INFINITY:
             yield soft - _pages(root, field)
+
+
+# --- files written whole or not at all
+
+
+def _is_full(folder: Path, err: Exception) -> bool:
+    "Whether an error means a full disk; torch and GDAL only say that writing failed."
+    if isinstance(err, OSError) and err.errno is not None:
+        return err.errno in (errno.ENOSPC, errno.EDQUOT)
+    return shutil.disk_usage(folder).free < 65536
+
+
+def _full(path: Path, err: Exception) -> OSError:
+    "The same error in words that help."
+    return OSError(
+        getattr(err, "errno", None) or errno.ENOSPC,
+        f"no space is left; {path.name} is as it was before. Free some space, or "
+        f"choose a folder elsewhere, and run this again",
+        str(path.parent),
+    )
+
+
+@contextlib.contextmanager
+def atomic_path(
+    path: str | Path,  # The file to be written
+) -> Iterator[Path]:  # Where to write it meanwhile: the same folder, the same suffix
+    """Rename a file to `path` when it is whole; leave `path` alone if anything fails.
+
+    Raises OSError when the disk is full, FileNotFoundError when nothing was written.
+    """
+    path = Path(os.path.realpath(path))
+    refuse_name(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begin = f".{secrets.token_hex(4)}."
+    partial = path.with_name(begin + shortened(path.name, LONGEST - len(begin)))
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except Exception as err:
+        if _is_full(path.parent, err):
+            raise _full(path, err) from err
+        raise
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,13 +1,16 @@
-"""Read the JSON records of runs and submissions, or say of a file why it cannot be read.
+"""Read and write the JSON records of runs and submissions, or say of a file why it cannot be read.
 
 A record may be cut short, empty, of a newer version, closed to this user, binary, or hold
 a list where a dictionary belongs. All of these raise `Unreadable`, which knows the file.
 """
 
 import json
+import math
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+
+from rvtutorial.core.files import atomic_path
 
 
 class Unreadable(ValueError):
@@ -162,6 +165,33 @@ def read_json(
     if form is not None:
         _refuse_other(found, path, form, needed)
     return found
+
+
+def jsonable(value):
+    "Texts, numbers, lists and dicts only: NaN becomes null, as in Raster Vision's files."
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        value = sorted(value)
+    if isinstance(value, tuple | list):
+        return [jsonable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())  # numpy
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(
+    path: str | Path,  # The file to write
+    obj,  # Made of dicts, lists, numbers, texts, paths, numpy values
+) -> None:
+    "Write JSON in one step: a reader finds the old file or the new one."
+    text = json.dumps(jsonable(obj), indent=1) + "\n"
+    with atomic_path(path) as partial:
+        partial.write_text(text)
 
 
 SCHEMA = 1  # The newest version of a record that is known here

@@ -23,7 +23,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 from ..core import records
@@ -167,7 +166,7 @@ def scalar(name: str, value):
 # %% ../../nbs/hpc/queue.ipynb #0844d1d9
 def hyperparams(known: dict, params: dict) -> dict | None:
     "All values a training would use, checked; None for a notebook that trains nothing."
-    names = {f.name for f in fields(Hyperparams)} & set(known)
+    names = set(Hyperparams.model_fields) & set(known)
     if "lr" not in names:
         return None
     given = {k: v for k, v in (known | params).items() if k in names and v is not None}

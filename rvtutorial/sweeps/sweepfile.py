@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -481,7 +481,7 @@ def known_parameters(
         has = parameters(job_notebook(path))
     except FileNotFoundError as err:
         raise ValueError(f"program must be a job notebook: {err}") from None
-    ours = [item.name for item in fields(Hyperparams)]
+    ours = list(Hyperparams.model_fields)
     return path, [name for name in (*ours, *SETTINGS) if name in has]
 
 

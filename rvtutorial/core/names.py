@@ -1,0 +1,89 @@
+"""Words that were meant, values as texts, natural order, and where the package's own files lie."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+
+def near_match(
+    word: str,  # What was written
+    known,  # What could have been meant
+) -> str:  # A question with the closest word, or the list of all
+    "A hint for a word that is not known."
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known are {', '.join(known) or 'none'}"
+
+
+def natural_key(text) -> list:
+    "Sort key that puts img9 before img10."
+    parts = re.split(r"(\d+)", str(text))
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
+
+
+def home_folder() -> Path:
+    "RVTUTORIAL_HOME, else the checkout around the current folder, else that folder."
+    if os.environ.get("RVTUTORIAL_HOME"):
+        return Path(os.environ["RVTUTORIAL_HOME"]).expanduser().resolve()
+    own = re.compile(r"^lib_name\s*=\s*rvtutorial\s*$", re.MULTILINE)
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        settings = folder / "settings.ini"
+        if settings.is_file() and own.search(settings.read_text()):
+            return folder
+    return Path.cwd()
+
+
+def packaged(
+    kind: str,  # "jobs" or "sites"
+    name: str,  # Name of the file, with or without its suffix
+) -> Path:  # In the checkout if there is one, else in the installed package
+    """A job notebook or a site file that comes with the package.
+
+    Raises FileNotFoundError, with the names there are, when this one is not among them.
+    """
+    import rvtutorial
+
+    inside = Path(rvtutorial.__file__).parent
+    places = {
+        "jobs": (inside.parent / "nbs" / "jobs", inside / "_jobs", ".ipynb"),
+        "sites": (inside.parent / "slurm" / "sites", inside / "_sites", ".toml"),
+    }
+    if kind not in places:
+        raise ValueError(f"kind must be jobs or sites, got {kind!r}")
+    *folders, suffix = places[kind]
+    known = {p.stem: p for f in reversed(folders) for p in f.glob("*" + suffix)}
+    name = str(name).removesuffix(suffix)
+    if name not in known:
+        hint = near_match(name, sorted(known))
+        raise FileNotFoundError(f"the package has no {kind[:-1]} {name!r}; {hint}")
+    return known[name]
+
+
+def own_sites() -> Path:  # Searched before the package's sites
+    "The folder of the user's own site files, in the configuration folder."
+    config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(config).expanduser() / "rvtutorial" / "sites"
+
+
+def site_data(site: str) -> str | None:
+    "The data folder that a site file names, if there is one."
+    import tomllib
+
+    own = own_sites() / f"{site}.toml"
+    try:
+        path = Path(site) if site.endswith(".toml") else own
+        path = path if path.is_file() else packaged("sites", site)
+        return tomllib.loads(path.read_text()).get("data")
+    except FileNotFoundError:
+        return None
+
+
+def as_text(value) -> str:
+    "A value as one would write it on a command line."
+    if isinstance(value, tuple | list):
+        return ",".join(as_text(item) for item in value)
+    return (
+        str(value).lower() if value is None or isinstance(value, bool) else f"{value}"
+    )
