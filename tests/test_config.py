@@ -534,3 +534,14 @@ def test_config_is_found_by_its_module_name():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_classes("a, b")
+
+
+def test_the_job_notebook_has_every_parameter():
+    from inspect import signature
+
+    from rvtutorial.hpc.queue import parameters
+    from rvtutorial.runs import packaged
+
+    asked = set(signature(get_config).parameters) - {"runner", "hyperparams"}
+    found = set(parameters(packaged("jobs", "train_rastervision")))
+    assert found == asked | set(Hyperparams.model_fields) | {"pause"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rvtutorial.core import records
 from rvtutorial.core.files import lock_soon, open_lock
+from rvtutorial.core.hyperparams import differences
 from rvtutorial.core.names import as_text, natural_key, near_match
 from rvtutorial.core.records import Unreadable, read_json, write_json
 
@@ -314,9 +315,6 @@ def _refuse(run: Run, asked: dict, differ: str) -> None:
     others = [n for n in names if not any(Path(n).match(own) for own in _OURS)]
     text = ""
     if run.manifest.get("asked"):
-        # there, not above: the hyperparameters' defaults stand for what was not known yet
-        from rvtutorial.runs import differences
-
         found = differences(run.manifest["asked"], asked)
         listed = [f"{k}: {as_text(a)} -> {as_text(b)}" for k, (a, b) in found.items()]
         text = "a run with other settings: " + "; ".join(listed) if listed else ""

@@ -1,0 +1,417 @@
+"""Every value a run depends on: its default, its range and the reason for it, and what Raster Vision does instead."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Literal, NewType, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rvtutorial.core.names import as_text, near_match
+from rvtutorial.core.records import jsonable
+
+_UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
+PRESETS: dict[str, dict] = {
+    "version1": {"chip_sz": 300, "stride_length": 300, "epochs": 3, "batch_sz": 2},
+    "version2": {},
+    "sample": {**_UNET, "batch_sz": 8, "max_windows": 10},
+    "smoke": {
+        **_UNET, "chip_sz": 128, "stride_length": 66, "max_windows": 2, "epochs": 2,
+        "batch_sz": 4,
+    },
+}  # fmt: skip
+
+
+# --- types and ranges
+
+
+def _whole(value) -> int:
+    if isinstance(value, bool) or int(float(value)) != float(value):
+        raise ValueError
+    return int(float(value))
+
+
+def _real(value) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _word(value) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value.strip().lower()
+
+
+def _truth(value) -> bool:
+    words = {"true": True, "yes": True, "1": True}
+    words |= {"false": False, "no": False, "0": False}
+    return words[str(value).strip().lower()]
+
+
+def _listed(value) -> list:
+    return value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
+
+
+def _weights(value) -> tuple[float, ...]:
+    weights = tuple(_real(item) for item in _listed(value))
+    if len(weights) < 2 or min(weights) < 0 or max(weights) == 0:
+        raise ValueError
+    return weights
+
+
+def _scaling(value) -> str:
+    if str(value).strip().lower() in ("percentiles", "none"):
+        return str(value).strip().lower()
+    low, high = (_real(item) for item in _listed(value))
+    if low >= high:
+        raise ValueError
+    return f"{low!r},{high!r}".replace(".0,", ",").removesuffix(".0")
+
+
+Scaling = NewType("Scaling", str)
+_CASTS = {  # of a type: the cast, and what it takes
+    int: (_whole, "a whole number"),
+    float: (_real, "a finite number"),
+    bool: (_truth, "true or false"),
+    tuple: (
+        _weights,
+        "two or more weights such as 1,2,0.5, none negative and not all 0",
+    ),
+    Scaling: (_scaling, "percentiles, none, or a range LO,HI with LO below HI"),
+}
+
+
+def _setting(
+    default,  # Its value in version 2, Part 8's model
+    what: str,  # What it is, in a few words
+    rv: str,  # Where Raster Vision keeps it
+    why: str = "",  # The reason for the range
+    ge: float | None = None,  # Smallest value
+    le: float | None = None,  # Largest value
+    **stock,  # `stock=`: Raster Vision's own value, where ours is another
+):  # A field of pydantic's that carries all this
+    "Declare one hyperparameter."
+    more = {"rv": rv, "why": why, **stock}
+    return Field(default, description=what, ge=ge, le=le, json_schema_extra=more)
+
+
+def _kind(field):
+    "The type of a hyperparameter, the words it may be, and whether it may be none."
+    kind = field.annotation
+    optional = type(None) in get_args(kind)
+    kind = get_args(kind)[0] if optional else kind
+    words = get_args(kind) if get_origin(kind) is Literal else ()
+    return kind, words, optional
+
+
+def _allowed(field) -> str:
+    "What a hyperparameter accepts, in words."
+    kind, words, optional = _kind(field)
+    text = "one of " + ", ".join(words) if words else _CASTS[kind][1]
+    limits = {k: v for m in field.metadata for k, v in asdict(m).items()}
+    if limits:
+        text += f" from {limits['ge']:g} to {limits['le']:.10g}"
+    return text + (", or none" if optional else "")
+
+
+def _cast(field, given):
+    "The value of a hyperparameter, of its type; an error of any kind if it has none."
+    kind, words, optional = _kind(field)
+    value = given.item() if hasattr(given, "item") else given  # numpy scalars
+    value = value.strip() if isinstance(value, str) else value
+    if optional and str(value).lower() in ("none", "null"):
+        return None
+    return _word(value) if words else _CASTS[kind][0](value)
+
+
+def _refusal(name: str, field, given) -> ValueError:
+    "What is allowed, why, and what was given."
+    why = field.json_schema_extra["why"]
+    text = f"{name} must be {_allowed(field)}{f' ({why})' * bool(why)}, got {given!r}"
+    words = _kind(field)[1]
+    if words and isinstance(given, str):
+        text += f"; {near_match(given, words)}"
+    return ValueError(text)
+
+
+# --- combinations
+
+
+def _gap(chip: int, stride: int, side: int = 650) -> int:
+    "Pixels of a square scene that no window covers when the stride exceeds the chip."
+    seen = chip * len(range(0, side - chip + 1, stride))
+    return side**2 - seen**2
+
+
+def _contradictions(hp) -> Iterator[str]:
+    "What is wrong with a combination of values that are each allowed."
+    if hp.stride_length > hp.chip_sz:
+        lost = _gap(hp.chip_sz, hp.stride_length)
+        yield (
+            f"stride_length {hp.stride_length} is larger than chip_sz {hp.chip_sz}: "
+            f"the chips leave gaps, and of a scene of 650 x 650 pixels {lost} "
+            f"({lost / 650**2:.1%}) are never predicted. Use a stride_length of at "
+            f"most {hp.chip_sz}, or larger chips"
+        )
+    if hp.padding is not None and hp.padding >= hp.chip_sz:
+        yield (
+            f"padding {hp.padding} is not below chip_sz {hp.chip_sz}: whole chips could "
+            f"lie outside their scene. Use 0, or none for half a chip"
+        )
+    if hp.model == "unet" and hp.pretrained:
+        yield (
+            "pretrained is true, but for model unet there are no ImageNet weights. "
+            "Use pretrained=False, or model=deeplabv3"
+        )
+    if hp.model == "deeplabv3" and hp.batch_sz == 1:
+        yield (
+            "batch_sz 1 cannot train deeplabv3: one of its layers normalises over the "
+            "batch and has a single value for each chip. Use a batch_sz of 2 or more"
+        )
+
+
+def _notes(hp) -> Iterator[str]:
+    "What is allowed but may surprise."
+    if hp.model == "unet":
+        yield "backbone is not used: it belongs to deeplabv3"
+    if hp.img_sz not in (None, hp.chip_sz):
+        yield f"chips of {hp.chip_sz} pixels are resized to {hp.img_sz}"
+    if hp.epochs == 1 and hp.one_cycle:
+        yield "one_cycle is not used: a single epoch has no schedule"
+    if hp.seed is None:
+        yield "no seed: the same values will give another model each time"
+
+
+# --- the table
+
+
+class Hyperparams(BaseModel):
+    """Every value a run depends on, except its data; the defaults are version 2's.
+
+    Values may be texts, as on a command line. Raises ValueError for a name that is not
+    known, a value of the wrong type or out of range, and for contradictions.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    # which squares are cut from a scene
+    chip_sz: int = _setting(
+        220, "side of a chip, in pixels",
+        "WindowSamplingConfig.size, PredictOptions.chip_sz", ge=16, le=4096,
+        why="smaller ones show no context, larger ones fill the memory",
+    )  # fmt: skip
+    stride_length: int = _setting(
+        215, "pixels from one predicted chip to the next", "PredictOptions.stride",
+        ge=1, le=4096, why="a window has to move",
+    )  # fmt: skip
+    max_windows: int = _setting(
+        5, "random chips from each scene in each epoch",
+        "WindowSamplingConfig.max_windows", ge=1, le=100_000,
+        why="a scene without chips teaches nothing",
+    )  # fmt: skip
+    padding: int | None = _setting(
+        0, "pixels by which a random chip may overflow its scene",
+        "WindowSamplingConfig.padding", ge=0, le=4096,
+        why="none stands for half a chip", stock=None,
+    )  # fmt: skip
+    val_windows: Literal["grid", "random"] = _setting(
+        "grid", "chips scored after each epoch: one grid, or new random ones",
+        "GeoDataConfig.sampling", stock="random",
+    )  # fmt: skip
+    # which network is trained, and on what size
+    model: Literal["deeplabv3", "unet"] = _setting(
+        "deeplabv3", "architecture", "backend.model",
+    )  # fmt: skip
+    backbone: Literal["resnet50", "resnet101"] = _setting(
+        "resnet50", "the part of deeplabv3 that reads the image",
+        "ModelConfig.backbone", why="Raster Vision builds deeplabv3 on no other",
+    )  # fmt: skip
+    pretrained: bool = _setting(
+        True, "start from ImageNet weights", "ModelConfig.pretrained",
+    )  # fmt: skip
+    img_sz: int | None = _setting(
+        None, "side to which a chip is resized; none leaves it alone",
+        "DataConfig.img_sz", ge=16, le=4096, why="as for chip_sz", stock=256,
+    )  # fmt: skip
+    # how it is trained
+    epochs: int = _setting(
+        8, "times the training scenes are gone through", "SolverConfig.num_epochs",
+        ge=1, le=100_000, why="without one nothing is learned",
+    )  # fmt: skip
+    batch_sz: int = _setting(
+        24, "chips in one step of the optimizer",
+        "SolverConfig.batch_sz, PredictOptions.batch_sz", ge=1, le=4096,
+        why="a step needs a chip, and a batch has to fit in memory",
+    )  # fmt: skip
+    lr: float = _setting(
+        1e-4, "learning rate, the peak of the schedule", "SolverConfig.lr", ge=1e-9,
+        le=1.0,
+        why="Adam moves a weight by about lr a step: less is lost in rounding, more wrecks any network",
+    )  # fmt: skip
+    one_cycle: bool = _setting(
+        True, "raise lr from a tenth to its peak, and back", "SolverConfig.one_cycle",
+    )  # fmt: skip
+    class_weights: tuple | None = _setting(
+        None, "weight of each class in the loss, in the order of the classes",
+        "SolverConfig.class_loss_weights",
+    )  # fmt: skip
+    augment: bool = _setting(
+        True, "turn and mirror training chips at random", "DataConfig.augmentors",
+    )  # fmt: skip
+    seed: int | None = _setting(
+        0, "start of every random sequence; none leaves it to chance", "no field",
+        ge=0, le=2**32 - 1, why="numpy takes 32 bits", stock=None,
+    )  # fmt: skip
+    # what happens to numbers on their way in and out
+    scaling: Scaling = _setting(
+        "percentiles", "range of values in the imagery that is spread out",
+        "DataConfig.base_transform", stock="none",
+    )  # fmt: skip
+    null: Literal["ignore", "class"] = _setting(
+        "ignore", "pixels without a label: left out of the loss, or a class",
+        "SolverConfig.ignore_class_index", stock="class",
+    )  # fmt: skip
+    scores: Literal["none", "uint8", "float32"] = _setting(
+        "uint8", "class scores written beside the predicted labels",
+        "LabelStoreConfig.smooth_output, smooth_as_uint8", stock="none",
+    )  # fmt: skip
+    onnx: bool = _setting(
+        False, "also export the network as ONNX", "no field", stock=True
+    )
+    # how the engine goes about it; no field of Raster Vision's holds any of this
+    engine: Literal["fast", "stock"] = _setting(
+        "fast", "whose code trains and predicts: ours, or Raster Vision's", "no field",
+    )  # fmt: skip
+    precision: Literal["auto", "float32", "bfloat16"] = _setting(
+        "auto", "numbers that convolutions use; auto takes the faster ones",
+        "no field",
+    )  # fmt: skip
+    keep: Literal["last", "best"] = _setting(
+        "last", "weights that become the model: the last, or the best epoch's",
+        "no field",
+    )  # fmt: skip
+    patience: int | None = _setting(
+        None, "epochs without a lower validation loss before stopping early",
+        "no field", ge=1, le=100_000, why="none trains all epochs",
+    )  # fmt: skip
+
+    def __init__(self, **given):
+        known, values = type(self).model_fields, {}
+        for name in given:
+            if name not in known:
+                hint = near_match(name, known)
+                raise ValueError(f"there is no hyperparameter {name!r}; {hint}")
+        try:
+            for name, value in given.items():
+                values[name] = _cast(known[name], value)
+            super().__init__(**values)
+        except ValidationError as err:
+            name = err.errors()[0]["loc"][0]
+            raise _refusal(name, known[name], given[name]) from None
+        except (TypeError, ValueError, OverflowError, KeyError):
+            raise _refusal(name, known[name], given[name]) from None
+        for wrong in _contradictions(self):
+            raise ValueError(wrong)
+
+    @classmethod
+    def of(
+        cls,
+        preset: str = "version2",  # Where values come from that are not changed
+        stock: bool = False,  # Take Raster Vision's own habits (`STOCK`)
+        **changes,  # Values that win over both; None is a value here, and means none
+    ) -> "Hyperparams":
+        "The values of a preset, with changes."
+        if preset not in PRESETS:
+            hint = near_match(preset, PRESETS)
+            raise ValueError(f"there is no preset {preset!r}; {hint}")
+        return cls(**{**PRESETS[preset], **(STOCK if stock else {}), **changes})
+
+    def replace(self, **changes) -> "Hyperparams":
+        "The same values with some changed, checked again."
+        return Hyperparams(**{**self.asdict(), **changes})
+
+    def asdict(self) -> dict:
+        "Names and values, ready for JSON."
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in self}
+
+    def args(self) -> dict[str, str]:
+        "Names and values as texts, ready for a command line."
+        return {name: as_text(value) for name, value in self}
+
+    def check_scene(self, height: int, width: int) -> None:
+        "Raise ValueError when a chip is larger than a scene of so many pixels."
+        if self.chip_sz > min(height, width):
+            raise ValueError(
+                f"chip_sz must be at most {min(height, width)} (the smallest scene has "
+                f"{height} x {width} pixels), got {self.chip_sz}"
+            )
+
+    @property
+    def notes(self) -> list[str]:
+        "What may surprise about these values."
+        return list(_notes(self))
+
+    def table(self):
+        "A DataFrame: value, what is allowed, what it is, where Raster Vision keeps it."
+        import pandas as pd
+
+        rows = {
+            name: {
+                "value": as_text(getattr(self, name)),
+                "stock": as_text(STOCK[name]) if name in STOCK else "",
+                "allowed": _allowed(field),
+                "what it is": field.description,
+                "in Raster Vision": field.json_schema_extra["rv"],
+            }
+            for name, field in type(self).model_fields.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def __repr__(self):
+        about = {k: field.description for k, field in type(self).model_fields.items()}
+        rows = [f"{k:<14} {v:<12} {about[k]}" for k, v in self.args().items()]
+        return "\n".join(rows + [f"note: {note}" for note in self.notes])
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>note: {note}</p>" for note in self.notes)
+        return self.table().to_html() + notes
+
+
+STOCK: dict = {  # None is written none, since to `get_config` it means the preset's
+    name: "none" if more["stock"] is None else more["stock"]
+    for name, field in Hyperparams.model_fields.items()
+    if "stock" in (more := field.json_schema_extra)
+}
+
+
+# --- two runs
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    "A tree of dicts as one dict with dotted names."
+    out = {}
+    for key, value in tree.items():
+        deeper = isinstance(value, dict)
+        out |= _flat(value, f"{prefix}{key}.") if deeper else {prefix + key: value}
+    return out
+
+
+def differences(
+    old: dict,  # What a run was asked for
+    new: dict,  # What is asked for now
+) -> dict[str, tuple]:  # Dotted name -> (old value, new value), only where they differ
+    "The settings in which two runs differ."
+    old, new = _flat(jsonable(old)), _flat(jsonable(new))
+    for known, field in Hyperparams.model_fields.items():
+        name = f"hyperparams.{known}"
+        if name in old or name in new:  # a run made before this one existed
+            old.setdefault(name, jsonable(field.default))
+            new.setdefault(name, jsonable(field.default))
+    skip = {"preset"}
+    if old.get("data.digest") and new.get("data.digest"):
+        skip |= {n for n in {*old, *new} if n.startswith("data.")} - {"data.digest"}
+    names = sorted({*old, *new} - skip)
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
