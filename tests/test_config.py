@@ -521,7 +521,7 @@ def test_plain_rastervision_runs_it_from_anywhere(data, tmp_path, habits):
 
 def test_importing_keeps_warnings_on():
     code = (
-        "import warnings; before = list(warnings.filters)\n"
+        "import numpy, warnings; before = list(warnings.filters)\n"
         "import rvtutorial.config, rvtutorial.engine.pipeline\n"
         "assert list(warnings.filters) == before, warnings.filters[:3]\n"
     )

@@ -21,7 +21,7 @@ from rvtutorial.data.sources import make_sample_scenes
 from rvtutorial.hpc import queue
 from rvtutorial.runs import Run, atomic_path
 
-ROOT = Path(files.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 SOMEBODY = 54321  # a user who is not us
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 
@@ -552,7 +552,7 @@ print(available_memory())
     assert 0 < int(first(python(code))) < GB
 
 
-@pytest.mark.parametrize("module", ["engine", "config"])
+@pytest.mark.parametrize("module", ["engine.pipeline", "config"])
 @pytest.mark.parametrize("gb", [1, 3.5])
 def test_too_few_addresses_are_told_before_torch_is_imported(gb, module):
     "With 3.5 GB the import would go on for many minutes."
