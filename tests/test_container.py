@@ -23,6 +23,7 @@ from rvtutorial.container import (
     exec_command,
     parse_bind,
 )
+from rvtutorial.hpc import image as images
 
 
 def test_whole_command():
@@ -194,10 +195,10 @@ def test_sandboxes_are_folders_with_a_mark(tmp_path):
 
 
 def test_in_container():
-    assert not container.in_container({})
-    assert not container.in_container({"APPTAINER_CONTAINER": ""})
-    assert container.in_container({"APPTAINER_CONTAINER": "/i/rv.sif"})
-    assert container.in_container({"SINGULARITY_CONTAINER": "/i/rv.sif"})
+    assert not images.in_container({})
+    assert not images.in_container({"APPTAINER_CONTAINER": ""})
+    assert images.in_container({"APPTAINER_CONTAINER": "/i/rv.sif"})
+    assert images.in_container({"SINGULARITY_CONTAINER": "/i/rv.sif"})
 
 
 def test_versions_come_from_inside(tmp_path, monkeypatch):
@@ -205,23 +206,23 @@ def test_versions_come_from_inside(tmp_path, monkeypatch):
     image.write_bytes(sif().ljust(4196, b"x"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="apptainer is not on the PATH"):
-        container.image_versions(image)
+        images.image_versions(image)
     fake = tmp_path / "apptainer"
     fake.write_text(
         '#!/bin/bash\n[[ "$*" == *rv.sif\\ cat\\ /opt/* ]] && echo "NumPy==2.4.0"\n'
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert container.image_versions(image) == {"numpy": "2.4.0"}
+    assert images.image_versions(image) == {"numpy": "2.4.0"}
     fake.write_text("#!/bin/bash\necho broken >&2; exit 255\n")
     with pytest.raises(RuntimeError, match="broken"):
-        container.image_versions(image)
+        images.image_versions(image)
 
 
 def told(monkeypatch, **versions):
     "What check_versions says of an image that differs in some versions."
-    inside = container.own_versions() | {"numpy": "9.9.9", "pip": "1"} | versions
-    monkeypatch.setattr(container, "image_versions", lambda image: inside)
+    inside = images.own_versions() | {"numpy": "9.9.9", "pip": "1"} | versions
+    monkeypatch.setattr(images, "image_versions", lambda image: inside)
     with pytest.raises(ValueError) as error:
         container.check_versions("/i/rv.sif")
     return str(error.value)
@@ -231,22 +232,22 @@ def test_an_image_with_other_versions_is_told(monkeypatch):
     text = told(monkeypatch, python="3.99.0")
     assert text.startswith("/i/rv.sif does not fit this Python: numpy is 9.9.9 in the")
     assert "python is" not in text and "pip" not in text and "build.sh" in text
-    here = container.own_versions()
+    here = images.own_versions()
     assert f"and {here['numpy']} here" in text
     text = told(monkeypatch, **{"rvtutorial-code": "0" * 12})
     assert f"rvtutorial-code is {'0' * 12} in the image" in text
     cuda = here | {"torch": here["torch"].split("+")[0] + "+cu130"}
-    monkeypatch.setattr(container, "image_versions", lambda image: cuda)
+    monkeypatch.setattr(images, "image_versions", lambda image: cuda)
     assert container.check_versions("/i/rv.sif") == cuda
-    monkeypatch.setattr(container, "image_versions", lambda image: {})
+    monkeypatch.setattr(images, "image_versions", lambda image: {})
     with pytest.raises(ValueError, match="torch is missing in the image"):
         container.check_versions("/i/rv.sif")
 
 
 def test_own_versions_leave_out_what_is_not_installed(monkeypatch):
-    monkeypatch.setattr(container, "DECISIVE", ("numpy", "no-such-package"))
+    monkeypatch.setattr(images, "DECISIVE", ("numpy", "no-such-package"))
     names = ["python", "rvtutorial-code", "rvtutorial", "numpy"]
-    assert list(container.own_versions()) == names
+    assert list(images.own_versions()) == names
 
 
 def test_import_needs_the_standard_library_only():
@@ -262,7 +263,7 @@ def test_import_needs_the_standard_library_only():
 
 @pytest.fixture(scope="module")
 def definition():
-    return container.read_definition(container.definition_file())
+    return images.read_definition(images.definition_file())
 
 
 def test_definition_has_its_sections(definition):
@@ -272,7 +273,7 @@ def test_definition_has_its_sections(definition):
 
 
 def test_every_argument_has_a_default(definition):
-    text = container.definition_file().read_text()
+    text = images.definition_file().read_text()
     used = set(re.findall(r"\{\{ *(\w+) *\}\}", text))
     given = dict(
         line.strip().split("=", 1) for line in definition["arguments"].splitlines()
@@ -283,7 +284,7 @@ def test_every_argument_has_a_default(definition):
 
 
 def test_definition_copies_what_it_installs(definition):
-    root = container.definition_file().parent.parent
+    root = images.definition_file().parent.parent
     targets = {}
     for line in definition["files"].splitlines():
         source, target = line.split()
@@ -301,7 +302,7 @@ def test_definition_copies_what_it_installs(definition):
         "-c /opt/rvtutorial/src/constraints.txt /opt/rvtutorial/src"
         in definition["post"]
     )
-    assert container.FREEZE == "/opt/rvtutorial/freeze.txt"
+    assert images.FREEZE == "/opt/rvtutorial/freeze.txt"
     assert "cd /opt/rvtutorial\n" in definition["post"]
     assert "freeze --exclude rvtutorial > freeze.txt" in definition["post"]
 
@@ -345,7 +346,7 @@ def test_environment_keeps_home_out(definition):
 def test_the_library_installs_from_what_the_image_gets(definition, tmp_path):
     "Copy what %files copies, and nothing else, and build the package from it."
     pytest.importorskip("setuptools")
-    root = container.definition_file().parent.parent
+    root = images.definition_file().parent.parent
     for line in definition["files"].splitlines():
         source, target = line.split()
         place = tmp_path / target.removeprefix("/opt/rvtutorial/src/")
@@ -369,7 +370,7 @@ def test_the_library_installs_from_what_the_image_gets(definition, tmp_path):
 
 
 def build(*words):
-    script = container.definition_file().parent / "build.sh"
+    script = images.definition_file().parent / "build.sh"
     return subprocess.run([script, *words], capture_output=True, text=True)
 
 
@@ -399,4 +400,4 @@ def test_build_takes_weights_from_a_folder(tmp_path):
 def test_build_shows_folders(tmp_path):
     done = build("-n", "-t", tmp_path, "-b", "/etc/pip:/opt/pip", tmp_path / "rv.sif")
     assert "build --bind /etc/pip:/opt/pip --build-arg" in done.stdout
-    assert "/opt/pip/pip.conf" in container.definition_file().read_text()
+    assert "/opt/pip/pip.conf" in images.definition_file().read_text()
