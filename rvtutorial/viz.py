@@ -123,33 +123,32 @@ def plot_predictions(
     scenes = base.scene_ids(split)[:3] if scenes is None else scenes
     scenes = [scenes] if isinstance(scenes, (str, int)) else list(scenes)
     ids = [find_scene(base, scene, split, data) for scene in scenes]
-    sights = [maps.see_scene(base, scene, data, max_size) for scene in ids]
-    fig, axes = maps.panels(len(ids), 1 + len(opened), sights[0].frame)
+    every = [maps.run_layers(base, scene, data, max_size) for scene in ids]
+    fig, axes = maps.panels(len(ids), 1 + len(opened), every[0].frame)
     plt.close(fig)
-    for row, sight in zip(axes, sights, strict=True):
-        _draw_row(row, sight, opened, view, split, max_size)
+    for row, layers in zip(axes, every, strict=True):
+        _draw_row(row, layers, opened, view, split, max_size)
     for name, ax in zip(["image", *opened], axes[0], strict=True):
         ax.set_title(f"{maps.folded(name)}\n{ax.get_title()}".strip(), fontsize=10)
-    maps.label_panels(axes, sights)
+    maps.label_panels(axes, every)
     _legend(fig, base, view)
     notes = [f"{split} scenes", *note_test(opened, split, "plot_predictions")]
     maps.title_above(fig, "; ".join(notes))
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #59a6e1f6
-def _draw_row(row, sight, runs, view, split, max_size):
-    maps.draw_picture(row[0], sight)
+def _draw_row(row, layers, runs, view, split, max_size):
+    maps.draw_picture(row[0], layers)
     for ax, run in zip(row[1:], runs.values(), strict=True):
-        drawn = maps.prediction_of(run, sight, max_size)
-        names = maps.class_colours(run)
         if view == "labels":
-            maps.draw_classes(ax, sight, drawn, names.values())
+            drawn, colours = (
+                maps.prediction_of(run, layers, max_size),
+                maps.class_colours(run),
+            )
+            maps.draw_classes(ax, layers, drawn, colours.values())
         else:
-            sought = [n for n in names if n not in ("background", "null")]
-            number = list(names).index([*sought, *names][0])
-            truth = maps.truth_of(run, sight, max_size)
-            maps.draw_errors(ax, sight, drawn, truth, number)
-        ax.set_title(_scene_score(run, sight.id, split), fontsize=9)
+            maps.draw_errors(ax, layers, maps.class_errors(run, layers, None, max_size))
+        ax.set_title(_scene_score(run, layers.id, split), fontsize=9)
 
 
 def _scene_score(run, scene, split):

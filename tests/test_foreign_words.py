@@ -15,12 +15,13 @@ from fake_runs import fake_run, three_scenes, write_raster
 from rvtutorial import scenes, viz
 from rvtutorial.chips import plot_windows
 from rvtutorial.core.gdalnames import gdal_name
+from rvtutorial.course.examples import make_example_runs
 from rvtutorial.data.pairing import Scene
 from rvtutorial.data.sources import make_sample_scenes
 from rvtutorial.engine.prediction import find_images
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.figures.runs import Board, make_example_runs, write_table
+from rvtutorial.figures.runs import Board, write_table
 from rvtutorial.metrics import leaderboard
 from rvtutorial.metrics.counting import count_rasters
 from rvtutorial.scenes import find_scenes

@@ -105,5 +105,6 @@ def test_a_board_of_runs_scores_as_single_runs_do(tmp_path):
 
 def test_a_report_of_a_few_runs_leaves_none_out(tmp_path):
     found = report.gather(write_runs(tmp_path, 4, 6))
-    shown, varied = report._shown(found, report._board(found))
+    board = leaderboard.leaderboard(found.runs)
+    shown, varied = report.selected(found, board)
     assert shown is found and varied is found and not found.picked

@@ -541,7 +541,7 @@ def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
                                    **leaderboard.label_meaning(run, "3"))]  # fmt: skip
     from rvtutorial.figures import maps
 
-    drawn = maps.truth_of(run, maps.see_scene(run, "3"))
+    drawn = maps.truth_of(run, maps.run_layers(run, "3"))
     assert np.array_equal(drawn == 0, there)
     total = again[0].total
     assert building["TP"] == total[0, 0]

@@ -166,7 +166,7 @@ def test_what_lies_elsewhere_is_refused_wherever_it_is_read(elsewhere, tmp_path)
     with pytest.raises(ValueError, match=words):
         maps.read_truth(path, frame)
     with pytest.raises(ValueError, match=words):
-        maps.see(image, path)
+        maps.read_layers(image, path)
 
 
 def test_a_finer_raster_is_refused_and_a_rest_as_well(tmp_path):

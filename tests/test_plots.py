@@ -28,11 +28,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rvtutorial import viz
+from rvtutorial.course.examples import make_example_runs
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
 from rvtutorial.figures.runs import (
     in_order,
-    make_example_runs,
     open_runs,
     shared_counts,
 )
@@ -333,7 +333,7 @@ def test_a_folder_of_labels_is_a_run(sweep, tmp_path):
     fig = viz.plot_errors(theirs, theirs.scene_ids()[0])
     paint = np.asarray(fig.axes[1].images[0].get_array())
     assert np.isclose(paint, to_rgb(maps.ERRORS["found (TP)"])).all(axis=-1).any()
-    seen = maps.see_scene(theirs, theirs.scene_ids()[0], sweep.parent / "data")
+    seen = maps.run_layers(theirs, theirs.scene_ids()[0], sweep.parent / "data")
     assert seen.picture.std() > 0.05  # the image was found by its id
     with pytest.raises(FileNotFoundError, match="theirs has no scores"):
         viz.plot_reliability(theirs)

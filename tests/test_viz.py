@@ -335,7 +335,7 @@ def test_real_polygons_of_vegas(shared_data):
     assert len(maps.outlines(label, frame)) >= 50  # 49 buildings, one in two parts
     truth = maps.read_truth(label, frame)
     assert (truth == 0).mean() == pytest.approx(0.285, abs=0.004)
-    picture = maps.see(image, label).picture
+    picture = maps.read_layers(image, label).picture
     assert (np.abs(picture.mean(axis=(0, 1)) - 0.5) < 0.2).all()
 
 

@@ -92,7 +92,7 @@ def resample():
 @contextlib.contextmanager
 def eight_runs():
     "A sweep folder with eight runs that predicted fifty scenes."
-    from rvtutorial.figures.runs import make_example_runs
+    from rvtutorial.course.examples import make_example_runs
     from rvtutorial.scenes import find_splits, make_sample_scenes
 
     rates = (1e-1, 5e-2, 1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 1e-5)
