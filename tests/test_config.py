@@ -18,6 +18,7 @@ from rvtutorial import config, scenes, viz
 from rvtutorial.config import get_config, make_classes, make_scene
 from rvtutorial.data.sources import make_sample_scenes
 from rvtutorial.engine import inputs
+from rvtutorial.metrics.counting import polygons_of
 from rvtutorial.runs import STOCK, Hyperparams, Run
 
 
@@ -233,6 +234,27 @@ def test_raster_labels_are_the_same_as_polygons(make, data, tmp_path):
             b = b.build(classes, tmp).label_source.get_label_arr()
             assert (a != b).mean() < 0.05  # polygons are cut to whole pixels
             assert ((a == 2) == (b == 2)).all()  # holes lie on whole pixels
+
+
+def test_polygons_that_name_no_class_are_what_is_looked_for(make, data):
+    "Also where the background comes first in the list."
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    classes = make_classes("background,building")
+    scene = scenes.find_splits(data)["val"][0]
+    plain = make_scene("1", scene.image, scene.label, classes)
+    usual = make().dataset.validation_scenes[0]
+    ours = make("other", classes="background,building").dataset.validation_scenes[0]
+    plain.label_store = usual.label_store = ours.label_store = None
+    label = ours.label_source.raster_source.vector_source.uris
+    with get_tmp_dir() as tmp:
+        usual = usual.build(make_classes(), tmp).label_source.get_label_arr()
+        for found in (plain, ours):
+            labels = found.build(classes, tmp).label_source.get_label_arr()
+            assert set(np.unique(labels)) == {0, 1} == set(np.unique(usual))
+            assert ((labels == 1) == (usual == 0)).all()
+    with rasterio.open(scene.image) as file:  # figures and scores read the same
+        assert set(polygons_of(label, file)[1]) == {1}
 
 
 def test_values_without_a_class_are_named(data, tmp_path):
