@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,11 @@ import numpy as np
 from . import validity
 from rvtutorial.data.labels import (
     RESTS,
-    alpha_bands,
     check_grid,
     class_ids,
     image_info,
     is_clean,
     is_raster,
-    moved,
     named,
     open_image,
     pixel_size,
@@ -39,7 +37,7 @@ from rvtutorial.data.labels import (
 )
 from ..core.files import safe_name
 from . import masks
-from .places import on_earth, square_metres
+from .places import moved, on_earth, outline, square_metres
 from ..runs import natural_key
 from .sources import IMAGE_NAME, LABEL_NAME
 
@@ -439,19 +437,11 @@ def labelled_share(frame, info):
         for window in strips(f):
             place = info.transform @ Affine.translation(window.col_off, window.row_off)
             size = int(window.height), int(window.width)
-            near = frame.sindex.query(_outline(place, size), predicate="intersects")
+            near = frame.sindex.query(outline(place, size), predicate="intersects")
             if len(near):
                 drawn = rasterize(shapes[np.sort(near)], size, transform=place)
                 found += int(np.count_nonzero(drawn))
     return found / (info.width * info.height)
-
-
-def _outline(transform, shape):
-    "Four sides in the coordinates of a raster."
-    import shapely
-
-    (high, wide), corners = shape, ((0, 0), (1, 0), (1, 1), (0, 1))
-    return shapely.Polygon([moved(transform, x * wide, y * high) for x, y in corners])
 
 # %% ../../nbs/data/pairing.ipynb #b075179c
 def raster_facts(scene, info, classes, label_values):
@@ -517,10 +507,11 @@ def raster_problems(
         )
         problem = None if colours else masks.check_palettes(rasters)
         return [problem] if problem else []
-    total, nodata = {}, {mask.nodata for mask, _ in rasters}
-    for _, found in rasters:
-        for value, n in found.items():
-            total[value] = total.get(value, 0) + n
+    nodata = {mask.nodata for mask, _ in rasters}
+    try:
+        total = masks.total_of(rasters)
+    except ValueError as err:
+        return [str(err)]
     text = f"{len(rasters)} label rasters, such as {rasters[0][0].path}, and nothing "
     text += f"says what their values mean. Values found: {masks.listed(total)}."
     if odd := [v for v in total if isinstance(v, float) or v in ("nan", "inf", "-inf")]:
@@ -536,12 +527,12 @@ def raster_problems(
 
 # %% ../../nbs/data/pairing.ipynb #10d08924
 def alpha_note(
-    alpha: list[int],  # Bands tagged alpha, counted from 1
+    alpha: Sequence[int],  # Bands tagged alpha, counted from 0
     bands: int,  # Of the image
 ) -> str:
     "Which band is taken as alpha, and how to say otherwise."
     every = ",".join(str(b + 1) for b in range(bands))
-    told = " and ".join(str(b) for b in alpha)
+    told = " and ".join(str(b + 1) for b in alpha)
     return (
         f'band {told} is taken as alpha, where there is data; if not: bands="{every}"'
     )
@@ -556,7 +547,6 @@ def scene_row(
         with named(scene.image):
             info, empty = image_info(scene.image), read_all(scene.image, zeros)
             side = round(float(np.mean(pixel_size(info))), 3)
-            alpha = alpha_bands(scene.image)
             with open_image(scene.image) as f:
                 palette = masks.palette_of(f)
         with named(scene.label):
@@ -565,8 +555,8 @@ def scene_row(
     except (ValueError, FileNotFoundError) as err:
         return None, f"{scene.split or 'scene'} {scene.id}: {err}"
     notes = [*empty.notes, *notes]
-    if alpha:
-        notes = [*notes, alpha_note(alpha, info.bands)]
+    if info.alphas:
+        notes = [*notes, alpha_note(info.alphas, info.bands)]
     if not info.georeferenced and not any("no georeference" in n for n in notes):
         notes = [*notes, "no georeference"]
     if palette is not None:

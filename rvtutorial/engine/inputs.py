@@ -49,7 +49,7 @@ from torchvision.models import get_model_weights
 
 from .. import scenes
 from ..data import masks, validity
-from ..data.labels import alpha_bands, check_grid, image_info, is_raster
+from ..data.labels import check_grid, image_info, is_raster
 from rvtutorial.runs import (
     Hyperparams,
     Run,
@@ -86,6 +86,7 @@ def shape_of(
 def read_bands(
     bands: str | list | None,  # Such as "3,2,1", counted from 1 as QGIS does; None: all
     available: int,  # Bands of the images
+    image: str | Path | None = None,  # Which of them, for the message
 ) -> list[int]:  # Counted from 0, as Raster Vision does
     "Which bands the network sees, in which order; raises ValueError."
     if bands is None:
@@ -98,7 +99,8 @@ def read_bands(
             f"bands must be numbers such as 3,2,1, got {bands!r}"
         ) from None
     if not order or min(order) < 0 or max(order) >= available:
-        raise ValueError(f"bands must be from 1 to {available}, got {bands!r}")
+        text = f"bands must be from 1 to {available}, got {bands!r}"
+        raise ValueError(f"{image}: {text}" if image else text)
     return order
 
 # %% ../../nbs/engine/inputs.ipynb #b7c8d9e0
@@ -112,14 +114,13 @@ def band_order(
     alpha band where others have none.
     """
     every = [scene for found in splits.values() for scene in found]
-    counts = {scene.id: image_info(scene.image).bands for scene in every}
+    found = {scene.id: image_info(scene.image) for scene in every}
     if bands is not None:
-        return read_bands(bands, min(counts.values()))
+        return read_bands(bands, min(info.bands for info in found.values()))
     orders = {}
-    for scene in every:
-        alpha = alpha_bands(scene.image)
-        left = tuple(b for b in range(counts[scene.id]) if b + 1 not in alpha)
-        orders.setdefault(left, scene.id)
+    for name, info in found.items():
+        left = tuple(b for b in range(info.bands) if b not in info.alphas)
+        orders.setdefault(left, name)
     if len(orders) > 1:
         told = "; ".join(
             f"scene {name}: {','.join(str(b + 1) for b in order)}"
@@ -147,12 +148,11 @@ def shown_as_bands(
 
     def view(scene):
         try:
-            count = image_info(scene.image).bands
-            alpha = set(alpha_bands(scene.image))
+            info = image_info(scene.image)
         except (ValueError, FileNotFoundError):
             return scene  # the check of all scenes says what is wrong with it
-        wanted = read_bands(bands, count)
-        if not alpha & {b + 1 for b in wanted}:
+        wanted = read_bands(bands, info.bands, scene.image)
+        if not {*info.alphas} & {*wanted}:
             return scene
         out = Path(folder) / f"{scene.id}.vrt"
         without_alpha(scene.image, out)
