@@ -214,6 +214,21 @@ def test_folders_and_hidden_files_are_named(tmp_path):
         find_scenes(tmp_path, "{id}.tif", None)
 
 
+def test_labels_may_lie_in_a_folder_beside_that_of_the_images(tmp_path):
+    image = write_image(tmp_path / "images" / "1.tif")
+    (tmp_path / "labels").mkdir()
+    label = write_image(tmp_path / "labels" / "1.tif", bands=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = find_scenes(tmp_path / "images", "./{id}.tif", "../labels/{id}.tif")
+    assert found.image == image and found.label.resolve() == label
+    (tmp_path / "labels" / "._1.tif").write_text("x")
+    with pytest.warns(
+        UserWarning, match="hidden files are left out: ../labels/._1.tif"
+    ):
+        find_scenes(tmp_path / "images", "{id}.tif", "../labels/{id}.tif")
+
+
 def points():
     "Three corners."
     x, y = ORIGIN

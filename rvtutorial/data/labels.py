@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RASTERS', 'FARTHEST', 'RESTS', 'RESERVED', 'ImageInfo', 'pixel_size', 'named', 'open_image', 'refuse_several',
-           'refuse_unplaced', 'image_info', 'read_image', 'data_mask', 'strips', 'value_counts', 'is_raster',
-           'layer_of', 'read_shapes', 'target_class', 'class_ids', 'is_clean', 'write_clean', 'check_grid', 'label_fit']
+           'refuse_unplaced', 'image_info', 'read_image', 'data_mask', 'strips', 'strips_with_data', 'value_counts',
+           'is_raster', 'layer_of', 'read_shapes', 'target_class', 'class_ids', 'is_clean', 'write_clean', 'check_grid',
+           'label_fit']
 
 # %% ../../nbs/data/labels.ipynb #bc112f79
 import json
@@ -232,20 +233,32 @@ def strips(f):
     return list(validity.windows_of(f))
 
 
-def value_counts(path, top, zeros="empty"):
-    "How often each whole number from 0 to `top` occurs where there is data: (bands, top + 1)."
+def strips_with_data(path, zeros="empty", order=None):
+    """Windows of an image, one after another: pixels (bands, height, width), where there
+    is data (height, width), and the window. Bands are those of `order`, counted from 0,
+    which also say where there is data; None: all are read, and all but alpha are asked.
+    """
     import rasterio
 
     with open_image(path) as f, rasterio.Env(GDAL_CACHEMAX=validity.CACHE):
-        out, look = (
-            np.zeros((f.count, top + 1), np.int64),
-            validity.Validity(f, zeros=zeros),
-        )
+        look = validity.Validity(f, order, zeros)
+        numbers = f.indexes if order is None else [b + 1 for b in order]
         for window in strips(f):
-            image = f.read(window=window)
-            seen = look.valid(window, pixels=image[look.bands])
-            for band, values in enumerate(image):
-                out[band] += np.bincount(values[seen], minlength=top + 1)
+            image = f.read(numbers, window=window)
+            asked = image[look.bands] if order is None else image
+            yield image, look.valid(window, pixels=asked), window
+
+
+def value_counts(path, top, zeros="empty", order=None, bottom=0):
+    """How often each whole number from `bottom` to `top` occurs where there is data.
+
+    (bands, top - bottom + 1), of the bands of `order`, counted from 0, or of all.
+    """
+    out, size = 0, top - bottom + 1
+    for image, seen, _ in strips_with_data(path, zeros, order):
+        found = (band[seen] for band in image)
+        found = (v.astype(np.int64) - bottom if bottom else v for v in found)
+        out = out + np.stack([np.bincount(v, minlength=size) for v in found])
     return out
 
 # %% ../../nbs/data/labels.ipynb #cd76ab63
