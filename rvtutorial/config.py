@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import scenes
 from .engine import inputs
-from .data.labels import is_raster
+from .data.labels import is_raster, target_class
 from .runs import Hyperparams, atomic_path
 from rastervision.core.data import (
     ClassConfig,
@@ -80,7 +80,8 @@ def make_label_raster(
         return RasterioSourceConfig(uris=uri, channel_order=[0], transformers=change)
     names = class_config.names
     rest = "background" if "background" in names else "null"
-    classify = ClassInferenceTransformerConfig(default_class_id=0)
+    aim = target_class(names)  # of polygons that do not say their class
+    classify = ClassInferenceTransformerConfig(default_class_id=aim)
     return RasterizedSourceConfig(
         vector_source=GeoJSONVectorSourceConfig(
             uris=str(label_uri), transformers=[classify]

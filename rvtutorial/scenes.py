@@ -47,7 +47,7 @@ from rvtutorial.data.pairing import (  # noqa: F401
     target_class,
     write_table,
 )
-from .data.validity import Validity
+from .data.validity import Validity, no_numbers
 from rvtutorial.data.sources import (  # noqa: F401
     ensure_data,
     fetch_spacenet,
@@ -74,6 +74,9 @@ def stretch(
     if rgb is None:
         rgb = {1: (0, 0, 0), 2: (0, 0, 0), 8: (4, 2, 1)}.get(len(image), (0, 1, 2))
     seen = data_mask(image) if seen is None else seen
+    seen = seen & ~no_numbers(image[list(rgb)]).any(
+        0
+    )  # averages, where few are numbers
     out = np.zeros((*image.shape[1:], 3), np.float32)
     if seen.any():
         for k, band in enumerate(rgb):
@@ -92,6 +95,8 @@ def plot_scene(
     classes=("building", "background"),  # Class names in order
     label_values: str | dict | None = None,  # What the values of raster labels mean
     layer: str | None = None,  # Layer of vector labels; None: the only one
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
 ):  # -> matplotlib Figure
     "Draw a scene, stretched, with its labels outlined, and how many there are."
     from matplotlib.collections import LineCollection
@@ -105,7 +110,8 @@ def plot_scene(
     extent = (0, info.width * dx, top + info.height * dy, top)
     pixels = read_image(scene.image, max_size)
     with open_image(scene.image) as file:
-        seen = Validity(file).valid(shape=pixels.shape[1:])
+        seen = Validity(file, order, zeros).valid(shape=pixels.shape[1:])
+    pixels = pixels if order is None else pixels[order]
     ax.imshow(stretch(pixels, seen=seen), extent=extent)
     title = f"scene {scene.id}"
     if scene.label and is_raster(scene.label):
@@ -141,12 +147,14 @@ def check_scenes(
     | None = None,  # Raster labels: 255:building,0:background, or #3C1098:building,...
     layer: str | None = None,  # Layer of vector labels; None: the only one
     zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
 ):  # -> DataFrame, one row per scene
     """Read every image and label file once and describe it, in bounded memory.
 
-    `no_data` is the share of pixels without data, and `share` that of the class that is
-    looked for, the first but background; the notes say why pixels hold no data, and
-    what classes label rasters hold. Raises DataError, which names all scenes that cannot
+    `no_data` is the share of pixels without data in the bands that are used, and `share`
+    that of the class that is looked for, the first but background; the notes say why
+    pixels hold no data, and what classes label rasters hold. Where `order` says which
+    bands are used, images may have others beside them. Raises DataError, which names all scenes that cannot
     be used and what would help, and ValueError for `label_values` that name no class.
     """
     import pandas as pd
@@ -156,13 +164,14 @@ def check_scenes(
         scenes = [scene for found in scenes.values() for scene in found]
     bar = tqdm(scenes, desc="checking", unit="scene", disable=len(scenes) < 100)
     read_meaning(label_values, [*map(str, classes)])
-    how = (class_field, classes, label_values, layer, zeros)
+    how = (class_field, classes, label_values, layer, zeros, order)
     rows = [scene_row(scene, *how) for scene in bar]
     rasters = [row.pop("raster") for row, _ in rows if row]
     table = pd.DataFrame([row for row, _ in rows if row])
     problems = [problem for _, problem in rows if problem]
     problems += raster_problems([r for r in rasters if r], classes, label_values)
-    problems += odd_ones(table, "bands", bands) + odd_ones(table, "dtype")
+    problems += odd_ones(table, "bands", bands) if order is None or bands else []
+    problems += odd_ones(table, "dtype")
     problems += palette_problems(table)
     if problems or not rows:
         raise DataError(problems or ["there are no scenes to check"])
@@ -238,10 +247,11 @@ def percentiles(
     high: float = 98,  # Percentile that becomes 1
     most: int = 200,  # Of more scenes than this, as many are taken at equal steps
     zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Which bands, counted from 0; None: all
 ) -> tuple[list[float], list[float]]:  # One number per band, twice
-    """Find the range of each band over all pixels with data; exact for 8 and 16 bits.
+    """Find the range of each band over all pixels with data.
 
-    The same scenes give the same numbers. A band of one value gets a range of width 1.
+    Exact for whole numbers of 8 and 16 bits, sampled (`sampled_range`) for others. The same scenes give the same numbers. A band of one value gets a range of width 1.
     """
     scenes = list(scenes)
     if not 0 <= low < high <= 100:
@@ -252,14 +262,15 @@ def percentiles(
         scenes = [
             scenes[i] for i in np.linspace(0, len(scenes) - 1, most).round().astype(int)
         ]
-    dtype = image_info(scenes[0].image).dtype
-    if dtype not in ("uint8", "uint16"):
-        return sampled_range(scenes, low, high, zeros=zeros)
-    counts = sum(value_counts(s.image, np.iinfo(dtype).max, zeros) for s in scenes)
+    dtype = np.dtype(image_info(scenes[0].image).dtype)
+    if dtype.kind not in "iu" or dtype.itemsize > 2:
+        return sampled_range(scenes, low, high, zeros=zeros, order=order)
+    top, bottom = np.iinfo(dtype).max, np.iinfo(dtype).min
+    counts = sum(value_counts(s.image, top, zeros, order, bottom) for s in scenes)
     if not counts.any():
         raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
     cut = [
-        [int(np.searchsorted(np.cumsum(c), c.sum() * q / 100)) for c in counts]
+        [bottom + int(np.searchsorted(np.cumsum(c), c.sum() * q / 100)) for c in counts]
         for q in (low, high)
     ]
     return [float(a) for a in cut[0]], [

@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import warnings
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rvtutorial import config, scenes, viz
 from rvtutorial.config import get_config, make_classes, make_scene
 from rvtutorial.data.sources import make_sample_scenes
 from rvtutorial.engine import inputs
+from rvtutorial.metrics.counting import polygons_of
 from rvtutorial.runs import STOCK, Hyperparams, Run
 
 
@@ -235,6 +237,27 @@ def test_raster_labels_are_the_same_as_polygons(make, data, tmp_path):
             assert ((a == 2) == (b == 2)).all()  # holes lie on whole pixels
 
 
+def test_polygons_that_name_no_class_are_what_is_looked_for(make, data):
+    "Also where the background comes first in the list."
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    classes = make_classes("background,building")
+    scene = scenes.find_splits(data)["val"][0]
+    plain = make_scene("1", scene.image, scene.label, classes)
+    usual = make().dataset.validation_scenes[0]
+    ours = make("other", classes="background,building").dataset.validation_scenes[0]
+    plain.label_store = usual.label_store = ours.label_store = None
+    label = ours.label_source.raster_source.vector_source.uris
+    with get_tmp_dir() as tmp:
+        usual = usual.build(make_classes(), tmp).label_source.get_label_arr()
+        for found in (plain, ours):
+            labels = found.build(classes, tmp).label_source.get_label_arr()
+            assert set(np.unique(labels)) == {0, 1} == set(np.unique(usual))
+            assert ((labels == 1) == (usual == 0)).all()
+    with rasterio.open(scene.image) as file:  # figures and scores read the same
+        assert set(polygons_of(label, file)[1]) == {1}
+
+
 def test_values_without_a_class_are_named(data, tmp_path):
     rasters = raster_labels(data, tmp_path / "rasters")
     patterns = dict(image_pattern="image_{id}.tif", label_pattern="mask_{id}.tif")
@@ -282,6 +305,65 @@ def test_dark_specks_are_not_holes(tmp_path):
     with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
         file.write(pixels)
     assert inputs.no_data(tmp_path / "a.tif").sum() == 400
+
+
+def with_a_fourth_band(data, out, band, only=("train", "val", "test")):
+    "The same scenes as floats with one band more, in some splits."
+    copytree(data, out)
+    for image in sorted(out.glob("*/*.tif")):
+        with rasterio.open(image) as file:
+            pixels, profile = file.read().astype("float32"), file.profile
+        if image.parent.name in only:
+            more = np.where(pixels.any(0), band, 0).astype("float32")
+            pixels = np.concatenate([pixels, more[None]])
+        profile.update(dtype="float32", count=len(pixels), predictor=1)
+        with rasterio.open(image, "w", **profile) as file:
+            file.write(pixels)
+    return out
+
+
+HALF = np.where(np.arange(260) < 130, np.nan, 1)
+FOURTH = {"nan": np.nan, "half nan": HALF, "infinite": np.inf, "some": np.nan}
+
+
+@pytest.mark.parametrize("name", FOURTH)
+def test_a_band_that_is_not_used_decides_nothing(data, tmp_path, name):
+    "Not what holds data, not the range of values, not what is replaced in them."
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    only = ("train",) if name == "some" else ("train", "val", "test")
+    four = with_a_fourth_band(data, tmp_path / "four", FOURTH[name], only)
+    three = with_a_fourth_band(data, tmp_path / "three", 0, only=())
+    said = dict(bands="1,2,3", null="ignore")
+    one = get_config("inprocess", tmp_path / "a", "smoke", four, **said)
+    other = get_config("inprocess", tmp_path / "b", "smoke", three, **said)
+    assert one.backend.data.base_transform == other.backend.data.base_transform
+    a, b = (made.dataset.validation_scenes[0] for made in (one, other))
+    assert a.raster_source.transformers == b.raster_source.transformers
+    a.label_store = b.label_store = None
+    with get_tmp_dir() as tmp:
+        a, b = (s.build(make_classes(), tmp).label_source for s in (a, b))
+        assert (a.get_label_arr() == b.get_label_arr()).all()
+    with pytest.raises(ValueError, match=r"img\d+\.tif: bands must be from 1 to 3"):
+        get_config("inprocess", tmp_path / "c", "smoke", three, bands="1,4")
+
+
+def test_a_hole_of_a_few_pixels_is_kept(tmp_path):
+    "Less than a ten-thousandth of the image."
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    small = make_sample_scenes(tmp_path / "d", n_train=2, n_val=1, n_test=0, size=700)
+    data = with_a_fourth_band(small, tmp_path / "floats", 0, only=())
+    with rasterio.open(scenes.find_splits(data)["val"][0].image, "r+") as file:
+        pixels = file.read()
+        pixels[:, 5:9, 5:11] = np.nan
+        file.write(pixels)
+    made = get_config("inprocess", tmp_path / "run", "smoke", data, null="ignore")
+    scene = made.dataset.validation_scenes[0]
+    scene.label_store = None
+    with get_tmp_dir() as tmp:
+        labels = scene.build(make_classes(), tmp).label_source.get_label_arr()
+    assert (labels == 2).sum() == 24 and (labels[5:9, 5:11] == 2).all()
 
 
 def test_a_read_only_data_folder_works(make, data):

@@ -40,6 +40,41 @@ def write_image(path, bands=3, pixels=None, **changes):
     return path
 
 
+def png(path):
+    "A PNG of noise, its bytes."
+    pixels = np.random.default_rng(0).integers(1, 255, (3, SIZE, SIZE)).astype(np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        how = dict(driver="PNG", count=3, dtype="uint8", width=SIZE, height=SIZE)
+        with rasterio.open(path, "w", **how) as file:
+            file.write(pixels)
+    return path.read_bytes()
+
+
+def test_a_png_is_whole_whatever_lies_behind_its_end(tmp_path):
+    path = tmp_path / "a.png"
+    whole = png(path)
+    path.write_bytes(whole + b"x" * 70_000)
+    assert check_scenes([Scene("1", path)])["no_data"][0] == 0
+    path.write_bytes(whole[: len(whole) // 2] + b"IEND")
+    with pytest.raises(DataError, match="cut off"):
+        check_scenes([Scene("1", path)])
+
+
+def test_a_file_of_empty_geometries_only_is_a_scene_without_buildings(tmp_path):
+    image = write_image(tmp_path / "i.tif")
+    for geometries in ([None, None], [None, {"type": "Polygon", "coordinates": []}]):
+        label = geojson(tmp_path / "l.geojson", *geometries)
+        table = check_scenes([Scene("1", image, label)])
+        assert table["polygons"][0] == 0 and table["share"][0] == 0
+        assert "2 without geometry left out" in table["notes"][0]
+        made = scenes.clean_labels(Scene("1", image, label), tmp_path / "o.geojson")
+        assert json.loads(made.read_text())["features"] == []
+    label = geojson(label, None, {"type": "Point", "coordinates": ORIGIN})
+    with pytest.raises(DataError, match="no feature is a polygon"):
+        check_scenes([Scene("1", image, label)])
+
+
 def square(column, row, side=20):
     "A square in degrees."
     x, y = ORIGIN[0] + column * STEP, ORIGIN[1] - row * STEP
@@ -177,6 +212,21 @@ def test_folders_and_hidden_files_are_named(tmp_path):
     (tmp_path / "3.tif").mkdir()
     with pytest.raises(ValueError, match="3.tif is no file"):
         find_scenes(tmp_path, "{id}.tif", None)
+
+
+def test_labels_may_lie_in_a_folder_beside_that_of_the_images(tmp_path):
+    image = write_image(tmp_path / "images" / "1.tif")
+    (tmp_path / "labels").mkdir()
+    label = write_image(tmp_path / "labels" / "1.tif", bands=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = find_scenes(tmp_path / "images", "./{id}.tif", "../labels/{id}.tif")
+    assert found.image == image and found.label.resolve() == label
+    (tmp_path / "labels" / "._1.tif").write_text("x")
+    with pytest.warns(
+        UserWarning, match="hidden files are left out: ../labels/._1.tif"
+    ):
+        find_scenes(tmp_path / "images", "{id}.tif", "../labels/{id}.tif")
 
 
 def points():

@@ -197,6 +197,18 @@ def test_usual_names_are_left_as_they_are(tmp_path):
     usual = tmp_path / "labels #1 (50%).gpkg"
     assert gdal_name(usual) == str(usual)
     assert gdal_name("https://x.org/a?b=c;d") == "https://x.org/a?b=c;d"
+    assert gdal_name("labels/../a.gpkg") == "labels/../a.gpkg"
+
+
+@pytest.mark.parametrize("name", ["l.gpkg", "l;1.gpkg"])
+def test_a_step_up_behind_a_link_is_one_from_where_the_link_leads(tmp_path, name):
+    (tmp_path / "far" / "in;side").mkdir(parents=True)
+    frame = geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs=32611)
+    frame.to_file(gdal_name(tmp_path / "far" / name))
+    for place in ("link", "li;nk"):
+        (tmp_path / place).symlink_to(tmp_path / "far" / "in;side")
+        path = tmp_path / place / ".." / name
+        assert path.is_file() and len(geopandas.read_file(gdal_name(path))) == 1
 
 
 @pytest.mark.parametrize("name", ["a!b;c $d", "q?x#1", "[1]*"])

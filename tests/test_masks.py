@@ -384,6 +384,59 @@ def test_colours_without_a_class_are_named_with_their_shares(tmp_path):
 def test_classes_of_ones_own_are_told_the_line_to_add():
     with pytest.raises(ValueError, match='say so: classes="land,water"'):
         masks.read_meaning("1:land,2:water,3:null", ["building", "background"])
+    with pytest.raises(ValueError, match=r'classes="house,background"$'):
+        masks.read_meaning("255:house,0:null", ["building", "background"])
+    with pytest.raises(ValueError, match=r"did you mean 'building'\? If these"):
+        masks.read_meaning("255:buildings,0:background", ["building", "background"])
+    with pytest.raises(ValueError, match=r"known are a, b, null\. If these"):
+        masks.read_meaning("1:road,2:b", ["a", "b"])
+
+
+def mixed(first, second):
+    "Masks of scenes 1 and 2 by the first function, the others by the second."
+
+    def write_one(path, there):
+        (first if path.stem in ("m_1", "m_2") else second)(path, there)
+
+    return write_one
+
+
+def black_and_white(path, there):
+    "One bit a pixel, and a palette."
+    colours = {0: (0, 0, 0, 255), 1: (255, 255, 255, 255)}
+    write(path, there.astype(np.uint8), nbits=1, palette=colours)
+
+
+def test_one_line_is_proposed_for_files_of_colours_and_of_numbers(tmp_path):
+    data = make_set(tmp_path / "d", mixed(black_and_white, values(255, 0, "uint8")))
+    splits = find_splits(data, "i_{id}.tif", "m_{id}.tif")
+    with pytest.raises(DataError, match="#000000:CLASS,#FFFFFF:CLASS"):
+        check_scenes(splits)
+    said = "#FFFFFF:building,#000000:background"
+    table = check_scenes(splits, label_values=said)
+    assert (table["labels"] == "raster").all() and (table["share"] > 0.1).all()
+    data = make_set(tmp_path / "e", mixed(black_and_white, values(255, 0, "uint16")))
+    splits = find_splits(data, "i_{id}.tif", "m_{id}.tif")
+    with pytest.raises(DataError, match="m_1.*colours and .*m_3.*uint16: write all"):
+        check_scenes(splits)
+
+
+def test_palettes_are_compared_where_their_numbers_occur(tmp_path):
+    "Software fills palettes up with black."
+    three = {0: (0, 0, 0, 255), 1: (60, 16, 152, 255), 2: (132, 41, 246, 255)}
+
+    def with_a_third(path, there):
+        array = there.astype(np.uint8)
+        array[-8:, :8] = 2
+        write(path, array, palette=three)
+
+    two = {i: three[i] for i in (0, 1)}
+    data = make_set(
+        tmp_path / "d", mixed(values(1, 0, "uint8", palette=two), with_a_third)
+    )
+    splits = find_splits(data, "i_{id}.tif", "m_{id}.tif")
+    said = "1:building,0:background,2:null"
+    assert len(check_scenes(splits, label_values=said)) == 4
 
 
 def test_palettes_that_differ_are_not_read_by_number(tmp_path):

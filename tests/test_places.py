@@ -383,6 +383,49 @@ def test_polygons_of_an_image_at_180_degrees(tmp_path, left):
     assert ((drawn > 0) == truth).all()
 
 
+def test_polygons_that_raster_vision_cannot_place_at_180_degrees_are_refused(tmp_path):
+    "In the Aleutians the way to NAD83 leads back to -180; elsewhere it does nothing."
+    for lat, found in ((52, False), (10, True)):
+        there = from_origin(179.9999, lat, 1e-5, 1e-5)
+        path = tmp_path / f"{lat}.tif"
+        image = write_raster(path, np.ones((3, 64, 64), np.uint8), there, "EPSG:4269")
+        box = shapely.box(-179.9998, lat - 3e-4, -179.9996, lat - 1e-4)
+        label = tmp_path / f"{lat}.geojson"
+        geopandas.GeoDataFrame(geometry=[box], crs="EPSG:4326").to_file(label)
+        scene = Scene("1", image, label)
+        if found:
+            made = scenes.clean_labels(scene, tmp_path / "o.geojson")
+            assert geopandas.read_file(made).total_bounds[0] == pytest.approx(180.0002)
+            continue
+        with pytest.raises(
+            DataError, match=r"across 180 degrees in EPSG:4269.*raster labels"
+        ):
+            scenes.check_scenes([scene])
+
+
+MOON = ["IAU_2015:30100", "IAU_2015:30110"]  # longitude and latitude, a projection
+
+
+@pytest.mark.parametrize("crs", MOON)
+def test_a_place_on_another_body_is_none_on_earth(tmp_path, crs):
+    crs = CRS.from_string(crs)
+    there = from_origin(10, 10, 1e-4, 1e-4)
+    path = write_raster(tmp_path / "a.tif", np.ones((3, 64, 64), np.uint8), there, crs)
+    assert np.isnan(ground_size(crs, there, (64, 64))).all()
+    assert on_earth(crs, there, (64, 64)).is_empty
+    frame = geopandas.GeoDataFrame(
+        geometry=[shapely.box(10.001, 9.995, 10.003, 9.998)], crs=crs.to_wkt()
+    )
+    assert np.isnan(square_metres(frame.geometry)).all()
+    frame.to_file(tmp_path / "a.gpkg")
+    scene = Scene("1", path, tmp_path / "a.gpkg")
+    table = scenes.check_scenes([scene])
+    assert table["share"][0] == pytest.approx(600 / 4096, abs=0.02)
+    assert scenes.plot_scene(scene) and len(pairing.outlines({"": [scene]})) == 0
+    with pytest.raises(ValueError, match="no longitude and latitude on earth"):
+        scenes.clean_labels(scene, tmp_path / "o.geojson")
+
+
 def test_an_outline_without_a_place_is_left_out(tmp_path):
     beyond = grid(transform=from_origin(1e9, 1e9, 1, 1))
     assert on_earth(beyond.crs, beyond.transform, beyond.shape).is_empty

@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 from rvtutorial import scenes
-from rvtutorial.data import labels, sources
+from rvtutorial.data import labels, pairing, sources
 from rvtutorial.scenes import (
     IMAGE_PATTERN,
     LABEL_PATTERN,
@@ -797,6 +797,57 @@ def test_percentiles_of_floats_and_constants(tmp_path):
     assert scenes.percentiles([scene]) == ([7.0], [8.0])
 
 
+def test_percentiles_of_signed_numbers_are_exact(tmp_path):
+    pixels = np.random.default_rng(0).integers(-900, 900, (2, 90, 70)).astype(np.int16)
+    scene = write_image(tmp_path / "s.tif", pixels)
+    told = np.percentile(pixels.reshape(2, -1), (2, 98), axis=1, method="inverted_cdf")
+    assert np.array_equal(scenes.percentiles([scene]), told)
+    low, high = scenes.percentiles([scene], order=[1])
+    assert [low, high] == [[told[0, 1]], [told[1, 1]]]
+
+
+def test_the_samples_of_many_scenes_are_bounded(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).normal(5, 1, (2, 400, 400)).astype(np.float32)
+    found = [write_image(tmp_path / f"{i}.tif", pixels + i) for i in range(10)]
+    told = scenes.percentiles(found)
+    monkeypatch.setattr(pairing, "SAMPLES", 2000)
+    parts = pairing.sampled_range.__globals__["_sampled"]
+    kept = []
+    monkeypatch.setattr(
+        pairing, "_sampled", lambda *a: kept.extend(p := list(parts(*a))) or p
+    )
+    assert np.allclose(scenes.percentiles(found), told, atol=0.4)
+    assert 1000 < sum(part.shape[1] for part in kept) < 3000
+
+
+def test_a_picture_is_kept_where_an_overview_holds_averages_of_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.normal(5, 1, (4, 512, 512)).astype(np.float32)
+    image[:, :131, :257], image[3] = np.nan, np.nan
+    scene = write_image(tmp_path / "f.tif", image)
+    with rasterio.open(scene.image, "r+") as file:
+        file.build_overviews([2, 4], rasterio.enums.Resampling.bilinear)
+    figure = scenes.plot_scene(scene, max_size=170, order=[0, 1, 2])
+    drawn = figure.axes[0].images[0].get_array()
+    assert drawn[80:].std() > 0.1 and not drawn[:40, :80].any()
+    thin = scenes.read_image(scene.image, 170)
+    thin[0, 100, 100] = np.nan  # whatever a mask says
+    out = scenes.stretch(thin, seen=np.ones(thin.shape[1:], bool))
+    assert np.isfinite(out).all() and out[100:].std() > 0.1 and not out[100, 100].any()
+
+
+def test_zeros_that_are_data_are_drawn(tmp_path):
+    image = np.random.default_rng(0).integers(-99, 99, (3, 64, 64)).astype(np.int16)
+    image[:, :32] = 0
+    scene = write_image(tmp_path / "z.tif", image)
+    drawn = [
+        scenes.plot_scene(scene, **how).axes[0].images[0].get_array()
+        for how in ({}, dict(zeros="data"), dict(order=[2, 1, 0]))
+    ]
+    assert not drawn[0][:32].any() and drawn[1][:32].all()
+    assert np.array_equal(drawn[2], drawn[0][..., ::-1])
+
+
 def test_percentiles_refuse_nonsense(tmp_path, few):
     scene = write_image(tmp_path / "z.tif", np.zeros((1, 50, 50), np.uint16))
     with pytest.raises(ValueError, match="holds data"):
@@ -882,6 +933,25 @@ def test_figures_of_a_data_set(few):
         if r.split == "train"
     )
     assert counts[0].sum() == pytest.approx(pixels, rel=1e-3)
+
+
+def test_histograms_are_of_the_class_that_is_looked_for(copy):
+    def spoil(found):
+        for i, f in enumerate(found["features"]):
+            f["properties"] = {"kind": ("house", "shed")[i % 2]}
+
+    for i in range(1, 5):
+        edit(label_of(copy, i), spoil)
+    found, of_classes = find_scenes(copy), {}
+    for names in (["house", "shed", "rest"], ["shed", "house", "rest"]):
+        how = dict(class_field="kind", classes=names)
+        _, counts = scenes.band_histograms(found, **how)
+        mask = sum((scenes.scene_mask(s, **how) == 1).sum() for s in found)
+        assert 0.9 * mask <= counts[0, 1].sum() <= mask
+        of_classes[names[0]] = counts
+    assert not np.array_equal(of_classes["house"], of_classes["shed"])
+    _, every = scenes.band_histograms(found)
+    assert every[:, 1].sum() > of_classes["house"][:, 1].sum()
 
 
 def test_map_and_leaks(few, tmp_path):

@@ -63,7 +63,7 @@ def cases():
     dark, tagged = image(3), image(3)
     dark[:, HOLE], tagged[:, HOLE] = 0, 255
     wide = image(3, "uint16")
-    wide[1][HOLE] = 65535
+    wide[:, HOLE] = 65535
     return {
         "alpha last": (np.concatenate([image(3), tall[4:]]), dict(alpha=3), "alpha"),
         "alpha in band 5": (tall, dict(alpha=4), "alpha in band 5"),
@@ -71,7 +71,7 @@ def cases():
         "internal mask": (image(3), dict(mask=~HOLE), "masked in the file"),
         "mask beside": (image(3), dict(mask=~HOLE, internal=False), "masked"),
         "-9999 in one band": (gap, dict(nodata=-9999), "declared nodata -9999"),
-        "65535 in one band": (wide, dict(nodata=65535), "declared nodata 65535"),
+        "65535 declared": (wide, dict(nodata=65535), "declared nodata 65535"),
         "rounded": (odd, dict(nodata=-3.4e38), "declared nodata -3.4e+38"),
         "fill undeclared": (odd, {}, "not finite"),
         "nan declared": (nothing, dict(nodata=np.nan), "declared nodata nan"),
@@ -129,6 +129,47 @@ def test_one_band_of_zero_is_dark_and_no_gap(tmp_path):
                 valid(file).all() and not valid(file, bands=[0])[HOLE].any() or not more
             )
             assert valid(file, bands=[1, 2]).all()
+
+
+def test_a_value_that_a_camera_may_measure_takes_all_bands_that_declare_it(tmp_path):
+    "As GDAL's own mask has it: a roof that saturates one band is no gap."
+    for kind, value in (("uint8", 255), ("uint16", 65535), ("int16", 32767)):
+        pixels = image(3, kind)
+        pixels[0][HOLE] = value
+        with rasterio.open(write(tmp_path / "a.tif", pixels, nodata=value)) as file:
+            assert valid(file).all() and (file.dataset_mask() > 0).all()
+            assert (valid(file, bands=[0]) == ~HOLE).all()
+            assert emptiness(file).notes == []
+    pixels = image(3, "int16")
+    pixels[0][HOLE] = -9999
+    with rasterio.open(write(tmp_path / "a.tif", pixels, nodata=-9999)) as file:
+        assert (valid(file) == ~HOLE).all()
+
+
+def test_a_thinned_window_looks_for_patches_of_the_same_size(tmp_path):
+    pixels = image(3)
+    pixels[:, 20:24, 20:24], pixels[:, 100:120, 40:80] = 0, 0
+    with rasterio.open(write(tmp_path / "a.tif", pixels)) as file:
+        look, whole = Validity(file), Window(0, 0, 150, 200)
+        assert look.valid(Window(10, 10, 60, 60), shape=(60, 60)).all()
+        seen = look.valid(Window(0, 0, 100, 150), shape=(75, 50))
+        assert (seen == valid(file)[:150:2, :100:2]).all() and not seen.all()
+        thin = look.valid(whole, shape=(100, 75))
+        assert (thin == look.valid(shape=(100, 75))).all() and not thin.all()
+
+
+def test_a_small_share_is_not_called_none(tmp_path):
+    pixels = image(3, "float32")
+    pixels[1, 5, 5:7] = np.nan
+    with rasterio.open(write(tmp_path / "a.tif", pixels)) as file:
+        assert emptiness(file).notes == [
+            "less than 0.01% without data (not finite: less than 0.01%)"
+        ]
+    pixels[1, 5, 5:35] = np.nan
+    with rasterio.open(write(tmp_path / "a.tif", pixels)) as file:
+        assert emptiness(file).notes == ["0.10% without data (not finite: 0.10%)"]
+    table = scenes.check_scenes([Scene("1", tmp_path / "a.tif")])
+    assert table.no_data[0] == 30 / HOLE.size
 
 
 def test_a_band_that_is_asked_for_is_no_alpha(tmp_path):

@@ -20,14 +20,19 @@ _SPECIAL = re.compile(r"[!;?\x00-\x1f]")
 
 
 def gdal_name(
-    path: str | os.PathLike,  # A file that is read or written, whatever its name
+    path: str
+    | os.PathLike,  # A file that is read, whatever its name; or a new GeoPackage
 ) -> str:  # The same file by a name that stays in one piece
-    "A path that can be given to pyogrio or geopandas; addresses stay as they are."
+    """A path that can be given to pyogrio or geopandas; addresses stay as they are.
+
+    Of a format of several files, such as a shapefile, only what is there can be read: new
+    files beside a special name would be written elsewhere.
+    """
     text = os.fspath(path)
-    if "://" in text or text.startswith("/vsi"):
+    if "://" in text or text.startswith("/vsi") or not _SPECIAL.search(text):
         return text
-    text = os.path.abspath(text)
-    return _linked(Path(text)) if _SPECIAL.search(text) else text
+    path = Path(text)
+    return _linked(path.parent.resolve() / path.name)
 
 
 def _linked(path: Path) -> str:

@@ -36,9 +36,12 @@ def read_meaning(
     for value, name in pairs:
         if name not in names:
             told = [n for n in dict.fromkeys(n for _, n in pairs) if n != NULL]
+            more = [n for n in ("background", "building") if n not in told]
+            told += more[: max(2 - len(told), 0)]  # two classes at least
+            hint = near_match(name, names)
             raise ValueError(
-                f"label_values names the class {name!r}; {near_match(name, names)}. If "
-                f'these are your classes, say so: classes="{",".join(told)}"'
+                f"label_values names the class {name!r}; {hint}{'' if hint[-1] == '?' else '.'} "
+                f'If these are your classes, say so: classes="{",".join(told)}"'
             )
         key = _value(value)
         if found.setdefault(key, names.index(name)) != names.index(name):
@@ -107,7 +110,7 @@ class Mask:
 
     @property
     def colours(self) -> bool:
-        "Whether the file speaks by colours: three bands, or a palette."
+        "Whether the file holds colours: three bands, or a palette."
         return len(self.bands) == 3 or self.palette is not None
 
 
@@ -190,7 +193,7 @@ def _key(value, coloured):
 
 def count_values(
     mask: Mask,  # From `look_at_mask`
-    coloured: bool | None = None,  # By colours; None: if the file speaks by colours
+    coloured: bool | None = None,  # As colours; None: if the file holds colours
     most: int = MOST,  # More different values are no classes
 ) -> dict:  # Value or "#RRGGBB" -> pixels, most frequent first
     """Count what a label raster holds, in bounded memory.
@@ -228,8 +231,30 @@ def listed(
     return text + (f", ... ({len(some)} in all)" if len(some) > most else "")
 
 
+def total_of(
+    rasters: Sequence[tuple],  # (Mask, value -> pixels), from `count_values`
+) -> dict:  # Value -> pixels: numbers alone, or colours alone
+    """What several label rasters hold together.
+
+    Beside files of colours, numbers of 8 bits are the greys that they are as colours.
+    Raises ValueError where other numbers stand beside colours.
+    """
+    total, coloured = Counter(), {m.colours: m for m, _ in reversed(rasters)}
+    for mask, found in rasters:
+        grey = len(coloured) == 2 and not mask.colours
+        if grey and mask.dtype != "uint8":
+            raise ValueError(
+                f"{coloured[True].path} holds colours and {mask.path} numbers of type "
+                f"{mask.dtype}: write all label rasters in the same way"
+            )
+        total.update(
+            {f"#{v * 0x010101:06X}": n for v, n in found.items()} if grey else found
+        )
+    return dict(total)
+
+
 def line_to_add(
-    found: dict,  # Value -> pixels
+    found: dict,  # Value -> pixels, of one kind: numbers or colours
     classes: Sequence[str],  # Names
     nodata: Collection = (),  # Values that files declare as no data
 ) -> str:  # Such as label_values="255:building,0:background"
@@ -328,11 +353,10 @@ def check_palettes(
 ) -> str | None:  # None: a number is the same colour in all of them
     "Say where one number is one colour in one file and another in the next."
     seen = {}
-    used = {v for mask, found in masks if mask.palette for v in found}
-    for mask, _ in masks:
+    for mask, found in masks:
         if mask.palette is None:
             continue
-        for v in sorted(v for v in used if isinstance(v, int)):
+        for v in sorted(v for v in found if isinstance(v, int)):
             colour = mask.palette[v] if v < len(mask.palette) else -1
             first, path = seen.setdefault(v, (colour, mask.path))
             if first != colour and min(first, colour) >= 0:
@@ -412,7 +436,7 @@ def write_classes(
 ) -> Path:  # The same; uint8, class id + 1, no no-data value
     """Write the classes of a label raster so that every reader finds them.
 
-    0 stands for what is no pixel of the file: what hangs over its edge.
+    0 stands for what lies outside of the file, in windows that reach over its edge.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning

@@ -19,6 +19,7 @@ import importlib
 import json
 import resource
 import shutil
+import sys
 import tempfile
 import urllib.request
 import warnings
@@ -49,7 +50,7 @@ from torchvision.models import get_model_weights
 
 from .. import scenes
 from ..data import masks, validity
-from ..data.labels import alpha_bands, check_grid, image_info, is_raster
+from ..data.labels import check_grid, image_info, is_raster
 from rvtutorial.runs import (
     Hyperparams,
     Run,
@@ -86,6 +87,7 @@ def shape_of(
 def read_bands(
     bands: str | list | None,  # Such as "3,2,1", counted from 1 as QGIS does; None: all
     available: int,  # Bands of the images
+    image: str | Path | None = None,  # Which of them, for the message
 ) -> list[int]:  # Counted from 0, as Raster Vision does
     "Which bands the network sees, in which order; raises ValueError."
     if bands is None:
@@ -98,7 +100,8 @@ def read_bands(
             f"bands must be numbers such as 3,2,1, got {bands!r}"
         ) from None
     if not order or min(order) < 0 or max(order) >= available:
-        raise ValueError(f"bands must be from 1 to {available}, got {bands!r}")
+        text = f"bands must be from 1 to {available}, got {bands!r}"
+        raise ValueError(f"{image}: {text}" if image else text)
     return order
 
 # %% ../../nbs/engine/inputs.ipynb #b7c8d9e0
@@ -112,14 +115,13 @@ def band_order(
     alpha band where others have none.
     """
     every = [scene for found in splits.values() for scene in found]
-    counts = {scene.id: image_info(scene.image).bands for scene in every}
+    found = {scene.id: image_info(scene.image) for scene in every}
     if bands is not None:
-        return read_bands(bands, min(counts.values()))
+        return read_bands(bands, min(info.bands for info in found.values()))
     orders = {}
-    for scene in every:
-        alpha = alpha_bands(scene.image)
-        left = tuple(b for b in range(counts[scene.id]) if b + 1 not in alpha)
-        orders.setdefault(left, scene.id)
+    for name, info in found.items():
+        left = tuple(b for b in range(info.bands) if b not in info.alphas)
+        orders.setdefault(left, name)
     if len(orders) > 1:
         told = "; ".join(
             f"scene {name}: {','.join(str(b + 1) for b in order)}"
@@ -147,12 +149,11 @@ def shown_as_bands(
 
     def view(scene):
         try:
-            count = image_info(scene.image).bands
-            alpha = set(alpha_bands(scene.image))
+            info = image_info(scene.image)
         except (ValueError, FileNotFoundError):
             return scene  # the check of all scenes says what is wrong with it
-        wanted = read_bands(bands, count)
-        if not alpha & {b + 1 for b in wanted}:
+        wanted = read_bands(bands, info.bands, scene.image)
+        if not {*info.alphas} & {*wanted}:
             return scene
         out = Path(folder) / f"{scene.id}.vrt"
         without_alpha(scene.image, out)
@@ -186,22 +187,24 @@ def look_at_data(
     zeros = validity.check_zeros(where.get("zeros"))
     names = ("class_field", "label_values", "layer")
     labels = {name: where.get(name) for name in names}
+    asked = where.get("bands")
     with tempfile.TemporaryDirectory() as tmp:
-        shown = shown_as_bands(splits, where.get("bands"), tmp)
+        shown = shown_as_bands(splits, asked, tmp)  # every image has those bands
+        order = None if asked is None else read_bands(asked, sys.maxsize)
         try:
-            more = dict(classes=classes.names[:-1], zeros=zeros)
+            more = dict(classes=classes.names[:-1], zeros=zeros, order=order)
             table = scenes.check_scenes(shown, **labels, **more)
         except scenes.DataError as err:
             raise _about_images(err, shown, splits) from None
         _refuse_untrainable(hp, table, len(splits["train"]))
-        order = band_order(where.get("bands"), splits)
+        order = band_order(asked, splits)
         limits = input_range(shown["train"], hp.scaling, order, zeros)
     shapes = {s.id: shape_of(s.image) for found in splits.values() for s in found}
     holes = set(table.id[table.no_data > 0])
     values = masks.read_meaning(where.get("label_values"), classes.names)
     found = {"splits": splits, "shapes": shapes, "holes": holes}
     found |= {"order": order, "values": values, "limits": limits}
-    return found | {"fills": fills_of(splits)}
+    return found | {"fills": fills_of(splits, order)}
 
 
 def _refuse_untrainable(hp, table, train):
@@ -227,6 +230,7 @@ def _about_images(error, shown, splits):
 
 def fills_of(
     splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
+    order: list | None = None,  # Used bands, counted from 0; None: all but alpha
 ) -> (
     list[int] | None
 ):  # Such as [-340282346638528859811704183484516925440]; None: no floats
@@ -239,7 +243,7 @@ def fills_of(
         with rasterio.open(image) as file:
             if not any(np.dtype(kind).kind == "f" for kind in file.dtypes):
                 continue
-            floats, values = True, validity.fill_values(file)
+            floats, values = True, validity.fill_values(file, order)
         if not np.isfinite(list(values)).all():
             raise ValueError(
                 f"{image} holds infinite values: write nan or a declared nodata value there"
@@ -269,10 +273,11 @@ def no_data(
     image: str | Path,  # A raster
     zeros: str
     | None = None,  # Patches that are 0 in all bands: "empty" (None), or "data"
+    order: list | None = None,  # Used bands, counted from 0; None: all but alpha
 ) -> np.ndarray | None:  # (rows, columns), True where there is no data; None: nowhere
     "Where an image holds no data, as `validity.valid` says."
     with rasterio.open(image) as file:
-        empty = ~validity.valid(file, zeros=validity.check_zeros(zeros))
+        empty = ~validity.valid(file, bands=order, zeros=validity.check_zeros(zeros))
     return empty if empty.any() else None
 
 # %% ../../nbs/engine/inputs.ipynb #64808434
@@ -308,10 +313,11 @@ def own_labels(
     layer: str | None = None,  # Layer of vector labels; None: the only one
     zeros: str
     | None = None,  # Patches that are 0 in all bands: "empty" (None), or "data"
+    order: list | None = None,  # Used bands, counted from 0; None: all but alpha
 ) -> tuple[Path, dict | None]:  # The label file, and what the numbers of a raster mean
     "Labels as Raster Vision needs them, with `null` where there is no data."
     names, null = classes.names, classes.null_class_id
-    empty = no_data(scene.image, zeros) if holes else None
+    empty = no_data(scene.image, zeros, order) if holes else None
     if is_raster(scene.label):
         info, mask = image_info(scene.image), masks.look_at_mask(scene.label)
         check_grid(scene.label, info)
@@ -334,6 +340,7 @@ def labels_of_run(folder, hp, where, found, splits, classes) -> dict:
     "The labels of all scenes as a run uses them; its own copies lie in its folder."
     place, made = Path(folder) / "labels", {}
     how = {name: where.get(name) for name in ("class_field", "layer", "zeros")}
+    how["order"] = found["order"]
     for split, some in splits.items():
         marked = hp.null == "ignore" and split != "train"
         for s in some:
@@ -356,8 +363,7 @@ def input_range(
         return None
     if how == "percentiles":
         zeros = validity.check_zeros(zeros)
-        low, high = scenes.percentiles(train, *PERCENTILES, zeros=zeros)
-        return [low[b] for b in channel_order], [high[b] for b in channel_order]
+        return scenes.percentiles(train, *PERCENTILES, zeros=zeros, order=channel_order)
     low, high = (float(v) for v in how.split(","))
     return [low] * len(channel_order), [high] * len(channel_order)
 
