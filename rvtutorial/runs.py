@@ -26,7 +26,7 @@ from pathlib import Path
 
 from .core import records
 from .core.records import Unreadable, read_json
-from .core.files import LONGEST, lock_soon, open_lock, refuse_name, shortened
+from .core.files import LONGEST, locked, refuse_name, shortened
 
 # %% ../nbs/05_model_configuration.ipynb #81b8ca54
 _UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
@@ -681,14 +681,6 @@ def differences(
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
 
 # %% ../nbs/05_model_configuration.ipynb #a2c9bc8f
-@contextmanager
-def _locked(folder: Path):
-    "One writer at a time; on a file system that knows no locks, without."
-    with open_lock(folder / ".run.lock") as file:
-        lock_soon(file)
-        yield
-
-
 class _Record:
     "The part of a run that `run.json` holds."
 
@@ -743,7 +735,7 @@ class _Record:
         self._change(section, lambda place: place.setdefault(key, []).append(item))
 
     def _change(self, section, change) -> None:
-        with _locked(self.path):
+        with locked(self.path / ".run.lock"):  # one writer at a time
             manifest = {"schema": 1} | self.manifest
             place = manifest
             for key in section.split("."):
