@@ -342,7 +342,7 @@ def _myself() -> dict:
 @contextlib.contextmanager
 def held(
     path: str | Path,  # The lock, a file in the folder it is for
-    alive: Callable[[dict], bool] = alive,  # Is the process that wrote it at work?
+    answer: Callable = lambda words: None,  # As in `alive`
     keep: bool = False,  # Leave it afterwards, empty
 ) -> Iterator[None]:
     """Hold a lock while the context lasts; Busy, with who holds it, when a live process does.
@@ -353,7 +353,7 @@ def held(
     path, pid = Path(path), os.getpid()
 
     def taken() -> bool:
-        return bool(owner := _owner(path)) and alive(owner)
+        return bool(owner := _owner(path)) and alive(owner, answer)
 
     try:
         lock = _acquire(path, 2.0, taken, 0.05)  # somebody may just be looking at it
@@ -366,7 +366,7 @@ def held(
             left or is_other(owner.get("folder"), path.parent.absolute())
         ):
             owner = {}
-        if owner and alive(owner):
+        if owner and alive(owner, answer):
             raise Busy(_in_use(path, owner))
         mine = _myself() | {"folder": str(path.parent.absolute())}
         with open_plain(path, write=True) as file:
@@ -403,8 +403,7 @@ def writing(
         while True:
             folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # removed, being empty
-                lock = folder / ".writing.lock"
-                stack.enter_context(held(lock, lambda owner: alive(owner, answer)))
+                stack.enter_context(held(folder / ".writing.lock", answer))
                 break
         yield
 

@@ -2,7 +2,7 @@
 
 The notebook runs by papermill in a kernel of its own that listens on files, not on ports.
 A warning before the end of the time interrupts it, so that it can save its work; exit code
-75 then asks for another run.
+75 then asks to be queued again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from rvtutorial.core import files, records
+from rvtutorial.core import records
 from rvtutorial.core.commands import answer
 from rvtutorial.core.files import Busy, TooLittle, addresses_gb, held, need_addresses
 from rvtutorial.core.records import read_json
@@ -199,7 +199,7 @@ class Signals:
 
     @property
     def exit_code(self) -> int:
-        "75 asks for another turn; 143 is what the shell says of SIGTERM."
+        "75 asks to be queued again; 143 is what the shell says of SIGTERM."
         return EXIT_REQUEUE if self.got[:1] == ["SIGUSR1"] else EXIT_TERMINATED
 
 
@@ -243,14 +243,9 @@ def use_atomic_files(
     papermill_io.register(str(folder), Atomic())
 
 
-def alive(owner: dict) -> bool:
-    "Whether the process that wrote a lock may still be at work."
-    return files.alive(owner, answer)
-
-
 def lock(folder: str | Path):  # A context
     "Hold `job.lock` of a run folder; raise `Busy` when a live process holds it."
-    return held(Path(folder) / "job.lock", alive, keep=True)
+    return held(Path(folder) / "job.lock", answer, keep=True)
 
 
 def attempt_record(submission: str | None, index: int | None) -> dict:
@@ -367,7 +362,7 @@ def stamp_notebook(path: Path, **words) -> None:
         write_json(path, book)
 
 
-def work(
+def attempt(
     folder: Path,  # Run folder, locked by us
     notebook: Path,  # Job notebook
     record: dict,  # Made by `attempt_record`
@@ -380,7 +375,7 @@ def work(
     keep_failed_notebook(folder, attempts[:-1])
     given, params = read_json(folder / "params.json"), run_params(notebook, folder)
     job = went.get("job") or {}
-    if job.get("submission") in (None, record["submission"]):  # not a later turn
+    if job.get("submission") in (None, record["submission"]):  # not queued again since
         job = dict(job, notebook=str(notebook), params=given)
     run.update("went", state="running", why=None, attempts=attempts, job=job)
     with reserve_disk(folder):  # for the record of how it ended
@@ -423,7 +418,7 @@ def run_job(
     notebook: str | Path | None = None,  # Name or path; None: what was submitted
     submission: str | None = None,  # Folder of the submission, where there is one
     index: int | None = None,  # Place in it
-) -> int:  # 0 done, 1 failed, 75 asks for another turn, 143 told to stop
+) -> int:  # 0 done, 1 failed, 75 asks to be queued again, 143 told to stop
     "Run a folder's job, unless it has succeeded already or somebody else runs it."
     folder = Path(folder).resolve()
     asked = (Run(folder).manifest.get("went", {}).get("job") or {}).get("notebook")
@@ -436,7 +431,7 @@ def run_job(
             print(f"{now()} {notebook.stem} in {folder}, log in job.log", flush=True)
             with log_to(folder / "job.log"):
                 record = attempt_record(submission, index)
-                return work(folder, notebook, record, signals)
+                return attempt(folder, notebook, record, signals)
     except (Busy, ValueError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
@@ -461,14 +456,14 @@ def run_member(tasks: str | Path, index: int) -> int:
         raise FileNotFoundError(f"there is no {tasks}")
     home, folder = Path(tasks).resolve().parent, Path(doc["folders"][index])
     if Run(folder).state != "succeeded" and "params" in doc:
-        params = first_asked(doc.get("before"), folder, doc["params"][index])
+        params = ask_before(doc.get("before"), folder, doc["params"][index])
         if params is None:
             return EXIT_OK
         write_json(folder / "params.json", params)
     return run_job(folder, home / doc["notebook"], str(home), index)
 
 
-def first_asked(before: str | None, folder: Path, params: dict) -> dict | None:
+def ask_before(before: str | None, folder: Path, params: dict) -> dict | None:
     """The parameters of a run after `before` was asked; None if the run is not needed.
 
     So a trial's values can be chosen when it begins, and a second round can look at the

@@ -84,7 +84,7 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
     # how a job behaves, and what it finds where it runs
     parallel: _whole(1) = 2  # Members of one submission that run at one time
     warn: _whole(0) = 120  # Seconds between the warning and the end of the time
-    restarts: _whole(0) = 10  # Further turns of a job whose time was over too soon
+    restarts: _whole(0) = 10  # How often a job whose time was over is queued again
     modules: _Texts = ()  # For `module load`, in this order
     image: _Path = None  # Container image that jobs run in
     binds: _Texts = ()  # Folders for the container: host:container[:ro]
