@@ -18,7 +18,7 @@ help:
 	@sed -n 's/^# //p' Makefile | head -4
 
 run: $(VENV)/.ready
-	@RVTUTORIAL_HOME=$(CURDIR) $(BIN)/python -m rvtutorial.hpc.runner lessons
+	@RVTUTORIAL_HOME=$(CURDIR) $(BIN)/python -m rvtutorial.course.lessons
 
 test: lint notebooks pytest
 

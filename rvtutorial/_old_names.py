@@ -5,6 +5,7 @@ warnings off).
 """
 
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -17,7 +18,6 @@ MOVED = {
     "counting": "metrics.counting",
     "drawing": "figures.maps",
     "exercises": "course.exercises",
-    "forks": "hpc.forks",
     "inputs": "engine.inputs",
     "jobs": "hpc.runner",
     "labels": "data.labels",
@@ -27,7 +27,7 @@ MOVED = {
     "ondemand": "hpc.ondemand",
     "pairs": "data.pairing",
     "plots": "figures.runs",
-    "queues": "hpc.queue",
+    "queues": "hpc.job",
     "reading": "engine.reading",
     "report": "figures.report",
     "scoring": "engine.scoring",
@@ -40,6 +40,45 @@ MOVED = {
     "tracking": "sweeps.tracking",
     "trials": "sweeps.trials",
 }
+
+
+# names of Part 1: plumbing that is private now, and what it only passed on
+ATTRIBUTES = {
+    "rvtutorial.slurm": {
+        "JOB_SH": "hpc.batch._JOB_SH",
+        "accounts": "hpc.sites.accounts",
+        "behind": "hpc.batch._after_part",
+        "check_params": "hpc.job.check_params",
+        "check_site": "hpc.sites.check_site",
+        "hand_over": "hpc.batch._hand_over",
+        "in_parts": "hpc.batch._array_parts",
+        "job_command": "hpc.batch._job_command",
+        "job_notebook": "hpc.job.job_notebook",
+        "parameters": "hpc.job.parameters",
+        "prepare": "hpc.batch._write_submission",
+        "refuse_missing": "hpc.batch._refuse_missing",
+        "refuse_other_run": "hpc.batch._refuse_other_run",
+        "refuse_pattern": "hpc.batch._refuse_pattern",
+        "submission_folder": "hpc.batch._submission_folder",
+    },
+}
+
+
+def old_attributes(module: str):
+    "A `__getattr__` for a module whose old names lie elsewhere; says so once for each."
+
+    @cache
+    def find(name: str):
+        if name not in ATTRIBUTES[module]:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        place, _, new = f"rvtutorial.{ATTRIBUTES[module][name]}".rpartition(".")
+        print(
+            f"{module}.{name} is now {place}.{new}; the old name goes soon",
+            file=sys.stderr,
+        )
+        return getattr(import_module(place), new)
+
+    return find
 
 
 class OldNames(MetaPathFinder, Loader):
@@ -67,6 +106,9 @@ class OldNames(MetaPathFinder, Loader):
     def get_code(self, fullname):
         "What `python -m` runs: the module under its new name."
         new = f"rvtutorial.{MOVED[fullname.partition('.')[2]]}"
+        if fullname == "rvtutorial.jobs" and sys.argv[1:2] == ["lessons"]:
+            new = "rvtutorial.course.lessons"
+            del sys.argv[1]
         run = f"runpy.run_module({new!r}, run_name='__main__', alter_sys=True)"
         return compile(f"import runpy; {run}", fullname, "exec")
 

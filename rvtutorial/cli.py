@@ -137,7 +137,7 @@ def _site_names(ctx, param, word):
 
 
 def _parameter_names(ctx, param, word):
-    from rvtutorial.hpc.queue import job_notebook, parameters
+    from rvtutorial.hpc.job import job_notebook, parameters
 
     names = parameters(job_notebook(ctx.params.get("notebook") or "train_rastervision"))
     return [f"{name}=" for name in names if name.startswith(word)]
@@ -413,7 +413,7 @@ def code_of(
     states: Iterable[str],  # Such as "succeeded" and "queued"
 ) -> int:  # 0 all fine; 1 something failed; 75 something is still to come
     "What a script should make of the states of some runs."
-    from rvtutorial.hpc.queue import FINE as WELL
+    from rvtutorial.hpc.scheduler import FINE as WELL
 
     rest = set(states) - set(WELL)
     later = {
@@ -432,7 +432,7 @@ def state_rows(
     runs: dict[str, Path],  # Name -> run folder, which need not be there
 ) -> list[dict]:  # run, state, epochs, of, F1 (validation scenes), why, folder
     "How some runs are, one row each."
-    from rvtutorial.hpc.queue import Job
+    from rvtutorial.hpc.job import Job
     from rvtutorial.core.records import Unreadable
     from rvtutorial.runs import Run
 
@@ -456,7 +456,7 @@ def state_rows(
 
 def _wait_for(waiting, states, timeout: float | None = None) -> int:
     "Wait for jobs with `waiting`, then make an exit code of `states()`."
-    from rvtutorial.hpc.queue import JobFailed
+    from rvtutorial.hpc.job import JobFailed
 
     note = "stopped looking; the jobs go on: `rvtutorial status` shows them"
     click.get_current_context().meta["stopped"] = note
@@ -484,7 +484,7 @@ def train(folder, params, site, notebook, after, wait, timeout):
 
     Parameters are those of the job notebook, such as preset=sample lr=1e-3 epochs=8.
     """
-    from rvtutorial.hpc.queue import Job, check_params, job_notebook, parameters
+    from rvtutorial.hpc.job import Job, check_params, job_notebook, parameters
     from rvtutorial.slurm import submit
 
     book, asked = job_notebook(notebook), values(params)

@@ -22,7 +22,7 @@ from pathlib import Path
 from .hpc.scheduler import LIVE
 from .core.files import is_own_file, scratch_places
 from .hpc.runner import Busy, lock
-from .hpc.queue import Job, ask
+from .hpc.job import Job, ask
 from .core.records import Unreadable
 from .runs import Run, find_runs, near_match, read_json
 

@@ -28,7 +28,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from rvtutorial import runs, sites
+from rvtutorial import runs
+from rvtutorial.hpc import sites
 
 site_name, preset, output, *pairs = sys.argv[1:]
 given = dict(zip(pairs[::2], pairs[1::2]))

@@ -287,7 +287,9 @@ def test_what_is_refused_before_anything_is_made(tmp_path):
 def test_a_folder_of_scenes_is_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rvtutorial.slurm.start_local", lambda home: "0")  # dies at once
+        patch.setattr(
+            "rvtutorial.hpc.batch.start_local", lambda home: "0"
+        )  # dies at once
         words = ["train", "./lr=1e-3", "preset=smoke", "data=some data"]
         assert doc(*words, code=75)["state"] == "lost"
     params = read_json(tmp_path / "lr=1e-3" / "params.json")

@@ -150,7 +150,7 @@ def test_what_a_lock_points_to_is_not_emptied(tmp_path, monkeypatch):
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(folder))
     queue.queue_folder()
     (folder / "running.lock").symlink_to(diary)
-    with pytest.raises(OSError) as err, queue.turn(1, "job"):
+    with pytest.raises(OSError) as err, queue.first_in_queue(1, "job"):
         pass
     assert err.value.errno == errno.ELOOP and diary.read_text() == "dear diary"
     for name in (".run.lock", ".writing.lock", "job.lock"):
@@ -189,11 +189,13 @@ def test_who_may_only_read_cannot_hold_our_locks(temporary):
 def test_a_lock_that_stays_locked_is_an_error_and_no_wait_for_ever(tmp_path):
     with open(tmp_path / ".run.lock", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with files.open_lock(tmp_path / ".run.lock") as file:
-            with pytest.raises(Busy, match=r"\.run\.lock has been locked"):
-                files.lock_soon(file, 0.2)
-    with files.open_lock(tmp_path / ".run.lock") as file:
-        files.lock_soon(file, 0.2)
+        with (
+            pytest.raises(Busy, match=r"\.run\.lock has been locked"),
+            files.locked(tmp_path / ".run.lock", 0.2),
+        ):
+            pass
+    with files.locked(tmp_path / ".run.lock", 0.2):
+        pass
 
 
 def test_a_shared_folder_keeps_its_locks_open_to_the_group(tmp_path):
@@ -359,7 +361,7 @@ def without_locks(monkeypatch):
     def broken(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", broken)
+    monkeypatch.setattr(fcntl, "flock", broken)
 
 
 def test_without_locks_the_record_decides(tmp_path, without_locks):

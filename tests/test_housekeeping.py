@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rvtutorial import housekeeping as keep
 from rvtutorial.core import files as files_
 from rvtutorial.housekeeping import RULES, chosen, clean, disk_use, look
-from rvtutorial.hpc import queue
+from rvtutorial.hpc import job
 from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run, write_json
 
@@ -354,9 +354,9 @@ def test_a_submission_stays_while_slurm_is_silent(tmp_path, monkeypatch):
     write_json(home / "job.json", {"queue": "slurm", "id": "7"})
     age(home)
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue
-    queue.SLURM.forget()
+    job.SLURM.forget()
     assert not look([tmp_path], ["submissions"]).found
-    queue.SLURM.forget()
+    job.SLURM.forget()
 
 
 def everything(folder: Path) -> dict:

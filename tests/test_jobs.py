@@ -15,8 +15,10 @@ import nbformat
 import pytest
 from signals import heeded
 
+from rvtutorial.course import lessons
+from rvtutorial.course.lessons import LessonFailed, run_lesson, run_lessons
 from rvtutorial.hpc import runner
-from rvtutorial.hpc.runner import LessonFailed, lock, run_lesson, run_lessons
+from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run, read_json, write_json
 
 PNG = base64.b64encode(
@@ -405,7 +407,7 @@ def test_limits_that_are_too_low_are_told_at_once(kind, limit, told, tmp_path):
     assert done.returncode == 1 and time.monotonic() - start < 60
     assert trial.went["state"] == "failed" and told in trial.went["why"]
     assert len(trial.log.splitlines()) == 1 and told in trial.log
-    lesson = [sys.executable, "-m", "rvtutorial.hpc.runner", "lessons", "--only", "01"]
+    lesson = [sys.executable, "-m", "rvtutorial.course.lessons", "--only", "01"]
     lesson += ["--parts", str(tmp_path), "--out", str(tmp_path / "out")]
     notebook(tmp_path / "01_x.ipynb", "import torch")
     done = subprocess.run(
@@ -426,8 +428,8 @@ def test_a_low_limit_of_files_is_raised_where_it_may_be(tmp_path):
 
 def test_figures_of_a_lesson_with_an_odd_name_delete_no_others(tmp_path):
     (tmp_path / "other-01-0.png").write_bytes(b"x")
-    runner.save_figures(nbformat.v4.new_notebook(), tmp_path, "*")
-    runner.save_figures(nbformat.v4.new_notebook(), tmp_path, "othe[r]")
+    lessons.save_figures(nbformat.v4.new_notebook(), tmp_path, "*")
+    lessons.save_figures(nbformat.v4.new_notebook(), tmp_path, "othe[r]")
     assert (tmp_path / "other-01-0.png").exists()
 
 
@@ -604,9 +606,9 @@ def test_no_parts_is_an_error(tmp_path):
 
 def test_remaining_time_comes_from_the_last_time():
     parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
-    line = runner.Progress(parts, {"01_a": 100.0, "02_b": 50.0})
+    line = lessons.Progress(parts, {"01_a": 100.0, "02_b": 50.0})
     assert line.left(0, 0) == 150 and line.left(0, 40) == 110 and line.left(1, 60) == 0
-    assert runner.clock(3599) == "59:59"
+    assert lessons.clock(3599) == "59:59"
 
 
 class Screen(io.StringIO):
@@ -615,8 +617,8 @@ class Screen(io.StringIO):
 
 
 def test_the_line_is_drawn_again_while_a_cell_works(monkeypatch):
-    line = runner.Progress([Path("01_a.ipynb")], {}, Screen())
-    with runner.ticking(line):
+    line = lessons.Progress([Path("01_a.ipynb")], {}, Screen())
+    with lessons.ticking(line):
         line.show(0, 1, 3)
         time.sleep(2.2)
     drawn = line.out.getvalue().split("\r")[1:]
@@ -636,8 +638,7 @@ def test_ctrl_c_cancels_the_jobs_of_the_lessons(course):
     command = [
         sys.executable,
         "-m",
-        "rvtutorial.hpc.runner",
-        "lessons",
+        "rvtutorial.course.lessons",
         "--parts",
         str(course / "nbs"),
     ]
@@ -686,7 +687,7 @@ def test_the_command_line_submits_and_waits(tmp_path):
 
 
 def test_hello_is_a_job_notebook_without_outputs():
-    from rvtutorial.hpc.queue import job_notebook, parameters
+    from rvtutorial.hpc.job import job_notebook, parameters
 
     path = job_notebook("hello")
     assert set(parameters(path)) == {"name", "seconds", "need", "output_uri"}
@@ -700,7 +701,7 @@ def test_hello_is_a_job_notebook_without_outputs():
 def test_a_part_that_takes_longer_has_its_cells_left():
     "On a busy machine nothing is left only when nothing is left to do."
     parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
-    line = runner.Progress(parts, {"01_a": 100.0, "02_b": 50.0}, io.StringIO())
+    line = lessons.Progress(parts, {"01_a": 100.0, "02_b": 50.0}, io.StringIO())
     line.show(0, 2, 10)
     assert line.remaining(20) == 130 and line.remaining(100) == 80 + 50
     assert line.remaining(1e6) == 130  # eight of ten cells, and the other part
@@ -717,7 +718,7 @@ def test_a_part_that_takes_longer_has_its_cells_left():
 
 def test_the_line_shows_the_trainings_of_a_cell():
     looks = iter([("2 queued", None), ("1 running (a: epoch 3 of 8)", 75.0)])
-    line = runner.Progress(
+    line = lessons.Progress(
         [Path("08_a.ipynb")], {"08_a": 1.0}, Screen(), lambda since: next(looks)
     )
     line.show(0, 0, 4)
@@ -736,27 +737,29 @@ def test_the_line_shows_the_trainings_of_a_cell():
 def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
     from rvtutorial.slurm import submit_many
 
-    monkeypatch.setattr("rvtutorial.slurm.start_local", lambda home: str(os.getpid()))
-    monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": True)
-    monkeypatch.setattr("rvtutorial.hpc.queue._is_script", lambda pid, home: False)
+    monkeypatch.setattr(
+        "rvtutorial.hpc.batch.start_local", lambda home: str(os.getpid())
+    )
+    monkeypatch.setattr("rvtutorial.hpc.queue.is_queue", lambda pid, home="": True)
+    monkeypatch.setattr("rvtutorial.hpc.queue.is_script", lambda pid, home: False)
     before = time.time() - 1
-    assert runner.trainings(tmp_path, before) == ("", None)
+    assert lessons.trainings(tmp_path, before) == ("", None)
     asked = {
         tmp_path / f"r{i}": {"preset": "smoke", "epochs": 4, "seed": i} for i in (1, 2)
     }
     submit_many(asked)
-    assert runner.trainings(tmp_path, before) == ("2 queued (starting)", None)
+    assert lessons.trainings(tmp_path, before) == ("2 queued (starting)", None)
     (tmp_path / "r1" / "train").mkdir()
     (tmp_path / "r1" / "train" / "log.csv").write_text("epoch,x\n0,1\n1,1\n")
     [home] = (tmp_path / "jobs").iterdir()
     os.utime(home / "tasks.json", (time.time() - 20,) * 2)
-    words, left = runner.trainings(tmp_path, before - 60)
+    words, left = lessons.trainings(tmp_path, before - 60)
     assert words.startswith("2 queued") and left == pytest.approx(20 / 2 * 8, rel=0.1)
-    assert runner.trainings(tmp_path, time.time() + 5) == ("", None)
+    assert lessons.trainings(tmp_path, time.time() + 5) == ("", None)
     for i in (1, 2):
         Run(tmp_path / f"r{i}").update("went", state="succeeded")
-    monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": False)
-    assert runner.trainings(tmp_path, before - 60) == ("", None)
+    monkeypatch.setattr("rvtutorial.hpc.queue.is_queue", lambda pid, home="": False)
+    assert lessons.trainings(tmp_path, before - 60) == ("", None)
 
 
 def test_hello_has_what_a_training_needs(tmp_path):

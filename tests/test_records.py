@@ -12,7 +12,7 @@ from fake_runs import fake_run, three_scenes
 
 from rvtutorial.cli import cli
 from rvtutorial.core.records import RUN, Unreadable, misfit, read_json
-from rvtutorial.hpc.runner import runs_table
+from rvtutorial.course.lessons import runs_table
 from rvtutorial.metrics.leaderboard import leaderboard
 from rvtutorial.runs import Run, find_runs, write_json
 from rvtutorial.slurm import Job, submit

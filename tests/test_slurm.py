@@ -8,16 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from rvtutorial import slurm
-from rvtutorial.hpc import queue as queues
-from rvtutorial.hpc import scheduler, sites
-from rvtutorial.hpc.queue import merge, parameters
+from rvtutorial.hpc import batch, queue, scheduler, sites
+from rvtutorial.hpc import job as jobs
+from rvtutorial.hpc.job import merge, parameters
 from rvtutorial.hpc.scheduler import SLURM, WORDS
 from rvtutorial.runs import Run, packaged, read_json, write_json
 from rvtutorial.slurm import Job, JobFailed, Site, SlurmError, submit, submit_many
@@ -82,7 +81,7 @@ def test_the_example_names_every_field():
     import tomllib
 
     given = tomllib.loads(packaged("sites", "example").read_text())
-    assert set(given) == {f.name for f in fields(Site)} - {"name"}
+    assert set(given) == {*Site.model_fields} - {"name"}
 
 
 def test_an_unknown_field_lists_the_known_ones(tmp_path):
@@ -92,7 +91,7 @@ def test_an_unknown_field_lists_the_known_ones(tmp_path):
         ValueError, match="partitoin.*did you mean 'partition'"
     ) as error:
         Site.read(path)
-    assert all(f.name in str(error.value) for f in fields(Site))
+    assert all(name in str(error.value) for name in Site.model_fields)
 
 
 def test_broken_toml_names_the_file(tmp_path):
@@ -296,7 +295,7 @@ def test_hyperparameters_are_checked_before_queueing(tmp_path):
 def test_numbers_of_numpy_and_paths_travel(quick, tmp_path):
     import numpy as np
 
-    checked = queues.check_params(quick, {"a": np.float64(0.1), "b": tmp_path})
+    checked = jobs.check_params(quick, {"a": np.float64(0.1), "b": tmp_path})
     assert checked == {"a": 0.1, "b": str(tmp_path)} and type(checked["a"]) is float
 
 
@@ -329,11 +328,9 @@ def test_the_same_values_written_differently_are_the_same_run(tmp_path):
     folder.mkdir()
     job = {"notebook": str(book), "params": {"lr": "1e-3"}}
     Run(folder).update("went", state="succeeded", job=job)
-    same = queues.differences(
-        folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book
-    )
+    same = jobs.differences(folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book)
     assert same == []
-    other = queues.differences(folder, {"lr": 0.002}, book)
+    other = jobs.differences(folder, {"lr": 0.002}, book)
     assert other == ["lr is 0.001 there, 0.002 here"]
 
 
@@ -447,7 +444,7 @@ def ask(folder, params):
 def test_a_run_is_asked_when_it_begins(tmp_path, quick, monkeypatch):
     "Its parameters may change then, or it is not needed after all."
     (tmp_path / "choose.py").write_text(HOOK)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     runs = {tmp_path / f"r{i}": {"a": i} for i in (1, 2)}
     job = submit_many(runs, notebook=quick, before="choose:ask").wait(progress=False)
     assert list(job.states().values()) == ["succeeded", "skipped"]
@@ -499,9 +496,9 @@ def test_two_turns_of_one_run(tmp_path):
     ],
 )
 def test_the_local_queue_ends_what_takes_too_long(script, ends, monkeypatch):
-    monkeypatch.setattr(queues, "KILL_WAIT", 0.3)
+    monkeypatch.setattr(queue, "KILL_WAIT", 0.3)
     child = subprocess.Popen(["bash", "-c", script], start_new_session=True)
-    assert queues.end_in_time(child, 0.9, 0.5) == ends
+    assert queue.end_in_time(child, 0.9, 0.5) == ends
 
 
 def test_a_lost_number_is_found_by_the_name(cluster, tmp_path, quick, monkeypatch):
@@ -511,11 +508,11 @@ def test_a_lost_number_is_found_by_the_name(cluster, tmp_path, quick, monkeypatc
     write_json(home / "job.json", {"queue": "slurm"})
     assert job.states() == {tmp_path / "r": "queued"}  # just sent, perhaps
     os.utime(home / "job.json", (1, 1))
-    queues._SOUGHT.clear()
+    jobs._SOUGHT.clear()
     assert job.states() == {tmp_path / "r": "lost"}
     cluster.answers(squeue={"out": "221|0|RUNNING|None\n"})
-    monkeypatch.setattr(queues, "find_job", lambda name: "221")
-    queues._SOUGHT.clear()
+    monkeypatch.setattr(jobs, "find_job", lambda name: "221")
+    jobs._SOUGHT.clear()
     assert job.states() == {tmp_path / "r": "running"}
     assert read_json(home / "job.json")["id"] == "221"
 
@@ -532,10 +529,10 @@ def test_a_queue_that_is_killed_is_seen(tmp_path):
     job = submit(tmp_path / "run", {}, notebook=book)
     wait_for(lambda: (tmp_path / "run" / "notebook.ipynb").exists())
     home = Path(Run(tmp_path / "run").manifest["went"]["job"]["submission"])
-    queue = read_json(home / "queue.json")
+    noted = read_json(home / "queue.json")
     runner = Run(tmp_path / "run").manifest["went"]["attempts"][-1]["pid"]
-    chain = [runner]  # the member, the process that it is a copy of, the script
-    while chain[-1] != queue["pid"]:
+    chain = [runner]  # the runner, the script
+    while chain[-1] != noted["pid"]:
         stat = Path(f"/proc/{chain[-1]}/stat").read_text()
         chain.append(int(stat.rpartition(")")[2].split()[1]))
     for pid in reversed(chain):
@@ -545,7 +542,7 @@ def test_a_queue_that_is_killed_is_seen(tmp_path):
         ["bash", "-c", "exit 0"]
     )  # the next submission is not blocked
     assert done.returncode == 0
-    with queues.turn(time.time_ns()):
+    with queue.first_in_queue(time.time_ns()):
         pass
 
 
@@ -564,25 +561,56 @@ def test_jobs_outlive_the_notebook_that_submitted_them(tmp_path):
     assert (tmp_path / "run" / "done").exists()
 
 
+def test_a_member_that_is_killed_leaves_nothing_behind(tmp_path):
+    "It lets go of its folder at once, its kernel ends, and the next run has its turn."
+    text = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\n"
+    book = notebook(
+        tmp_path / "long.ipynb", "a = 0", text + "time.sleep(60 * (a == 1))"
+    )
+    runs = {tmp_path / f"r{n}": {"a": n} for n in range(3)}
+    job = submit_many(runs, notebook=book)
+    _, second, _ = runs
+    pid = second / "pid"
+    wait_for(lambda: pid.exists() and pid.read_text(), 60)
+    kernel = Path(f"/proc/{pid.read_text()}")
+    assert kernel.exists() and jobs.at_work(second)
+    os.kill(Run(second).manifest["went"]["attempts"][-1]["pid"], signal.SIGKILL)
+    wait_for(lambda: not jobs.at_work(second), 1)
+    with pytest.raises(JobFailed):
+        job.wait(progress=False, timeout=40)
+    assert [*job.states().values()] == ["succeeded", "failed", "succeeded"]
+    wait_for(lambda: not kernel.exists(), 5)  # a kernel looks once a second
+
+
+def test_a_script_that_cannot_start_says_why(tmp_path):
+    write_json(tmp_path / "tasks.json", {"folders": [str(tmp_path / "r")]})
+    (tmp_path / "job.sh").write_text("no_such_program serve <&0")
+    one = queue.LocalQueue(tmp_path)
+    assert one.start(0).wait() == 127
+    assert "no_such_program" in (tmp_path / "local-0.out").read_text()
+    one.run_member(0)
+    assert (one.members[0]["state"], one.members[0]["code"]) == ("FAILED", 127)
+
+
 def test_the_earlier_ticket_goes_first(tmp_path):
     "Three processes, started in the wrong order, are served by their numbers."
     code = (
-        "import sys, time; from rvtutorial.hpc.queue import turn\n"
-        "with turn(int(sys.argv[1])):\n"
+        "import sys, time; from rvtutorial.hpc.queue import first_in_queue\n"
+        "with first_in_queue(int(sys.argv[1])):\n"
         "    open(sys.argv[2], 'a').write(sys.argv[1]); time.sleep(0.3)"
     )
-    with queues.turn(1):
+    with queue.first_in_queue(1):
         others = []
         for number in (4, 3, 2):
             args = [sys.executable, "-c", code, str(number), str(tmp_path / "order")]
             others.append(subprocess.Popen(args))
-        wait_for(lambda: len(list(queues.queue_folder().glob("*.ticket"))) == 4)
+        wait_for(lambda: len(list(queue.queue_folder().glob("*.ticket"))) == 4)
     for process in others:
         assert process.wait() == 0
     assert (tmp_path / "order").read_text() == "234"
 
 
-# --- two witnesses ------------------------------------------------------------------
+# --- states from record and queue ------------------------------------------------------------------
 
 OURS = {"submission": "s", "index": 0}
 
@@ -621,7 +649,7 @@ OURS = {"submission": "s", "index": 0}
         ("interrupted", "interrupted", "timed out", "", "timed out"),
         ("interrupted", "interrupted", None, "", "interrupted"),
         ("interrupted", "interrupted", "unknown", "", "queued"),
-        ("interrupted", "interrupted", "running", queues.CANCELLING, "cancelled"),
+        ("interrupted", "interrupted", "running", jobs.CANCELLING, "cancelled"),
     ],
 )
 def test_states_from_record_and_queue(state, attempt, word, reason, expected):
@@ -645,7 +673,7 @@ def test_every_word_of_slurm_has_one_of_ours():
 def test_the_tail_of_a_log_draws_out_bars(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"a\n" * 100_000 + b" 10%\r 50%\r100%\r\nlast \xff\n")
-    assert queues.tail(path, 2) == "100%\nlast \ufffd"
+    assert jobs.tail(path, 2) == "100%\nlast \ufffd"
 
 
 # --- a pretended Slurm --------------------------------------------------------------
@@ -871,7 +899,7 @@ def test_accounts_and_the_check_of_a_site(cluster, tmp_path):
 
 
 def test_committed_outputs_hold_no_path_of_the_machine():
-    for name in ("01_tutorial_setup", "C4_jobs", "C7_sites", "C8_queues"):
+    for name in ("01_tutorial_setup", "hpc/ondemand"):
         text = (ROOT / "nbs" / f"{name}.ipynb").read_text()
         assert not re.search(
             r"/(work|home|root|tmp)/[\w-]+/", text.replace("/tmp/rvt", "")
@@ -945,8 +973,8 @@ def test_a_queue_that_is_killed_alone_leaves_its_run_at_work(tmp_path):
     job = submit_many(runs, notebook=book)
     wait_for(lambda: job.states()[tmp_path / "first"] == "running")
     home = Path(Run(tmp_path / "first").manifest["went"]["job"]["submission"])
-    queue = read_json(home / "queue.json")
-    os.kill(queue["pid"], signal.SIGKILL)
+    noted = read_json(home / "queue.json")
+    os.kill(noted["pid"], signal.SIGKILL)
     wait_for(lambda: job.states()[tmp_path / "next"] == "lost")
     for _ in range(20):  # at no moment, as long as it begins
         assert job.states()[tmp_path / "first"] == "running"
@@ -984,13 +1012,13 @@ def test_more_runs_than_an_array_holds(cluster, tmp_path, quick, said, sizes):
 
 
 def test_the_local_queue_takes_any_number(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(slurm, "start_local", lambda home: "0")
+    monkeypatch.setattr(batch, "start_local", lambda home: "0")
     submit_many({tmp_path / f"r{i}": {"a": i} for i in range(1002)}, notebook=quick)
     [home] = (tmp_path / "jobs").iterdir()
-    queue = queues.LocalQueue(home)
-    assert len(queue.members) == 1002
+    waiting = queue.LocalQueue(home)
+    assert len(waiting.members) == 1002
     begun = time.monotonic()
-    queues.wait_or_leave(queue, "another")  # one record of all, not one of each
+    waiting.wait_behind("another")  # one record of all, not one of each
     assert time.monotonic() - begun < 2
     members = read_json(home / "queue.json")["members"]
     assert {member["reason"] for member in members} == {"behind another"}
@@ -1142,14 +1170,14 @@ def test_a_job_that_may_be_queued_is_not_queued_again(
         submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
     SLURM.forget()
-    queues._SOUGHT.clear()
+    jobs._SOUGHT.clear()
     job = Job(tmp_path / "r")
     assert job.states() == {tmp_path / "r": "queued"}
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
     cluster.answers(squeue={"out": NOTICE + "221|0|PENDING|Priority\n"})
     SLURM.forget()
-    queues._SOUGHT.clear()
+    jobs._SOUGHT.clear()
     assert repr(job) == "r  queued  (Priority)"
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1

@@ -18,7 +18,7 @@ from light_job import light_job
 from small_disk import fill, hungry, small_disk
 
 from rvtutorial import sweep as sweeps
-from rvtutorial.hpc.queue import Job
+from rvtutorial.hpc.job import Job
 from rvtutorial.runs import Hyperparams, Run
 from rvtutorial.sweep import (
     Sweep,

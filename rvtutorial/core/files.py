@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -17,10 +16,12 @@ import socket
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout, lock_descriptor
 
 # --- folders
 
@@ -194,8 +195,10 @@ def refuse_outside(
 
 
 # --- locks
-# Not the library filelock: it keeps no record of who holds a lock, some of its versions
-# empty the file before it is theirs, and it stops where a file system knows no locks.
+# They are those of filelock. It keeps no record of who holds one and fails where a file
+# system knows no locks, such as some NFS: `held` writes that record, and believes it there.
+
+_NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
 
 
 class Busy(RuntimeError):
@@ -209,8 +212,9 @@ def alive(
     "Whether the process that wrote a lock may still be at work."
     job = owner.get("slurm_job_id")
     if owner.get("host") == socket.gethostname():
-        now = _begun(owner.get("pid"))  # another one may have its number by now
-        return now is not None and owner.get("begun") in (None, now)
+        now, then = _begun(owner.get("pid")), owner.get("begun")
+        # another process may have its number by now
+        return now is not None and (then is None or _same_moment(now, then))
     if job and job == os.environ.get("SLURM_JOB_ID"):
         return False  # the same job, started again on another node
     asked = ["squeue", "-h", "-j", str(job), "-t", "R,CG,S", "-o", "%i"]
@@ -243,98 +247,87 @@ def is_other(
         return os.path.exists(named)
 
 
-def _begun(pid) -> str | None:
-    "When a process of this machine began, in ticks; None where there is none."
+def _begun(pid) -> float | None:
+    "When a process of this machine began, in seconds; None where there is none."
     try:
-        return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, TypeError, ValueError, IndexError):
+        return psutil.Process(int(pid)).create_time()
+    except (psutil.Error, TypeError, ValueError, OverflowError):
         return None
 
 
-def try_lock(
-    file,  # Open, or its number
-) -> bool | None:  # Whether it is ours now; None on a file system that knows no locks
-    "Lock an open file if nobody else has."
+def _same_moment(now: float, then) -> bool:
+    "Whether two starts are one: the clock that they are counted from may be set a little."
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
+        return abs(now - float(then)) < 2
+    except (TypeError, ValueError):
         return False
-    except OSError:
-        return None
 
 
-def lock_soon(
-    file,  # Open
-    seconds: float = 60.0,  # How long another one may hold it
-) -> None:
-    "Lock an open file, without where there are no locks; Busy when it stays locked."
-    end = time.monotonic() + seconds
-    while try_lock(file) is False:
-        if time.monotonic() > end:
-            raise Busy(
-                f"{file.name} has been locked by another process for {seconds:.0f} "
-                f"seconds: end that, or delete the file"
-            )
-        time.sleep(0.01)
+def _acquire(path: Path, seconds: float, give_up: Callable, every: float) -> FileLock:
+    "A lock, held except on a file system that knows none; `filelock.Timeout` otherwise."
+    group = stat.S_IRGRP | stat.S_IWGRP
+    shared = os.stat(path.parent).st_mode & stat.S_IWGRP
+    mode = 0o600 | (group if shared else 0)  # who may not write here cannot hold it
+
+    def check(file: int) -> None:
+        now = os.fstat(file).st_mode
+        if not stat.S_ISREG(now):
+            raise OSError(errno.EINVAL, "is no plain file", str(path))
+        if stat.S_IMODE(now) != mode:
+            with contextlib.suppress(
+                OSError
+            ):  # somebody else's, or a disk without modes
+                os.fchmod(file, mode)
+
+    lock = FileLock(path, mode=mode, fallback_to_soft=False, on_acquired=check)
+    try:
+        lock.acquire(seconds, every, cancel_check=give_up)
+    except Timeout:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return lock
 
 
-def open_lock(
-    path: str | Path,  # Made if need be
-):  # A file, open and not locked yet
-    "Open a lock: whoever may not write in its folder cannot open it, and so not hold it."
-    file, group = open_plain(path, write=True), stat.S_IRGRP | stat.S_IWGRP
-    with contextlib.suppress(OSError):  # somebody else's, or a disk without modes
-        shared = os.stat(Path(path).parent).st_mode & stat.S_IWGRP
-        mode = 0o600 | (group if shared else 0)
-        if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
-            os.fchmod(file.fileno(), mode)
-    return file
+@contextlib.contextmanager
+def locked(
+    path: str | Path,  # The lock, a file that is made if need be and stays
+    seconds: float = 60.0,  # How long another process may hold it
+    waiting: Callable = lambda: None,  # Called before each further try
+    every: float = 0.01,  # Seconds from one try to the next
+) -> Iterator[None]:
+    """Hold a lock while the context lasts; Busy when it stays locked, or `waiting` says True.
+
+    On a file system without locks the context is entered all the same.
+    """
+    try:
+        lock = _acquire(Path(path), seconds, waiting, every)
+    except Timeout:
+        raise Busy(
+            f"{path} has been locked by another process for {seconds:.0f} "
+            f"seconds: end that, or delete the file"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-_HELD: set = set()  # Locked files; a forked process must not hold them on
+def is_locked(
+    path: str | Path,
+) -> bool:
+    "Whether a process holds a lock; one that is gone holds none. The file is not made."
+    try:
+        with open_plain(path) as file:  # to be read only: it may be somebody else's
+            return not lock_descriptor(file.fileno(), blocking=False)
+    except OSError:  # not there, no file, or no locks
+        return False
 
 
-def _let_go() -> None:
-    while _HELD:
-        file = _HELD.pop()
-        with contextlib.suppress(OSError), open(os.devnull, "r+b") as nothing:
-            os.dup2(nothing.fileno(), file.fileno(), inheritable=False)
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-def _locked_file(path: Path):
-    "The lock of that name, open, and whether it is ours; whoever held it may delete it."
-    while True:
-        file = open_lock(path)
-        ours = try_lock(file)
-        if ours is not True:
-            return file, ours
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file, ours
-        file.close()
-
-
-def _locked_or_owned(path: Path, alive: Callable, patience: float = 2.0):
-    "The lock, whether it is ours, and who wrote it; somebody may just be looking at it."
-    end = time.monotonic() + patience
-    while True:
-        file, ours = _locked_file(path)
-        owner = _owner(file)
-        known = owner and alive(owner)
-        if ours is not False or known or time.monotonic() > end:
-            return file, ours, owner
-        file.close()
-        time.sleep(0.05)
-
-
-def _owner(file) -> dict:
+def _owner(path: Path) -> dict:
     "Who wrote a lock; empty where nobody did, or nothing that can be read."
-    file.seek(0)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OSError), open_plain(path) as file:
         found = json.loads(file.read())
         return found if isinstance(found, dict) else {}
     return {}
@@ -350,7 +343,7 @@ def _myself() -> dict:
 @contextlib.contextmanager
 def held(
     path: str | Path,  # The lock, a file in the folder it is for
-    alive: Callable[[dict], bool] = alive,  # Is the process that wrote it at work?
+    answer: Callable = lambda words: None,  # As in `alive`
     keep: bool = False,  # Leave it afterwards, empty
 ) -> Iterator[None]:
     """Hold a lock while the context lasts; Busy, with who holds it, when a live process does.
@@ -358,27 +351,36 @@ def held(
     The operating system frees the lock of a process that was killed. On a file system
     without locks, what stands in the file decides.
     """
-    path = Path(path)
-    file, ours, owner = _locked_or_owned(path, alive)
-    with file:
+    path, pid = Path(path), os.getpid()
+
+    def taken() -> bool:
+        return bool(owner := _owner(path)) and alive(owner, answer)
+
+    try:
+        lock = _acquire(path, 2.0, taken, 0.05)  # somebody may just be looking at it
+    except Timeout:
+        raise Busy(_in_use(path, _owner(path))) from None
+    try:
+        owner = _owner(path)
         left = owner.get("host") == socket.gethostname()  # by a process that is gone
-        if ours and (left or is_other(owner.get("folder"), path.parent.absolute())):
+        if lock.is_locked and (
+            left or is_other(owner.get("folder"), path.parent.absolute())
+        ):
             owner = {}
-        if ours is False or (owner and alive(owner)):
+        if owner and alive(owner, answer):
             raise Busy(_in_use(path, owner))
-        file.seek(0)
-        file.truncate()
         mine = _myself() | {"folder": str(path.parent.absolute())}
-        file.write(json.dumps(mine).encode() + b"\n")
-        file.flush()
-        _HELD.add(file)
+        with open_plain(path, write=True) as file:
+            file.truncate()
+            file.write(json.dumps(mine).encode() + b"\n")
         try:
             yield
         finally:
-            if file in _HELD:  # not in a copy of this process
-                _HELD.discard(file)
+            if os.getpid() == pid:  # not in a copy of this process
                 with contextlib.suppress(OSError):
-                    file.truncate(0) if keep else path.unlink(missing_ok=True)
+                    os.truncate(path, 0) if keep else path.unlink(missing_ok=True)
+    finally:
+        lock.release()
 
 
 def _in_use(path: Path, owner: dict) -> str:
@@ -402,8 +404,7 @@ def writing(
         while True:
             folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # removed, being empty
-                lock = folder / ".writing.lock"
-                stack.enter_context(held(lock, lambda owner: alive(owner, answer)))
+                stack.enter_context(held(folder / ".writing.lock", answer))
                 break
         yield
 

@@ -3,13 +3,11 @@
 import io
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 
 from rvtutorial.core import records
-from rvtutorial.core.files import lock_soon, open_lock
+from rvtutorial.core.files import locked
 from rvtutorial.core.hyperparams import differences
 from rvtutorial.core.names import as_text, natural_key, near_match
 from rvtutorial.core.records import Unreadable, read_json, write_json
@@ -59,14 +57,6 @@ _WRITES = {
     "predict": "the predict stage writes it for the validation and test scenes",
     "eval": "the eval stage writes it, if all scenes of the split have labels",
 }
-
-
-@contextmanager
-def _locked(folder: Path):
-    "One writer at a time; on a file system that knows no locks, without."
-    with open_lock(folder / ".run.lock") as file:
-        lock_soon(file)
-        yield
 
 
 class Run:
@@ -123,7 +113,7 @@ class Run:
         self._change(section, lambda place: place.setdefault(key, []).append(item))
 
     def _change(self, section, change) -> None:
-        with _locked(self.path):
+        with locked(self.path / ".run.lock"):  # one writer at a time
             manifest = {"schema": 1} | self.manifest
             place = manifest
             for key in section.split("."):

@@ -141,8 +141,6 @@ _FARM_HINTS = {
 @exercise("1.2")
 def _farm_site(answer):
     "Make a Site for the cluster `farm`."
-    from dataclasses import fields
-
     from rvtutorial.hpc.sites import Site
 
     if isinstance(answer, dict):
@@ -161,8 +159,8 @@ def _farm_site(answer):
     if str(answer.mem).upper() not in ("8G", "8GB", "8192", "8192M", "8192MB"):
         return f"mem is {answer.mem!r}; 8 GB is written '8G', and is not the node's whole memory."
     usual = Site(name="farm")
-    extra = [f.name for f in fields(Site) if f.name not in (*_FARM, "mem")
-             and getattr(answer, f.name) != getattr(usual, f.name)]  # fmt: skip
+    extra = [name for name in Site.model_fields if name not in (*_FARM, "mem")
+             and getattr(answer, name) != getattr(usual, name)]  # fmt: skip
     if extra:
         return f"{', '.join(extra)}: nobody has said so; leave it to the cluster."
     return None

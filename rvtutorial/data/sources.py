@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import lock_soon, open_lock
+from ..core.files import locked
 
 # %% ../../nbs/data/sources.ipynb #6061b078
 WAVES = (480, 545, 660, 832)  # nm: blue, green, red, near infrared
@@ -716,8 +716,8 @@ def _same(folder, asked):
 def _new_folder(folder, asked):
     "A folder with a temporary name that becomes `folder`; None when that is there."
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open_lock(folder.parent / f".{folder.name}.lock") as lock:
-        lock_soon(lock, 3600)  # a file system without locks: the rename below decides
+    # on a file system without locks the rename below decides
+    with locked(folder.parent / f".{folder.name}.lock", 3600):
         for left in folder.parent.glob(f".{glob.escape(folder.name)}.new*"):
             shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
         if _same(folder, asked):

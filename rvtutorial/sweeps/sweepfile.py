@@ -23,7 +23,7 @@ import pandas as pd
 import yaml
 
 from ..core.files import safe_name
-from ..hpc.queue import job_notebook, parameters
+from ..hpc.job import job_notebook, parameters
 from ..core.records import attempt, read_json
 from rvtutorial.runs import (
     Hyperparams,

@@ -11,7 +11,7 @@ __all__ = ['BROKEN', 'HOOK', 'WEIGHTS', 'SMALL_FILES', 'LABELS_LEFT', 'SCORES_LE
 
 # %% ../../nbs/sweeps/trials.ipynb #7b61420e
 import contextlib
-import fcntl
+import math
 import re
 import shutil
 import sys
@@ -26,12 +26,14 @@ import pandas as pd
 from ..hpc.scheduler import LIVE
 from ..metrics.leaderboard import counts_of, jackknife, table
 from ..core import records
-from ..hpc.queue import Job, Line, in_notebook, submitted
+from ..core.files import locked
+from ..hpc.job import Job, Line, check_params, in_notebook, job_notebook
+from ..hpc.queue import submitted
 from ..core.records import Unreadable, read_json
 from ..runs import Hyperparams, Run, write_json
 from .space import ask, enlist, promoted, tell
 from ..hpc.sites import Site
-from ..slurm import check_params, job_notebook, submit, submit_many
+from ..slurm import submit, submit_many
 from rvtutorial.sweeps.sweepfile import (
     SweepFile,
     Trial,
@@ -90,16 +92,12 @@ def failed_itself(
     return state in BROKEN and not _FULL.search(why or "")
 
 
-@contextlib.contextmanager
 def sweep_lock(
     folder: Path,  # The sweep folder; made if need be
-):
-    "Hold a sweep folder; where a file system knows no locks, without."
+):  # A context
+    "Hold a sweep folder, however long another process does."
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".sweep.lock", "a") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locked(folder / ".sweep.lock", math.inf)
 
 # %% ../../nbs/sweeps/trials.ipynb #851c804d
 class NotYet(RuntimeError):

@@ -16,8 +16,8 @@ import nbformat
 import pytest
 
 from rvtutorial.hpc import scheduler
-from rvtutorial.hpc.queue import FINE, Job, JobFailed, SlurmError
-from rvtutorial.hpc.scheduler import SLURM, _accounted, _controlled
+from rvtutorial.hpc.job import Job, JobFailed
+from rvtutorial.hpc.scheduler import FINE, SLURM, SlurmError, _accounted, _controlled
 from rvtutorial.runs import Run, read_json, write_json
 from rvtutorial.slurm import Site, submit, submit_many
 
@@ -163,7 +163,7 @@ def test_the_lessons_run_on_the_cluster_as_they_stand(place, slurm):
     environ |= {"RVTUTORIAL_SITE": "one", "RVTUTORIAL_PRESET": "smoke"}
     environ |= {"RVTUTORIAL_HOME": str(place / "home")}
     (place / "home").mkdir()
-    words = ["-m", "rvtutorial.hpc.runner", "lessons", "--parts", ROOT / "nbs"]
+    words = ["-m", "rvtutorial.course.lessons", "--parts", ROOT / "nbs"]
     words += ["--out", place / "executed", "--only", "01", "03", "06"]
     done = subprocess.run(
         [sys.executable, *words], env=environ, capture_output=True, text=True
@@ -392,7 +392,7 @@ def test_slurms_own_words_come_with_the_field(
     "As on a cluster whose sinfo and sacctmgr are silent."
     if field == "account" and not slurm.account:
         pytest.skip("this Slurm keeps no accounts")
-    monkeypatch.setattr("rvtutorial.slurm.refuse_request", lambda site: None)
+    monkeypatch.setattr("rvtutorial.hpc.batch.refuse_request", lambda site: None)
     with pytest.raises(
         SlurmError, match=f"(?s)sbatch refused: .*Change.*{field}.*in the"
     ):

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from light_job import light_job
 
-from rvtutorial.hpc.queue import Job
+from rvtutorial.hpc.job import Job
 from rvtutorial.hpc.scheduler import SLURM
 from rvtutorial.runs import Run
 from rvtutorial.slurm import Site

@@ -1,0 +1,360 @@
+"""Submitting: the options of sbatch, the batch script, and what is written before a job is queued."""
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import socket
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from rvtutorial.container import check_binds, check_image, exec_command
+from rvtutorial.core.files import locked
+from rvtutorial.hpc.job import (
+    Job,
+    check_params,
+    differences,
+    hyperparams,
+    job_id,
+    job_notebook,
+    parameters,
+    queued_for,
+    run_folder,
+)
+from rvtutorial.hpc.queue import start_local, submitted
+from rvtutorial.hpc.scheduler import (
+    FINE,
+    LIVE,
+    SlurmError,
+    Unheard,
+    array_limit,
+    minutes,
+    refuse_request,
+    run_sbatch,
+    split_id,
+)
+from rvtutorial.hpc.sites import Site, cluster_of, expand, load_modules
+from rvtutorial.runs import Run, Workspace, write_json
+
+# --- the text for Slurm
+
+
+def sbatch_args(
+    site: Site,  # Where the job runs
+    folder: str | Path,  # Folder of the submission: script, list of members, logs
+    members: int = 1,  # How many runs it has
+    name: str = "rvtutorial",  # Name in squeue
+    after: str | None = None,  # Jobs to wait for, such as "afterany:221"
+) -> list[str]:  # Ready for subprocess.run; no shell ever reads it
+    "The sbatch command of a submission: one array, whatever the number of members."
+    asked = {
+        n: getattr(site, n) for n in ("account", "partition", "qos", "gres", "mem")
+    }
+    asked |= {"time": site.time, "cpus-per-task": site.cpus, "nodes": site.nodes}
+    asked |= {"ntasks": 1, "array": f"0-{members - 1}%{site.parallel}"}
+    asked |= {"signal": f"B:USR1@{site.warn}"} if site.warn else {}
+    asked |= {"open-mode": "append", "export": "NONE", "chdir": folder}
+    asked |= {"output": f"{folder}/slurm-%A_%a.out", "dependency": after}
+    asked |= {"kill-on-invalid-dep": "yes"} if after else {}
+    options = [f"--{key}={value}" for key, value in asked.items() if value is not None]
+    fixed = ["--parsable", f"--job-name={name}", "--requeue"]
+    return ["sbatch", *fixed, *options, *site.extra, f"{folder}/job.sh"]
+
+
+_JOB_SH = r"""#!/bin/bash@LOGIN@
+# Written by rvtutorial. Slurm runs one copy for each member of the job and gives its
+# number in SLURM_ARRAY_TASK_ID; the local queue says "serve" and writes to it.
+@MODULES@set -u
+tasks=@TASKS@
+member=${1:-${SLURM_ARRAY_TASK_ID:-0}}
+child='' pending=''
+# a signal to this script goes on to the runner, which interrupts the notebook's kernel
+forward() { if [ -n "$child" ]; then kill -"$1" "$child" 2>/dev/null; else pending=$1; fi; }
+trap 'forward USR1' USR1
+trap 'forward TERM' TERM INT HUP
+scratch=$(mktemp -d @SCRATCH@/rvt.XXXXXX) || exit 1
+trap 'rm -rf "$scratch"' EXIT
+@SETUP@@COMMAND@ "$tasks" "$member" <&0 &
+child=$!
+[ -z "$pending" ] || kill -"$pending" "$child"
+while :; do
+  wait "$child"; code=$?
+  kill -0 "$child" 2>/dev/null || break
+done
+[ "$code" != 138 ] || code=75  # warned before the runner could listen
+# 75: interrupted by the warning before the end of its time; ask for another turn
+if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID-}" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt @RESTARTS@ ]; then
+  trap '' TERM USR1
+  # the last member's own id is the whole array's, so a member is named ARRAY_TASK
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" && sleep 60
+fi
+exit "$code"
+"""
+
+
+def _job_command(
+    site: Site,  # Where the job runs
+    folders=(),  # Folders that the job writes to or reads from
+) -> str:  # One line of shell, every word quoted
+    "The command that runs one member, inside the site's container if it has one."
+    run = ["-m", "rvtutorial.hpc.runner", "member"]
+    if not site.image:
+        python = expand("python", site.python) if site.python else sys.executable
+        return shlex.join([python, *run])
+    binds = [expand("binds", bind) for bind in site.binds]
+    binds += [expand("data", site.data)] if site.data else []
+    place = dict(workdir="/@scratch", home="/@scratch/home", pwd=str(folders[0]))
+    words = exec_command(
+        expand("image", site.image),
+        [site.python or "python", *run],
+        binds=[*binds, *map(str, folders)],
+        nv=site.nv,
+        **place,
+    )
+    return shlex.join(words).replace("/@scratch", '"$scratch"')
+
+
+_CONTAINER_SETUP = """mkdir -p "$scratch/home"
+for v in SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT \\
+  CUDA_VISIBLE_DEVICES OMP_NUM_THREADS RVTUTORIAL_HOME; do
+  [ -z "${!v-}" ] || export "APPTAINERENV_$v=${!v}"
+done
+"""
+
+
+def batch_script(
+    site: Site,  # Where the job runs
+    tasks: str | Path,  # The submission's tasks.json
+    folders=(),  # Folders that a container must show
+    home: str | Path | None = None,  # RVTUTORIAL_HOME of the job
+) -> str:  # Text of a bash script
+    "The one script that sbatch and the local queue run."
+    setup = f"export OMP_NUM_THREADS={site.cpus}\n" if site.cpus else ""
+    setup += f"export RVTUTORIAL_HOME={shlex.quote(str(home))}\n" if home else ""
+    scratch = shlex.quote(expand("scratch", site.scratch)) if site.scratch else None
+    parts = {
+        "LOGIN": " -l" if site.modules else "",
+        "MODULES": load_modules(site),
+        "TASKS": shlex.quote(str(tasks)),
+        "SCRATCH": scratch or '"${TMPDIR:-/tmp}"',
+        "RESTARTS": str(site.restarts),
+        "SETUP": setup + (_CONTAINER_SETUP if site.image else ""),
+        "COMMAND": _job_command(site, [Path(tasks).parent, *folders]),
+    }
+    return re.sub("@([A-Z]+)@", lambda found: parts[found[1]], _JOB_SH)
+
+
+# --- what is refused, and what has to be waited for
+
+
+def _refuse_other_run(folder: Path, params: dict, notebook: Path) -> None:
+    "Raise ValueError when a folder holds a run with other settings."
+    other = differences(folder, params, notebook)
+    if other:
+        raise ValueError(
+            f"{folder} holds another run: {'; '.join(other)}. Give the new run a folder "
+            f"of its own, or delete this one"
+        )
+
+
+def _refuse_missing(site: Site) -> None:
+    "Raise FileNotFoundError or ValueError for an image or a bind that is not there."
+    if site.image:
+        check_image(expand("image", site.image))
+        check_binds([expand("binds", bind) for bind in site.binds])
+
+
+def _refuse_pattern(folder: Path, site: Site) -> None:
+    "Raise ValueError where Slurm would write its logs somewhere else."
+    if site.queue == "slurm" and set(str(folder)) & set("%\\"):
+        raise ValueError(
+            f"{folder} holds % or \\, which Slurm reads as a pattern; rename it"
+        )
+
+
+def _dependency(
+    after,  # A Job, a list of them, or None
+    site,  # Where the next job is to run
+    needs: bool,  # Is their success needed, or only their end?
+) -> dict:  # folders, needs, slurm: the dependency in sbatch's words
+    "What a submission has to wait for; ValueError if it could never begin."
+    jobs = [after] if isinstance(after, Job) else list(after or ())
+    known = [detail for job in jobs for detail in job.details(now=True)]
+    bad = [d for d in known if needs and d["state"] not in (*LIVE, *FINE)]
+    if bad:
+        raise ValueError(f"{bad[0]['folder']} has {bad[0]['state']}, and it is needed")
+    live = [d["folder"] for d in known if d["state"] in LIVE]
+    homes = {job.get("submission") or "" for job in Job(live).recorded().values()}
+    docs = {Path(home): submitted(home) for home in homes}
+    cluster = cluster_of(site.extra)
+    slurms = {home: doc for home, doc in docs.items() if doc.get("queue") == "slurm"}
+    ids = {split_id(job_id(home, doc) or "") for home, doc in slurms.items()}
+    other = {doc.get("queue") for doc in docs.values()} - {site.queue}
+    if other or (cluster and {name for _, name in ids} - {"", cluster}):
+        raise ValueError(
+            f"site {site.name} cannot wait for a job of another "
+            f"{'queue' if other else 'cluster'}; call wait() of that job first"
+        )
+    numbers = sorted(number for number, _ in ids)
+    if not all(numbers):
+        raise SlurmError("Slurm has not said yet which number the job before has")
+    how = ("afterok:" if needs else "afterany:") + ":".join(numbers)
+    slurm = how if numbers and site.queue == "slurm" else None
+    return dict(folders=[str(d["folder"]) for d in known], needs=needs, slurm=slurm)
+
+
+def _unfinished(job: Job, asked: dict, again: list[str]) -> dict:
+    "What of a job is neither done nor queued, or is to run once more behind another."
+    todo = {}
+    for detail in job.details(now=True):
+        folder = detail["folder"]
+        if detail["state"] == "unreadable":
+            raise ValueError(f"nobody can tell how {folder} is: {detail['why']}")
+        more = detail["state"] not in ("succeeded", *LIVE)
+        if detail["state"] in LIVE and str(folder) in again:
+            known = queued_for(Run(folder).manifest["went"]["job"])
+            more = asked[folder] not in [params for _, _, params in known]
+        if more:
+            todo[folder] = asked[folder]
+    return todo
+
+
+# --- what is written
+
+
+def _enqueue(folder: Path, job: dict) -> None:
+    "Note in a run's record that it is queued, perhaps behind itself with other values."
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder)
+    went = run.manifest.get("went", {})
+    if went.get("job") and Job(folder).details()[0]["state"] in LIVE:
+        run.update("went", job=job | {"earlier": queued_for(went["job"])})
+        return
+    write_json(folder / "params.json", job["params"])
+    run.update("went", state="queued", why=None, job=job)
+
+
+def _submission_folder(folders: list[Path]) -> Path:
+    "A new folder `jobs/TIME-NAME` beside the first run folder."
+    parent = folders[0].parent
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", folders[0].name)[:30].strip("-.") or "run"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    home = parent / "jobs" / f"{stamp}-{secrets.token_hex(2)}-{label}"
+    home.mkdir(parents=True)
+    return home
+
+
+def _write_submission(
+    runs: dict[Path, dict], site: Site, notebook: Path, needs=(), before=None
+) -> Path:
+    "Write all that the members of a submission need; returns its folder."
+    home = _submission_folder(list(runs))
+    # later edits do not matter
+    shutil.copyfile(notebook, home / f"{notebook.stem}.ipynb")
+    tasks = dict(notebook=f"{notebook.stem}.ipynb", folders=list(map(str, runs)))
+    tasks |= dict(params=list(runs.values()), needs=list(needs), before=before)
+    tasks |= dict(warn=site.warn, restarts=site.restarts)
+    tasks |= dict(seconds=minutes(site.time) * 60 if site.time else None)
+    write_json(home / "tasks.json", tasks)
+    course = Workspace().home
+    values = {v for p in runs.values() for v in p.values() if isinstance(v, str)}
+    shown = sorted(v for v in values if v.startswith("/") and os.path.exists(v))
+    places = {str(folder.parent) for folder in runs} | set(shown) | {str(course)}
+    script = batch_script(site, home / "tasks.json", sorted(places), course)
+    (home / "job.sh").write_text(script)
+    known = parameters(notebook)
+    for index, (folder, params) in enumerate(runs.items()):
+        job = dict(submission=str(home), index=index, site=site.name)
+        job |= dict(notebook=str(notebook), params=params)
+        job |= {"epochs": (hyperparams(known, params) or {}).get("epochs")}
+        _enqueue(folder, job)
+    return home
+
+
+def _hand_over(
+    runs: dict[Path, dict], site: Site, notebook: Path, first: dict, before=None
+) -> str:  # Job id
+    "Hand checked runs to Slurm or to the local queue."
+    needs = [f for f in first["folders"] if first["needs"]]
+    home = _write_submission(runs, site, notebook, needs, before)
+    args = sbatch_args(site, home, len(runs), home.name, first["slurm"])
+    doc = dict(queue=site.queue, host=socket.gethostname())
+    doc |= dict(site=site.model_dump(), sbatch=args)
+    write_json(home / "job.json", doc)
+    try:
+        doc["id"] = run_sbatch(args) if site.queue == "slurm" else start_local(home)
+    except Unheard:  # it may be queued: the runs wait, and are looked for
+        raise
+    except SlurmError as error:
+        why = str(error).splitlines()[0]
+        for folder in runs:
+            Run(folder).update("went", state="failed", why=why)
+        if why.startswith("sbatch refused"):  # else the command may be pasted by hand
+            write_json(home / "job.json", doc | {"refused": why})
+        raise
+    write_json(home / "job.json", doc)
+    return doc["id"]
+
+
+def _array_parts(
+    runs: dict[Path, dict],  # To be queued
+    most: int | None,  # How many an array may have; None: any number
+) -> list[dict]:  # One submission each, in order
+    "More runs than an array may have become several arrays."
+    items, size = list(runs.items()), most or len(runs)
+    return [dict(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def _after_part(first: dict, job: str) -> dict:
+    "What a further part has to wait for: the same, and the part before."
+    words = [first["slurm"], f"afterany:{split_id(job)[0]}"]
+    return first | {"slurm": ",".join(filter(None, words))}
+
+
+def submit_many(
+    runs: dict,  # {run folder: its parameters}
+    site: str | Path | Site = "local",  # Site, its name or its file
+    notebook: str | Path = "train_rastervision",  # Job notebook, by name or path
+    after=None,  # Job or list of jobs that must be over before these begin
+    needs: bool = False,  # Begin only if all runs of `after` have succeeded
+    before: str | None = None,  # "module:function", asked by each run when it begins
+) -> Job:
+    """Queue many runs as one job.
+
+    Where an array of Slurm's may not have so many members, it becomes several, one
+    behind the other. A run that has succeeded with these parameters is not run again,
+    one that is queued is not queued twice. `before` is called in the job with the run
+    folder and its parameters; it returns the parameters to use, or a text that says why
+    the run is not needed. Raises ValueError before anything is queued when a parameter is unknown or
+    bad, or when a folder holds another run; SlurmError when Slurm refuses, before
+    anything is written where that can be known.
+    """
+    site, notebook, asked = Site.read(site), job_notebook(notebook), {}
+    if not runs:
+        raise ValueError("a submission has 1 run at least, got none")
+    for folder, params in runs.items():
+        folder = run_folder(folder)
+        if folder in asked:
+            raise ValueError(f"{folder} is asked for twice in one submission")
+        asked[folder] = check_params(notebook, params)
+        _refuse_other_run(folder, asked[folder], notebook)
+    first, job = _dependency(after, site, needs), Job(asked)
+    _refuse_pattern(job.folders[0].parent, site)
+    parent = job.folders[0].parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with locked(parent / ".submitting", 300):  # so that nothing is queued twice
+        todo = _unfinished(job, asked, first["folders"])
+        if todo:
+            _refuse_missing(site)
+            most = None
+            if site.queue == "slurm":
+                refuse_request(site)
+                alone = len(todo) == 1  # then Slurm need not be asked
+                most = None if alone else array_limit(cluster_of(site.extra))
+            order = first
+            for part in _array_parts(todo, most):
+                number = _hand_over(part, site, notebook, order, before)
+                order = _after_part(first, number)
+    return job

@@ -1,0 +1,647 @@
+"""Jobs: what a notebook can be asked, the state of a run, waiting, cancelling, and logs.
+
+A run's own record is exact while its process can write; it cannot know that it was killed.
+The queue knows that, but forgets everything after some minutes. So both are asked.
+"""
+
+import ast
+import contextlib
+import functools
+import math
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from rvtutorial.core import records
+from rvtutorial.core.commands import answer
+from rvtutorial.core.files import is_locked, is_other
+from rvtutorial.core.records import Unreadable, read_json
+from rvtutorial.hpc.queue import (
+    ask_local,
+    cancel_local,
+    cancelled_members,
+    folders_of,
+    submitted,
+)
+from rvtutorial.hpc.scheduler import (
+    FINE,
+    LIVE,
+    NEVER,
+    SLURM,
+    SlurmError,
+    find_job,
+    split_id,
+)
+from rvtutorial.hpc.sites import cluster_of, on_cluster
+from rvtutorial.runs import Hyperparams, Run, near_match, packaged, write_json
+
+
+class JobFailed(RuntimeError):
+    "A job that was waited for did not succeed."
+
+
+# --- job notebooks and their parameters
+
+
+def job_notebook(name: str | Path) -> Path:
+    "The job notebook of that name, or at that path."
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    if path.parent != Path("."):
+        raise FileNotFoundError(f"there is no job notebook {path}")
+    return packaged("jobs", str(name))
+
+
+def _assigned(node: ast.stmt) -> dict:
+    "Names and values of one statement, if it is an assignment."
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+        return {}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    try:
+        value = ast.literal_eval(node.value)
+    except ValueError:
+        value = ast.unparse(node.value)
+    return {t.id: value for t in targets if isinstance(t, ast.Name)}
+
+
+def parameters(
+    notebook: str | Path,  # Path of a job notebook
+) -> dict:  # Default value by name; an expression is given as its text
+    """What can be set in a notebook: the assignments of its cell tagged `parameters`.
+
+    Lines for IPython, such as `%matplotlib inline` and `!ls`, are left out. Raises
+    `ValueError` with the line for what is no Python, and where no one cell is tagged.
+    """
+    with contextlib.suppress(OSError):
+        facts = os.stat(notebook)
+        known = str(notebook), facts.st_mtime_ns, facts.st_size
+        return dict(_parameters(*known))  # thousands of trials ask the same
+    return _parameters(notebook)
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(notebook: str | Path, *facts: int) -> dict:
+    "The same, read from the file; `facts` tell whether it is still the same one."
+    book = read_json(notebook, form={"cells": [dict]}, needed=("cells",))
+    cells = [
+        "".join(cell.get("source") or "")
+        for cell in book["cells"]
+        if "parameters" in ((cell.get("metadata") or {}).get("tags") or [])
+    ]
+    if len(cells) != 1:
+        raise ValueError(
+            f"{notebook} has {len(cells)} cells tagged parameters, not one"
+        )
+    found = {}
+    for node in _statements(cells[0], notebook):
+        found |= _assigned(node)
+    return found
+
+
+def _statements(source: str, notebook: str | Path) -> list[ast.stmt]:
+    "The Python in a cell, once IPython has turned its own lines into Python."
+    try:
+        return ast.parse(source).body
+    except SyntaxError:
+        from IPython.core.inputtransformer2 import TransformerManager
+    except (ValueError, RecursionError, MemoryError) as err:
+        raise ValueError(
+            f"{notebook}: the parameters cell is no Python: {err}"
+        ) from None
+    try:
+        return ast.parse(TransformerManager().transform_cell(source)).body
+    except (SyntaxError, ValueError) as err:
+        line, text = getattr(err, "lineno", None) or 1, getattr(err, "msg", err)
+        shown = (source.splitlines()[line - 1 : line] or [""])[0].strip()
+        raise ValueError(
+            f"{notebook}: line {line} of the parameters cell is no Python: {shown!r} "
+            f"({text})"
+        ) from None
+
+
+def scalar(name: str, value):
+    "A parameter's value as JSON carries it; ValueError where it could not arrive whole."
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, (str, int, float, bool, type(None))):
+        raise ValueError(
+            f"parameter {name} must be a text, a number, true, false or none, got the "
+            f"{type(value).__name__} {value!r}; a list is written as a text, '1,2'"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"parameter {name} must be a finite number, got {value}")
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"parameter {name} holds half a character: {value!r}"
+            ) from None
+    return value
+
+
+def hyperparams(known: dict, params: dict) -> dict | None:
+    "All values a training would use, checked; None for a notebook that trains nothing."
+    names = {*Hyperparams().asdict()} & {*known}
+    if "lr" not in names:
+        return None
+    given = {k: v for k, v in (known | params).items() if k in names and v is not None}
+    preset = params.get("preset") or known.get("preset") or "sample"
+    return Hyperparams.of(preset, **given).asdict()
+
+
+def check_params(
+    notebook: str | Path,  # Path of a job notebook
+    params: dict,  # Value by name
+) -> dict:  # The same, as JSON carries it
+    "Refuse before queueing what would fail after it: unknown names, bad values."
+    known = parameters(notebook)
+    for name in params:
+        if name not in known:
+            raise ValueError(
+                f"{name!r} is no parameter of {Path(notebook).stem}; "
+                f"{near_match(name, known)}"
+            )
+    params = {name: scalar(name, value) for name, value in params.items()}
+    hyperparams(known, params)
+    return params
+
+
+def _complete(known: dict, params: dict) -> dict:
+    "Parameters with what they leave to the notebook and the preset filled in."
+    given = known | {k: v for k, v in params.items() if v is not None}
+    with contextlib.suppress(ValueError):
+        given |= hyperparams(known, given) or {}
+    return given
+
+
+def differences(
+    folder: Path,  # Run folder
+    params: dict,  # What is asked of it now
+    notebook: str | Path | None = None,  # Which parameters exist and what they mean
+) -> list[str]:  # One text for each setting that is not the same; empty: go on
+    "How a request differs from what the folder already holds."
+    folder = Path(folder)
+    manifest = Run(folder).manifest
+    if not manifest:
+        stranger = (folder / "pipeline-config.json").exists()
+        return ["it was made by plain Raster Vision"] if stranger else []
+    job = manifest.get("went", {}).get("job") or {}
+    made = manifest.get("asked") or Run(folder).state in ("succeeded", *LIVE)
+    if not made or "params" not in job:
+        return []
+    known = parameters(notebook) if notebook else {}
+    old, new = (_complete(known, given) for given in (job["params"], params))
+    names = [n for n in sorted({*old, *new} - {"pause"}) if old.get(n) != new.get(n)]
+    return [f"{n} is {old.get(n)!r} there, {new.get(n)!r} here" for n in names]
+
+
+# --- the state of a run
+
+CANCELLING = "cancelled by hand"
+
+
+def _own_attempt(went: dict) -> dict:
+    "The last attempt, if the submission that is asked about made it."
+    job, attempts = went.get("job") or {}, went.get("attempts") or [{}]
+    same = all(attempts[-1].get(k) == job.get(k) for k in ("submission", "index"))
+    return attempts[-1] if same else {}
+
+
+def merge(
+    went: dict,  # Section `went` of run.json
+    word: str | None,  # The queue's word in ours; None: it knows nothing of this job
+    reason: str = "",  # Why a job waits, in the queue's words
+) -> tuple[str, str]:  # State and reason
+    "One state out of what a run's own record says and what the queue says."
+    state, why = went.get("state", "new"), went.get("why") or ""
+    begun = _own_attempt(went).get("state")
+    if reason == CANCELLING and state == "interrupted":
+        return "cancelled", why
+    if word == "unreadable":
+        if state in (*LIVE, "interrupted"):
+            return word, reason
+        return state, "; ".join(filter(None, [why, f"unreadable: {reason}"]))
+    if word == "unknown":
+        if state == "interrupted":  # not over before the queue has been asked
+            return "queued", reason or "interrupted, and perhaps queued again"
+        return state, reason if state in LIVE else why
+    if word == "running" and state == "interrupted":
+        return "running", "interrupted, and about to be queued again or to end"
+    if word == "running" and begun not in (None, "running"):
+        return state, why
+    if word in LIVE:
+        return word, reason
+    reason = "" if reason == "NonZeroExitCode" else reason  # says nothing new
+    if reason == NEVER:
+        reason = "a run that it needs did not succeed"
+    if state in LIVE and (went.get("job") or begun):
+        if word in (None, "succeeded"):
+            return "lost", "it is in no queue any more and has not said how it ended"
+        silent = "its notebook began" if begun is None else "it could say why"
+        return word, reason or (f"it ended before {silent}" if word == "failed" else "")
+    if state == "interrupted" and word not in (None, "succeeded", "failed"):
+        return word, why
+    return state, why
+
+
+_SOUGHT: dict = {}  # Submission folder -> when its job id was looked for, and found
+
+
+def job_id(home: Path, doc: dict) -> str | None:  # "": perhaps it is on its way
+    "The id that Slurm gave to a submission; looked for by its name where none is noted."
+    if doc.get("id") or doc.get("refused"):
+        return doc.get("id")
+    at, found = _SOUGHT.get(home, (-math.inf, None))
+    if time.monotonic() - at >= SLURM.every:
+        named = filter(None, [home.name, cluster_of(doc.get("sbatch") or ())])
+        found = find_job(*named)  # whoever submitted was killed, or it was pasted
+        _SOUGHT[home] = time.monotonic(), found
+    if found:
+        write_json(home / "job.json", doc | {"id": found})
+    sent = time.time() - (home / "job.json").stat().st_mtime
+    return found or (None if found == "" and sent > 90 else "")
+
+
+def ask(
+    homes: set[str],  # Folders of submissions
+    now: bool = False,  # Ask Slurm even if it was asked a moment ago
+) -> dict[tuple, tuple[str, str]]:  # (folder, member or None for all) -> word, reason
+    "What the queues know of some submissions."
+    found, by_id, cancelled, broken = {}, {}, [], {}
+    for home in homes:
+        try:
+            cancelled += [(home, member) for member in cancelled_members(home)]
+            doc = submitted(home)
+            if doc.get("queue") == "local":
+                found |= {(home, i): w for i, w in ask_local(Path(home)).items()}
+            elif doc:
+                number = job_id(Path(home), doc)
+                unheard = {(home, None): ("unknown", "not heard of yet")}
+                found |= unheard if number == "" else {}
+                by_id |= {number: home} if number else {}
+        except Unreadable as error:
+            broken[home] = str(error)
+    if by_id:
+        reply = SLURM.states(set(by_id), now)
+        found |= {(by_id[j], i): w for (j, i), w in reply.items()}
+    for key in cancelled:
+        found[key] = (found.get(key, ("cancelled", ""))[0], CANCELLING)
+    found = {key: word for key, word in found.items() if key[0] not in broken}
+    return found | {(home, None): ("unreadable", why) for home, why in broken.items()}
+
+
+def at_work(
+    folder: Path,  # Run folder
+    elsewhere: bool = True,  # Believe a lock of another machine, which nobody can try
+) -> bool:
+    "Whether a process holds a run's lock, or held it on another machine when last seen."
+    path = Path(folder) / "job.lock"
+    empty = path.is_file() and not path.stat().st_size  # nobody has it, or just now
+    owner = {} if empty else read_json(path, {}, records.OWNER)
+    if is_other(owner.get("folder"), folder):  # copied with the run
+        return False
+    away = owner.get("host") not in (None, socket.gethostname())
+    return (away and elsewhere) or is_locked(path)
+
+
+def queued_for(job: dict) -> list:
+    "Submission, place in it and parameters of each time that a run is queued for."
+    return [
+        [job.get(k) for k in ("submission", "index", "params")],
+        *job.get("earlier", []),
+    ]
+
+
+def own_submissions(
+    folder: Path,  # Run folder
+    job: dict,  # What its record says of its job
+    known: dict,  # Folders of each submission; filled as they are read
+) -> tuple[dict, str | None]:  # Job without what is not its own, and whose copy it is
+    """Believe a submission only if it names this very folder.
+
+    The record of a copied run names the submission of the original. Whoever cancels the
+    copy must not stop the original.
+    """
+    own, original = [], None
+    for home, index, params in queued_for(job):
+        if home and home not in known:
+            known[home] = folders_of(home)
+        names = known.get(home)
+        place = names[index] if names and index in range(len(names)) else None
+        if names and (place is None or _is_elsewhere(place, folder)):
+            original = place or f"a run of {home}"
+        else:
+            own.append([home, index, params])
+    if not own:
+        away = ("submission", "index", "earlier")
+        return {k: v for k, v in job.items() if k not in away}, original
+    first = dict(zip(("submission", "index", "params"), own[0], strict=True))
+    job = job | {k: v for k, v in first.items() if k in job}
+    return job | ({"earlier": own[1:]} if "earlier" in job else {}), None
+
+
+def _is_elsewhere(place: str, folder: Path) -> bool:
+    "Whether a submission was made for another folder than this one."
+    try:
+        return place != str(folder) and not os.path.samefile(place, folder)
+    except OSError:
+        return True
+
+
+def epochs(
+    folder: Path,  # Run folder
+) -> tuple[int, int | None]:  # Done and asked for; None where that is not known
+    "How far a training is."
+    manifest = Run(folder).manifest
+    asked = manifest.get("asked", {}).get("hyperparams", {}).get("epochs")
+    asked = asked or (manifest.get("went", {}).get("job") or {}).get("epochs")
+    try:
+        text = (Path(folder) / "train" / "log.csv").read_text(errors="replace")
+        rows = text.splitlines()[1:]
+    except OSError:
+        rows = []
+    return len({row.split(",")[0] for row in rows if row[:1].isdigit()}), asked
+
+
+def run_folder(folder: str | Path) -> Path:
+    "An absolute path that every program on the way can take."
+    text = os.path.abspath(os.path.expanduser(folder))
+    if not text.isprintable():
+        raise ValueError(
+            f"run folder {text!r} holds a character that cannot be printed"
+        )
+    if os.path.exists(text) and not os.path.isdir(text):
+        raise ValueError(f"{text} is a file; a run needs a folder of its own")
+    return Path(text)
+
+
+def _state_of(folder: Path, job: dict, known: dict) -> tuple[str, str]:
+    "State and reason of one run, from its record, the queues and who is at work in it."
+    went = Run(folder).manifest.get("went", {})
+    home, index = job.get("submission"), job.get("index")
+    word, reason = known.get((home, index)) or known.get((home, None), (None, ""))
+    if job.get("trouble"):
+        word, reason = "unreadable", job["trouble"]
+    # a queue that was killed leaves a member at work; a node that is gone leaves a lock
+    told = home is None or went.get("state") in (*LIVE, "interrupted")
+    if told and word in (None, "unreadable") and at_work(folder, home is None):
+        word, reason = "running", f"unreadable: {reason}" if word else ""
+    if word is None and job.get("copy_of") and went.get("state") in LIVE:
+        place = job["copy_of"]
+        return "interrupted", f"copied or moved from {place}, to which its job belongs"
+    return merge(went, word, reason)
+
+
+# --- cancelling, and logs
+
+
+def cancel_members(home: Path, members: list[int]) -> None:
+    "Take members of one submission out of the queue, or stop them."
+    doc = submitted(home)
+    write_json(home / "cancelled.json", sorted({*cancelled_members(home), *members}))
+    SLURM.forget()
+    if doc.get("queue") == "slurm":
+        _scancel(job_id(home, doc), home, members)
+    else:
+        cancel_local(home, members)
+
+
+def _scancel(job: str | None, home: Path, members: list[int]) -> None:
+    "Tell Slurm to cancel members of an array."
+    if not job:
+        raise SlurmError(
+            f"Slurm has not said yet which number the job {home.name} has: cancel it "
+            f"again in a minute, or in a terminal: scancel --name={home.name}"
+        )
+    number, cluster = split_id(job)
+    command = on_cluster(cluster, "scancel", *(f"{number}_{m}" for m in members))
+    if answer(command) is None:
+        raise SlurmError(f"{' '.join(command)} failed; try it in a terminal")
+
+
+def tail(path: Path, lines: int) -> str:
+    "The last lines of a text file, without reading all of it; bars are drawn out."
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))
+        text = file.read().decode("utf-8", "replace")
+    rows = [row.rstrip("\r").rsplit("\r", 1)[-1] for row in text.rstrip().split("\n")]
+    return "\n".join(rows[-lines:])
+
+
+def end_of_log(folder: Path, lines: int) -> str:
+    "The end of a run's log; where its notebook never began, of what came before."
+    job = {}
+    with contextlib.suppress(Unreadable):
+        job = Run(folder).manifest.get("went", {}).get("job") or {}
+    home, index = Path(job.get("submission") or folder), job.get("index", 0)
+    outs = [*home.glob(f"slurm-*_{index}.out"), home / f"local-{index}.out"]
+    logs = [folder / "job.log", *outs, home / "queue.log"]
+    logs = [path for path in logs if path.is_file() and path.stat().st_size]
+    return tail(max(logs, key=os.path.getmtime), lines) if logs else ""
+
+
+# --- a line that follows several runs
+
+
+def summary(
+    details: list[dict],
+) -> str:  # Such as "1 running, 2 queued (a: epoch 3 of 8)"
+    "States counted, and how far the run is that is at work."
+    states = [d["state"] for d in details]
+    counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
+    text = ", ".join(counts) if len(states) > 1 else states[0]
+    notes = []
+    for d in [d for d in details if d["state"] == "running"][:2]:
+        count = f": epoch {d['done']} of {d['epochs']}" if d["epochs"] else ""
+        notes.append(d["folder"].name + count)
+    if not notes:  # why the first one waits
+        notes = [d["why"] for d in details if d["state"] == "queued" and d["why"]][:1]
+    return text + (f" ({', '.join(notes)})" if notes else "")
+
+
+class Line:
+    "A file for tqdm whose last line stays in a notebook's output, and only that."
+
+    def __init__(self):
+        from IPython.display import display
+
+        self.text = ""
+        self.shown = display(self, display_id=True)
+
+    def write(self, text: str):
+        self.text = text.strip("\r\n ") or self.text
+
+    def flush(self):
+        self.shown.update(self)
+
+    def __repr__(self):
+        return self.text
+
+
+def in_notebook() -> bool:
+    "Whether this runs in a notebook's kernel."
+    shell = "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
+    return hasattr(shell, "kernel")
+
+
+class Progress:
+    "A progress line over the epochs of several runs."
+
+    def __init__(self, details: list[dict], progress: bool = True):
+        from tqdm.std import tqdm
+
+        line = Line() if progress and in_notebook() else sys.stderr
+        form = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left"
+        self.live, self.said = isinstance(line, Line) or line.isatty(), ""
+        self.bar = tqdm(disable=not progress, file=line, bar_format=form, mininterval=0)
+        self.show(details)
+
+    def show(self, details: list[dict]):
+        "Draw the line; an epoch counts one, all that comes after the last one too."
+        self.details = details
+        self.over = not any(d["state"] in LIVE for d in details)
+        self.bar.total = sum((d["epochs"] or 0) + 1 for d in details)
+        self.bar.n = sum(
+            d["done"] if d["state"] in LIVE else (d["epochs"] or 0) + 1 for d in details
+        )
+        before, self.said = self.said, summary(details)
+        if self.live or before != self.said:  # a log file gets a line for each change
+            self.bar.set_description_str(self.said)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+
+# --- the job itself
+
+SILENCE = 900  # Seconds that `wait` bears with a Slurm that does not answer
+
+
+class Job:
+    "What `submit` returns; `Job(folder)` finds it again."
+
+    def __init__(self, folders):
+        folders = [folders] if isinstance(folders, (str, Path)) else folders
+        self.folders = [run_folder(folder) for folder in folders]
+
+    def recorded(self) -> dict[Path, dict]:
+        "What is on record of each run's own job; of a copied run `copy_of` in its place."
+        found, known = {}, {}
+        for folder in self.folders:
+            try:
+                job = Run(folder).manifest.get("went", {}).get("job") or {}
+                job, original = own_submissions(folder, job, known)
+                found[folder] = job | ({"copy_of": original} if original else {})
+            except Unreadable as error:
+                found[folder] = {"trouble": str(error)}
+        return found
+
+    def details(self, now: bool = False) -> list[dict]:
+        "For each run: folder, state, why, epochs done and asked for."
+        jobs, found = self.recorded(), []
+        homes = {j["submission"] for j in jobs.values() if j.get("submission")}
+        known = ask(homes, now)
+        for folder, job in jobs.items():
+            row = dict(folder=folder, done=0, epochs=None)
+            try:
+                row["state"], row["why"] = _state_of(folder, job, known)
+                row["done"], row["epochs"] = epochs(folder)
+            except Unreadable as error:
+                row |= dict(state="unreadable", why=str(error))
+            found.append(row)
+        return found
+
+    def states(self) -> dict[Path, str]:
+        "Folder -> state: queued, running, succeeded, or what went wrong."
+        return {d["folder"]: d["state"] for d in self.details()}
+
+    @property
+    def done(self) -> bool:
+        "Whether nothing is queued or running any more."
+        return not any(state in LIVE for state in self.states().values())
+
+    def wait(
+        self,
+        progress: bool = True,  # Show states, epochs, elapsed and remaining time
+        timeout: float | None = None,  # Seconds; the job itself goes on
+        every: float = 1.0,  # Seconds between two looks
+    ) -> "Job":
+        "Wait until nothing is queued or running; raise `JobFailed` for what failed."
+        start = time.monotonic()
+        with Progress(self.details(), progress) as line:
+            while not line.over:
+                if timeout is not None and time.monotonic() - start > timeout:
+                    raise TimeoutError(f"still at work after {timeout} s:\n{self!r}")
+                time.sleep(every)
+                line.show(self.details())
+                if SLURM.silence > SILENCE:
+                    raise SlurmError(
+                        f"Slurm has not answered for {SILENCE // 60} minutes. The jobs "
+                        f"may well go on; wait again later, nothing is lost:\n{self!r}"
+                    )
+        self.settle()
+        failed = [d for d in line.details if d["state"] not in FINE]
+        if failed:
+            raise JobFailed("\n\n".join(failure(self, d) for d in failed))
+        return self
+
+    def settle(self) -> None:
+        "Give the local queue a moment to note that a run has ended."
+        for job in self.recorded().values():
+            home, states = Path(job.get("submission") or ""), {}
+            for _ in range(50):
+                with contextlib.suppress(Unreadable):
+                    local = submitted(home).get("queue") == "local"
+                    states = ask_local(home) if local else {}
+                if states.get(job.get("index"), ("", ""))[0] not in LIVE:
+                    break
+                time.sleep(0.1)
+
+    def cancel(self) -> "Job":
+        "Take what is queued out of the queue and stop what is running."
+        jobs, states, homes = self.recorded(), self.states(), {}
+        for folder, job in jobs.items():
+            for home, index, _ in queued_for(job) if states[folder] in LIVE else []:
+                if home:
+                    homes.setdefault(home, []).append(index)
+        errors = []
+        for home, members in homes.items():
+            try:
+                cancel_members(Path(home), members)
+            except Unreadable as error:  # the others first
+                errors.append(error)
+        for folder in self.folders:
+            if Run(folder).state == "queued":
+                Run(folder).update("went", state="interrupted", why="cancelled")
+        if errors:
+            raise errors[0]
+        return self
+
+    def log(self, folder: str | Path | None = None, lines: int = 20) -> str:
+        "The last lines that a run wrote, wherever it wrote them."
+        folder = run_folder(folder) if folder else self.folders[0]
+        return end_of_log(folder, lines)
+
+    def __repr__(self):
+        width, rows = max(len(f.name) for f in self.folders), []
+        for d in self.details():
+            count = f"  epoch {d['done']} of {d['epochs']}" if d["epochs"] else ""
+            why = f"  ({d['why']})" if d["why"] else ""
+            why = f": {d['why']}" if d["state"] == "unreadable" else why
+            rows.append(f"{d['folder'].name:<{width}}  {d['state']}{count}{why}")
+        return "\n".join(rows)
+
+
+def failure(job: Job, detail: dict) -> str:
+    "What went wrong with a run, the end of its log, and where to look further."
+    folder, why = detail["folder"], detail["why"] and f" ({detail['why']})"
+    text = f"{folder.name}: {detail['state']}{why}\n{job.log(folder, 12)}"
+    books = sorted(folder.glob("notebook*.ipynb"), key=os.path.getmtime)
+    return text + (f"\nnotebook up to there: {books[-1]}" if books else "")
