@@ -780,7 +780,8 @@ def _board_text(board, form: str) -> str:
 @click.option(
     "--report", "also", type=click.Choice(["test"]), help="Show this split too."
 )
-@click.option("--of", metavar="CLASS", help="The class that is scored.")
+@click.option("--class", "--of", "class_name", metavar="NAME",
+              help="The class that is scored.")  # fmt: skip
 @click.option("--seeds", is_flag=True, help="Runs that differ in their seed are one.")
 @click.option("--method", type=click.Choice(["jackknife", "bootstrap"]),
               default="jackknife", show_default=True, help="Of the intervals.")  # fmt: skip

@@ -27,6 +27,7 @@ from pathlib import Path
 from .core import records
 from .core.records import Unreadable, read_json
 from .core.files import LONGEST, lock_soon, open_lock, refuse_name, shortened
+from .core.formulas import fractions
 
 # %% ../nbs/05_model_configuration.ipynb #81b8ca54
 _UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
@@ -872,14 +873,10 @@ def headline(
     sought = [n for n in items if n not in ("background", "null")] or list(items)
     counts = items[class_name or sought[0]]["conf_mat_dict"]
     tp, fp, fn, tn = (counts[key] for key in ("TP", "FP", "FN", "TN"))
-    shares = {
-        "f1": (2 * tp, 2 * tp + fp + fn),
-        "iou": (tp, tp + fp + fn),
-        "precision": (tp, tp + fp),
-        "recall": (tp, tp + fn),
-        "accuracy": (tp + tn, tp + fp + fn + tn),
-    }
-    scores = {name: a / b if b else None for name, (a, b) in shares.items()}
+    found, scores = fractions(tp, fp, fn, tn), {}
+    for name in ("f1", "iou", "precision", "recall", "accuracy"):
+        above, below = found[name]
+        scores[name] = above / below if below else None
     return {"class": class_name or sought[0], **scores}
 
 # %% ../nbs/05_model_configuration.ipynb #a88e9022

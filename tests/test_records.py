@@ -220,7 +220,11 @@ def test_a_bad_record_of_a_sweep_is_one_line(runs):
         assert [s.get("states") for s in doc["sweeps"]] == [{"new": 1}, None]
         assert file in doc["sweeps"][1]["error"]
         listed = {"two/seed=0"} if file == "sweep.yaml" else set()  # trials.csv says so
-        assert {r["run"] for r in doc["runs"]} == {"good", "other", "one/seed=0"} | listed
+        assert {r["run"] for r in doc["runs"]} == {
+            "good",
+            "other",
+            "one/seed=0",
+        } | listed
         (runs / "two" / file).write_bytes(good)
 
 

@@ -23,6 +23,7 @@ import pandas as pd
 from .. import __version__, viz
 from . import runs as plots, sweeps
 from ..metrics import leaderboard
+from ..metrics import counting
 from ..metrics.counting import Counts
 from ..core.files import refuse_name
 from ..metrics.leaderboard import LabelFolder
@@ -185,7 +186,7 @@ def _reason(err: Exception, run) -> str:
 
 def _alike(counts: dict) -> tuple[str, dict]:
     "The class that most runs have, and why some of them cannot be compared with most."
-    first = Counter(leaderboard.first_class(one) for one in counts.values())
+    first = Counter(counting.first_class(one) for one in counts.values())
     of, left_out = first.most_common(1)[0][0], {}
     for name, one in counts.items():
         if of not in one.classes:
@@ -399,7 +400,9 @@ def _seeds(found: Material) -> list:
         return []
     if all(len(group) < 2 for group in groups.values()):
         return []
-    board = leaderboard.leaderboard(groups, found.metric, found.split, of=found.of)
+    board = leaderboard.leaderboard(
+        groups, found.metric, found.split, class_name=found.of
+    )
     rows = {
         "seeds": board.seeds,
         f"mean pixel {_title(found.metric)}": board.iloc[:, 0],
@@ -680,7 +683,7 @@ def costs(
 def _total(found: Material, name: str) -> float:
     "A run's score over the common scenes."
     rows = leaderboard.table(found.counts[name], found.of).loc[found.by_scene.index]
-    return float(leaderboard.score(rows.sum().to_numpy(), found.metric))
+    return float(counting.score(rows.sum().to_numpy(), found.metric))
 
 # %% ../../nbs/figures/report.ipynb #bd1eba36
 _DIGITS = {

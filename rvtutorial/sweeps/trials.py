@@ -16,7 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from rvtutorial.hpc.scheduler import LIVE
-from rvtutorial.metrics.leaderboard import counts_of, jackknife, table
+from rvtutorial.metrics.counting import table
+from rvtutorial.metrics.intervals import jackknife
+from rvtutorial.metrics.leaderboard import counts_of
 from rvtutorial.core import records
 from rvtutorial.hpc.queue import Job, Line, in_notebook, submitted
 from rvtutorial.core.files import safe_name
