@@ -568,7 +568,7 @@ def _existing(folder: Path, action: str | None, extend: str | None, site, dry: b
     if action == "retry":
         return sweep.retry(site)
     if extend is None:
-        return sweep.go_on(site)
+        return sweep.resume(site)
     more = int(extend) if extend.isdecimal() else extend
     if extend == "next":
         more = sweep.next_round()
@@ -624,9 +624,9 @@ def sweep(plan, params, out, site, dry, action, extend, wait, timeout):
         folder = _new_folder(plan, out)
         if dry:
             return _plan_new(folder, plan, values(params))
-        from rvtutorial.sweep import start
+        from rvtutorial.sweep import run_sweep
 
-        found = start(folder, plan, values(params), site)
+        found = run_sweep(folder, plan, values(params), site)
     if isinstance(found, Answer):
         return found
     code = FINE

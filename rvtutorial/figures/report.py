@@ -40,7 +40,7 @@ from rvtutorial.figures.page import (
 )
 from ..runs import Run, atomic_path, find_runs, natural_key, near_match
 from .swipe import UNREADABLE, swipe_of
-from ..sweep import Sweep, in_words
+from ..sweep import Sweep
 from ..sweeps.sweepfile import short
 from ..sweeps.trials import gpu_minutes, worked
 
@@ -298,7 +298,7 @@ def _summary(found: Material, board: pd.DataFrame) -> str:
         )
         return f"{board.index[0]} reaches a {what} of {first.iloc[0]:.3f}{span} on {first.scenes} {found.split} scenes."
     if len(board) <= 6:
-        return in_words(board).replace(board.columns[0], what)
+        return board.summary().replace(board.columns[0], what)
     text = f"{board.index[0]} has the highest {what}, {first.iloc[0]:.3f} on "
     return f"{text}{first.scenes} {found.split} scenes. {_others(board)}"
 

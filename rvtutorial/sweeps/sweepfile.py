@@ -639,7 +639,9 @@ def read_record(
             raise FileNotFoundError(text)
     plan = attempt(lambda: read_plan(folder), files[0], "record of a sweep")
     rows = trial_rows(folder)
-    return plan, attempt(lambda: _trials(rows, folder, plan), files[1], "list of trials")
+    return plan, attempt(
+        lambda: _trials(rows, folder, plan), files[1], "list of trials"
+    )
 
 
 def _trials(rows: list[dict], folder: Path, plan: SweepFile) -> list[Trial]:

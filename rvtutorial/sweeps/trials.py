@@ -33,8 +33,11 @@ from rvtutorial.sweeps.sweepfile import (
     Trial,
     add_trials,
     complete,
+    expand,
     job_params,
+    new_trials,
     read_record,
+    refuse_other_plan,
     write_record,
 )
 
@@ -143,10 +146,10 @@ def who_goes_on(
         return [trial.name for trial in alive]
 
 
-HOOK = "rvtutorial.sweeps.trials:before"
+HOOK = "rvtutorial.sweeps.trials:prepare_trial"
 
 
-def before(
+def prepare_trial(
     folder: Path,  # The run folder
     params: dict,  # What was submitted
 ) -> dict | str:  # What to run with, or why it is not needed
@@ -167,6 +170,9 @@ def before(
         params = params | job_params(own)
         Run(folder).update("went.job", params=params)
     return params
+
+
+before = prepare_trial  # queued jobs of version 0.1.0 name it
 
 
 def target_reached(
@@ -250,7 +256,7 @@ def results(
     return found
 
 
-def turns(
+def submissions(
     folder: Path,  # The sweep folder
     plan: SweepFile,
     trials: list[Trial],  # Those to run
@@ -279,7 +285,7 @@ def _params(folder: Path, plan: SweepFile, trials: list[Trial], more=()) -> dict
     }
 
 
-def asks(plan: SweepFile) -> bool:
+def needs_hook(plan: SweepFile) -> bool:
     "Whether a sweep's jobs have to ask something before they begin."
     return bool(plan.early) or plan.target is not None or plan.method == "bayes"
 
@@ -293,15 +299,15 @@ def hand_over(
 ) -> Job | None:  # The last submission; None: nothing was to be done
     "Submit what of a sweep is still to be done; the caller holds the folder's lock."
     reached = target_reached(folder, plan, every)
-    forget_turns(folder, every, reached)
+    note_final_states(folder, every, reached)
     if reached:
         return None
     if plan.method == "bayes":
         enlist(folder, [trial.name for trial in every])
     job = None
-    for runs in turns(folder, plan, trials):
+    for runs in submissions(folder, plan, trials):
         order = {"after": job} if job else {}
-        order |= {"before": HOOK} if asks(plan) else {}
+        order |= {"before": HOOK} if needs_hook(plan) else {}
         job = submit_many(runs, site=site, notebook=_program(plan), **order)
     return job
 
@@ -310,6 +316,87 @@ def _program(plan: SweepFile) -> str:
     "The sweep's job notebook as `submit` takes it: a path, or a name."
     name = plan.program
     return name if "/" in name else name.removesuffix(".ipynb")
+
+
+def start(
+    folder: Path,  # The sweep folder
+    trials,  # As `sweep.run_sweep` takes them
+    base: dict | None = None,  # The same in all trials
+    site: str | Path | Site = "local",
+    reuse: Iterable = (),  # Runs that may stand in for a trial with the same values
+    compare: bool | None = None,  # Submit a comparison behind; None: on Slurm only
+) -> None:
+    "Start a sweep or go on with it; raises what `sweep.run_sweep` raises."
+    plan, asked = expand(trials, base)
+    new_trials(plan.fixed, asked, [])
+    if not (folder / "trials.csv").is_file():
+        checked_trials(folder, plan, asked, reuse=reuse)  # before there is a folder
+        return record_and_submit(folder, plan, asked, reuse, site, compare)
+    old, known = read_record(folder)
+    refuse_other_plan(folder, old, plan)
+    fresh = new_trials(old.fixed, asked, known)
+    fresh = fresh or max(0, (plan.run_cap or 0) - len(known)) * (plan.method == "bayes")
+    if fresh:
+        names = ", ".join(trial.name for trial in known)
+        raise ValueError(f"{folder} has {names}, not {fresh}; use Sweep.extend")
+    record_and_submit(folder, old, asked, reuse, site, compare)
+
+
+def record_and_submit(
+    folder: Path,  # The sweep folder
+    plan: SweepFile,
+    asked: list[dict],  # Parameters of the trials asked for
+    reuse: Iterable,  # Runs that may stand in for a trial
+    site: str | Path | Site,
+    compare: bool | None = None,  # Submit a comparison behind; None: on Slurm only
+) -> None:
+    "Put what is new on record, then submit what is not done."
+    with sweep_lock(folder):
+        there = (folder / "trials.csv").is_file()
+        known = read_record(folder)[1] if there else []
+        trials = checked_trials(folder, plan, asked, known, reuse)
+        write_record(folder, plan, trials)
+        job = hand_over(folder, plan, trials, trials, site)
+    if job and (Site.read(site).queue == "slurm" if compare is None else compare):
+        submit_comparison(folder, trials, site)
+
+
+def resume(
+    folder: Path,  # The sweep folder
+    plan: SweepFile,
+    trials: list[Trial],  # All of them
+    site: str | Path | Site | None = None,  # None: where it ran last
+    only: Iterable[str] | None = None,  # Names of some trials
+) -> None:
+    "Submit what is not done."
+    with sweep_lock(folder):
+        site = site or last_site(folder, trials)
+        some = [t for t in trials if only is None or t.name in only]
+        job = hand_over(folder, plan, some, trials, site)
+    if job and Site.read(site).queue == "slurm":
+        submit_comparison(folder, trials, site)
+
+
+def wider(
+    folder: Path,  # The sweep folder
+    plan: SweepFile,
+    trials,  # As `sweep.run_sweep` takes them, or a number of them
+) -> tuple[SweepFile, list[dict]]:
+    "The plan and the trials of a sweep that gets more of them; ValueError if it cannot."
+    if plan.early and (folder / "rungs.json").exists():
+        raise ValueError(
+            f"{folder} has decided who goes on; new trials want a sweep of their own"
+        )
+    if isinstance(trials, int) and plan.method != "grid":
+        plan = replace(plan, run_cap=plan.run_cap + trials)
+        return plan, plan.trials()
+    if plan.method == "bayes" or isinstance(trials, int):
+        how = "a number of trials" if plan.method == "bayes" else "a list of trials"
+        raise ValueError(f"a sweep of method {plan.method} is extended by {how}")
+    new, asked = expand(trials)
+    fixed = {**plan.fixed, **new.fixed}
+    refuse_other_plan(folder, plan, replace(plan, fixed=fixed))
+    return plan, asked
 
 
 def submit_comparison(
@@ -324,7 +411,7 @@ def submit_comparison(
     return submit(place, {"sweep": str(folder)}, site, "compare_runs", after=job)
 
 
-def forget_turns(
+def note_final_states(
     folder: Path,  # The sweep folder
     trials: list[Trial],
     reached: str | None = None,  # Words about the sweep's target, once it is reached
