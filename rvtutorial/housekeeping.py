@@ -4,13 +4,13 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
-import stat
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from humanize import naturalsize
 
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.core.files import is_own_file, scratch_places
@@ -18,44 +18,6 @@ from rvtutorial.hpc.runner import Busy, lock
 from rvtutorial.hpc.queue import Job, ask
 from rvtutorial.core.records import Unreadable
 from rvtutorial.runs import Run, find_runs, near_match, read_json
-
-
-KINDS = {  # What a file of a run is for, by the beginning of its path; first fit wins
-    "weights": r"train/.*\.pth|checkpoint\.pt",
-    "bundles": r".*\.zip",
-    "scores": r"predict/.*(scores\.tif|pixel_hits\.npy)",
-    "maps": r"predict/",
-    "labels": r"labels/",
-    "notebooks": r".*\.ipynb",
-}
-
-
-def disk_use(
-    folder: str | Path,  # A run folder, or a folder of run folders
-) -> dict[str, int]:  # Bytes by kind, and `all`
-    "What the files below a folder are for, and how large they are together."
-    folder = Path(folder).expanduser().absolute()
-    runs = {run.path for run in find_runs(folder)}
-    found = dict.fromkeys([*KINDS, "rest"], 0)
-    for path, size in _files(folder):
-        run = next((above for above in path.parents if above in runs), folder)
-        name = path.relative_to(run).as_posix()
-        kind = next((k for k, text in KINDS.items() if re.match(text, name)), "rest")
-        found[kind] += size
-    return found | {"all": sum(found.values())}
-
-
-def _files(folder: Path) -> Iterator[tuple[Path, int]]:
-    "Files below a folder and their sizes; links are not followed."
-    seen = set()
-    for above, _, names in os.walk(folder):
-        for path in (Path(above, name) for name in names):
-            with contextlib.suppress(OSError):  # deleted meanwhile
-                facts = path.lstat()
-                if not stat.S_ISLNK(facts.st_mode):
-                    again = (facts.st_dev, facts.st_ino) in seen  # by another name
-                    seen.add((facts.st_dev, facts.st_ino))
-                    yield path, 0 if again else facts.st_size
 
 
 @dataclass(frozen=True)
@@ -272,7 +234,8 @@ _GONE = re.compile(r"\.gone-[0-9a-f]+")
 
 
 def _whole(folder: Path) -> Found:
-    return Found("submissions", folder, sum(size for _, size in _files(folder)))
+    size = sum(path.lstat().st_size for path in folder.iterdir())
+    return Found("submissions", folder, size)
 
 
 def _cached() -> list[Found]:
@@ -306,24 +269,14 @@ class Cleaning:
 
     def __repr__(self):
         lines = [
-            f"{r['rule']:<12} {r['files']:>6} {size_in_words(r['bytes']):>9}  "
+            f"{r['rule']:<12} {r['files']:>6} {naturalsize(r['bytes']):>9}  "
             f"{r['what']} ({r['why']})"
             for r in self.rows()
         ]
-        lines += [f"{'all':<12} {len(self.found):>6} {size_in_words(self.size):>9}"]
+        lines += [f"{'all':<12} {len(self.found):>6} {naturalsize(self.size):>9}"]
         names = {path: "/".join(path.parts[-2:]) for path in self.left}
         lines += [f"left alone: {names[p]} ({why})" for p, why in self.left.items()]
         return "\n".join(lines)
-
-
-def size_in_words(
-    n: float,  # Bytes
-) -> str:
-    "Bytes as 12 kB, 3.4 MB or 1.2 GB."
-    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= one:
-            return f"{n / one:.1f} {unit}"
-    return f"{n:.0f} B"
 
 
 def look(
