@@ -37,7 +37,7 @@ MOVED = {
     "speed": "engine.speed",
     "sweepfile": "sweeps.sweepfile",
     "sweepplots": "figures.sweeps",
-    "tracking": "sweeps.tracking",
+    "tracking": "sweeps.trials",
     "trials": "sweeps.trials",
 }
 

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .figures import maps
+from .metrics import counting
 from .metrics import leaderboard as metrics
 from .chips import grid_windows, plot_windows
 from .figures.maps import alt_text, figure_bytes, figure_kind  # noqa: F401
@@ -98,7 +99,7 @@ def display_conf_mat(
     for ax in axes.flat[len(counts) :]:
         ax.remove()
     for ax, (name, found) in zip(axes.flat, counts.items(), strict=False):
-        kind = of or metrics.first_class(found)
+        kind = of or counting.first_class(found)
         maps.draw_matrix(ax, metrics.table(found, kind, null).sum(), kind)
         ax.set_title(f"{name}\n{len(found)} whole {split} scenes", fontsize=10)
     for note in note_test(runs, split, "display_conf_mat", "confusion matrix"):

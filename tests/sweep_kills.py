@@ -36,8 +36,8 @@ from rvtutorial.runs import Run, read_json
 from rvtutorial.sweep import Sweep
 
 START = """import sys
-from rvtutorial.sweep import Sweep, grid, start
-sweep = start(sys.argv[1], sys.argv[2])
+from rvtutorial.sweep import Sweep, grid, run_sweep
+sweep = run_sweep(sys.argv[1], sys.argv[2])
 if sweep.plan.program.endswith("light.ipynb") and not sweep.plan.early:
     sweep = sweep.extend(grid(lr=[5e-3, 2e-3, 8e-2]))
 sweep.wait(progress=False)

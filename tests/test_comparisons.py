@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_counts import some_counts
 from scipy import stats
+from worlds import World, plot_power, power, trials
 
 from rvtutorial.metrics.counting import score, scores, table
 from rvtutorial.metrics.intervals import (
     FEWEST_SCENES,
     METHODS,
-    World,
     board_of,
     bootstrap,
     compare_all,
@@ -22,9 +22,6 @@ from rvtutorial.metrics.intervals import (
     holm,
     jackknife,
     neighbours,
-    plot_power,
-    power,
-    trials,
 )
 
 

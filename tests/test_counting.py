@@ -165,7 +165,7 @@ def test_counts_refuse_what_does_not_fit():
     with pytest.raises(ValueError, match="ids must differ"):
         Counts(np.zeros((2, 3, 3)), ("a", "a"), NAMES)
     with pytest.raises(ValueError, match="no class 'road'; the classes are building"):
-        table(some_counts(), of="road")
+        table(some_counts(), class_name="road")
     with pytest.raises(ValueError, match="no metric 'dice'; there are precision"):
         score(np.ones(5), "dice")
 

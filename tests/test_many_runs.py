@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_runs import PEAK, evaluation
+from worlds import World
 
 from rvtutorial.figures import report
 from rvtutorial.metrics import leaderboard
-from rvtutorial.metrics.intervals import World, board_of
+from rvtutorial.metrics.intervals import board_of
 from rvtutorial.runs import Run
 
 RUNS, SCENES = 2000, 12

@@ -13,18 +13,21 @@ from fake_runs import evaluation, fake_run, three_scenes, truth_of, write_raster
 from random_counts import NAMES, some_counts
 from rasterio.transform import from_origin
 
-from rvtutorial.metrics import leaderboard as metrics
-from rvtutorial.metrics.leaderboard import (
-    Counts,
-    LabelFolder,
-    add,
+from rvtutorial.metrics import calibration, intervals
+from rvtutorial.metrics.calibration import (
     add_scores,
+    count_score_arrays,
+    reliability,
+    score_summary,
+)
+from rvtutorial.metrics.counting import Counts, add, count_arrays, overall, table
+from rvtutorial.metrics.intervals import bootstrap, neighbours
+from rvtutorial.metrics.leaderboard import (
+    RECORD,
+    LabelFolder,
     blocks_of,
-    bootstrap,
     common_counts,
     compare,
-    count_arrays,
-    count_score_arrays,
     counts_from,
     counts_of,
     exact_ranking_of,
@@ -32,14 +35,11 @@ from rvtutorial.metrics.leaderboard import (
     group_seeds,
     label_folder,
     leaderboard,
-    neighbours,
     one_look,
     open_test,
     openings,
     openings_in_words,
-    reliability,
     scores_of,
-    table,
 )
 from rvtutorial.runs import Run, write_json
 
@@ -108,7 +108,7 @@ def test_null_scores_of_raster_vision_are_not_read(tmp_path):
         item["metrics"] = {"f1": None, "precision": None, "recall": None}
     found = counts_from(json.loads(json.dumps(kept)))
     assert found.total.tolist() == [[5, 1, 0], [2, 9, 0], [0, 0, 0]]
-    assert metrics.overall(found).pixel_f1["building"] == pytest.approx(10 / 13)
+    assert overall(found).pixel_f1["building"] == pytest.approx(10 / 13)
     items[3]["conf_mat"][0][1] = None
     with pytest.raises(ValueError, match="scene 1: .*empty places"):
         counts_from(kept)
@@ -193,7 +193,9 @@ def test_scores_of_a_run_are_read_with_its_own_labels(plain):
     assert pixels.tolist() == (rows.tp + rows.fn).tolist()
     assert len(reliability(found, bins=10)) == 10
     exact = exact_ranking_of(plain)
-    assert metrics.roc_auc(exact) == pytest.approx(metrics.roc_auc(found.ranking()))
+    assert calibration.roc_auc(exact) == pytest.approx(
+        calibration.roc_auc(found.ranking())
+    )
     with pytest.raises(ValueError, match="no test scenes"):
         scores_of(plain, "test")
 
@@ -258,7 +260,7 @@ def test_runs_with_other_classes_are_compared_on_the_common_one_and_it_is_said()
     with pytest.raises(ValueError, match="accuracy of runs with different classes"):
         compare(two, three, "accuracy")
     with pytest.raises(ValueError, match="no class 'road' in all of these runs"):
-        compare(two, three, of="road")
+        compare(two, three, class_name="road")
     lone = Counts(two.matrices, two.scenes, ("water", "land"))
     with pytest.raises(
         ValueError, match="in all of these runs: building, background and"
@@ -341,22 +343,22 @@ def test_choice_and_report_are_of_different_splits_and_looks_are_counted(sweep):
     assert found.what.tolist() == ["leaderboard", "leaderboard", "compare"]
     assert found.metric.tolist() == ["f1", "f1", "iou"]
     assert found.runs[0] == ["lr=1e-3", "lr=2e-3"]
-    assert (sweep / metrics.RECORD).is_file()  # of the sweep, not of its trials
+    assert (sweep / RECORD).is_file()  # of the sweep, not of its trials
     assert len(openings(sweep)) == len(openings(runs["lr=1e-3"])) == 3
 
 
 def test_the_record_is_only_ever_added_to(sweep):
     runs = {p.name: p for p in (sweep / "trials").iterdir()}
     open_test(runs, "f1")
-    before = (sweep / metrics.RECORD).read_text()
+    before = (sweep / RECORD).read_text()
     looks = [threading.Thread(target=open_test, args=(runs, "iou")) for _ in range(20)]
     for look in looks:
         look.start()
     for look in looks:
         look.join()
-    after = (sweep / metrics.RECORD).read_text()
+    after = (sweep / RECORD).read_text()
     assert after.startswith(before) and len(openings(sweep)) == 21
-    with open(sweep / metrics.RECORD, "a") as file:
+    with open(sweep / RECORD, "a") as file:
         file.write('{"id": "cut sh')
     assert openings_in_words(runs).startswith("the test split was opened 22 times")
 
@@ -365,7 +367,7 @@ def test_the_record_has_a_place_or_the_split_stays_closed(sweep, tmp_path):
     runs = {p.name: p for p in (sweep / "trials").iterdir()}
     leaderboard(runs, split="test", record=tmp_path / "notes")
     assert len(openings(tmp_path / "notes")) == 1 and not len(openings(sweep))
-    (sweep / metrics.RECORD).mkdir()  # cannot be written
+    (sweep / RECORD).mkdir()  # cannot be written
     with pytest.raises(OSError):
         leaderboard(runs, split="test")
 
@@ -410,13 +412,11 @@ def test_runs_are_compared_by_their_scores_too():
                 0.5 - 0.3 * (truth - 0.5) + rng.normal(0, noise / 2, truth.shape), 0, 1
             )
             parts.append(
-                metrics.count_score_arrays(
-                    truth, np.stack([said, 1 - said]), NAMES[:2], str(i)
-                )
+                count_score_arrays(truth, np.stack([said, 1 - said]), NAMES[:2], str(i))
             )
-        sets.append(metrics.add_scores(parts))
+        sets.append(add_scores(parts))
     better, worse = sets
-    for name in metrics.SCORES[:3]:
+    for name in calibration.SCORES[:3]:
         pair = compare(better, worse, name, names=("sharp", "blurred"))
         assert pair.winner == "sharp" and "sharp is better than blurred" in pair.verdict
         assert pair.scenes == 10 and pair.p < 0.01
@@ -468,18 +468,18 @@ def scored():
     return sets
 
 
-@pytest.mark.parametrize("metric", metrics.SCORES)
+@pytest.mark.parametrize("metric", calibration.SCORES)
 def test_runs_are_ordered_by_their_scores(scored, metric):
     board = leaderboard(scored, metric)
     lower = metric in ("brier", "ece")
-    values = {k: metrics.score_summary(v).loc["building"] for k, v in scored.items()}
+    values = {k: score_summary(v).loc["building"] for k, v in scored.items()}
     rank = sorted(values, key=lambda k: values[k][metric], reverse=not lower)
     assert list(board.index) == rank and board.columns[0] == f"pixel_{metric}"
     for name, line in board.iterrows():
         one = values[name]
         expected = [one[metric], one[f"{metric}_low"], one[f"{metric}_high"]]
         assert line.iloc[[0, 2, 3]].tolist() == pytest.approx(expected, abs=1e-12)
-        for other in {*metrics.SCORES} - {metric}:
+        for other in {*calibration.SCORES} - {metric}:
             assert line[f"pixel_{other}"] == pytest.approx(one[other], abs=1e-12)
     assert set(board.scenes) == {10} and board.attrs["of"] == "building"
     assert (board.behind >= 0).all() and board.behind.is_monotonic_increasing
@@ -494,7 +494,7 @@ def test_comparisons_by_scores_are_corrected_like_those_by_labels(scored):
     names = list(scored)
     pairs = {(a, b): compare(scored[a], scored[b], "roc_auc").p
              for i, a in enumerate(names) for b in names[i + 1:]}  # fmt: skip
-    fixed = dict(zip(pairs, metrics.holm(list(pairs.values())), strict=True))
+    fixed = dict(zip(pairs, intervals.holm(list(pairs.values())), strict=True))
     board = leaderboard(scored, "roc_auc")
     best = board.index[0]
     for name in board.index[1:]:
@@ -508,7 +508,7 @@ def test_neighbouring_scenes_are_one_for_scores_too(scored):
     assert set(board.blocks) == {5} and "10 scenes in 5 blocks" in board.verdict.iloc[1]
     pair = compare(scored["sharp"], scored["worst"], "ece", blocks=blocks)
     assert pair.blocks == 5 and pair.scenes == 10
-    joined = metrics.score_summary(scored["sharp"], blocks=list(blocks.values()))
+    joined = score_summary(scored["sharp"], blocks=list(blocks.values()))
     line = board.loc["sharp"]
     assert line.low == pytest.approx(joined.average_precision_low["building"])
 
@@ -625,3 +625,24 @@ def test_seeds_are_one_line_of_a_leaderboard_by_scores(scored):
     assert (row.high - row.low) > (alone.high - alone.low).max()
     pair = compare(*runs.values(), metric="brier")
     assert pair.values == pytest.approx((row.pixel_brier, each["same"]))
+
+
+def test_old_names_work_and_say_so_once(capfd):
+    from rvtutorial import metrics
+    from rvtutorial.core.renamed import renamed_arguments, say_once
+
+    say_once.cache_clear()
+    found = some_counts()
+    for _ in range(2):
+        assert metrics.table is table
+        old, new = table(found, of="background"), table(found, class_name="background")
+        assert old.equals(new)
+    told = capfd.readouterr().err.splitlines()
+    assert told == [
+        "rvtutorial.metrics.table is now in rvtutorial.metrics.counting",
+        "table(of=) is now class_name=; the old name goes soon",
+    ]
+    with pytest.raises(TypeError, match="got new and old, its old name"):
+        renamed_arguments(old="new")(lambda new: new)(new=1, old=2)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = metrics.nothing

@@ -37,7 +37,7 @@ from rvtutorial.figures.runs import (
     shared_counts,
 )
 from rvtutorial.figures.sweeps import pareto_front, trial_table
-from rvtutorial.metrics import leaderboard
+from rvtutorial.metrics import calibration, counting, leaderboard
 from rvtutorial.runs import Run
 from rvtutorial.scenes import find_splits, make_sample_scenes
 
@@ -279,7 +279,7 @@ def test_the_curve_at_a_half_is_the_score_of_the_labels(sweep):
     for name, run in open_runs(sweep).items():
         curve = found[name].curve
         f1 = np.interp(0.5, curve.threshold[::-1], curve.f1[::-1])
-        expected = leaderboard.score(
+        expected = counting.score(
             leaderboard.table(leaderboard.counts_of(run)).sum(), "f1"
         )
         assert f1 == pytest.approx(expected, abs=2e-3)
@@ -308,7 +308,7 @@ def test_neighbouring_scenes_are_blocks_in_every_figure_with_intervals(tmp_path)
     areas = plots.scored(runs)[0]["shift=1"].areas
     found = leaderboard.scores_of(runs[0])
     blocks = leaderboard.blocks_of([Run(runs[0])], found.scenes)
-    expected = leaderboard.score_summary(found, blocks=blocks).loc["building"]
+    expected = calibration.score_summary(found, blocks=blocks).loc["building"]
     assert areas.roc_auc_low == pytest.approx(expected.roc_auc_low, nan_ok=True)
 
 

@@ -46,6 +46,8 @@ from rastervision.pytorch_learner import (
 )
 from sklearn.metrics import confusion_matrix
 
+from rvtutorial.metrics.counting import confusion
+
 SHAPE = (90, 70)
 CLASSES = ("building", "background", "null")
 EXTRA = {"iou", "accuracy"}
@@ -437,7 +439,7 @@ def test_blocks_add_up(data):
     rows = data.draw(st.integers(1, 50))
     cuts = scoring.blocks_of(truth.shape, rows)
     cuts = [slice(block.ymin, block.ymax) for block in cuts]
-    total = sum(scoring.count(truth[c], drawn[c], 4) for c in cuts)
+    total = sum(confusion(truth[c], drawn[c], 4) for c in cuts)
     expected = confusion_matrix(truth.ravel(), drawn.ravel(), labels=range(4))
     assert (total == expected).all()
 

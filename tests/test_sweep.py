@@ -18,16 +18,16 @@ from light_job import light_job
 from small_disk import fill, hungry, small_disk
 
 from rvtutorial import sweep as sweeps
+from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.job import Job
 from rvtutorial.runs import Hyperparams, Run
 from rvtutorial.sweep import (
     Sweep,
     grid,
-    in_words,
     level_stretch,
     next_round,
     read_sweep,
-    start,
+    run_sweep,
 )
 from rvtutorial.sweeps import trials as at_work
 from rvtutorial.sweeps.space import open_study
@@ -39,7 +39,13 @@ from rvtutorial.sweeps.sweepfile import (
     trial_names,
     write_record,
 )
-from rvtutorial.sweeps.trials import before, gpus, refuse_full_disk, run_size, worked
+from rvtutorial.sweeps.trials import (
+    gpus,
+    prepare_trial,
+    refuse_full_disk,
+    run_size,
+    worked,
+)
 
 RATES = [1e-2, 1e-3, 1e-4, 1e-5]
 BASE = {"preset": "smoke", "data": "/data"}
@@ -263,7 +269,7 @@ def scenes(recall, n=8, seed=0):
 
 
 def test_start_hands_over_every_trial_with_the_base(tmp_path, queue):
-    sweep = start(tmp_path / "s", grid(lr=RATES), BASE)
+    sweep = run_sweep(tmp_path / "s", grid(lr=RATES), BASE)
     assert list(queue[0]) == ["lr=1e-2", "lr=1e-3", "lr=1e-4", "lr=1e-5"]
     assert queue[0]["lr=1e-4"] == {**BASE, "lr": 1e-4}
     assert list(sweep.runs()) == ["lr=1e-5", "lr=1e-4", "lr=1e-3", "lr=1e-2"]
@@ -273,12 +279,12 @@ def test_start_hands_over_every_trial_with_the_base(tmp_path, queue):
 
 def test_none_and_lists_reach_the_job_as_words(tmp_path, queue):
     base = {**BASE, "class_weights": (1, 2), "img_sz": None, "bands": None}
-    start(tmp_path, grid(seed=[0, None]), base)
+    run_sweep(tmp_path, grid(seed=[0, None]), base)
     assert list(queue[0]) == ["seed=0", "seed=none"]
     params = queue[0]["seed=none"]
     assert params["class_weights"] == "1.0,2.0" and params["bands"] is None
     assert params["img_sz"] == params["seed"] == "none"
-    assert start(tmp_path, grid(seed=["none"]), base).trials[1].parameters == {
+    assert run_sweep(tmp_path, grid(seed=["none"]), base).trials[1].parameters == {
         "seed": None
     }
 
@@ -289,8 +295,8 @@ def test_from_one_file_and_from_one_cell_the_same_sweep(tmp_path, queue):
         "method: grid\nparameters:\n  preset: {value: smoke}\n  data: {value: /data}\n"
         "  lr: {values: [1e-2, 1e-3, 1e-4, 1e-5]}\n"
     )
-    a = start(tmp_path / "a", path)
-    b = start(tmp_path / "b", grid(lr=RATES), BASE)
+    a = run_sweep(tmp_path / "a", path)
+    b = run_sweep(tmp_path / "b", grid(lr=RATES), BASE)
     assert queue[0] == queue[1] and (a.trials, a.fixed) == (b.trials, b.fixed)
     for name in ("sweep.yaml", "trials.csv"):  # but for the sweep's name, byte by byte
         texts = [(tmp_path / s / name).read_text() for s in "ab"]
@@ -298,13 +304,15 @@ def test_from_one_file_and_from_one_cell_the_same_sweep(tmp_path, queue):
 
 
 def test_going_on_and_extending(tmp_path, queue):
-    start(tmp_path, grid(lr=RATES), BASE)
+    run_sweep(tmp_path, grid(lr=RATES), BASE)
     before = (tmp_path / "trials.csv").read_bytes()
-    start(tmp_path, grid(lr=["1e-3"]), {**BASE, "epochs": "2"})  # said in other words
+    run_sweep(
+        tmp_path, grid(lr=["1e-3"]), {**BASE, "epochs": "2"}
+    )  # said in other words
     assert (tmp_path / "trials.csv").read_bytes() == before and len(queue[1]) == 4
     sweep = Sweep(tmp_path).extend(grid(lr=[5e-3, 1e-3]))
     assert list(queue[2]) == ["lr=1e-2", "lr=1e-3", "lr=1e-4", "lr=1e-5", "lr=5e-3"]
-    assert start(tmp_path, grid(lr=RATES), BASE).trials == sweep.trials
+    assert run_sweep(tmp_path, grid(lr=RATES), BASE).trials == sweep.trials
     wider = sweep.extend([{"lr": 1e-3, "epochs": 4}])
     assert wider.trials[-1].name == "lr=1e-3+epochs=4"
     assert wider.trials[:5] == sweep.trials
@@ -327,10 +335,10 @@ def test_going_on_and_extending(tmp_path, queue):
 def test_another_sweep_is_refused_and_nothing_changes(
     tmp_path, queue, trials, base, message
 ):
-    start(tmp_path, grid(lr=RATES), BASE)
+    run_sweep(tmp_path, grid(lr=RATES), BASE)
     before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     with pytest.raises(ValueError, match=message):
-        start(tmp_path, trials, base)
+        run_sweep(tmp_path, trials, base)
     assert (
         len(queue) == 1
         and {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
@@ -339,29 +347,29 @@ def test_another_sweep_is_refused_and_nothing_changes(
 
 def test_a_bad_sweep_leaves_no_folder(tmp_path, queue, monkeypatch):
     with pytest.raises(ValueError, match="epochs is part of the base"):
-        start(tmp_path / "s", grid(epochs=[2, 3]), {**BASE, "epochs": 2})
+        run_sweep(tmp_path / "s", grid(epochs=[2, 3]), {**BASE, "epochs": 2})
     for trials in (grid(lr=[7]), grid(epoch=[1]), tmp_path / "none.yaml"):
         with pytest.raises((ValueError, FileNotFoundError)):
-            start(tmp_path / "s", trials, BASE)
+            run_sweep(tmp_path / "s", trials, BASE)
 
     def refuse(notebook, params):
         raise ValueError("'lr' is no parameter of hello")
 
     monkeypatch.setattr(at_work, "check_params", refuse)
     with pytest.raises(ValueError, match="no parameter"):
-        start(tmp_path / "s", grid(lr=RATES), BASE)
+        run_sweep(tmp_path / "s", grid(lr=RATES), BASE)
     assert not (tmp_path / "s").exists() and not queue
 
 
 def test_file_and_base_must_agree(tmp_path, queue):
     plan = read_sweep({"parameters": {"epochs": {"value": 3}, "lr": {"values": RATES}}})
     with pytest.raises(ValueError, match="disagree on epochs"):
-        start(tmp_path / "s", plan, {**BASE, "epochs": 4})
-    assert start(tmp_path / "s", plan, BASE).fixed["epochs"] == 3
+        run_sweep(tmp_path / "s", plan, {**BASE, "epochs": 4})
+    assert run_sweep(tmp_path / "s", plan, BASE).fixed["epochs"] == 3
 
 
 def test_a_finished_run_stands_in_for_a_trial(tmp_path, queue):
-    sweep = start(tmp_path / "s", grid(lr=[1e-2]), BASE)
+    sweep = run_sweep(tmp_path / "s", grid(lr=[1e-2]), BASE)
     finish(sweep.runs()["lr=1e-2"], scenes(0.9), lr=1e-2)
     runs = {name: Run(tmp_path / name) for name in ("same", "other", "failed", "data")}
     finish(runs["same"], scenes(0.9), lr=5e-3)
@@ -379,7 +387,7 @@ def test_a_finished_run_stands_in_for_a_trial(tmp_path, queue):
 
 
 def test_status_of_a_half_done_sweep(tmp_path, queue):
-    sweep = start(tmp_path, grid(lr=RATES), BASE)
+    sweep = run_sweep(tmp_path, grid(lr=RATES), BASE)
     runs = sweep.runs()
     finish(runs["lr=1e-5"], scenes(0.5), lr=1e-5)
     finish(runs["lr=1e-4"], None, state="failed", epochs=1, lr=1e-4)
@@ -398,11 +406,11 @@ def test_status_of_a_half_done_sweep(tmp_path, queue):
 
 def test_a_leaderboard_of_nothing_says_so(tmp_path, queue):
     with pytest.raises(ValueError, match="no runs"):
-        start(tmp_path, grid(lr=RATES), BASE).leaderboard()
+        run_sweep(tmp_path, grid(lr=RATES), BASE).leaderboard()
 
 
 def test_leaderboard_and_its_words(tmp_path, queue):
-    sweep = start(tmp_path, grid(lr=RATES), BASE)
+    sweep = run_sweep(tmp_path, grid(lr=RATES), BASE)
     recalls = {"lr=1e-2": 0.90, "lr=1e-3": 0.902, "lr=1e-4": 0.6, "lr=1e-5": 0.0}
     for i, (name, run) in enumerate(sweep.runs().items()):
         finish(run, scenes(recalls[name], seed=i), lr=float(name[3:]))
@@ -413,7 +421,7 @@ def test_leaderboard_and_its_words(tmp_path, queue):
         (board["low"] <= board["pixel_f1"]) & (board["pixel_f1"] <= board["high"])
     ).all()
     assert list(board["tied"]) == [True, True, False, False]
-    words = in_words(board)
+    words = board.summary()
     assert f"{board.index[0]} has the highest pixel_f1" in words
     assert f"cannot be told apart from {board.index[1]}." in words
     assert "It is better than lr=1e-4 and lr=1e-5." in words
@@ -422,13 +430,29 @@ def test_leaderboard_and_its_words(tmp_path, queue):
 
 
 def test_words_for_one_and_for_a_clear_winner(tmp_path, queue):
-    sweep = start(tmp_path, grid(lr=[1e-2, 1e-4]), BASE)
+    sweep = run_sweep(tmp_path, grid(lr=[1e-2, 1e-4]), BASE)
     finish(sweep.runs()["lr=1e-2"], scenes(0.9), lr=1e-2)
-    alone = in_words(sweep.leaderboard())
+    alone = sweep.leaderboard().summary()
     assert "told apart" not in alone and "better" not in alone
     finish(sweep.runs()["lr=1e-4"], scenes(0.5), lr=1e-4)
-    both = in_words(sweep.leaderboard())
+    both = sweep.leaderboard().summary()
     assert "told apart" not in both and both.endswith("It is better than lr=1e-4.")
+
+
+def test_old_names_work_and_say_so_once(tmp_path, queue, capfd):
+    say_once.cache_clear()
+    sweep = sweeps.start(tmp_path, grid(lr=[1e-2, 1e-4]), BASE)
+    finish(sweep.runs()["lr=1e-2"], scenes(0.9), lr=1e-2)
+    assert sweeps.start(tmp_path, grid(lr=[1e-2, 1e-4]), BASE).trials == sweep.trials
+    assert sweep.go_on().trials == sweep.trials
+    board = sweep.leaderboard()
+    assert sweeps.in_words(board) == board.summary()
+    assert capfd.readouterr().err.splitlines() == [
+        "sweep.start is now sweep.run_sweep; the old name goes soon",
+        "Sweep.go_on is now Sweep.resume; the old name goes soon",
+        "sweep.in_words is now Board.summary; the old name goes soon",
+    ]
+    assert at_work.before is at_work.prepare_trial  # queued jobs name it
 
 
 # ------------------------------------------------------------- drawn sweeps
@@ -457,27 +481,29 @@ parameters:
 def test_random_from_a_file_from_a_dictionary_and_from_its_own_record(tmp_path, queue):
     plan = read(tmp_path, TEXT)
     assert plan == read_sweep(RANDOM) and len(plan.trials()) == 3
-    sweep = start(tmp_path / "s", RANDOM, BASE)
+    sweep = run_sweep(tmp_path / "s", RANDOM, BASE)
     again = read_sweep(tmp_path / "s" / "sweep.yaml")
     assert again.trials() == plan.trials() == [t.parameters for t in sweep.trials]
     assert [t.name for t in sweep.trials] == trial_names(plan.trials())
 
 
 def test_a_random_sweep_goes_on_and_is_extended_by_a_number(tmp_path, queue):
-    first = start(tmp_path / "s", RANDOM, BASE).trials
-    assert start(tmp_path / "s", RANDOM, BASE).trials == first
+    first = run_sweep(tmp_path / "s", RANDOM, BASE).trials
+    assert run_sweep(tmp_path / "s", RANDOM, BASE).trials == first
     with pytest.raises(ValueError, match="use Sweep.extend"):
-        start(tmp_path / "s", RANDOM | {"run_cap": 5}, BASE)
+        run_sweep(tmp_path / "s", RANDOM | {"run_cap": 5}, BASE)
     with pytest.raises(ValueError, match="parameters: its own distributions"):
-        start(tmp_path / "s", RANDOM | {"seed": 5}, BASE)
+        run_sweep(tmp_path / "s", RANDOM | {"seed": 5}, BASE)
     more = Sweep(tmp_path / "s").extend(2)
     assert more.trials[:3] == first and len(more.trials) == 5
     assert [t.parameters for t in more.trials] == read_sweep(
         RANDOM | {"run_cap": 5}
     ).trials()
-    assert start(tmp_path / "s", RANDOM | {"run_cap": 5}, BASE).trials == more.trials
+    assert (
+        run_sweep(tmp_path / "s", RANDOM | {"run_cap": 5}, BASE).trials == more.trials
+    )
     with pytest.raises(ValueError, match="grid is extended by a list"):
-        start(tmp_path / "g", grid(lr=RATES), BASE).extend(2)
+        run_sweep(tmp_path / "g", grid(lr=RATES), BASE).extend(2)
 
 
 def test_a_grid_takes_ranges_with_steps_and_groups():
@@ -528,26 +554,26 @@ BAYES = RANDOM | {"method": "bayes", "run_cap": 4}
 
 
 def test_bayes_asks_when_a_trial_starts_and_learns_from_the_finished(tmp_path, queue):
-    sweep = start(tmp_path, BAYES, BASE)
+    sweep = run_sweep(tmp_path, BAYES, BASE)
     assert [t.name for t in sweep.trials] == [f"trial-{i}" for i in range(1, 5)]
     assert queue[0]["before"] == at_work.HOOK and "lr" not in queue[0]["trial-1"]
     runs = sweep.runs()
     for name, state in [("trial-1", "succeeded"), ("trial-2", "failed")]:
         runs[name].path.mkdir()
-        given = before(runs[name].path, queue[0][name])
-        assert before(runs[name].path, queue[0][name]) == given
+        given = prepare_trial(runs[name].path, queue[0][name])
+        assert prepare_trial(runs[name].path, queue[0][name]) == given
         finish(runs[name], scenes(0.8) if state == "succeeded" else None, state)
         f1 = {"f1": 0.8} if state == "succeeded" else {}
         runs[name].update("results", validation=f1)
     runs["trial-3"].path.mkdir()
-    before(runs["trial-3"].path, queue[0]["trial-3"])
+    prepare_trial(runs["trial-3"].path, queue[0]["trial-3"])
     states = [t.state.name for t in open_study(tmp_path).trials]
     assert states == ["COMPLETE", "FAIL", "RUNNING", "WAITING"]
     assert open_study(tmp_path).best_value == 0.8
     again = Sweep(tmp_path)  # the values are on record
     assert again.trials[1].parameters == {k: given[k] for k in ("lr", "batch_sz")}
     assert again.trials[3].parameters == {} and "lr" in again.trials[2].parameters
-    start(tmp_path, BAYES, BASE)
+    run_sweep(tmp_path, BAYES, BASE)
     assert queue[1]["trial-3"]["lr"] == again.trials[2].parameters["lr"]
     assert len(again.extend(2).trials) == 6
     with pytest.raises(ValueError, match="extended by a number"):
@@ -571,7 +597,7 @@ def reach(run, epochs, f1, state="paused"):
 
 
 def test_rungs_are_handed_in_at_once_each_behind_the_one_before(tmp_path, queue):
-    start(tmp_path, EARLY, BASE)
+    run_sweep(tmp_path, EARLY, BASE)
     pauses = [handed["lr=1e-3"].get("pause") for handed in queue]
     assert pauses == [1, 2, None] and all(h["lr=1e-3"]["epochs"] == 4 for h in queue)
     assert [h.get("after") for h in queue] == [None, "job", "job"]
@@ -579,26 +605,28 @@ def test_rungs_are_handed_in_at_once_each_behind_the_one_before(tmp_path, queue)
 
 
 def test_who_goes_on_is_decided_once_and_only_when_all_are_there(tmp_path, queue):
-    sweep = start(tmp_path, EARLY, BASE)
+    sweep = run_sweep(tmp_path, EARLY, BASE)
     runs = sweep.runs()
     for name, f1 in [("lr=1e-2", 0.5), ("lr=1e-3", 0.7), ("lr=1e-4", 0.5)]:
         reach(runs[name], 1, f1)
-    said = before(runs["lr=1e-3"].path, queue[1]["lr=1e-3"])
+    said = prepare_trial(runs["lr=1e-3"].path, queue[1]["lr=1e-3"])
     assert said == "waits for a decision: lr=1e-5 has not reached epoch 1 yet"
     assert not (tmp_path / "rungs.json").exists()
     runs["lr=1e-5"].path.mkdir()
     runs["lr=1e-5"].update("went", state="failed")  # counts as the worst
-    assert before(runs["lr=1e-3"].path, queue[1]["lr=1e-3"])["pause"] == 2
-    assert before(runs["lr=1e-2"].path, queue[1]["lr=1e-2"])["pause"] == 2  # a tie
+    assert prepare_trial(runs["lr=1e-3"].path, queue[1]["lr=1e-3"])["pause"] == 2
     assert (
-        before(runs["lr=1e-4"].path, queue[1]["lr=1e-4"])
+        prepare_trial(runs["lr=1e-2"].path, queue[1]["lr=1e-2"])["pause"] == 2
+    )  # a tie
+    assert (
+        prepare_trial(runs["lr=1e-4"].path, queue[1]["lr=1e-4"])
         == "not among the best after 1 epochs"
     )
     reach(runs["lr=1e-5"], 1, 0.9)  # too late
-    assert isinstance(before(runs["lr=1e-5"].path, queue[1]["lr=1e-5"]), str)
-    last = before(runs["lr=1e-3"].path, queue[2]["lr=1e-3"])
+    assert isinstance(prepare_trial(runs["lr=1e-5"].path, queue[1]["lr=1e-5"]), str)
+    last = prepare_trial(runs["lr=1e-3"].path, queue[2]["lr=1e-3"])
     assert last == "waits for a decision: lr=1e-2 has not reached epoch 2 yet"
-    start(tmp_path, EARLY, BASE)  # goes on with what is left to do
+    run_sweep(tmp_path, EARLY, BASE)  # goes on with what is left to do
     assert [sorted(k for k in h if k[:2] == "lr") for h in queue[3:]] == [
         ["lr=1e-2", "lr=1e-3"]
     ] * 2
@@ -607,7 +635,7 @@ def test_who_goes_on_is_decided_once_and_only_when_all_are_there(tmp_path, queue
 
 
 def test_a_training_that_ended_by_itself_counts_with_its_last_epoch(tmp_path, queue):
-    sweep = start(tmp_path, EARLY, BASE)
+    sweep = run_sweep(tmp_path, EARLY, BASE)
     runs = sweep.runs()
     for i, run in enumerate(runs.values()):
         reach(run, 2, 0.5 + 0.1 * i)
@@ -618,7 +646,7 @@ def test_a_training_that_ended_by_itself_counts_with_its_last_epoch(tmp_path, qu
 
 def test_turns_of_a_queue_that_is_gone(tmp_path, queue):
     "Who needs one is queued again; who was left behind is paused, and not lost."
-    sweep = start(tmp_path, EARLY, BASE)
+    sweep = run_sweep(tmp_path, EARLY, BASE)
     runs = sweep.runs()
     gone = {"submission": str(tmp_path / "jobs" / "gone"), "index": 0, "params": {}}
     for name, run in runs.items():
@@ -626,7 +654,7 @@ def test_turns_of_a_queue_that_is_gone(tmp_path, queue):
         run.update("went", paused=1, job=gone)
     assert set(sweep.status()["state"]) == {"lost"}
     at_work.who_goes_on(tmp_path, sweep.plan, sweep.trials, 0)
-    start(tmp_path, EARLY, BASE)
+    run_sweep(tmp_path, EARLY, BASE)
     again = {name for handed in queue[3:] for name in handed if name[:2] == "lr"}
     assert again == {"lr=1e-2", "lr=1e-3"}
     assert runs["lr=1e-4"].state == runs["lr=1e-5"].state == "paused"
@@ -634,22 +662,22 @@ def test_turns_of_a_queue_that_is_gone(tmp_path, queue):
 
 
 def test_a_full_disk_is_no_verdict_on_a_trial(tmp_path, queue):
-    sweep = start(tmp_path / "ladder", EARLY, BASE)
+    sweep = run_sweep(tmp_path / "ladder", EARLY, BASE)
     runs = sweep.runs()
     for name in ("lr=1e-2", "lr=1e-3", "lr=1e-4"):
         reach(runs[name], 1, 0.5)
     runs["lr=1e-5"].path.mkdir()
     why = "OSError: [Errno 28] no space is left; log.csv is as it was before."
     runs["lr=1e-5"].update("went", state="failed", why=why)
-    said = before(runs["lr=1e-3"].path, queue[1]["lr=1e-3"])
+    said = prepare_trial(runs["lr=1e-3"].path, queue[1]["lr=1e-3"])
     assert said == "waits for a decision: lr=1e-5 has not reached epoch 1 yet"
-    learns = start(tmp_path / "bayes", BAYES, BASE)
+    learns = run_sweep(tmp_path / "bayes", BAYES, BASE)
     run = learns.runs()["trial-1"]
     run.path.mkdir()
-    given = before(run.path, {})
+    given = prepare_trial(run.path, {})
     for why, state in [("the disk is full", "RUNNING"), ("the loss is nan", "FAIL")]:
         run.update("went", state="failed", why=why)
-        assert before(run.path, {}) == given
+        assert prepare_trial(run.path, {}) == given
         assert open_study(learns.folder).trials[0].state.name == state
 
 
@@ -658,17 +686,20 @@ def test_a_target_that_is_reached_ends_the_sweep(tmp_path, queue):
         "metric": {"name": "f1", "target": 0.8},
         "parameters": EARLY["parameters"],
     }
-    sweep = start(tmp_path, content, BASE)
+    sweep = run_sweep(tmp_path, content, BASE)
     run = sweep.runs()["lr=1e-2"]
     other = sweep.runs()["lr=1e-3"]
     other.path.mkdir(exist_ok=True)
-    assert before(other.path, queue[0]["lr=1e-3"]) == queue[0]["lr=1e-3"]
+    assert prepare_trial(other.path, queue[0]["lr=1e-3"]) == queue[0]["lr=1e-3"]
     finish(run, scenes(0.9), lr=1e-2)
     run.update("results", validation={"f1": 0.85})
-    assert before(other.path, queue[0]["lr=1e-3"]) == "lr=1e-2 reached f1 0.850 of 0.8"
+    assert (
+        prepare_trial(other.path, queue[0]["lr=1e-3"])
+        == "lr=1e-2 reached f1 0.850 of 0.8"
+    )
     gone = {"submission": str(tmp_path / "jobs" / "gone"), "index": 0, "params": {}}
     other.update("went", state="queued", job=gone)
-    start(tmp_path, content, BASE)
+    run_sweep(tmp_path, content, BASE)
     assert len(queue) == 1 and other.state == "skipped"
 
 
@@ -676,12 +707,12 @@ def test_a_target_that_is_reached_ends_the_sweep(tmp_path, queue):
 
 
 def test_retry_queues_the_failed_and_nothing_else(tmp_path, queue):
-    sweep = start(tmp_path, grid(lr=RATES), BASE)
+    sweep = run_sweep(tmp_path, grid(lr=RATES), BASE)
     finish(sweep.runs()["lr=1e-2"], scenes(0.9), lr=1e-2)
     finish(sweep.runs()["lr=1e-3"], None, state="failed", lr=1e-3)
     sweep.retry()
     assert list(queue[1]) == ["lr=1e-3"]
-    sweep.go_on()
+    sweep.resume()
     assert "lr=1e-4" in queue[2]
 
 
@@ -693,9 +724,9 @@ def test_a_sweep_that_does_not_fit_leaves_no_folder(tmp_path, queue, monkeypatch
         ValueError,
         match=r"4 runs of 636 MB need 3.2 GB, 3.0 GB are free",
     ):
-        start(tmp_path / "s", grid(lr=RATES), base)
+        run_sweep(tmp_path / "s", grid(lr=RATES), base)
     assert not (tmp_path / "s").exists() and not queue
-    start(tmp_path / "s", grid(lr=RATES), BASE)  # the small network fits
+    run_sweep(tmp_path / "s", grid(lr=RATES), BASE)  # the small network fits
 
 
 @pytest.mark.parametrize(
@@ -733,7 +764,7 @@ def test_gpus_of_a_request(gres, count):
 
 
 def test_progress_counts_time_and_gpus(tmp_path, queue):
-    sweep = start(tmp_path, grid(lr=[1e-2, 1e-3]), BASE)
+    sweep = run_sweep(tmp_path, grid(lr=[1e-2, 1e-3]), BASE)
     run = sweep.runs()["lr=1e-2"]
     finish(run, scenes(0.9), lr=1e-2)
     spans = [("2026-01-01T10:00:00+00:00", "2026-01-01T10:01:00+00:00")] * 2
@@ -747,7 +778,7 @@ def test_progress_counts_time_and_gpus(tmp_path, queue):
 
 
 def test_next_round_of_a_sweep(tmp_path, queue):
-    sweep = start(tmp_path, grid(lr=RATES), BASE)
+    sweep = run_sweep(tmp_path, grid(lr=RATES), BASE)
     with pytest.raises(ValueError, match="no runs"):
         next_round(sweep)
     recalls = {"lr=1e-2": 0.86, "lr=1e-3": 0.902, "lr=1e-4": 0.6, "lr=1e-5": 0.0}
@@ -768,8 +799,8 @@ parameters:
   lr: {values: [1e-2, 0.9]}
 """
 STARTER = """import sys
-from rvtutorial.sweep import start
-start(sys.argv[1], sys.argv[2])
+from rvtutorial.sweep import run_sweep
+run_sweep(sys.argv[1], sys.argv[2])
 """
 
 
@@ -831,7 +862,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_sweep(tmp_path, monkeypatch, fille
     light_job(tmp_path / "light.ipynb", Path(__file__).parent, first=WAITS)
     (tmp_path / "s.yaml").write_text(FILLED)
     with small_disk(tmp_path / "disk", "40m") as disk:
-        sweep = start(disk / "s", tmp_path / "s.yaml")
+        sweep = run_sweep(disk / "s", tmp_path / "s.yaml")
         record = {p: p.read_bytes() for p in (disk / "s").glob("[st]*.*")}
         while not (disk / "s" / "here").exists():
             time.sleep(0.05)
@@ -863,7 +894,7 @@ def go_on_with_room(sweep, tmp_path):
     "Started again with room on the disk, each of the others is run once."
     (sweep.folder / "room").touch()
     before = tries(sweep)
-    sweep = start(sweep.folder, tmp_path / "s.yaml")
+    sweep = run_sweep(sweep.folder, tmp_path / "s.yaml")
     sweep.wait(progress=False, timeout=60)
     after = tries(sweep)
     assert {n for n in after if after[n] > before[n]} == set(after) - {"lr=1e-2"}
@@ -881,7 +912,7 @@ def test_trials_of_a_notebook_of_ones_own_are_compared_too(tmp_path, monkeypatch
     program = light_job(tmp_path / "light.ipynb", Path(__file__).parent)
     tried = dict(epochs=dict(value=2), lr=dict(values=[1e-2, 1e-3]))
     plan = read_sweep(dict(program=str(program), method="grid", parameters=tried))
-    made = start(tmp_path / "s", plan, compare=True).wait(progress=False)
+    made = run_sweep(tmp_path / "s", plan, compare=True).wait(progress=False)
     (behind,) = [p.parent for p in made.folder.glob("comparisons/*/run.json")]
     Job(behind).wait(progress=False, timeout=120)
     names = {path.name for path in behind.iterdir()}

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from fake_runs import write_log
 
+from rvtutorial.core.finding import named_runs
 from rvtutorial.runs import Run
-from rvtutorial.sweeps import tracking
-from rvtutorial.sweeps.tracking import (
+from rvtutorial.sweeps import trials as tracking
+from rvtutorial.sweeps.trials import (
     history,
-    named_runs,
     outcome,
     summary,
     to_csv,
@@ -56,8 +56,16 @@ def test_what_counts_as_runs(runs, tmp_path):
     assert list(named_runs({"a": runs[0], "b": Run(runs[1])})) == ["a", "b"]
     sweep = type("Sweep", (), {"runs": lambda self: {"x": Run(runs[0])}})()
     assert list(named_runs(sweep)) == ["x"]
-    with pytest.raises(ValueError, match="two runs are called lr=0.01"):
-        named_runs([runs[0], runs[0]])
+    assert list(named_runs([runs[0], runs[0]])) == ["lr=0.01"]
+    assert set(named_runs(tmp_path)) == {"lr=0.01", "lr=0.001"}
+    other = tmp_path / "other" / "lr=0.01"
+    other.mkdir(parents=True)
+    Run(other).update("went", state="failed")
+    assert list(named_runs([runs[0], other])) == ["lr=0.01", "other/lr=0.01"]
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        named_runs(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="is no run and holds none"):
+        named_runs(runs[2], strict=True)
 
 
 def test_csv_holds_all_runs_and_can_be_written_again(runs, tmp_path):
@@ -112,7 +120,8 @@ def test_a_name_never_leads_out_of_the_folder(name, runs, tmp_path):
 def test_a_run_named_by_its_parent_folder_stays(runs, tmp_path):
     out = tmp_path / "out" / "tensorboard"
     track([runs[0] / ".."], tmp_path / "out", csv=False, tensorboard=True)
-    assert all(r.is_dir() for r in runs) and len(list(out.iterdir())) == 1
+    assert all(r.is_dir() for r in runs)
+    assert {p.name for p in out.iterdir()} == {"lr=0.01", "lr=0.001"}  # runs in there
 
 
 def test_only_event_files_are_replaced(runs, tmp_path):
@@ -146,7 +155,7 @@ def test_without_wandb_the_error_says_what_to_do(runs, tmp_path, monkeypatch):
 
 def test_importing_loads_neither_torch_nor_a_tracker():
     code = (
-        "import sys, rvtutorial.sweeps.tracking\n"
+        "import sys, rvtutorial.sweeps.trials\n"
         "print(sorted({'torch', 'wandb', 'tensorboard'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -26,7 +26,7 @@ from rasterio.transform import from_origin
 
 from rvtutorial import viz
 from rvtutorial.figures import maps
-from rvtutorial.metrics.leaderboard import confusion
+from rvtutorial.metrics.counting import confusion
 from rvtutorial.runs import Run
 
 
@@ -353,7 +353,7 @@ def test_real_masks_of_rio(shared_data):
 
 
 def count_rasters_of_itself(mask, names, values):
-    from rvtutorial.metrics.leaderboard import as_classes, count_arrays
+    from rvtutorial.metrics.counting import as_classes, count_arrays
 
     labels = as_classes(maps.read_labels(mask), values, nodata=0, null_id=2)
     return count_arrays(labels, labels, names)

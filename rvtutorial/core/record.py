@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rvtutorial.core import records
 from rvtutorial.core.files import locked
+from rvtutorial.core.formulas import fractions
 from rvtutorial.core.hyperparams import differences
 from rvtutorial.core.names import as_text, natural_key, near_match
 from rvtutorial.core.records import Unreadable, read_json, write_json
@@ -270,14 +271,10 @@ def headline(
     sought = [n for n in items if n not in ("background", "null")] or list(items)
     counts = items[class_name or sought[0]]["conf_mat_dict"]
     tp, fp, fn, tn = (counts[key] for key in ("TP", "FP", "FN", "TN"))
-    shares = {
-        "f1": (2 * tp, 2 * tp + fp + fn),
-        "iou": (tp, tp + fp + fn),
-        "precision": (tp, tp + fp),
-        "recall": (tp, tp + fn),
-        "accuracy": (tp + tn, tp + fp + fn + tn),
-    }
-    scores = {name: a / b if b else None for name, (a, b) in shares.items()}
+    found, scores = fractions(tp, fp, fn, tn), {}
+    for name in ("f1", "iou", "precision", "recall", "accuracy"):
+        above, below = found[name]
+        scores[name] = above / below if below else None
     return {"class": class_name or sought[0], **scores}
 
 

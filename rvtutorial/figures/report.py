@@ -27,9 +27,9 @@ from rvtutorial import __version__, viz
 from rvtutorial.core.files import refuse_name
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.metrics import leaderboard
+from rvtutorial.metrics import counting, leaderboard
 from rvtutorial.runs import Run, atomic_path, natural_key, near_match
-from rvtutorial.sweep import Sweep, in_words  # noqa: F401  (for the template)
+from rvtutorial.sweep import Sweep
 from rvtutorial.sweeps.sweepfile import short
 
 DRAWN = 20  # Runs, the highest, that figures, maps and lists of single runs show
@@ -111,7 +111,7 @@ def gather(
             f"nothing to compare: none of {len(runs)} runs has scores of {split} scenes "
             f"({why}). Wait until a run has finished, or ask for another split"
         )
-    kinds = Counter(leaderboard.first_class(one) for one in counts.values())
+    kinds = Counter(counting.first_class(one) for one in counts.values())
     of = kinds.most_common(1)[0][0]
     for name in [name for name, one in counts.items() if of not in one.classes]:
         classes = ", ".join(counts.pop(name).classes)
@@ -250,7 +250,7 @@ def seed_groups(found: Material) -> pd.DataFrame | None:
     groups = tried(leaderboard.group_seeds, found.own)
     if isinstance(groups, str) or all(len(group) < 2 for group in groups.values()):
         return None
-    return leaderboard.leaderboard(groups, found.metric, found.split, of=found.of)
+    return leaderboard.leaderboard(groups, found.metric, found.split, class_name=found.of)
 
 
 def _picture(content: bytes, kind: str, size: Iterable, alt: str = "") -> dict:
@@ -375,7 +375,7 @@ def write_report(
     found = gather(what, split, metric, data)
     record = found.sweep.folder if found.sweep and split == "test" else None
     with leaderboard.one_look():  # a report is one look at the test split
-        how = dict(of=found.of, record=record)
+        how = dict(class_name=found.of, record=record)
         board = leaderboard.leaderboard(found.runs, found.metric, split, **how)
         page = _template().render(
             globals(), found=found, board=board, selected=selected(found, board),

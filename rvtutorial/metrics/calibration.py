@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.formulas import fractions
+from ..core.renamed import renamed_arguments
 from .intervals import Interval, interval_of, jackknife
 from .counting import open_pair, refuse_strangers, windows_of
 
@@ -55,15 +57,8 @@ def threshold_curve(
     fp = np.concatenate([[0], np.cumsum(ranking.negatives)])
     fn, tn = tp[-1] - tp, fp[-1] - fp
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = {
-            "precision": tp / (tp + fp),
-            "recall": tp / tp[-1],
-            "false_positive_rate": fp / fp[-1],
-            "specificity": tn / fp[-1],
-            "f1": 2 * tp / (2 * tp + fp + fn),
-            "iou": tp / (tp + fp + fn),
-            "accuracy": (tp + tn) / (tp + fp + fn + tn),
-        }
+        shares = {k: a / b for k, (a, b) in fractions(tp, fp, fn, tn).items()}
+        shares["false_positive_rate"] = fp / fp[-1]
     cuts = np.concatenate([[np.inf], ranking.score])
     curve = pd.DataFrame(dict(threshold=cuts, tp=tp, fp=fp, fn=fn, tn=tn, **shares))
     return curve if points is None else _thin(curve, points)
@@ -82,7 +77,11 @@ def _thin(curve, points):
 
 # %% ../../nbs/metrics/calibration.ipynb #f09f975d
 def _auc(positives, negatives):
-    "(..., levels), highest score first."
+    """(..., levels), highest score first.
+
+    As in scikit-learn with `sample_weight`, to 1e-15. Its functions sort the levels anew
+    and take 30 times as long, too much for the jackknife, which asks once a scene.
+    """
     above = np.cumsum(positives, axis=-1) - positives / 2
     pairs = positives.sum(axis=-1) * negatives.sum(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -262,19 +261,22 @@ class ScoreCounts:
         parts = dict(histograms=self.histograms[at], unscored=self.unscored[at])
         return replace(self, scenes=tuple(scenes), **parts)
 
-    def place(self, of: str | None = None) -> int:
+    @renamed_arguments(of="class_name")
+    def place(self, class_name: str | None = None) -> int:
         "Number of a class; of the first that is not background when None."
         kinds = [name for name in self.classes if name != "background"]
-        of = of or (kinds or list(self.classes))[0]
-        if of not in self.classes:
+        name = class_name or (kinds or list(self.classes))[0]
+        if name not in self.classes:
             raise ValueError(
-                f"no scores of {of!r}; there are {', '.join(self.classes)}"
+                f"no scores of {name!r}; there are {', '.join(self.classes)}"
             )
-        return self.classes.index(of)
+        return self.classes.index(name)
 
-    def ranking(self, of: str | None = None) -> pd.DataFrame:
+    @renamed_arguments(of="class_name")
+    def ranking(self, class_name: str | None = None) -> pd.DataFrame:
         "Of one class, over all scenes: score (falling), positives, negatives."
-        others, own = self.histograms[:, self.place(of)].sum(axis=0, dtype=np.int64)
+        at = self.place(class_name)
+        others, own = self.histograms[:, at].sum(axis=0, dtype=np.int64)
         return _frame(LEVELS[self.kind], own, others)
 
 # %% ../../nbs/metrics/calibration.ipynb #2cc10e01
@@ -516,17 +518,18 @@ def _dense(counts, kind):
     return LEVELS[counts.kind][kept], both[:, :, kept].transpose(1, 0, 2).astype(float)
 
 
+@renamed_arguments(of="class_name")
 def left_out_scores(
     counts: ScoreCounts,
     metric: str,  # One of SCORES
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     bins: int = 15,  # Of the ECE
     blocks: Sequence | None = None,  # Of each scene: blocks are left out, not scenes
 ) -> tuple[float, np.ndarray]:  # Of all scenes, and (units,) without each of them
     "What `difference_of` and `interval_of` need to judge runs by their scores."
     if metric not in SCORES:
         raise ValueError(f"no metric {metric!r}; there are {', '.join(SCORES)}")
-    kind = counts.classes[counts.place(of)]
+    kind = counts.classes[counts.place(class_name)]
     levels, (others, own) = _dense(_joined(counts, blocks), kind)
     values, moved = _left_out(levels, own, others, bins)
     return float(values[SCORES.index(metric)]), moved[:, SCORES.index(metric)]
@@ -545,11 +548,12 @@ def merge_rankings(
     return _frame(levels, *counts)
 
 
+@renamed_arguments(of="class_name")
 def exact_ranking(
     truth: str | Path,  # Label raster, or a vector file
     scores: str | Path,  # scores.tif: one band for each class
     classes: Sequence[str],  # Names in the order of the bands
-    of: str,  # The class that is ranked
+    class_name: str,  # The class that is ranked
     null: str | None = "null",  # Pixels of this class are left out
     hits: str | Path | None = None,  # pixel_hits.npy: 0 where no score was predicted
     **labels,  # `values` and `rest` of `count_rasters`
@@ -558,7 +562,7 @@ def exact_ranking(
     parts, n = [], len(classes)
     with open_pair(truth, scores, null_id=_id(null, classes), **labels) as (read, file):
         _one_band_each(file, scores, n)
-        band = list(classes).index(of) + 1
+        band = list(classes).index(class_name) + 1
         for window in windows_of(file, side=1024):
             said, true = file.read(band, window=window), read(window)
             refuse_strangers(str(truth), true, n)
@@ -572,31 +576,35 @@ def exact_ranking(
     return parts[0]
 
 # %% ../../nbs/metrics/calibration.ipynb #034bbbe7
+@renamed_arguments(of="class_name")
 def scores_by_scene(
     counts: ScoreCounts,
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     bins: int = 15,
 ) -> pd.DataFrame:  # Index: scene. Columns: SCORES; NaN where there is no such pixel
     "The four scores of one class in each scene."
-    levels, (others, own) = _dense(counts, counts.classes[counts.place(of)])
+    levels, (others, own) = _dense(counts, counts.classes[counts.place(class_name)])
     found = [_all_scores(levels, a, b, bins) for a, b in zip(own, others, strict=True)]
     index = pd.Index(counts.scenes, name="scene")
     return pd.DataFrame(np.array(found, float), index=index, columns=list(SCORES))
 
 
+@renamed_arguments(of="class_name")
 def reliability(
     counts: ScoreCounts,
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     bins: int = 15,
     level: float = 0.95,
     blocks: Sequence | None = None,  # Of each scene: neighbours count as one
 ) -> pd.DataFrame:  # As `reliability_of`, and share_low, share_high over scenes
     "Mean score and observed share in bins, with an interval from scene to scene."
     counts = _joined(counts, blocks)
-    curve = reliability_of(counts.ranking(of), bins)
+    curve = reliability_of(counts.ranking(class_name), bins)
     place = _bins(LEVELS[counts.kind], bins)
     into = np.eye(bins)[place]
-    others, own = (counts.histograms[:, counts.place(of), i] @ into for i in (0, 1))
+    others, own = (
+        counts.histograms[:, counts.place(class_name), i] @ into for i in (0, 1)
+    )
     rows = np.zeros((bins, len(counts), 5))  # tp, fp: precision is the share
     rows[..., 0], rows[..., 1] = own.T, others.T
     found: list[Interval] = [jackknife(r, "precision", level) for r in rows]

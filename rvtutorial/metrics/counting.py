@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.formulas import fractions
 from ..core.gdalnames import gdal_name
+from ..core.renamed import renamed_arguments
 from ..data.places import fit, unplaced_allowed
 from ..data.validity import CACHE, windows_of
 
@@ -313,15 +315,17 @@ def count_rasters(
 TABLE = ("tp", "fp", "fn", "tn", "right")
 
 
+@renamed_arguments(of="class_name")
 def table(
     counts: Counts,
-    of: str | None = None,  # The positive class; None: first that is not background
+    class_name: str
+    | None = None,  # The positive class; None: first that is not background
     null: str = "ignore",  # "ignore" pixels without a label, or take null as a "class"
 ) -> pd.DataFrame:  # Index: scene. Columns: tp, fp, fn, tn, right, in pixels
     "Fold the matrix of each scene into the counts of one class against the others."
     if null not in ("ignore", "class"):
         raise ValueError(f'null must be "ignore" or "class", got {null!r}')
-    k = _place(counts, of)
+    k = _place(counts, class_name)
     matrices = np.array(counts.matrices)
     if null == "ignore" and counts.null in counts.classes:
         matrices[:, counts.classes.index(counts.null), :] = 0
@@ -342,13 +346,13 @@ def first_class(
     return named[0] if named else counts.classes[0]
 
 
-def _place(counts, of):
-    of = first_class(counts) if of is None else of
-    if of not in counts.classes:
+def _place(counts, class_name):
+    name = first_class(counts) if class_name is None else class_name
+    if name not in counts.classes:
         raise ValueError(
-            f"no class {of!r}; the classes are {', '.join(counts.classes)}"
+            f"no class {name!r}; the classes are {', '.join(counts.classes)}"
         )
-    return counts.classes.index(of)
+    return counts.classes.index(name)
 
 # %% ../../nbs/metrics/counting.ipynb #0c1fd56f
 METRICS = ("precision", "recall", "f1", "iou", "specificity", "accuracy")
@@ -360,14 +364,7 @@ def score(
 ) -> np.ndarray:  # (...): 0 to 1, NaN where undefined
     "Compute one score for any number of counts at once."
     tp, fp, fn, tn, right = np.moveaxis(np.asarray(counts, float), -1, 0)
-    above, below = {
-        "precision": (tp, tp + fp),
-        "recall": (tp, tp + fn),
-        "f1": (2 * tp, 2 * tp + fp + fn),
-        "iou": (tp, tp + fp + fn),
-        "specificity": (tn, tn + fp),
-        "accuracy": (right, tp + fp + fn + tn),
-    }[metric_name(metric)]
+    above, below = fractions(tp, fp, fn, tn, right)[metric_name(metric)]
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, above / below, np.nan)
 

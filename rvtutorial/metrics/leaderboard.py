@@ -5,16 +5,11 @@
 # %% auto #0
 __all__ = ['RECORD', 'counts_from', 'counts_of', 'LabelFolder', 'label_folder', 'label_meaning', 'scores_of', 'exact_ranking_of',
            'footprints', 'blocks_of', 'common_scenes', 'Common', 'common_counts', 'compare', 'known_metric',
-           'metric_title', 'one_look', 'open_test', 'openings', 'openings_in_words', 'group_seeds', 'leaderboard',
-           'SCORES', 'ScoreCounts', 'add_scores', 'average_precision', 'brier', 'count_score_arrays', 'count_scores',
-           'ece', 'exact_ranking', 'left_out_scores', 'merge_rankings', 'ranking_of', 'reliability', 'reliability_of',
-           'roc_auc', 'score_summary', 'scores_by_scene', 'threshold_curve', 'LOWER_IS_BETTER', 'TITLES', 'Comparison',
-           'Interval', 'board_of', 'bootstrap', 'check_method', 'compare_all', 'difference', 'holm', 'jackknife',
-           'neighbours', 'why_no_interval', 'METRICS', 'TABLE', 'VECTORS', 'Counts', 'add', 'as_classes', 'averages',
-           'confusion', 'count_arrays', 'count_rasters', 'first_class', 'metric_name', 'overall', 'score', 'scores',
-           'table']
+           'metric_title', 'one_look', 'open_test', 'openings', 'openings_in_words', 'Board', 'summary', 'basis',
+           'scenes_in_words', 'board_in_words', 'readable', 'group_seeds', 'leaderboard']
 
 # %% ../../nbs/metrics/leaderboard.ipynb #275452dc
+import hashlib
 import json
 import os
 import re
@@ -25,84 +20,54 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rvtutorial.metrics.calibration import (  # noqa: F401
+# %% ../../nbs/metrics/leaderboard.ipynb #c51c12ab
+from ..core.finding import opened
+from ..core.records import Unreadable, attempt
+from ..core.renamed import renamed_arguments
+from ..data.places import unplaced_allowed
+from rvtutorial.metrics.calibration import (
     SCORES,
     ScoreCounts,
     add_scores,
     average_precision,
     brier,
-    count_score_arrays,
     count_scores,
     ece,
     exact_ranking,
     left_out_scores,
     merge_rankings,
-    ranking_of,
-    reliability,
-    reliability_of,
     roc_auc,
-    score_summary,
-    scores_by_scene,
-    threshold_curve,
 )
-
-# %% ../../nbs/metrics/leaderboard.ipynb #c51c12ab
-from rvtutorial.metrics.intervals import (  # noqa: F401
+from rvtutorial.metrics.counting import (
+    METRICS,
+    TABLE,
+    Counts,
+    add,
+    count_rasters,
+    metric_name,
+    scores,
+    table,
+)
+from rvtutorial.metrics.intervals import (
     LOWER_IS_BETTER,
     NO_SCORE,
     TITLES,
     Comparison,
-    Interval,
     board_of,
-    bootstrap,
     check_method,
     compare_all,
     compare_with,
-    difference,
-    holm,
     interval_of,
-    jackknife,
     neighbours,
     why_no_interval,
 )
-from rvtutorial.metrics.counting import (  # noqa: F401
-    METRICS,
-    TABLE,
-    VECTORS,
-    Counts,
-    add,
-    as_classes,
-    averages,
-    confusion,
-    count_arrays,
-    count_rasters,
-    first_class,
-    metric_name,
-    overall,
-    score,
-    scores,
-    table,
-)
-from ..data.places import unplaced_allowed
-from ..core.records import Unreadable, attempt
 from ..runs import Run, natural_key
-
-# %% ../../nbs/metrics/leaderboard.ipynb #f3affd0f
-_all_ = [
-    "SCORES", "ScoreCounts", "add_scores", "average_precision", "brier", "count_score_arrays",
-    "count_scores", "ece", "exact_ranking", "left_out_scores", "merge_rankings", "ranking_of", "reliability", "reliability_of", "roc_auc",
-    "score_summary", "scores_by_scene", "threshold_curve", "LOWER_IS_BETTER", "TITLES", "Comparison",
-    "Interval", "board_of", "bootstrap", "check_method", "compare_all",
-    "difference", "holm", "jackknife", "neighbours", "why_no_interval", "METRICS", "TABLE", "VECTORS",
-    "Counts", "add", "as_classes", "averages", "confusion", "count_arrays",
-    "count_rasters", "first_class", "metric_name", "overall", "score", "scores",
-    "table",
-]  # fmt: skip
 
 # %% ../../nbs/metrics/leaderboard.ipynb #bc99eea2
 def counts_from(
@@ -348,24 +313,26 @@ def scores_of(
     return ScoreCounts(**{**vars(add_scores(found)), "split": split})
 
 
+@renamed_arguments(of="class_name")
 def exact_ranking_of(
     run: "str | Path | Run | LabelFolder",  # A run that kept its scores
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     split: str = "validation",  # Or "test"
     data: str | Path | None = None,  # Folder to which the labels were moved
 ) -> pd.DataFrame:  # As `ranking_of`: score (falling), positives, negatives
     "Sort a class's scores of all scenes without rounding: up to 50 bytes a pixel."
     files = _score_files(run, split, data)
     names = [c for how in files.values() for c in how["classes"]]
-    of = of or next(c for c in names if c not in ("background", "null"))
-    return merge_rankings([exact_ranking(of=of, **how) for how in files.values()])
+    name = class_name or next(c for c in names if c not in ("background", "null"))
+    found = [exact_ranking(class_name=name, **how) for how in files.values()]
+    return merge_rankings(found)
 
 # %% ../../nbs/metrics/leaderboard.ipynb #f9b34792
 def _score_files(run, split, data):
     "{scene: arguments of `count_scores`}."
     if isinstance(run, LabelFolder):
         return _folder_files(run)
-    run = _opened(run)
+    run = opened(run)
     if not isinstance(run, Run):
         raise ValueError(
             f"{type(run).__name__} holds labels that were counted, and no scores: give "
@@ -375,11 +342,6 @@ def _score_files(run, split, data):
     if not scenes:
         raise ValueError(f"run {run.name} has no {split} scenes")
     return {scene: _scene_files(run, scene, data) for scene in scenes}
-
-
-def _opened(run):
-    "A path as a Run; everything else as it is."
-    return Run(run) if isinstance(run, (str, Path)) else run
 
 
 def _folder_files(folder):
@@ -468,7 +430,7 @@ def _grouped(runs):
     lists = {
         k: list(v) if isinstance(v, (list, tuple)) else [v] for k, v in runs.items()
     }
-    return {name: [_opened(run) for run in group] for name, group in lists.items()}
+    return {name: [opened(run) for run in group] for name, group in lists.items()}
 
 
 def _common_class(counts, metric, of):
@@ -536,11 +498,12 @@ class Common:
     split: str = ""  # Where the scenes come from
 
 # %% ../../nbs/metrics/leaderboard.ipynb #96ec9f9f
+@renamed_arguments(of="class_name")
 def common_counts(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
     metric: str = "f1",  # The accuracy asks for equal classes
     split: str = "validation",  # For runs: which scenes
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     null: str = "ignore",  # As in `table`
 ) -> Common:
     """Read the counts of runs on the scenes that all have, and say what was left out.
@@ -553,8 +516,8 @@ def common_counts(
     every = [(name, one) for name, group in found.items() for one in group]
     counts, notes = [(name, one) for name, one in every if isinstance(one, Counts)], []
     if counts:
-        of, notes = _common_class(counts, metric_name(metric), of)
-    rows = {name: [table(one, of, null) if isinstance(one, Counts) else one
+        class_name, notes = _common_class(counts, metric_name(metric), class_name)
+    rows = {name: [table(one, class_name, null) if isinstance(one, Counts) else one
                    for one in group] for name, group in found.items()}  # fmt: skip
     scenes = common_scenes({name: [s for s in first.index if all(s in x.index for x in more)]
                             for name, (first, *more) in rows.items()})  # fmt: skip
@@ -562,7 +525,9 @@ def common_counts(
     left_out = sorted(ids - {*scenes}, key=natural_key)
     rows = {name: [one.loc[scenes] for one in group] for name, group in rows.items()}
     splits = "/".join(sorted({one.split for _, one in counts} - {""}))
-    return Common(rows, of, scenes, left_out, notes + _other_truth(rows), splits)
+    return Common(
+        rows, class_name, scenes, left_out, notes + _other_truth(rows), splits
+    )
 
 
 def _other_truth(rows):
@@ -572,6 +537,7 @@ def _other_truth(rows):
     return ["not all were judged by the same labels"] if any(differ) else []
 
 # %% ../../nbs/metrics/leaderboard.ipynb #e4ceb2df
+@renamed_arguments(of="class_name")
 def compare(
     a: "str | Path | Run | LabelFolder | Counts | pd.DataFrame | list",  # A list: seeds
     b: "str | Path | Run | LabelFolder | Counts | pd.DataFrame | list",
@@ -582,7 +548,7 @@ def compare(
     method: str = "jackknife",  # Or "bootstrap"
     n: int = 2000,  # Draws, and their seed, of the bootstrap
     seed: int = 0,
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     blocks="auto",  # As in `blocks_of`
     record: str | Path | None = None,  # Where to note that the test split was opened
     data: str | Path | None = None,  # Folder to which the labels were moved, for SCORES
@@ -595,10 +561,10 @@ def compare(
     groups = _grouped({0: a, 1: b})
     if metric in SCORES:
         _only_jackknife(metric, method)
-        found = _common_scores(groups, metric, split, of, blocks, data)
+        found = _common_scores(groups, metric, split, class_name, blocks, data)
         pair = _score_pairs(found, metric, level, 0)[1]
     else:
-        found = common_counts(groups, metric, split, of)
+        found = common_counts(groups, metric, split, class_name)
         runs = [run for group in groups.values() for run in group]
         placed = blocks_of(runs, found.scenes, blocks)
         how = dict(level=level, method=method, n=n, seed=seed, blocks=placed)
@@ -727,7 +693,7 @@ def _placed(runs):
     values = runs.values() if isinstance(runs, Mapping) else runs
     values = [values] if isinstance(values, kinds) else values
     flat = [r for v in values for r in (v if isinstance(v, (list, tuple)) else [v])]
-    return [_opened(r) for r in flat if isinstance(r, kinds)]
+    return [opened(r) for r in flat if isinstance(r, kinds)]
 
 
 def _is_run(path):
@@ -833,6 +799,111 @@ def openings_in_words(
         f"({last.metric} of {many})"
     )
 
+# %% ../../nbs/metrics/leaderboard.ipynb #33c131f1
+class Board(pd.DataFrame):
+    "A leaderboard: many columns, printed as a short table."
+
+    def summary(self) -> str:  # One or two sentences
+        "What the leaderboard allows to be said, and no more."
+        return board_in_words(self)
+
+    def __repr__(self):
+        return f"{summary(self).to_string()}\n{_said(self)}"
+
+    def _repr_html_(self):
+        board, rows = summary(self), []
+        styles = {"behind": "color: #767676", "tied": ""}  # else it is the first
+        for verdict in board["verdict"]:
+            rows.append([styles.get(verdict, "font-weight: bold")] * board.shape[1])
+        look = pd.DataFrame(rows, board.index, board.columns)
+        name = hashlib.md5(repr(self).encode(), usedforsecurity=False).hexdigest()[:8]
+        made = board.style.format(escape="html").format_index(escape="html")
+        made = made.apply(lambda _: look, axis=None).set_uuid(name)
+        return made.set_caption(escape(_said(self))).to_html()
+
+
+def summary(
+    board: pd.DataFrame,  # From `leaderboard`
+) -> pd.DataFrame:  # Texts. Index: run
+    "The columns of a leaderboard that a reader needs, as texts."
+    first, out = board.columns[0], {}
+    for before in ("", "test_"):
+        if before + first in board:
+            ends = board[[f"{before}low", f"{before}high"]].to_numpy()
+            words = before.replace("_", " ")
+            out[words + _titled(first)] = board[before + first].map("{:.3f}".format)
+            out[f"{words}95 % interval"] = [_ends(*pair) for pair in ends]
+    out["behind"] = board["behind"].map("{:.3f}".format)
+    verdicts = ["tied" if tied else "behind" for tied in board["tied"]]
+    out["verdict"] = [board["verdict"].iloc[0], *verdicts[1:]]
+    for column in board.columns[1:]:
+        if column.startswith("pixel_"):
+            out[_titled(column)] = board[column].map("{:.3f}".format)
+    return pd.DataFrame(out, index=board.index)
+
+
+def _ends(low, high):
+    "An interval as a text; a dash where there is none."
+    return "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
+
+
+def _titled(column):
+    "pixel_f1 as `pixel F1`."
+    return f"pixel {metric_title(column)}"
+
+
+def basis(
+    board: pd.DataFrame,  # From `leaderboard`
+) -> str:
+    "What the numbers rest on: the scenes, and how often the test split was opened."
+    line = board.iloc[0]
+    where = scenes_in_words(line.scenes, line.get("split", ""), line.blocks)
+    return "; ".join([where, *filter(None, [board.attrs.get("note")])])
+
+
+def _said(board):
+    first = board["verdict"].iloc[0]  # highest, or lowest of Brier and ECE
+    why = why_no_interval(board)
+    why = f"; no intervals: {why}" * bool(why)
+    return f"{basis(board)}{why}; tied: these scenes cannot tell it from the {first}"
+
+
+def scenes_in_words(
+    n: int,  # Scenes
+    split: str,
+    blocks: float | None = None,  # Of scenes
+) -> str:
+    "Such as `50 whole validation scenes in 12 blocks`; the last where there are some."
+    words = f"{n} whole {split} scene{'' if n == 1 else 's'}".replace("  ", " ")
+    if blocks is None or not blocks < n:  # not so for NaN either
+        return words
+    return f"{words} in {blocks:.0f} block{'' if blocks == 1 else 's'}"
+
+# %% ../../nbs/metrics/leaderboard.ipynb #48886995
+def board_in_words(
+    board: pd.DataFrame,  # From `leaderboard`
+) -> str:  # One or two sentences
+    "What a leaderboard allows to be said, and no more."
+    board = readable(board)
+    best, column = board.index[0], board.columns[0]
+    others = board.iloc[1:]
+    tied, worse = list(others.index[others.tied]), list(others.index[~others.tied])
+    text = f"{best} has the {board.verdict.iloc[0]} {column}, "
+    text += f"{board[column].iloc[0]:.3f} on "
+    text += f"{board.scenes.iloc[0]} {board.split.iloc[0]} scenes"
+    text += f", and cannot be told apart from {_listed(tied)}." if tied else "."
+    return text + (f" It is better than {_listed(worse)}." if worse else "")
+
+
+def readable(board: pd.DataFrame) -> pd.DataFrame:
+    "A leaderboard without the runs that cannot be read."
+    return board[~board.verdict.str.startswith("unreadable")]
+
+
+def _listed(names: list[str]) -> str:
+    "a, b and c."
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
 # %% ../../nbs/metrics/leaderboard.ipynb #34ea20df
 def group_seeds(
     runs: Mapping,  # Name -> run
@@ -840,7 +911,7 @@ def group_seeds(
     "Put runs together that differ only in their seed."
     groups = {}
     for name, run in runs.items():
-        values = {k: v for k, v in _opened(run).hyperparams.items() if k != "seed"}
+        values = {k: v for k, v in opened(run).hyperparams.items() if k != "seed"}
         short = re.sub(r"(^|[+, ])seed=[^+, ]+", "", str(name)).strip("+, ")
         key = json.dumps(values, sort_keys=True, default=str)
         groups.setdefault(key, (short or str(name), []))[1].append(run)
@@ -929,6 +1000,7 @@ def _with_broken(board, broken):
     return pd.concat([board, more.astype(board.dtypes)])
 
 
+@renamed_arguments(of="class_name")
 def leaderboard(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
     metric: str = "f1",  # What decides the order: one of METRICS, or of SCORES
@@ -939,13 +1011,13 @@ def leaderboard(
     | Path
     | None = None,  # Folder that records when the test split is opened
     blocks="auto",  # Neighbouring scenes are one; or None, or scene -> block
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     null: str = "ignore",  # As in `table`
     level: float = 0.95,
     n: int = 2000,  # Draws, and their seed, of the bootstrap
     seed: int = 0,
     data: str | Path | None = None,  # Folder to which the labels were moved, for SCORES
-) -> pd.DataFrame:  # Index: run, the best first
+) -> "Board":  # Index: run, the best first; `summary` says it in words
     """Score runs over whole scenes, with an interval each and a comparison with the first.
 
     `behind` is the distance to the first, and `tied` says that these scenes cannot tell
@@ -960,7 +1032,7 @@ def leaderboard(
     how = dict(method=check_method(method), level=level, n=n, seed=seed)
     if metric in SCORES:
         _only_jackknife(metric, method)
-    how |= dict(blocks=blocks, of=of, null=null, data=data)
+    how |= dict(blocks=blocks, of=class_name, null=null, data=data)
     board, of, broken = _board_of_readable(groups, metric, split, **how)
     groups = {name: group for name, group in groups.items() if name not in broken}
     board.insert(1, "split", split)
@@ -973,6 +1045,6 @@ def leaderboard(
         note = open_test(groups, metric, record, what="leaderboard")
         board["openings"] = len(openings(_homes(groups, record)))
         board.attrs["note"] = note
-    attrs, board = board.attrs, _with_broken(board, broken)
-    board.attrs = attrs
-    return board
+    made = Board(_with_broken(board, broken))
+    made.attrs = board.attrs
+    return made

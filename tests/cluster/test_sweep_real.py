@@ -13,7 +13,7 @@ from rvtutorial.hpc.job import Job
 from rvtutorial.hpc.scheduler import SLURM
 from rvtutorial.runs import Run
 from rvtutorial.slurm import Site
-from rvtutorial.sweep import Sweep, start
+from rvtutorial.sweep import Sweep, run_sweep
 from rvtutorial.sweeps.sweepfile import read_sweep
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def test_two_rounds_from_a_file_and_from_a_cell(place, site):
     for i, rates in enumerate(ROUNDS):
         text = FILE.format(program=program, rates=rates)
         (place / f"round{i}.yaml").write_text(text)
-    there = start(place / "there" / "s", place / "round0.yaml", site=site)
+    there = run_sweep(place / "there" / "s", place / "round0.yaml", site=site)
     there.wait(progress=False)
     there = there.extend(place / "round1.yaml", site=site).wait(progress=False)
     values = [[float(r) for r in rates.split(",")] for rates in ROUNDS]
@@ -73,7 +73,7 @@ def test_two_rounds_from_a_file_and_from_a_cell(place, site):
              parameters=dict(epochs=dict(value=4), lr=dict(values=v)))
         for v in values
     ]  # fmt: skip
-    here = start(place / "here" / "s", read_sweep(dicts[0])).wait(progress=False)
+    here = run_sweep(place / "here" / "s", read_sweep(dicts[0])).wait(progress=False)
     here = here.extend(read_sweep(dicts[1])).wait(progress=False)
     assert len(texts(here.folder)) == 1 + 2 * 6
     assert texts(here.folder) == texts(there.folder)
@@ -93,7 +93,7 @@ def test_a_ladder_of_rungs(place, site):
     "All rungs are queued at once; who was not promoted says so and stops."
     text = FILE.format(program=place / "light.ipynb", rates=ROUNDS[0] + ", 3e-3")
     (place / "ladder.yaml").write_text(text + LADDER)
-    sweep = start(place / "s", place / "ladder.yaml", site=site, compare=False)
+    sweep = run_sweep(place / "s", place / "ladder.yaml", site=site, compare=False)
     sweep.wait(progress=False)
     states = list(Sweep(place / "s").status()["state"])
     assert states.count("succeeded") >= 1 and states.count("paused") >= 2
@@ -112,7 +112,7 @@ def test_stopped_and_gone_on(place, site):
     light_job(place / "slow.ipynb", TESTS, pace=1.5)
     plan = FILE.format(program=place / "slow.ipynb", rates=ROUNDS[0])
     (place / "slow.yaml").write_text(plan)
-    sweep = start(place / "s", place / "slow.yaml", site=site, compare=False)
+    sweep = run_sweep(place / "s", place / "slow.yaml", site=site, compare=False)
     end = time.monotonic() + 90
     while not any(
         r.manifest["went"]["state"] == "running" for r in sweep.runs().values()
@@ -122,7 +122,7 @@ def test_stopped_and_gone_on(place, site):
     sweep.stop()
     while not sweep.job.done:
         time.sleep(0.5)
-    sweep.go_on().wait(progress=False)
+    sweep.resume().wait(progress=False)
     for run in sweep.runs().values():
         assert run.state == "succeeded"
         assert (run.path / "finished.txt").read_text() == "once\n"
