@@ -81,7 +81,7 @@ def files(
     return found.kilobytes.agg(files="count", kilobytes="sum").round(1)
 
 # %% ../nbs/07_evaluation.ipynb #c9aa2175
-@maps.as_written
+@maps.literal_text
 def display_conf_mat(
     output_path,  # A run, a list of runs, or a dict name -> run
     split: str = "validation",  # Or "test"
@@ -107,7 +107,7 @@ def display_conf_mat(
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #2530283a
-@maps.as_written
+@maps.literal_text
 def plot_predictions(
     runs,  # A run, a list, a dict name -> run, or a Sweep
     scenes=None,  # Ids, or places in alphabetical order; None: the first three
@@ -130,7 +130,9 @@ def plot_predictions(
     for row, layers in zip(axes, every, strict=True):
         _draw_row(row, layers, opened, view, split, max_size)
     for name, ax in zip(["image", *opened], axes[0], strict=True):
-        ax.set_title(f"{maps.folded(name)}\n{ax.get_title()}".strip(), fontsize=10)
+        ax.set_title(
+            f"{maps.wrapped_name(name)}\n{ax.get_title()}".strip(), fontsize=10
+        )
     maps.label_panels(axes, every)
     _legend(fig, base, view)
     notes = [f"{split} scenes", *note_test(opened, split, "plot_predictions")]
@@ -196,7 +198,7 @@ def plot_coverage(
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #65157852
-@maps.as_written
+@maps.literal_text
 def plot_metrics(
     output_path,  # A run, a list of runs, or a dict name -> run
     columns: Sequence[str] | None = None,  # Of train/log.csv; None: losses and F1

@@ -154,7 +154,7 @@ def test_legends_are_in_numeric_order(sweep, name):
 
 
 def test_lines_of_eight_runs_differ_without_colour():
-    looks = [maps.look_of(i) for i in range(8)]
+    looks = [maps.line_style(i) for i in range(8)]
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 8
 
 

@@ -75,7 +75,8 @@ def test_the_wheel_carries_every_module(tmp_path):
     for path in json.loads(done.stdout.splitlines()[-1]):
         assert Path(path).is_relative_to(tmp_path / "there")
     packed = tmp_path / "there" / "rvtutorial"
-    for name in ("_jobs/hello.ipynb", "_sites/local.toml", "_ondemand/form.yml"):
+    for name in ("_jobs/hello.ipynb", "_sites/local.toml", "_ondemand/form.yml",
+                 "figures/report.html"):  # fmt: skip
         assert (packed / name).is_file()
     assert len(list((packed / "_lessons").glob("0*.ipynb"))) == 8
     assert (packed / "_lessons/metrics/intervals.ipynb").is_file()

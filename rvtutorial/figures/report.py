@@ -28,15 +28,13 @@ from rvtutorial.core.files import refuse_name
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
 from rvtutorial.metrics import counting, leaderboard
-from rvtutorial.runs import Run, atomic_path, natural_key, near_match
+from rvtutorial.runs import Run, atomic_path, natural_key
 from rvtutorial.sweep import Sweep
 from rvtutorial.sweeps.sweepfile import short
 
 DRAWN = 20  # Runs, the highest, that figures, maps and lists of single runs show
 VARIED = 200  # Runs, evenly from the highest to the lowest, in figures of parameters
-KEY = dict(
-    zip(("found", "missed", "drawn in error"), maps.ERRORS.values(), strict=True)
-)
+KEY = dict(zip(("found", "missed", "drawn in error"), maps.ERRORS.values(), strict=True))  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -64,13 +62,6 @@ class Material:
         "What training logged, of the runs that have a log."
         found = {name: tried(run.log) for name, run in self.own.items()}
         return {k: v for k, v in found.items() if not isinstance(v, str) and len(v)}
-
-    @property
-    def busy(self) -> dict[str, str]:
-        "The states of runs that are at work again, or failed."
-        states = {name: run.state for name, run in self.own.items()}
-        done = ("succeeded", "unfinished")
-        return {name: state for name, state in states.items() if state not in done}
 
     @property
     def own(self) -> dict[str, Run]:
@@ -139,33 +130,11 @@ def _sweep_of(what) -> Sweep | None:
     return one if isinstance(one, Sweep) else None
 
 
-def telling_scenes(
-    scores: pd.DataFrame,  # `Material.scores`
-    scenes: int | Iterable | None = None,  # Ids, or how many; None: three
-) -> dict[str, str]:  # Id -> its place in words, such as "the worst"
-    "Pick scenes evenly from the worst to the best; `ValueError` for an unknown id."
-    if isinstance(scenes, Iterable):
-        asked = [scenes] if isinstance(scenes, str) else list(map(str, scenes))
-        for scene in asked:
-            if scene not in scores.index:
-                hint = near_match(scene, sorted(scores.index, key=natural_key)[:20])
-                raise ValueError(f"not all runs have a scene {scene!r}; {hint}")
-        return dict.fromkeys(asked, "asked for")
-    order = scores.mean(axis=1).dropna().sort_values(kind="stable").index
-    last, many = len(order) - 1, min(3 if scenes is None else int(scenes), len(order))
-    words = {0: "the worst", last: "the best"}
-    middle = "in the middle" if many == 3 else f"place {{}} of {last + 1} from below"
-    places = np.unique(np.linspace(0, last, many).round().astype(int))
-    return {order[p]: words.get(p, middle.format(p + 1)) for p in places}
-
-
 def text(value, digits: int = 3) -> str:
     "A value for a reader: numbers short, what is not there as a dash."
     if value is None or value != value:
         return "-"
-    if isinstance(value, (float, np.floating)):
-        return f"{value:,.{digits}f}"
-    return str(value)
+    return f"{value:,.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def typed(value) -> str:
@@ -178,12 +147,11 @@ def typed(value) -> str:
 def others(board: pd.DataFrame) -> str:
     "How many runs are told apart from the first."
     many, tied = len(board) - 1, int(board.tied.iloc[1:].sum())
-    if tied == many:
-        return f"None of the {many} others can be told apart from it."
-    if not tied:
-        return f"It is better than all {many} others."
-    said = f"It is better than {many - tied} of the {many} others; {tied} cannot be"
-    return f"{said} told apart from it."
+    if tied in (0, many):
+        none = f"None of the {many} others can be told apart from it."
+        return none if tied else f"It is better than all {many} others."
+    said = f"It is better than {many - tied} of the {many} others; "
+    return f"{said}{tied} cannot be told apart from it."
 
 
 def areas(found: Material) -> tuple[pd.DataFrame, dict]:
@@ -227,30 +195,13 @@ def origins(found: Material) -> pd.DataFrame:  # Index: run. Texts
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def commands(found: Material) -> list[str]:
-    "What to type to make runs again, of those whose record says it."
-    lines = []
-    for name, run in found.own.items():
-        asked, went = (run.manifest.get(k) or {} for k in ("asked", "went"))
-        data = (asked.get("data") or {}).get("data")
-        params = (
-            (went.get("job") or {}).get("params")
-            or asked.get("hyperparams")
-            and asked["hyperparams"] | {"data": data}
-            or {}
-        )
-        words = [f"{k}={typed(v)}" for k, v in params.items() if v is not None]
-        if words:
-            lines.append(shlex.join(["rvtutorial", "train", f"again/{name}", *words]))
-    return lines
-
-
-def seed_groups(found: Material) -> pd.DataFrame | None:
-    "A leaderboard of runs that differ in their seed alone; None if there are none."
-    groups = tried(leaderboard.group_seeds, found.own)
-    if isinstance(groups, str) or all(len(group) < 2 for group in groups.values()):
-        return None
-    return leaderboard.leaderboard(groups, found.metric, found.split, class_name=found.of)
+def command(name: str, run: Run) -> str:
+    "What to type to make a run again; empty if its record does not say it."
+    asked, went = (run.manifest.get(k) or {} for k in ("asked", "went"))
+    given = {**(asked.get("hyperparams") or {}), "data": (asked.get("data") or {}).get("data")}  # fmt: skip
+    params = (went.get("job") or {}).get("params") or given
+    words = [f"{k}={typed(v)}" for k, v in params.items() if v is not None]
+    return shlex.join(["rvtutorial", "train", f"again/{name}", *words]) if words else ""
 
 
 def _picture(content: bytes, kind: str, size: Iterable, alt: str = "") -> dict:
@@ -284,15 +235,21 @@ def scene_map(
     folders of labels, which know no image, the truth is drawn dark. Raises
     `FileNotFoundError` when there is nothing to show.
     """
-    why, over, lost = [], {}, {}
+
+    def opened(run):
+        view = maps.run_layers(run, scene, found.data, side)
+        return view, maps.class_truth(run, view, found.of, side)
+
+    why = ""
     for run in sorted(found.runs.values(), key=lambda run: not isinstance(run, Run)):
-        view = tried(maps.run_layers, run, scene, found.data, side)
-        truth = tried(maps.class_truth, run, view, found.of, side)
-        if not isinstance(truth, str):
+        base = tried(opened, run)
+        if not isinstance(base, str):
             break
-        why.append(view if isinstance(view, str) else truth)
+        why = why or base
     else:
-        raise FileNotFoundError(why[0])
+        raise FileNotFoundError(why)
+    view, truth = base
+    over, lost = {}, {}
     for name, run in found.runs.items():
         codes = tried(maps.class_errors, run, view, found.of, side, truth)
         if isinstance(codes, str):
@@ -343,14 +300,14 @@ def shares(codes: np.ndarray, of: str) -> str:
 
 def selected(found: Material, board: pd.DataFrame) -> tuple[Material, Material]:
     "What figures of single runs are about, and figures of parameters: all, or some."
-    many, names = len(board), [*board.index]
-    top = f"The {DRAWN} highest of {many} runs."
-    shown = found.only(names[:DRAWN], top) if many > DRAWN else found
-    if many <= VARIED:
-        return shown, found
-    even = np.unique(np.linspace(0, many - 1, VARIED).round().astype(int))
-    said = f"{len(even)} of {many} runs, evenly from the highest to the lowest score."
-    return shown, found.only((names[i] for i in even), said)
+    shown, varied, many = found, found, len(board)
+    if many > DRAWN:
+        shown = found.only(board.index[:DRAWN], f"The {DRAWN} highest of {many} runs.")
+    if many > VARIED:
+        even = np.linspace(0, many - 1, VARIED).round().astype(int)
+        said = f"{VARIED} of {many} runs, evenly from the highest to the lowest score."
+        varied = found.only(board.index[even], said)
+    return shown, varied
 
 
 def write_report(
@@ -375,11 +332,18 @@ def write_report(
     found = gather(what, split, metric, data)
     record = found.sweep.folder if found.sweep and split == "test" else None
     with leaderboard.one_look():  # a report is one look at the test split
-        how = dict(class_name=found.of, record=record)
-        board = leaderboard.leaderboard(found.runs, found.metric, split, **how)
-        page = _template().render(
+        board = leaderboard.leaderboard(
+            found.runs, found.metric, split, class_name=found.of, record=record
+        )
+        folder = jinja2.FileSystemLoader(Path(__file__).parent)
+        how = dict(autoescape=True, undefined=jinja2.StrictUndefined)
+        world = jinja2.Environment(
+            loader=folder, trim_blocks=True, lstrip_blocks=True, **how
+        )
+        world.filters |= dict(text=text, digest=_digest)
+        page = world.get_template("report.html").render(
             globals(), found=found, board=board, selected=selected(found, board),
-            title=title, telling=telling_scenes(found.scores, scenes), scenes=scenes,
+            title=title, telling=plots.telling_scenes(found.scores, scenes), scenes=scenes,
             bar=partial(tqdm, desc="report", disable=not progress, leave=False),
             now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
         )  # fmt: skip
@@ -388,17 +352,6 @@ def write_report(
     return out
 
 
-def _template() -> jinja2.Template:
-    "The page, which escapes every text."
-    folder = jinja2.FileSystemLoader(Path(__file__).parent)
-    world = jinja2.Environment(
-        loader=folder, autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    world.filters |= dict(text=text, digest=_digest)
-    return world.get_template("report.html")
-
-
 def _digest(text: str) -> str:
-    "How a page names the one script and the one style that it allows."
+    "How the page names the one script and the one style that it allows."
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECORD', 'counts_from', 'counts_of', 'LabelFolder', 'label_folder', 'label_meaning', 'scores_of', 'exact_ranking_of',
            'footprints', 'blocks_of', 'common_scenes', 'Common', 'common_counts', 'compare', 'known_metric',
-           'metric_title', 'one_look', 'open_test', 'openings', 'openings_in_words', 'Board', 'summary', 'basis',
-           'scenes_in_words', 'board_in_words', 'readable', 'group_seeds', 'leaderboard']
+           'metric_title', 'one_look', 'open_test', 'openings', 'openings_in_words', 'Board', 'summary', 'score_title',
+           'basis', 'scenes_in_words', 'board_in_words', 'readable', 'group_seeds', 'leaderboard']
 
 # %% ../../nbs/metrics/leaderboard.ipynb #275452dc
 import hashlib
@@ -831,14 +831,14 @@ def summary(
         if before + first in board:
             ends = board[[f"{before}low", f"{before}high"]].to_numpy()
             words = before.replace("_", " ")
-            out[words + _titled(first)] = board[before + first].map("{:.3f}".format)
+            out[words + score_title(first)] = board[before + first].map("{:.3f}".format)
             out[f"{words}95 % interval"] = [_ends(*pair) for pair in ends]
     out["behind"] = board["behind"].map("{:.3f}".format)
     verdicts = ["tied" if tied else "behind" for tied in board["tied"]]
     out["verdict"] = [board["verdict"].iloc[0], *verdicts[1:]]
     for column in board.columns[1:]:
         if column.startswith("pixel_"):
-            out[_titled(column)] = board[column].map("{:.3f}".format)
+            out[score_title(column)] = board[column].map("{:.3f}".format)
     return pd.DataFrame(out, index=board.index)
 
 
@@ -847,7 +847,7 @@ def _ends(low, high):
     return "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
-def _titled(column):
+def score_title(column):
     "pixel_f1 as `pixel F1`."
     return f"pixel {metric_title(column)}"
 
