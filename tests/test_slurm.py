@@ -582,6 +582,29 @@ def test_a_member_that_is_killed_leaves_nothing_behind(tmp_path):
     wait_for(lambda: not kernel.exists(), 5)  # a kernel looks once a second
 
 
+def test_processes_that_are_no_queue(tmp_path):
+    "Over and not asked about, one of the kernel's own, none at all, another program."
+    over = subprocess.Popen(["true"])
+    time.sleep(0.2)
+    for pid in (over.pid, 2, 2**22 + 1, 2**70, None, "x", os.getpid()):
+        assert not queue.is_queue(pid) and not queue.is_script(pid, tmp_path), pid
+    over.wait()
+    sleep = "import time; time.sleep(60)"
+    args = [sys.executable, "-c", sleep, "rvtutorial.hpc.queue", str(tmp_path)]
+    one = subprocess.Popen(args)
+    assert queue.is_queue(one.pid) and queue.is_queue(one.pid, tmp_path)
+    assert not queue.is_queue(one.pid, tmp_path / "other")
+    one.kill(), one.wait()
+
+
+def test_names_of_the_version_before_are_found_and_said_once(capsys):
+    assert slurm.prepare is batch._write_submission and slurm.prepare
+    said = capsys.readouterr().err
+    assert said.count("rvtutorial.slurm.prepare is now rvtutorial.hpc.batch") == 1
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        slurm.nothing  # noqa: B018
+
+
 def test_a_script_that_cannot_start_says_why(tmp_path):
     write_json(tmp_path / "tasks.json", {"folders": [str(tmp_path / "r")]})
     (tmp_path / "job.sh").write_text("no_such_program serve <&0")

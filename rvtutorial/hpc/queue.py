@@ -60,21 +60,15 @@ def _command(pid) -> list[str] | None:
         return None
 
 
-_OVER = psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD
-
-
 def is_queue(pid, home: str | Path = "") -> bool:
     "Whether a process is the queue of a submission, or of any; not a later one of its number."
-    command = _command(pid) or []
-    if command:
-        names = {"rvtutorial.hpc.queue", "rvtutorial.queues"}  # the second until 0.1.0
-        return bool(names & {*command}) and str(home) in [*command, ""]
-    with contextlib.suppress(psutil.Error, TypeError, ValueError, OverflowError):
-        # one that is just being started has no command yet; the kernel's own processes,
-        # children of process 2, never have one, nor has one that is over
-        found = psutil.Process(int(pid))
-        return found.ppid() != 2 and found.status() not in _OVER
-    return False
+    command = _command(pid)
+    if command == []:  # just being started, or one of the kernel's own: 2 and its children
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(int(pid)).ppid() not in (0, 2)
+    names = {"rvtutorial.hpc.queue", "rvtutorial.queues"}  # the second until 0.1.0
+    command = command or []
+    return bool(names & {*command}) and str(home) in [*command, ""]
 
 
 def is_script(pid, home: Path) -> bool:

@@ -169,7 +169,7 @@ class Signals:
             self.deadline = min(self.deadline, time.monotonic() + GRACE[number])
             if len(self.got) == 1:
                 self.kill(signal.SIGINT)
-        elif not self.at_work() and self.armed:
+        elif self.armed and not self.at_work():
             raise Stop(self.got[0])
         if self.armed and self.process is None:
             raise Stop(self.got[0])
