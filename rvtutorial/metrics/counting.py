@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VECTORS', 'TABLE', 'METRICS', 'confusion', 'refuse_strangers', 'Counts', 'add', 'count_arrays', 'as_classes',
-           'polygons_of', 'moved', 'fill', 'open_pair', 'on_grid', 'count_rasters', 'table', 'first_class', 'score',
-           'metric_name', 'scores', 'overall', 'averages']
+           'polygons_of', 'moved', 'fill', 'open_pair', 'count_rasters', 'table', 'first_class', 'score', 'metric_name',
+           'scores', 'overall', 'averages']
 
 # %% ../../nbs/metrics/counting.ipynb #34cb0bfd
 import warnings
@@ -256,19 +256,14 @@ def open_pair(
             return
         with unplaced_allowed():
             true = stack.enter_context(rasterio.open(truth))
-        lies = on_grid(true, drawn, truth, prediction)
+        lies = _on_grid(true, drawn, truth, prediction)
         yield (
             lambda w: as_classes(lies.read(true, w), values, true.nodata, null_id),
             drawn,
         )
 
 
-def on_grid(
-    true,  # An open raster
-    drawn,  # Another
-    truth: str | Path,  # Their names
-    prediction: str | Path,
-):  # -> places.Fit: how the first is read on the grid of the second
+def _on_grid(true, drawn, truth: str | Path, prediction: str | Path):
     "`ValueError` unless a truth can be read pixel for pixel on the grid of a prediction."
     if any(a % b for a, b in zip(drawn.shape, true.shape, strict=True)):
         raise ValueError(

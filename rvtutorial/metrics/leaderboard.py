@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'counts_from', 'counts_of', 'LabelFolder', 'label_folder', 'label_meaning', 'scores_of', 'exact_ranking_of',
-           'footprints', 'blocks_of', 'common_scenes', 'Common', 'common_counts', 'compare', 'known_metric',
-           'metric_title', 'one_look', 'open_test', 'openings', 'openings_in_words', 'Board', 'summary', 'basis',
-           'scenes_in_words', 'board_in_words', 'readable', 'group_seeds', 'leaderboard']
+           'footprints', 'blocks_of', 'common_scenes', 'Common', 'common_counts', 'compare', 'metric_title', 'one_look',
+           'open_test', 'openings', 'openings_in_words', 'Board', 'summary', 'basis', 'scenes_in_words',
+           'board_in_words', 'readable', 'group_seeds', 'leaderboard']
 
 # %% ../../nbs/metrics/leaderboard.ipynb #275452dc
 import hashlib
@@ -554,7 +554,7 @@ def compare(
     data: str | Path | None = None,  # Folder to which the labels were moved, for SCORES
 ) -> Comparison:
     "Compare two runs on the scenes both have; raises `ValueError` if there are none."
-    metric, _ = known_metric(metric), check_method(method)
+    metric, _ = _known_metric(metric), check_method(method)
     names = names or tuple(
         _called(x, word) for x, word in ((a, "first"), (b, "second"))
     )
@@ -582,9 +582,7 @@ def _called(x, otherwise):
     return getattr(x, "name", None) or otherwise
 
 # %% ../../nbs/metrics/leaderboard.ipynb #3a3f63f7
-def known_metric(
-    metric: str,  # Such as "f1", "pixel_f1" or "roc_auc"
-) -> str:  # Without "pixel_"
+def _known_metric(metric: str) -> str:
     "`ValueError` unless there is such a metric, of labels or of scores."
     name = str(metric).removeprefix("pixel_")
     if name not in (*METRICS, *SCORES):
@@ -1028,7 +1026,7 @@ def leaderboard(
     the test split is shown, `openings` counts the times it was; `.attrs` hold that in words
     (`note`), and the class (`of`).
     """
-    metric, groups = known_metric(metric), _grouped(runs)
+    metric, groups = _known_metric(metric), _grouped(runs)
     how = dict(method=check_method(method), level=level, n=n, seed=seed)
     if metric in SCORES:
         _only_jackknife(metric, method)
