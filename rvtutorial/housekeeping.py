@@ -108,10 +108,7 @@ def at_work(
     return {path: state for path, state in said.items() if state in left_alone}
 
 
-def in_run(
-    run: Run,
-    rules: dict[str, Rule],
-) -> list[Found]:
+def _in_run(run: Run, rules: dict[str, Rule]) -> list[Found]:
     "What the rules let go of one run; the caller knows that nobody works in it."
     found = {}
     for name, rule in rules.items():
@@ -193,9 +190,7 @@ def _lies_inside(path: Path, folder: Path) -> bool:
     return path.is_dir() and path.resolve() == straight
 
 
-def superseded(
-    home: Path,  # Folder of a submission
-) -> bool:
+def _superseded(home: Path) -> bool:
     "Whether no run refers to a submission any more, and no queue knows it."
     tasks = home / "tasks.json"
     if not _old(home) or not _old(tasks):
@@ -221,7 +216,7 @@ def _submissions(run: Run) -> list[str]:
 def _old_submissions(folder: Path) -> list[Found]:
     found = []
     for tasks in sorted(folder.rglob("jobs/*/tasks.json")):
-        if _is_submission(tasks.parent, folder) and superseded(tasks.parent):
+        if _is_submission(tasks.parent, folder) and _superseded(tasks.parent):
             found.append(_whole(tasks.parent))
     for path in sorted(folder.rglob("jobs/.gone-*")):  # of a call that was killed
         if _GONE.fullmatch(path.name) and _lies_inside(path, folder):
@@ -292,7 +287,7 @@ def look(
     busy = at_work(list(runs.values()))
     found = [
         item for path, run in runs.items() if path not in busy
-        for item in in_run(run, rules)
+        for item in _in_run(run, rules)
     ]  # fmt: skip
     if "submissions" in rules:
         found += [item for folder in folders for item in _old_submissions(folder)]
@@ -312,7 +307,7 @@ def clean(
     for run, items in groups.items():
         try:
             with _held(run):
-                still = items if run is None else in_run(Run(run), cleaning.rules)
+                still = items if run is None else _in_run(Run(run), cleaning.rules)
                 gone += [i for i in items if i in still and _delete(i, left)]
         except (Busy, OSError, ValueError) as err:
             left[run] = str(err)

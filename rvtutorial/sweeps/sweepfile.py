@@ -200,8 +200,8 @@ KEYS += ("method", "metric", "parameters", "run_cap", "early_terminate", "seed")
 METHODS = ("grid", "random", "bayes")
 METRICS = ("f1", "iou", "precision", "recall", "accuracy")
 PROGRAM = "train_rastervision.ipynb"  # The job notebook of every trial, if not said
-USUAL = {"learning_rate": "lr", "num_epochs": "epochs", "batch_size": "batch_sz"}
-USUAL |= {"chip_size": "chip_sz", "stride": "stride_length"}  # what others call them
+_USUAL = {"learning_rate": "lr", "num_epochs": "epochs", "batch_size": "batch_sz"}
+_USUAL |= {"chip_size": "chip_sz", "stride": "stride_length"}  # what others call them
 
 
 def one_of(
@@ -211,7 +211,7 @@ def one_of(
 ) -> None:
     "Raise ValueError unless `found` is one of `known`; the error names the nearest."
     if found not in known:
-        near = USUAL.get(found) if isinstance(found, str) else None
+        near = _USUAL.get(found) if isinstance(found, str) else None
         hint = f"did you mean {near!r}?" if near in known else near_match(found, known)
         raise ValueError(f"there is no {what} {found!r}; {hint}")
 
@@ -460,10 +460,9 @@ def _early(plan: SweepFile, source: str, lines: dict) -> None:
         plan.ladder  # noqa: B018, raises
 
 
-def known_parameters(
-    program: str = PROGRAM,  # Job notebook, by name or path
-    beside: Path | None = None,  # Folder in which it is looked for first
-) -> tuple[str, list[str]]:  # The notebook's name or path, and what a sweep may set
+def _known_parameters(
+    program: str = PROGRAM, beside: Path | None = None
+) -> tuple[str, list[str]]:
     """What a job notebook lets a sweep set: hyperparameters and settings it has.
 
     Raises ValueError when there is no such job notebook.
@@ -498,7 +497,7 @@ def read_sweep(
     found = _checked_keys(content, name, lines)
     with _at(name, lines, "program"):
         beside = Path(source).parent if is_file else None
-        program, known = known_parameters(content.get("program", PROGRAM), beside)
+        program, known = _known_parameters(content.get("program", PROGRAM), beside)
     fixed, tried = _parameters(content, known, name, lines)
     others = {key: value for key, value in content.items() if key in KEYS[1:5]}
     early = content.get("early_terminate") or {}
@@ -605,9 +604,7 @@ def write_record(
             table.writerows(rows)
 
 
-def read_plan(
-    folder: Path,  # A sweep folder
-) -> SweepFile:  # As it was written; nothing is checked again
+def _read_plan(folder: Path) -> SweepFile:
     "What a sweep's own sweep.yaml says."
     content = _load_yaml(folder / "sweep.yaml")[0]
     fixed, tried, metric = {}, {}, content.get("metric", {})
@@ -637,7 +634,7 @@ def read_record(
         if not path.exists():
             text = f"{folder} is no sweep folder: it has no {path.name}"
             raise FileNotFoundError(text)
-    plan = attempt(lambda: read_plan(folder), files[0], "record of a sweep")
+    plan = attempt(lambda: _read_plan(folder), files[0], "record of a sweep")
     rows = trial_rows(folder)
     return plan, attempt(
         lambda: _trials(rows, folder, plan), files[1], "list of trials"

@@ -44,21 +44,14 @@ from rvtutorial.sweeps.sweepfile import (
 )
 
 
-def final_score(
-    run: Run,
-    metric: str = "f1",
-) -> float | None:  # None: it has not succeeded
+def _final_score(run: Run, metric: str = "f1") -> float | None:
     "A finished run's score on whole validation scenes."
     if run.state != "succeeded":
         return None
     return (run.results.get("validation") or {}).get(metric)
 
 
-def score_at(
-    run: Run,
-    epochs: int,  # After so many of them
-    metric: str = "f1",  # f1, iou, precision or recall
-) -> float | None:  # None: it has not come so far
+def _score_at(run: Run, epochs: int, metric: str = "f1") -> float | None:
     "A run's score on validation chips on its way, of the first class that is named."
     try:
         log = run.log()
@@ -83,10 +76,7 @@ BROKEN = ("failed", "out of memory", "timed out")  # It will not come further by
 _FULL = re.compile("no space (is )?left|disk quota|disk is full", re.IGNORECASE)
 
 
-def failed_itself(
-    state: str,
-    why: str | None,  # The reason that goes with the state
-) -> bool:
+def _failed_itself(state: str, why: str | None) -> bool:
     "Whether a trial has failed, and not only because the disk was full."
     return state in BROKEN and not _FULL.search(why or "")
 
@@ -99,7 +89,7 @@ def sweep_lock(
     return locked(folder / ".sweep.lock", math.inf)
 
 
-class NotYet(RuntimeError):
+class _NotYet(RuntimeError):
     "A decision lacks the result of a trial that is not over."
 
 
@@ -109,17 +99,17 @@ def rung_scores(
     trials: list[Trial],  # Those on this rung
     rung: int,  # Epochs
 ) -> dict[str, float | None]:  # By trial; None: it failed
-    "What the trials of a rung have reached; `NotYet` when one is still missing."
+    "What the trials of a rung have reached; `_NotYet` when one is still missing."
     found = {}
     for trial in trials:
         run = Run(trial.path(folder))
         ended = run.state == "succeeded"  # with patience, before the rung perhaps
         at = min(rung, len(run.log())) if ended else rung
-        found[trial.name] = score_at(run, at, plan.metric)
+        found[trial.name] = _score_at(run, at, plan.metric)
         if found[trial.name] is None:
             [seen] = Job(run.path).details()
-            if not failed_itself(seen["state"], seen["why"]):
-                raise NotYet(f"{trial.name} has not reached epoch {rung} yet")
+            if not _failed_itself(seen["state"], seen["why"]):
+                raise _NotYet(f"{trial.name} has not reached epoch {rung} yet")
     return found
 
 
@@ -155,16 +145,16 @@ def prepare_trial(
     folder = Path(folder)
     sweep, name = folder.parent, folder.name
     plan, trials = read_record(sweep)
-    reached = target_reached(sweep, plan, trials)
+    reached = _target_reached(sweep, plan, trials)
     if reached:
         return reached
     if plan.early:
-        out = left_behind(sweep, plan, trials, name, params.get("pause"))
+        out = _left_behind(sweep, plan, trials, name, params.get("pause"))
         if out:
             return out
     if plan.method == "bayes":
-        own = values_for(sweep, plan, trials, name)
-        note_values(sweep, name, own)
+        own = _values_for(sweep, plan, trials, name)
+        _note_values(sweep, name, own)
         params = params | job_params(own)
         Run(folder).update("went.job", params=params)
     return params
@@ -173,26 +163,18 @@ def prepare_trial(
 before = prepare_trial  # queued jobs of version 0.1.0 name it
 
 
-def target_reached(
-    folder: Path,  # The sweep folder
-    plan: SweepFile,
-    trials: list[Trial],
-) -> str | None:  # None: it has no target, or none has reached it
+def _target_reached(folder: Path, plan: SweepFile, trials: list[Trial]) -> str | None:
     "Words about the trial that has reached the sweep's target, if one has."
     for trial in trials if plan.target is not None else []:
-        value = final_score(Run(trial.path(folder)), plan.metric)
+        value = _final_score(Run(trial.path(folder)), plan.metric)
         if value is not None and value >= plan.target:
             return f"{trial.name} reached {plan.metric} {value:.3f} of {plan.target:g}"
     return None
 
 
-def left_behind(
-    folder: Path,  # The sweep folder
-    plan: SweepFile,
-    trials: list[Trial],  # All of them
-    name: str,  # Of the trial that begins
-    pause: int | None,  # The rung it is asked for, in epochs; None: the last
-) -> str | None:  # None: it goes on
+def _left_behind(
+    folder: Path, plan: SweepFile, trials: list[Trial], name: str, pause: int | None
+) -> str | None:
     "Why a trial does not go on to the rung that it is asked for, if it does not."
     rungs = plan.ladder.rungs
     place = rungs.index(pause or rungs[-1])
@@ -200,17 +182,12 @@ def left_behind(
         for i in range(place):
             if name not in who_goes_on(folder, plan, trials, i):
                 return f"not among the best after {rungs[i]} epochs"
-    except NotYet as err:
+    except _NotYet as err:
         return f"waits for a decision: {err}"
     return None
 
 
-def values_for(
-    folder: Path,  # The sweep folder
-    plan: SweepFile,
-    trials: list[Trial],
-    name: str,  # Of the trial that begins
-) -> dict:  # One value a parameter, cast
+def _values_for(folder: Path, plan: SweepFile, trials: list[Trial], name: str) -> dict:
     """Tell the journal what is finished, then ask it for this trial's values.
 
     Raises ValueError for values that contradict each other.
@@ -227,11 +204,7 @@ def values_for(
     return {key: whole[key] for key in own}
 
 
-def note_values(
-    folder: Path,  # The sweep folder
-    name: str,  # Of the trial
-    own: dict,  # One value a parameter
-) -> None:
+def _note_values(folder: Path, name: str, own: dict) -> None:
     "Write the values that a trial was given into trials.csv."
     with sweep_lock(folder):
         plan, trials = read_record(folder)
@@ -249,8 +222,8 @@ def results(
     for trial in trials:
         run = Run(trial.path(folder))
         why = run.manifest.get("went", {}).get("why")
-        if run.state == "succeeded" or failed_itself(run.state, why):
-            found[trial.name] = final_score(run, plan.metric)
+        if run.state == "succeeded" or _failed_itself(run.state, why):
+            found[trial.name] = _final_score(run, plan.metric)
     return found
 
 
@@ -267,7 +240,7 @@ def submissions(
     for rung in plan.ladder.rungs:
         if str(rung) in book:
             own = [t for t in own if t.name in book[str(rung)]["go on"]]
-        short = [t for t in own if score_at(Run(t.path(folder)), rung) is None]
+        short = [t for t in own if _score_at(Run(t.path(folder)), rung) is None]
         if rung == plan.ladder.rungs[-1]:
             short = [t for t in own if Run(t.path(folder)).state != "succeeded"]
         last = rung == plan.ladder.rungs[-1]
@@ -283,7 +256,7 @@ def _params(folder: Path, plan: SweepFile, trials: list[Trial], more=()) -> dict
     }
 
 
-def needs_hook(plan: SweepFile) -> bool:
+def _needs_hook(plan: SweepFile) -> bool:
     "Whether a sweep's jobs have to ask something before they begin."
     return bool(plan.early) or plan.target is not None or plan.method == "bayes"
 
@@ -296,8 +269,8 @@ def hand_over(
     site: str | Path | Site = "local",
 ) -> Job | None:  # The last submission; None: nothing was to be done
     "Submit what of a sweep is still to be done; the caller holds the folder's lock."
-    reached = target_reached(folder, plan, every)
-    note_final_states(folder, every, reached)
+    reached = _target_reached(folder, plan, every)
+    _note_final_states(folder, every, reached)
     if reached:
         return None
     if plan.method == "bayes":
@@ -305,7 +278,7 @@ def hand_over(
     job = None
     for runs in submissions(folder, plan, trials):
         order = {"after": job} if job else {}
-        order |= {"before": HOOK} if needs_hook(plan) else {}
+        order |= {"before": HOOK} if _needs_hook(plan) else {}
         job = submit_many(runs, site=site, notebook=_program(plan), **order)
     return job
 
@@ -356,7 +329,7 @@ def record_and_submit(
         write_record(folder, plan, trials)
         job = hand_over(folder, plan, trials, trials, site)
     if job and (Site.read(site).queue == "slurm" if compare is None else compare):
-        submit_comparison(folder, trials, site)
+        _submit_comparison(folder, trials, site)
 
 
 def resume(
@@ -372,7 +345,7 @@ def resume(
         some = [t for t in trials if only is None or t.name in only]
         job = hand_over(folder, plan, some, trials, site)
     if job and Site.read(site).queue == "slurm":
-        submit_comparison(folder, trials, site)
+        _submit_comparison(folder, trials, site)
 
 
 def wider(
@@ -397,10 +370,8 @@ def wider(
     return plan, asked
 
 
-def submit_comparison(
-    folder: Path,  # The sweep folder
-    trials: list[Trial],
-    site: str | Path | Site = "local",
+def _submit_comparison(
+    folder: Path, trials: list[Trial], site: str | Path | Site = "local"
 ) -> Job:
     "Submit the job that compares all trials, to begin when they are over."
     job = Job([t.path(folder) for t in trials if t.folder == t.name])
@@ -409,10 +380,8 @@ def submit_comparison(
     return submit(place, {"sweep": str(folder)}, site, "compare_runs", after=job)
 
 
-def note_final_states(
-    folder: Path,  # The sweep folder
-    trials: list[Trial],
-    reached: str | None = None,  # Words about the sweep's target, once it is reached
+def _note_final_states(
+    folder: Path, trials: list[Trial], reached: str | None = None
 ) -> None:
     "Say of trials that need no further turn, whose queue is gone, how they have ended."
     own = [trial.path(folder) for trial in trials if trial.folder == trial.name]
@@ -431,7 +400,7 @@ WEIGHTS = {  # Bytes of a network's weights for three classes, as a file holds t
     ("deeplabv3", "resnet50"): 158.9e6,
     ("deeplabv3", "resnet101"): 235.0e6,
 }
-SMALL_FILES = 0.3e6  # Notebook, logs, configurations and scores of a run
+_SMALL_FILES = 0.3e6  # Notebook, logs, configurations and scores of a run
 # Share of a raster that compression leaves: 0.03 to 0.18 and 0.24 to 0.6 were measured
 LABELS_LEFT, SCORES_LEFT = 0.1, 0.4
 
@@ -476,10 +445,10 @@ def run_size(
     scores = {"none": 0, "uint8": 1, "float32": 4}[hp.scores] * classes * part
     hits = 1 if scores else 0  # how often each pixel was predicted, uncompressed
     rasters = pixels * (labels + scores + hits)
-    return copies * weights + rasters + SMALL_FILES, 4 * weights
+    return copies * weights + rasters + _SMALL_FILES, 4 * weights
 
 
-def predicted_pixels(fixed: Mapping) -> int:
+def _predicted_pixels(fixed: Mapping) -> int:
     "Pixels of the validation and test scenes of a data folder; 0 when unknown."
     from rvtutorial.data.pairing import IMAGE_PATTERN, LABEL_PATTERN, find_splits
 
@@ -505,7 +474,7 @@ def room_for(
     runs = [Run(t.path(folder)) for t in trials if t.folder == t.name]
     new = [r for r in runs if not (r.path / "train").exists()]
     own = [complete(plan.fixed, t.parameters) for t in trials[:1]]
-    each, extra = run_size(own[0], predicted_pixels(plan.fixed)) if own else (0, 0)
+    each, extra = run_size(own[0], _predicted_pixels(plan.fixed)) if own else (0, 0)
     there = next(p for p in (folder, *folder.parents) if p.is_dir())
     return Room(len(new), each, extra, shutil.disk_usage(there).free)
 
@@ -660,19 +629,16 @@ def progress(
     seconds = sum(map(worked, own))
     left = _seconds_left(plan, details, seconds, runs)
     return Progress(
-        counts, best_so_far(runs, plan.metric), seconds, left, gpu_minutes(own)
+        counts, _best_so_far(runs, plan.metric), seconds, left, gpu_minutes(own)
     )
 
 
-def best_so_far(
-    runs: Mapping[str, Run],  # By the name of the trial
-    metric: str,
-) -> str:  # Empty: none is finished
+def _best_so_far(runs: Mapping[str, Run], metric: str) -> str:
     "The finished run with the highest score, and its interval, in words."
     scored = {}
     for name, run in runs.items():
         with contextlib.suppress(Unreadable):
-            value = final_score(run, metric)
+            value = _final_score(run, metric)
             scored |= {} if value is None else {name: value}
     if not scored:
         return ""
@@ -766,9 +732,7 @@ def history(
     return log
 
 
-def asked_of(
-    run: Run,
-) -> dict:  # Numbers, truth values and texts; lists as text, None left out
+def _asked_of(run: Run) -> dict:
     "The hyperparameters of a run, as trackers take them."
     try:
         given = run.hyperparams
@@ -799,7 +763,7 @@ def summary(
     rows = {}
     for name, run in named_runs(runs).items():
         try:
-            rows[name] = {"state": run.state, **asked_of(run), **outcome(run)}
+            rows[name] = {"state": run.state, **_asked_of(run), **outcome(run)}
         except Unreadable as error:
             rows[name] = {"state": f"unreadable: {error}"}
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -892,7 +856,7 @@ def _write_events(run: Run, folder: Path) -> None:
                 if pd.notna(value):
                     writer.add_scalar(_grouped(name), value, step, walltime=when)
         if outcome(run):
-            writer.add_hparams(asked_of(run), outcome(run), run_name=".")
+            writer.add_hparams(_asked_of(run), outcome(run), run_name=".")
 
 
 def _grouped(name: str) -> str:
@@ -930,7 +894,7 @@ def _wandb():
 
 def _run_id(run: Run) -> str:
     "An id that stays the same for a run."
-    text = f"{run.path}\n{sorted(asked_of(run).items())}"
+    text = f"{run.path}\n{sorted(_asked_of(run).items())}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -956,7 +920,7 @@ def to_wandb(
             settings = wandb.Settings(x_disable_stats=True, x_disable_meta=True)
             begun = wandb.init(
                 project=project, name=name, id=_run_id(run), dir=str(folder), mode=mode,
-                config=asked_of(run), settings=settings, reinit="finish_previous",
+                config=_asked_of(run), settings=settings, reinit="finish_previous",
             )  # fmt: skip
             for row in history(run).to_dict("records"):
                 step = int(row.pop("epoch"))
