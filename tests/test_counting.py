@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import rasterio
 from fake_runs import PEAK, evaluation, write_boxes, write_raster
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from rvtutorial.metrics.counting import (
     table,
     windows_of,
 )
+from rvtutorial.metrics.leaderboard import label_folder
 from rvtutorial.runs import headline
 
 
@@ -128,6 +130,39 @@ def test_values_and_no_data_of_a_label_raster(tmp_path):
         ValueError, match=r"truth holds values that are no class: \[9, 255\]"
     ):
         count_rasters(*files, NAMES[:2])
+
+
+def test_complex_numbers_are_no_classes(tmp_path):
+    truth = write_raster(tmp_path / "t.tif", np.ones((4, 5), np.complex64))
+    drawn = write_raster(tmp_path / "p.tif", np.ones((4, 5), np.uint8))
+    for more in ({}, dict(values={255: 0})):
+        with pytest.raises(ValueError, match="t.tif and .*truth holds complex numbers"):
+            count_rasters(truth, drawn, NAMES, **more)
+
+
+def test_a_layer_of_several_has_to_be_named(tmp_path):
+    import geopandas
+    import shapely
+
+    there = rasterio.transform.from_origin(6e5, 4e6, 1, 1)
+    (tmp_path / "drawn").mkdir()
+    how = dict(transform=there, crs="EPSG:32611")
+    drawn = write_raster(tmp_path / "drawn/7.tif", np.ones((20, 20), np.uint8), **how)
+    (tmp_path / "true").mkdir()
+    truth = tmp_path / "true/7.gpkg"
+    for layer, side in (("roads", 5), ("buildings", 10)):
+        box = shapely.box(6e5, 4e6 - side, 6e5 + side, 4e6)
+        frame = geopandas.GeoDataFrame(geometry=[box], crs="EPSG:32611")
+        frame.to_file(truth, layer=layer)
+    several = r"7.gpkg holds 2 layers: .*layer=\"roads\""
+    with pytest.raises(ValueError, match=several):
+        count_rasters(truth, drawn, NAMES)
+    found = count_rasters(truth, drawn, NAMES, layer="buildings")
+    assert found.total[0, 1] == 100
+    folder = str(tmp_path / "drawn/{id}.tif"), str(tmp_path / "true/{id}.gpkg")
+    with pytest.raises(ValueError, match=several):
+        label_folder(*folder, NAMES).counts  # noqa: B018
+    assert label_folder(*folder, NAMES, layer="roads").counts.total[0, 1] == 25
 
 
 def test_rasters_that_do_not_fit_are_refused(tmp_path):

@@ -20,6 +20,7 @@ import pandas as pd
 from ..core.formulas import fractions
 from ..core.gdalnames import gdal_name
 from ..core.renamed import renamed_arguments
+from ..data.labels import layer_of
 from ..data.places import fit, unplaced_allowed
 from ..data.validity import CACHE, windows_of
 
@@ -54,6 +55,8 @@ def check_class_numbers(
     "ValueError unless all labels are whole numbers from 0 to n - 1."
     if not labels.size:
         return
+    if labels.dtype.kind == "c":
+        raise ValueError(f"{name} holds complex numbers, which are no classes")
     whole = labels.dtype.kind in "bui" or bool((labels == np.floor(labels)).all())
     if not whole or labels.min() < 0 or labels.max() >= n:
         found = np.unique(labels)
@@ -153,7 +156,7 @@ def as_classes(
     meaning = dict(values or {})
     if nodata is not None and null_id is not None:
         meaning.setdefault(nodata, null_id)
-    if not meaning:
+    if not meaning or labels.dtype.kind == "c":
         return labels
     if labels.dtype == np.uint8:  # one look-up is faster than a comparison a value
         table = np.arange(256)
@@ -174,12 +177,18 @@ VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb")
 def polygons_of(
     path: str | Path,  # A vector file
     grid,  # What has `transform` and `crs`, such as an open raster
+    layer: str | None = None,  # Which layer of the file; None: its only one
 ) -> tuple[np.ndarray, np.ndarray]:  # Geometries in pixels of the grid; class numbers
-    "Read the shapes of a vector file; without a column `class_id` they are class 0."
+    """Read the shapes of a vector file; without a column `class_id` they are class 0.
+
+    Raises ValueError for a file of several layers of which none is named.
+    """
     import geopandas as gpd
     import shapely
 
-    rows = gpd.read_file(gdal_name(path))
+    if layer or Path(path).suffix.lower() != ".geojson":  # which has one by nature
+        layer = layer_of(path, layer)
+    rows = gpd.read_file(gdal_name(path), layer=layer)
     rows = rows[~(rows.geometry.isna() | rows.geometry.is_empty)]
     if grid.crs is not None and rows.crs is not None and rows.crs != grid.crs:
         rows = rows.to_crs(grid.crs)
@@ -215,12 +224,12 @@ def fill(
     return rasterize(pairs, size, fill=rest, transform=place, dtype="uint8")
 
 # %% ../../nbs/metrics/counting.ipynb #36357432
-def _drawn(path, grid, rest):
+def _drawn(path, grid, rest, layer):
     "A function that draws the labels of a vector file in a window of a raster."
     import shapely
     from affine import Affine
 
-    shapes, numbers = polygons_of(path, grid)
+    shapes, numbers = polygons_of(path, grid, layer)
     shapes = shapely.transform(shapes, np.trunc)
 
     def read(window):
@@ -238,6 +247,7 @@ def open_pair(
     values: Mapping[int, int] | None = None,  # Value in `truth` -> class number
     null_id: int | None = None,  # Class of the truth's no-data value
     rest: int = 1,  # Class of pixels in no shape of a vector file
+    layer: str | None = None,  # Of a vector file; None: its only one
 ) -> Iterator[tuple[Callable, object]]:
     """Open a prediction and a function that reads the truth's classes in a window.
 
@@ -252,7 +262,7 @@ def open_pair(
         with unplaced_allowed():
             drawn = stack.enter_context(rasterio.open(prediction))
         if Path(truth).suffix.lower() in VECTORS:
-            yield _drawn(truth, drawn, rest), drawn
+            yield _drawn(truth, drawn, rest, layer), drawn
             return
         with unplaced_allowed():
             true = stack.enter_context(rasterio.open(truth))
@@ -285,6 +295,7 @@ def count_rasters(
     values: Mapping[int, int] | None = None,  # Value in `truth` -> class number
     rest: int = 1,  # Class of pixels in no shape of a vector file
     predicted: Mapping[int, int] | None = None,  # Value in `prediction` -> class number
+    layer: str | None = None,  # Of a vector file; None: its only one
 ) -> Counts:
     """Count one scene block by block, in bounded memory.
 
@@ -295,7 +306,7 @@ def count_rasters(
     n = len(classes)
     null_id = list(classes).index(null) if null in classes else None
     matrix = np.zeros((n, n), np.int64)
-    with open_pair(truth, prediction, values, null_id, rest) as (read, drawn):
+    with open_pair(truth, prediction, values, null_id, rest, layer) as (read, drawn):
         for window in windows_of(drawn):
             said = drawn.read(1, window=window)
             said = as_classes(said, predicted, drawn.nodata, null_id)

@@ -170,6 +170,7 @@ class LabelFolder:
     )
     rest: int = 1  # Class of pixels in no shape of a vector file
     split: str = ""  # What to call these scenes
+    layer: str | None = None  # Of vector files in the truth; None: their only one
 
     @property
     def path(self) -> Path:
@@ -208,6 +209,7 @@ class LabelFolder:
     def counts(self) -> Counts:
         "Counts of all scenes, read once."
         how = dict(values=self.values, rest=self.rest, predicted=self.predicted)
+        how["layer"] = self.layer
         found = [
             count_rasters(truth, drawn, self.classes, name, self.null, **how)
             for name, (drawn, truth) in self._pairs.items()
@@ -222,7 +224,7 @@ def label_folder(
     predictions: str | Path,  # Such as maps/{id}_labels.tif; a folder alone: {id}.tif
     truth: str | Path,  # In the same way
     classes: Sequence[str],  # Names in the order of the class numbers
-    **more,  # Of `LabelFolder`: values, predicted, rest, null, split, score_pattern
+    **more,  # Of `LabelFolder`: values, predicted, rest, null, split, layer, ...
 ) -> LabelFolder:
     "Label rasters and their truth, from where the files are."
     (drawn, pattern), (true, other) = _with_id(predictions), _with_id(truth)
@@ -346,7 +348,7 @@ def _score_files(run, split, data):
 
 def _folder_files(folder):
     how = dict(null=folder.null, values=folder.values, rest=folder.rest)
-    how["classes"] = folder.classes
+    how |= dict(classes=folder.classes, layer=folder.layer)
     try:
         files = _by_id(folder.predictions, folder.score_pattern)
     except FileNotFoundError as err:
