@@ -437,7 +437,7 @@ def test_blocks_add_up(data):
     rows = data.draw(st.integers(1, 50))
     cuts = scoring.blocks_of(truth.shape, rows)
     cuts = [slice(block.ymin, block.ymax) for block in cuts]
-    total = sum(scoring.count(truth[c], drawn[c], 4) for c in cuts)
+    total = sum(scoring.confusion(truth[c], drawn[c], 4) for c in cuts)
     expected = confusion_matrix(truth.ravel(), drawn.ravel(), labels=range(4))
     assert (total == expected).all()
 
