@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from . import scenes
+from .data import checks
 from .engine import inputs
 from .data.labels import is_raster, target_class
 from .runs import Hyperparams, atomic_path
@@ -248,15 +249,15 @@ def make_backend(
 def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     "Look at the data, open the run folder, and put the pieces together."
     classes = make_classes(where["classes"])
-    found = inputs.look_at_data(hp, where, classes)
+    found = checks.look_at_data(hp, where, classes)
     splits, shapes = found["splits"], found["shapes"]
     inputs.allow_open_files(len(shapes))
     order = found["order"]
     solver, windows = make_solver(hp, classes), make_windows(hp, splits, shapes)
     asked = inputs.what_is_asked(hp, preset, where, splits, windows)
     with inputs.begun(output_uri, asked) as run:  # nothing is written before this
-        shown = inputs.shown_as_bands(splits, where["bands"], run.path / "images")
-        labels = inputs.labels_of_run(run.path, hp, where, found, shown, classes)
+        shown = checks.shown_as_bands(splits, where["bands"], run.path / "images")
+        labels = checks.labels_of_run(run.path, hp, where, found, shown, classes)
         dataset = make_dataset(shown, classes, labels, order, hp.scores, found["fills"])
         model = make_model(hp, classes, len(order), run.path / "hub")
         transform = inputs.make_transform(found["limits"])
@@ -301,7 +302,7 @@ def get_config(
     hp = Hyperparams.of(preset, **given)
     inputs.check_pretrained(hp)
     where = dict(
-        data=str(inputs.data_folder(preset, data)), image_pattern=image_pattern
+        data=str(checks.data_folder(preset, data)), image_pattern=image_pattern
     )
     where |= dict(label_pattern=label_pattern, classes=classes, class_field=class_field)
     where |= dict(label_values=label_values, bands=bands, layer=layer, zeros=zeros)

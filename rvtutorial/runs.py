@@ -47,8 +47,12 @@ class Workspace:
     @property
     def data(self) -> Path:
         "The folder of the preset's scenes."
-        if self.preset in ("sample", "smoke"):
-            return self.home / "data" / self.preset
+        return self.data_of(self.preset)
+
+    def data_of(self, preset: str) -> Path:
+        "The folder of the scenes of any preset."
+        if preset in ("sample", "smoke"):
+            return self.home / "data" / preset
         named = os.environ.get("RVTUTORIAL_DATA") or site_data(self.site)
         if named:
             return Path(named).expanduser().resolve()

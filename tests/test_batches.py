@@ -1,4 +1,4 @@
-"""Batches hold the chips that Raster Vision would give, can be made again from any place, and are ready."""
+"""BatchLoader hold the chips that Raster Vision would give, can be made again from any place, and are ready."""
 
 import random
 import threading
@@ -21,17 +21,17 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from rvtutorial.engine import batches
 from rvtutorial.engine.batches import (
-    Batches,
+    BatchLoader,
+    BatchTransform,
+    Collator,
     Item,
-    Kitchen,
-    Planned,
-    Recipe,
-    ahead,
-    chance_of,
+    PlannedDataset,
+    batch_transform,
     parts_of,
     plan,
-    recipe,
+    prefetched,
     seed_of,
+    seeded,
     symmetries,
     turned,
     window_datasets,
@@ -89,23 +89,23 @@ def test_chance_belongs_to_a_place_and_leaves_no_trace():
         return torch.rand(1).item(), np.random.rand(), random.random()
 
     before = global_state()
-    with chance_of(0, 1):
+    with seeded(0, 1):
         first = draw()
     assert same_state(before, global_state())
     draw()
-    with chance_of(0, 1):
+    with seeded(0, 1):
         assert draw() == first
-    with chance_of(0, 2):
+    with seeded(0, 2):
         other = draw()
     assert all(a != b for a, b in zip(first, other, strict=True))
-    with pytest.raises(KeyError), chance_of(5):
+    with pytest.raises(KeyError), seeded(5):
         draw()
         raise KeyError
-    with chance_of(0, 1):
+    with seeded(0, 1):
         assert draw() == first
     assert seed_of(1, 2) != seed_of(2, 1) != seed_of(1, 2, 0)
     before = global_state()
-    with chance_of(None, 1):
+    with seeded(None, 1):
         draw()
     assert not same_state(before, global_state())
 
@@ -227,16 +227,16 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_chips_equal_stock(name, zoo, tmp_path):
-    "Whole batches where there is a recipe, item by item where there is none."
+    "Whole batches where there is a batch_transform, item by item where there is none."
     data = data_of(zoo, tmp_path, name)
     data.augmentors, data.aug_transform = [], None
     for split in ("train", "valid"):
         ours = window_datasets(data, split, SceneStore(100, tmp_path / "s"))
         theirs, _ = parts_of(data.build_dataset(split))
-        how = recipe(data, dtype_of(ours), augment=split == "train")
+        how = batch_transform(data, dtype_of(ours), augment=split == "train")
         slow = ZOO[name].slow.get("chips") == "plain"
         assert isinstance(how, str) == slow, how
-        loader = Batches(ours, 3, 0, None if slow else how, train=split == "train")
+        loader = BatchLoader(ours, 3, 0, None if slow else how, train=split == "train")
         lists = loader.items(1)  # from the second chip of a scene on from memory
         assert lists
         for items, (x, y) in zip(lists, loader.epoch(1), strict=True):
@@ -268,8 +268,8 @@ def test_every_recipe_scales_as_stock(dtype, bands, scaled, usual):
     label = rng.integers(0, 3, (64, 64)).astype("uint8")
     usual.base_transform, usual.augmentors = steps, []
     part = FakePart(image, label)
-    how = recipe(usual, image.dtype, augment=True)
-    assert isinstance(how, Recipe)
+    how = batch_transform(usual, image.dtype, augment=True)
+    assert isinstance(how, BatchTransform)
     base, _ = usual.get_data_transforms()
     stock = AlbumentationsDataset(
         [(image.astype("float32") if scaled and dtype in ODD else image, label)],
@@ -277,7 +277,7 @@ def test_every_recipe_scales_as_stock(dtype, bands, scaled, usual):
         TransformType.semantic_segmentation,
     )
     tx, ty = stock[0]
-    x, y = Kitchen([part], how, 2)([Item(0, 0, Box(0, 0, 64, 64), 0)])
+    x, y = Collator([part], how, 2)([Item(0, 0, Box(0, 0, 64, 64), 0)])
     most = max(1.0, tx.abs().max().item())
     torch.testing.assert_close(x[0], tx, rtol=0, atol=2e-6 * most)
     assert torch.equal(y[0], ty)
@@ -306,7 +306,7 @@ class FakePart:
 
 def test_rows_are_scaled_as_single_numbers_are():
     chips = torch.rand(2, 5, 7, 3)
-    how = Recipe(7, (2.0, 3.0, 0.5), (0.1, 0.0, -1.0))
+    how = BatchTransform(7, (2.0, 3.0, 0.5), (0.1, 0.0, -1.0))
     expected = chips * torch.tensor(how.scale) + torch.tensor(how.shift)
     batches.scale_rows(chips, how)
     torch.testing.assert_close(chips, expected)
@@ -314,7 +314,7 @@ def test_rows_are_scaled_as_single_numbers_are():
 
 def test_batches_lie_in_memory_as_convolutions_like_it(usual):
     dataset = window_datasets(usual, "train")
-    loader = Batches(dataset, 4, 0, recipe(usual, "uint8", True))
+    loader = BatchLoader(dataset, 4, 0, batch_transform(usual, "uint8", True))
     x, _ = next(iter(loader))
     assert x.is_contiguous(memory_format=torch.channels_last)
 
@@ -371,9 +371,9 @@ def test_image_and_label_are_turned_alike(bands, dtype):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 200, (16, 16)).astype("uint8")
     image = np.repeat(label[..., None], bands, axis=2).astype(dtype)
-    how = Recipe(16, (1.0,), (0.0,), tuple(SYMMETRIES))
-    kitchen = Kitchen([FakePart(image, label)], how, 32)
-    x, y = kitchen([Item(0, 0, Box(0, 0, 16, 16), seed) for seed in range(32)])
+    how = BatchTransform(16, (1.0,), (0.0,), tuple(SYMMETRIES))
+    collate = Collator([FakePart(image, label)], how, 32)
+    x, y = collate([Item(0, 0, Box(0, 0, 16, 16), seed) for seed in range(32)])
     assert torch.equal(x, y[:, None].expand(-1, bands, -1, -1).float())
     assert [len(v) for v in (x, y)] == [32, 32]
     pictures = Counter(p.numpy().tobytes() for p in y)
@@ -397,9 +397,9 @@ def test_what_a_recipe_cannot_do_is_said(usual):
         changed = usual.copy()
         for name, value in changes.items():
             setattr(changed, name, value)
-        return recipe(changed, dtype, augment)
+        return batch_transform(changed, dtype, augment)
 
-    assert isinstance(why(), Recipe)
+    assert isinstance(why(), BatchTransform)
     assert "resized" in why(img_sz=32)
     assert "resized" in why(sampling=grid(size=(64, 48)))
     assert "resized" in why(sampling=random_windows(size_lims=(40, 90)))
@@ -407,14 +407,14 @@ def test_what_a_recipe_cannot_do_is_said(usual):
     assert "resized" in why(sampling=random_windows(size_lims=(64, 66)))
     assert "resized" in why(sampling=random_windows(h_lims=(64, 65), w_lims=(60, 65)))
     ids = [scene.id for scene in usual.scene_dataset.all_scenes]
-    assert isinstance(why(sampling={i: grid() for i in ids}), Recipe)
+    assert isinstance(why(sampling={i: grid() for i in ids}), BatchTransform)
     sizes = {i: grid(size=32 if n else 64) for n, i in enumerate(ids)}
     assert "resized" in why(sampling=sizes)
     assert "Blur" in why(augmentors=["HorizontalFlip", "Blur"])
-    assert isinstance(why(augmentors=["Blur"], augment=False), Recipe)
+    assert isinstance(why(augmentors=["Blur"], augment=False), BatchTransform)
     flip = A.to_dict(A.HorizontalFlip())
     assert "aug_transform" in why(aug_transform=flip)
-    assert isinstance(why(aug_transform=flip, augment=False), Recipe)
+    assert isinstance(why(aug_transform=flip, augment=False), BatchTransform)
     for step, text in (
         (A.Blur(p=1), "base_transform is Blur"),
         (A.Compose([A.Normalize()]), "base_transform is Compose"),
@@ -426,24 +426,24 @@ def test_what_a_recipe_cannot_do_is_said(usual):
     step["transform"]["max_pixel_value"] = None
     how = batches._scaling(step, np.dtype("uint8"))  # refused by stock from 2.0 on
     assert "largest value of each chip" in how
-    assert isinstance(why(base_transform=A.to_dict(A.Normalize())), Recipe)
+    assert isinstance(why(base_transform=A.to_dict(A.Normalize())), BatchTransform)
 
 
 def test_recipes_know_the_range_of_whole_numbers(usual):
-    assert recipe(usual, "uint8", True).scale == (1 / 255,)
-    assert recipe(usual, "uint16", True).scale == (1 / 65_535,)
-    assert recipe(usual, "int16", True).scale == (1.0,)
-    assert recipe(usual, "float32", True).scale == (1.0,)
-    assert recipe(usual, "uint8", True).augmentors == tuple(SYMMETRIES)
-    assert recipe(usual, "uint8", False).augmentors == ()
+    assert batch_transform(usual, "uint8", True).scale == (1 / 255,)
+    assert batch_transform(usual, "uint16", True).scale == (1 / 65_535,)
+    assert batch_transform(usual, "int16", True).scale == (1.0,)
+    assert batch_transform(usual, "float32", True).scale == (1.0,)
+    assert batch_transform(usual, "uint8", True).augmentors == tuple(SYMMETRIES)
+    assert batch_transform(usual, "uint8", False).augmentors == ()
 
 
 def test_a_chip_of_another_size_is_an_error():
     part = FakePart(np.zeros((20, 20, 3), "uint8"), np.zeros((20, 20), "uint8"))
-    kitchen = Kitchen([part], Recipe(16, (1.0,), (0.0,)), 2)
-    kitchen([Item(0, 0, Box(0, 0, 16, 16), 0)])
+    collate = Collator([part], BatchTransform(16, (1.0,), (0.0,)), 2)
+    collate([Item(0, 0, Box(0, 0, 16, 16), 0)])
     with pytest.raises(ValueError, match=r"shape \(15, 16, 3\), .* \(16, 16, 3\)"):
-        kitchen([Item(0, 0, Box(0, 0, 15, 16), 0)])
+        collate([Item(0, 0, Box(0, 0, 15, 16), 0)])
 
 
 # --- batches
@@ -464,8 +464,8 @@ def test_the_last_batch_is_stocks(batch_sz, train, zoo, tmp_path):
         # as Learner.build_dataloader decides it
         last = dict(drop_last=n % batch_sz == 1) if train else {}
         theirs = [len(b) for b in DataLoader(range(n), batch_sz, **last)]
-        how = recipe(data, "uint8", train)
-        loader = Batches(dataset, batch_sz, 0, how, train)
+        how = batch_transform(data, "uint8", train)
+        loader = BatchLoader(dataset, batch_sz, 0, how, train)
         assert [len(x) for x, _ in loader.epoch(1)] == theirs
         assert len(loader) == len(theirs)
 
@@ -495,8 +495,10 @@ def test_any_batch_on_equals_the_tail(path, zoo, tmp_path):
 
     def loader():
         dataset = window_datasets(data, "train", store)
-        how = recipe(data, "uint8", True) if path == "recipe" else None
-        return Batches(dataset, 2, 7, how, workers=2 if path == "two workers" else 0)
+        how = batch_transform(data, "uint8", True) if path == "recipe" else None
+        return BatchLoader(
+            dataset, 2, 7, how, workers=2 if path == "two workers" else 0
+        )
 
     first = loader()
     torch.manual_seed(0)
@@ -511,7 +513,9 @@ def test_any_batch_on_equals_the_tail(path, zoo, tmp_path):
 
 def test_validation_is_the_same_each_time(usual):
     dataset = window_datasets(usual, "valid")
-    loader = Batches(dataset, 4, 0, recipe(usual, "uint8", False), train=False)
+    loader = BatchLoader(
+        dataset, 4, 0, batch_transform(usual, "uint8", False), train=False
+    )
     assert same_batches(clones(loader), clones(loader))
     assert loader.items(0) == loader.items(1)
     places = [(i.part, i.index) for items in loader.items(0) for i in items]
@@ -522,8 +526,8 @@ def test_validation_is_the_same_each_time(usual):
 def test_making_batches_draws_nothing_from_the_generators(path, usual):
     # a training that goes on in the middle of an epoch must not draw once more
     dataset = window_datasets(usual, "train")
-    how = recipe(usual, "uint8", True) if path == "recipe" else None
-    loader = Batches(dataset, 4, 0, how)
+    how = batch_transform(usual, "uint8", True) if path == "recipe" else None
+    loader = BatchLoader(dataset, 4, 0, how)
     before = global_state()
     for _ in loader.epoch(0, 1):
         pass
@@ -535,7 +539,7 @@ def test_albumentations_steps_draw_independently(zoo, tmp_path):
     windows = random_windows(max_windows=400, padding=0)
     data = data_of(zoo, tmp_path, windows=windows, loader=dict(augmentors=more))
     dataset = window_datasets(data, "train")
-    chosen = Planned(dataset)
+    chosen = PlannedDataset(dataset)
     chip = np.dstack([np.arange(0, 160, 40, dtype="uint8").reshape(2, 2)] * 3)
     pictures = {turned(chip[..., 0], s).tobytes(): s for s in range(8)}
     for part in chosen.parts:
@@ -554,14 +558,14 @@ def test_albumentations_steps_draw_independently(zoo, tmp_path):
 def test_workers_do_not_change_chips(name, zoo, tmp_path):
     data = data_of(zoo, tmp_path, name)
     dataset = window_datasets(data, "train", SceneStore(100, tmp_path / "s"))
-    alone = Batches(dataset, 3, 0)
-    two = Batches(dataset, 3, 0, workers=2)
+    alone = BatchLoader(dataset, 3, 0)
+    two = BatchLoader(dataset, 3, 0, workers=2)
     epochs = [clones(alone.epoch(e)) for e in (0, 1)]
     for epoch in (0, 1):  # the workers stay for the second
         assert same_batches(epochs[epoch], clones(two.epoch(epoch)))
     assert not same_batches(*epochs)
     items = plan(dataset, True, 0)[:3]
-    chosen = Planned(dataset)
+    chosen = PlannedDataset(dataset)
     first = [chosen[i] for i in items]
     second = [chosen[i] for i in items[::-1]][::-1]
     assert same_batches(first, second)
@@ -570,9 +574,9 @@ def test_workers_do_not_change_chips(name, zoo, tmp_path):
 def test_a_batch_is_left_alone_while_it_is_used(usual):
     usual.sampling = random_windows(max_windows=20)
     dataset = window_datasets(usual, "train", SceneStore(100))
-    loader = Batches(dataset, 2, 0, recipe(usual, "uint8", True))
+    loader = BatchLoader(dataset, 2, 0, batch_transform(usual, "uint8", True))
     expected = clones(loader.epoch(0))
-    assert len(expected) > 3 * len(loader.kitchen.free)
+    assert len(expected) > 3 * len(loader.collator.raw_buffers)
     for (x, y), (ex, ey) in zip(loader.epoch(0), expected, strict=True):
         time.sleep(0.01)  # the thread runs ahead as far as it may
         assert torch.equal(x, ex) and torch.equal(y, ey)
@@ -585,7 +589,7 @@ def test_a_thread_runs_ahead_but_not_far():
         made.append(n)
         return n
 
-    numbers = ahead([lambda n=n: make(n) for n in range(20)], depth=2)
+    numbers = prefetched([lambda n=n: make(n) for n in range(20)], depth=2)
     assert next(numbers) == 0
     deadline = time.monotonic() + 5
     while len(made) < 4 and time.monotonic() < deadline:
@@ -602,7 +606,7 @@ def threads():
 def test_threads_end_when_nobody_asks_any_more(usual):
     assert not threads()
     dataset = window_datasets(usual, "train")
-    loader = Batches(dataset, 2, 0, recipe(usual, "uint8", True))
+    loader = BatchLoader(dataset, 2, 0, batch_transform(usual, "uint8", True))
     for _ in range(5):
         epoch = loader.epoch()
         next(epoch)
@@ -625,7 +629,7 @@ def test_errors_reach_the_one_who_waits(usual, monkeypatch):
     def broken(window):
         raise OSError("the disk is gone")
 
-    loader = Batches(dataset, 2, 0, recipe(usual, "uint8", True))
+    loader = BatchLoader(dataset, 2, 0, batch_transform(usual, "uint8", True))
     got = iter(loader)
     next(got)
     monkeypatch.setattr(part.scene.raster_source, "get_chip", broken)
@@ -639,7 +643,7 @@ def test_errors_reach_the_one_who_waits(usual, monkeypatch):
         yield lambda: 1
         raise ValueError("no more")
 
-    found = ahead(some())
+    found = prefetched(some())
     assert next(found) == 1
     with pytest.raises(ValueError, match="no more"):
         next(found)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from rvtutorial import config, scenes, viz
 from rvtutorial.config import get_config, make_classes, make_scene
+from rvtutorial.data import checks
 from rvtutorial.data.sources import make_sample_scenes
 from rvtutorial.engine import inputs
 from rvtutorial.metrics.counting import polygons_of
@@ -172,7 +173,7 @@ def test_scaling_comes_from_the_training_scenes_only(make, data):
     cfg = make()
     transform = cfg.backend.data.base_transform["transform"]
     train = scenes.find_splits(data)["train"]
-    low, high = scenes.percentiles(train, *inputs.PERCENTILES)
+    low, high = scenes.percentiles(train, *checks.PERCENTILES)
     middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
     assert np.allclose(transform["mean"], middle)
 
@@ -300,11 +301,11 @@ def test_dark_specks_are_not_holes(tmp_path):
     pixels[:, 10:14, 10:14] = 0
     with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
         file.write(pixels)
-    assert inputs.no_data(tmp_path / "a.tif") is None
+    assert checks.no_data(tmp_path / "a.tif") is None
     pixels[:, :20, :20] = 0
     with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
         file.write(pixels)
-    assert inputs.no_data(tmp_path / "a.tif").sum() == 400
+    assert checks.no_data(tmp_path / "a.tif").sum() == 400
 
 
 def with_a_fourth_band(data, out, band, only=("train", "val", "test")):

@@ -21,6 +21,7 @@ import torch
 
 from rvtutorial.config import get_config
 from rvtutorial.core.files import Busy
+from rvtutorial.core.progress import ProgressLine
 from rvtutorial.data.sources import make_sample_scenes
 from rvtutorial.engine import learner, pipeline
 from rvtutorial.engine.reading import SceneStore
@@ -101,7 +102,7 @@ def read_weights(run):
 def test_a_training_that_was_cut_goes_on_and_ends_the_same(data, finished, tmp_path):
     cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.Progress, "epoch", lambda *a: os.kill(os.getpid(), 2))
+        patch.setattr(learner, "tell_epoch", lambda *a: os.kill(os.getpid(), 2))
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(cfg)
     assert run.state == "interrupted" and len(run.log()) == 1
@@ -125,7 +126,7 @@ def test_a_pause_changes_nothing_in_the_end(data, finished, tmp_path):
     with pytest.raises(ValueError, match="pause must be after 1 epoch"):
         pipeline.run(configure(data, tmp_path / "c"), progress=False, pause=-1)
     with pytest.raises(ValueError, match="pause needs the fast engine"):
-        pipeline.run(configure(data, tmp_path / "c"), pipeline="stock", pause=1)
+        pipeline.run(configure(data, tmp_path / "c"), engine="stock", pause=1)
 
 
 @pytest.mark.slow
@@ -153,7 +154,7 @@ def test_a_signal_saves_and_exits_with_75(data, finished, tmp_path, name):
 def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
     cfg = configure(data, tmp_path / "b")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.Progress, "epoch", lambda *a: os.kill(os.getpid(), 2))
+        patch.setattr(learner, "tell_epoch", lambda *a: os.kill(os.getpid(), 2))
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(cfg)
     with pytest.raises(ValueError, match=r"digest is \w{16} .* this one's is \w{16}"):
@@ -165,7 +166,7 @@ def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
 ELSEWHERE = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
-from rvtutorial.engine import pipeline
+from rvtutorial.engine import learner, pipeline
 from pathlib import Path
 from test_engine import configure
 
@@ -194,8 +195,8 @@ def elsewhere(what, **values):
 @pytest.mark.slow
 def test_two_cannot_run_in_one_folder(data, finished, tmp_path):
     "The second is told who is inside and changes nothing; a killed one blocks nobody."
-    what = "engine.Progress.epoch = wait\n"
-    what += "engine.run(configure(Path({data!r}), Path({run!r})))"
+    what = "learner.tell_epoch = wait\n"
+    what += "pipeline.run(configure(Path({data!r}), Path({run!r})))"
     other = elsewhere(what, data=str(data), run=str(tmp_path / "b"))
     cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
@@ -218,8 +219,8 @@ def test_two_cannot_run_in_one_folder(data, finished, tmp_path):
 
 @pytest.mark.slow
 def test_two_cannot_predict_into_one_folder(data, finished, tmp_path):
-    what = "engine.Told.__call__ = wait\n"
-    what += "engine.predict({run!r}, {data!r}, {out!r})"
+    what = "pipeline.ProgressLine.reach = wait\n"
+    what += "pipeline.predict({run!r}, {data!r}, {out!r})"
     images, out = str(data / "val"), tmp_path / "maps"
     given = dict(data=images, run=str(finished.path), out=str(out))
     other = elsewhere(what, **given)
@@ -469,11 +470,11 @@ def test_batches_without_a_labelled_pixel_do_no_harm(data, tmp_path):
 @pytest.mark.slow
 def test_raster_visions_own_code_on_request(data, tmp_path):
     run = Run(tmp_path / "run")
-    pipeline.run(configure(data, run.path, pipeline="stock", epochs=1), progress=False)
+    pipeline.run(configure(data, run.path, engine="stock", epochs=1), progress=False)
     assert run.state == "succeeded" and run.results["validation"]["f1"] is not None
     assert "iou" not in run.evaluation("validation")["overall"][0]["metrics"]
     with pytest.raises(ValueError, match="engine must be fast or stock"):
-        pipeline.chosen(run, pipeline="quick")
+        pipeline.chosen(run, engine="quick")
 
 
 @pytest.mark.slow
@@ -507,8 +508,10 @@ def test_many_runs_share_what_they_read(data, tmp_path):
     ]
     configs.append(configure(data, tmp_path / "odd", epochs=1))
     configs[-1].dataset.train_scenes[0].raster_source.uris = "/nowhere/image.tif"
-    with pytest.raises(RuntimeError, match="1 of 3 runs failed.*odd"):
-        pipeline.run_many(configs, progress=False, store=store)
+    for config in configs[:2]:
+        pipeline.run(config, progress=False, store=store)
+    with pytest.raises(FileNotFoundError, match="/nowhere/image.tif"):
+        pipeline.run(configs[2], progress=False, store=store)
     assert all(Run(tmp_path / f"{lr}").state == "succeeded" for lr in (1e-3, 1e-4))
     assert len(store.held) <= 2 * 6  # an image and labels of each scene, once
 
@@ -617,17 +620,18 @@ def test_settings_are_put_back():
 
 def test_progress_says_what_is_left():
     said = []
-    tell = pipeline.Progress(4, said.append)
-    tell.begun -= 100
-    tell.epoch(0, {"train_loss": 0.5, "val_loss": 0.4, "building_f1": 0.25})
+    line = ProgressLine(4, said.append)
+    line.start_t -= 100
+    metrics = {"train_loss": 0.5, "val_loss": 0.4, "building_f1": 0.25}
+    learner.tell_epoch(line, 0, metrics)
     assert said[0].startswith(
         "epoch 1/4  loss 0.500, validation 0.400  building F1 0.250"
     )
-    assert said[0].endswith("0:01:40 passed, 0:05:00 left")
-    tell.step(1, 0.5, 0.3)
+    assert said[0].endswith("01:40 passed, 05:00 left")
+    learner.tell_step(line, 1, 0.5, 0.3)
     assert len(said) == 1  # not so soon again
-    tell.told -= 60
-    tell.step(1, 0.5, 0.3)
+    line.last_print_t -= 60
+    learner.tell_step(line, 1, 0.5, 0.3)
     assert "epoch 2/4 (50%)" in said[1]
 
 

@@ -26,15 +26,15 @@ from tensorboard.summary.writer import event_file_writer
 from torch import nn
 from tqdm.auto import tqdm
 
+from rvtutorial.core.progress import ProgressLine
 from rvtutorial.engine import learner
-from rvtutorial.engine.batches import Batches, plan
+from rvtutorial.engine.batches import BatchLoader, plan
 from rvtutorial.engine.learner import (
     Checkpoint,
     FastLearner,
     Interrupted,
     Options,
     OrderedDDPLearner,
-    Progress,
     Stop,
     pack,
     precision_of,
@@ -43,6 +43,8 @@ from rvtutorial.engine.learner import (
     random_state,
     seed_everything,
     set_random_state,
+    tell_epoch,
+    tell_step,
 )
 
 
@@ -473,7 +475,7 @@ def test_prepared_chips_are_those_of_training(zoo, tmp_path):
         items = plan(dataset, False, 0, 2)[:3]
         sources = [p.scene.raster_source for p in dataset.datasets]
         chips = np.stack([sources[i.part].get_chip(i.window) for i in items])
-        x = next(iter(Batches(dataset, 3, 0, train=False)))[0]
+        x = next(iter(BatchLoader(dataset, 3, 0, train=False)))[0]
         found = prepared(cfg.data, chips)
         torch.testing.assert_close(
             found, x if len(x) == 3 else x[:3], rtol=0, atol=1e-6
@@ -859,20 +861,22 @@ def test_each_epoch_goes_through_the_loader_it_was_given():
 
 def test_progress_is_one_line_an_epoch():
     lines = []
-    tell = Progress(epochs=4, out=lines.append, pause=30)
-    tell.step(0, 0.5, 0.7)
+    line = ProgressLine(4, lines.append, every=30)
+    tell_step(line, 0, 0.5, 0.7)
     assert not lines
-    tell.begun -= 20
+    line.start_t -= 20
     metrics = {"train_loss": 0.61, "val_loss": 0.55, "avg_f1": 0.1, "building_f1": 0.4}
-    tell.epoch(0, metrics)
+    tell_epoch(line, 0, metrics)
     assert lines == [
         "epoch 1/4  loss 0.610, validation 0.550  building F1 0.400  "
-        "0:00:20 passed, 0:01:00 left"
+        "00:20 passed, 01:00 left"
     ]
-    tell.told -= 31
-    tell.step(1, 0.5, 0.7)
-    tell.step(1, 0.6, 0.7)
+    line.last_print_t -= 31
+    tell_step(line, 1, 0.5, 0.7)
+    tell_step(line, 1, 0.6, 0.7)
     assert len(lines) == 2 and lines[1].startswith("epoch 2/4 (50%)  loss 0.700")
+    line.close()
+    assert len(lines) == 2  # nothing is wiped
 
 
 def test_quiet_keeps_bars_and_prints_and_nothing_else(capsys):

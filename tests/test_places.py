@@ -116,7 +116,7 @@ def test_drawings_are_of_the_same_ground(same_ground, tmp_path):
 def test_runs_get_labels_on_the_grid_of_the_image(same_ground, tmp_path):
     pytest.importorskip("rastervision.core")
     from rvtutorial.config import make_classes
-    from rvtutorial.engine import inputs
+    from rvtutorial.data import checks
 
     path, truth = same_ground
     pixels = np.random.default_rng(0).integers(1, 200, (3, 60, 80)).astype("uint8")
@@ -125,7 +125,7 @@ def test_runs_get_labels_on_the_grid_of_the_image(same_ground, tmp_path):
     said = "1:building,0:background"
     assert (scenes.scene_mask(scene, label_values=said) == truth).all()
     values = masks.read_meaning(said, classes.names)
-    made, coding = inputs.own_labels(scene, tmp_path, classes, values, holes=False)
+    made, coding = checks.own_labels(scene, tmp_path, classes, values, holes=False)
     with rasterio.open(made) as file:
         ids = np.vectorize(coding.get)(file.read(1))
     assert ((ids == 0) == (truth == 1)).all() and set(np.unique(ids)) == {0, 1}

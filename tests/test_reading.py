@@ -1032,7 +1032,7 @@ def test_damaged_files_are_made_again(damage, sources, tmp_path):
 
 def use(source, store):
     "What a training does: chips through an attached source."
-    reading._lazily(source, store)
+    source.keep_in(store)
     return [source.get_chip(Box(5, 5, 45, 45)) for _ in range(3)]
 
 
@@ -1127,7 +1127,7 @@ def test_held_pixels_survive_transformers_that_write_in_place(tmp_path):
     stock = config.build(None)
     for budget in (0, 100):
         store, source = SceneStore(budget, tmp_path / "s"), raster_source(config)
-        reading._lazily(source, store)
+        source.keep_in(store)
         for window in [*windows()] * 2:
             same(stock.get_chip(window), source.get_chip(window))
         assert np.isnan(np.asarray(source.pixels)).any()
@@ -1137,7 +1137,7 @@ def test_threads_share_a_store(sources, tmp_path):
     expected = [s.get_chip(Box(5, 5, 45, 45)) for s in sources]
     store = SceneStore(2.5 * SIZE / 2**20, tmp_path / "scratch")
     for source in sources:
-        reading._lazily(source, store)
+        source.keep_in(store)
     faults, begin = [], threading.Barrier(4)
 
     def work():

@@ -194,7 +194,8 @@ def our_sweep(configs, roots):
     "Several configurations one after another in this process."
     from rvtutorial import engine
 
-    engine.run_many([load(c, r) for c, r in zip(configs, roots, strict=True)])
+    for config, root in zip(configs, roots, strict=True):
+        engine.run(load(config, root))
     return {}
 
 
