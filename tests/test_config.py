@@ -622,7 +622,7 @@ def test_config_is_found_by_its_module_name():
 def test_the_job_notebook_has_every_parameter():
     from inspect import signature
 
-    from rvtutorial.hpc.queue import parameters
+    from rvtutorial.hpc.job import parameters
     from rvtutorial.runs import packaged
 
     asked = set(signature(get_config).parameters) - {"runner", "hyperparams"}
