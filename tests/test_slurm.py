@@ -607,7 +607,7 @@ def test_names_of_the_version_before_are_found_and_said_once(capsys):
 
 def test_a_script_that_cannot_start_says_why(tmp_path):
     write_json(tmp_path / "tasks.json", {"folders": [str(tmp_path / "r")]})
-    (tmp_path / "job.sh").write_text("no_such_program serve <&0")
+    (tmp_path / "job.sh").write_text("no_such_program <&0")
     one = queue.LocalQueue(tmp_path)
     assert one.start(0).wait() == 127
     assert "no_such_program" in (tmp_path / "local-0.out").read_text()

@@ -20,15 +20,14 @@ from pathlib import Path
 
 from rvtutorial.core.records import Unreadable, read_json
 from rvtutorial.hpc.job import Job, summary
-from rvtutorial.hpc.queue import folders_of
-from rvtutorial.hpc.runner import (
-    EXIT_FAILED,
-    EXIT_OK,
+from rvtutorial.hpc.kernels import (
     kernel_env,
     kernel_options,
     refuse_limits,
     socket_folder,
 )
+from rvtutorial.hpc.queue import folders_of
+from rvtutorial.hpc.runner import EXIT_FAILED, EXIT_OK
 from rvtutorial.hpc.scheduler import LIVE, SlurmError
 from rvtutorial.runs import Workspace, atomic_path, find_runs, write_json
 

@@ -122,6 +122,26 @@ def _statements(source: str, notebook: str | Path) -> list[ast.stmt]:
         ) from None
 
 
+def own_imports(
+    notebook: str | Path,  # Path of a job notebook
+) -> list[str]:  # Such as "rvtutorial.viz"; some may be names in a module
+    "What of this package a notebook imports; nothing where its cells are no Python."
+    found = []
+    with contextlib.suppress(ValueError):
+        for cell in read_json(notebook, form={"cells": [dict]})["cells"]:
+            source = "".join(cell.get("source") or "")
+            for node in _statements(source, notebook) if _is_code(cell) else ():
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    found += [f"{node.module}.{alias.name}" for alias in node.names]
+                elif isinstance(node, ast.Import):
+                    found += [alias.name for alias in node.names]
+    return [name for name in found if name.startswith("rvtutorial.")]
+
+
+def _is_code(cell: dict) -> bool:
+    return cell.get("cell_type") == "code"
+
+
 def scalar(name: str, value):
     "A parameter's value as JSON carries it; ValueError where it could not arrive whole."
     value = os.fspath(value) if isinstance(value, os.PathLike) else value

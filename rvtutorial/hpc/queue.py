@@ -9,6 +9,7 @@ import contextlib
 import errno
 import math
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,7 +21,13 @@ import psutil
 
 from rvtutorial.core import records
 from rvtutorial.core.commands import clean_env
-from rvtutorial.core.files import Busy, is_locked, locked, private_folder
+from rvtutorial.core.files import (
+    Busy,
+    addresses_gb,
+    is_locked,
+    locked,
+    private_folder,
+)
 from rvtutorial.core.records import Unreadable, read_json
 from rvtutorial.hpc.scheduler import FINE, NEVER, our_word
 from rvtutorial.runs import Run, write_json
@@ -63,7 +70,9 @@ def _command(pid) -> list[str] | None:
 def is_queue(pid, home: str | Path = "") -> bool:
     "Whether a process is the queue of a submission, or of any; not a later one of its number."
     command = _command(pid)
-    if command == []:  # just being started, or one of the kernel's own: 2 and its children
+    if (
+        command == []
+    ):  # just being started, or one of the kernel's own: 2 and its children
         with contextlib.suppress(psutil.Error):
             return psutil.Process(int(pid)).ppid() not in (0, 2)
     names = {"rvtutorial.hpc.queue", "rvtutorial.queues"}  # the second until 0.1.0
@@ -164,11 +173,79 @@ def reserve_disk(folder: Path):
 
 # --- the process of a submission
 
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # CUDA and ROCm do not work after a fork
+
+
+def may_share() -> bool:
+    "Whether the members of a submission can share their imports; `RVTUTORIAL_FRESH=1`: no."
+    fresh = os.environ.get("RVTUTORIAL_FRESH", "") not in ("", "0")
+    return not (fresh or addresses_gb() < 8 or any(map(os.path.exists, DRIVERS)))
+
+
+class JobScript:
+    "The job script of a submission: for one member, or for all, each told by a line."
+
+    def __init__(self, home: Path, member: int, shares: bool):
+        self.home, self.shares, self.member = home, shares, member
+        out = subprocess.PIPE if shares else None
+        command = ["bash", str(home / "job.sh"), "serve" if shares else str(member)]
+        with self._log() as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=out or log, stderr=log,
+                start_new_session=True, bufsize=0,
+            )  # fmt: skip
+        self.pid = self.process.pid
+
+    def _log(self):
+        try:
+            return open(self.home / f"local-{self.member}.out", "ab", buffering=0)
+        except OSError:  # a full disk
+            return open(os.devnull, "ab", buffering=0)
+
+    @property
+    def is_over(self) -> bool:
+        "Whether it has ended, and takes no other member."
+        return self.process.poll() is not None
+
+    def run(self, member: int) -> None:
+        "Begin a member; a script that has just ended has no use for the line."
+        self.member = member
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{member}\n".encode() if self.shares else b"")
+
+    def wait(self, timeout: float | None = None) -> int:
+        "Exit code of the member that runs; raises `subprocess.TimeoutExpired`."
+        if not self.shares:
+            return self.process.wait(timeout)
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if end == math.inf else max(0, end - time.monotonic())
+            if not select.select([self.process.stdout], [], [], left)[0]:
+                raise subprocess.TimeoutExpired(f"member {self.member}", timeout)
+            line = self.process.stdout.readline()
+            if not line:  # killed, or it could not even start
+                return self.process.wait() or 1
+            if line.split()[:2] == [b"ended", str(self.member).encode()]:
+                return int(line.split()[2])
+            if line.strip():  # what else the script prints
+                with contextlib.suppress(OSError), self._log() as log:
+                    log.write(line)
+
+    def send_signal(self, number: int) -> None:
+        "Send a signal to the script, which passes it on."
+        self.process.send_signal(number)
+
+    def close(self) -> None:
+        "Let the script end."
+        self.process.stdin.close()
+        self.process.wait()
+
+
 KILL_WAIT = 30  # Seconds between SIGTERM and SIGKILL, Slurm's default
 
 
 def end_in_time(
-    script: subprocess.Popen,  # What runs, leader of its group
+    script,  # A `JobScript` or a Popen, leader of its group
     seconds: float | None,  # Longest run time
     warn: float,  # Seconds before its end that the job is warned
 ) -> tuple[int, bool]:  # Exit code, and whether it had to be stopped
@@ -199,6 +276,7 @@ class LocalQueue:
         )
         folders = self.tasks["folders"]
         self.members = [dict(state="PENDING", reason="") for _ in folders]
+        self.shares = len(folders) > 1 and may_share()
         more = f" and {len(folders) - 1} more" if folders[1:] else ""
         self.label = Path(folders[0]).name + more
 
@@ -220,27 +298,18 @@ class LocalQueue:
             print(error, file=sys.stderr, flush=True)
             return False
 
-    def start(self, member: int) -> subprocess.Popen:
-        "Begin a member: start the job script and write to it which one."
-        command = ["bash", str(self.home / "job.sh"), "serve"]
-        try:
-            log = open(self.home / f"local-{member}.out", "ab", buffering=0)
-        except OSError:  # a full disk
-            log = open(os.devnull, "ab", buffering=0)
-        with log:
-            self.script = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
+    def start(self, member: int) -> "JobScript":
+        "Begin a member; the job script is started where none runs that can take it."
+        if self.script is None or self.script.is_over:
+            self.script = JobScript(self.home, member, self.shares)
+        self.script.run(member)
         self.running = member
-        with contextlib.suppress(BrokenPipeError), self.script.stdin as orders:
-            orders.write(f"{member}\n".encode())
         return self.script
 
     def stop_cancelled(self) -> None:
         "Stop the member that runs if somebody has asked for it."
         if self.running is not None and self.cancelled(self.running):
-            self.script.terminate()
+            self.script.send_signal(signal.SIGTERM)
 
     def run_member(self, member: int) -> None:
         "Run one member; again when it asks for it with exit code 75, but not for ever."
@@ -252,7 +321,7 @@ class LocalQueue:
             code, stopped = end_in_time(script, limit, warn)
             if code != 75 or self.cancelled(member):
                 break
-        self.running = None
+        self.running, code = None, code if code >= 0 else 128 - code  # as a shell says
         state = "TIMEOUT" if stopped else "FAILED"
         state = "CANCELLED" if self.cancelled(member) else state
         reason = FULL if code and state == "FAILED" and is_full(self.home) else ""
@@ -303,6 +372,8 @@ class LocalQueue:
                     if not unmet and not self.cancelled(member):
                         self.run_member(member)
         finally:
+            if self.script is not None:
+                self.script.close()
             why = NEVER if self.unmet() else ""
             left = [m for m in everyone if self.members[m]["state"] == "PENDING"]
             self.note(left, state="CANCELLED", reason=why)

@@ -11,12 +11,10 @@ import importlib
 import json
 import os
 import platform
-import resource
 import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 import traceback
 from datetime import UTC, datetime
@@ -26,98 +24,35 @@ import psutil
 
 from rvtutorial.core import records
 from rvtutorial.core.commands import answer
-from rvtutorial.core.files import Busy, TooLittle, addresses_gb, held, need_addresses
+from rvtutorial.core.files import Busy, TooLittle, held
 from rvtutorial.core.records import read_json
-from rvtutorial.hpc.job import JobFailed, differences, job_notebook, parameters
-from rvtutorial.hpc.queue import reserve_disk
+from rvtutorial.hpc.job import (
+    JobFailed,
+    differences,
+    job_notebook,
+    own_imports,
+    parameters,
+)
+from rvtutorial.hpc.kernels import (
+    kernel_env,
+    kernel_options,
+    low_limits,
+    peak_memory,
+    refuse_limits,
+    share_imports,
+    socket_folder,
+)
+from rvtutorial.hpc.queue import cancelled_members, reserve_disk
 from rvtutorial.hpc.scheduler import SlurmError
 from rvtutorial.runs import Run, atomic_path, write_json
 from rvtutorial.slurm import submit
 
 EXIT_OK, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED = 0, 1, 75, 143
-SOCKET_LIMIT = 107  # bytes of a Unix socket's path
 
 
 def now() -> str:  # Such as 2026-11-20T08:15:00+00:00
     "The time, in a form that sorts and that every language reads."
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def socket_folder() -> Path:  # A new, private folder
-    "Make a folder whose name is short enough for a kernel's sockets."
-    tried = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
-    for base in tried:
-        if len(os.fsencode(base)) + 30 <= SOCKET_LIMIT and os.access(base, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix="rvt-", dir=base))
-    raise OSError(
-        f"no writable temporary folder with a short name; tried {', '.join(tried)}. "
-        f"A kernel's socket path may have {SOCKET_LIMIT} bytes: set TMPDIR"
-    )
-
-
-LEAST_FILES, WANTED_FILES = 256, 1024  # open files that a kernel needs, and is given
-
-
-def refuse_limits() -> None:
-    "Raise `TooLittle` where a kernel would fail or spin without a word; allow more files."
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < LEAST_FILES:
-        raise TooLittle(
-            f"a process may have {most} files open here (ulimit -Hn), and a kernel needs "
-            f"{LEAST_FILES}: raise that limit, or ask the site to"
-        )
-    need_addresses()
-
-
-def low_limits() -> str:
-    "What may have been too little for a job that failed; empty where nothing is."
-    found = addresses_gb()
-    few = f" (a process may have {found:.1f} GB of addresses here, ulimit -v)"
-    return few if found < 8 else ""
-
-
-def kernel_options(
-    sockets: Path,  # Short folder for the sockets
-) -> dict:  # Arguments for nbclient's client
-    "Say how a kernel is started: by this very Python, listening on files, not on ports."
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-    from traitlets.config import Config
-
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    argv += ["--log-level=CRITICAL"]  # it calls each interrupt an error
-
-    class OwnKernel(AsyncKernelManager):
-        @property
-        def kernel_spec(self):
-            names = dict(display_name="python3", language="python")
-            return KernelSpec(argv=argv, **names)
-
-    where = {"transport": "ipc", "connection_file": str(Path(sockets) / "k.json")}
-    return dict(
-        kernel_name="python3",
-        kernel_manager_class=OwnKernel,
-        config=Config({"KernelManager": where}),
-        startup_timeout=120,
-        timeout=None,
-        ipython_hist_file=":memory:",
-    )
-
-
-def kernel_env(
-    sockets: Path,  # Short folder for the sockets
-    env: dict | None = None,  # More variables
-) -> dict:  # The kernel's environment
-    "This process's environment without what belongs to another kernel or to the user's IPython."
-    drop = ("MPLBACKEND", "JPY_", "PYTHONSTARTUP")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
-    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    filters = [os.environ.get("PYTHONWARNINGS", ""), "ignore:IProgress not found"]
-    quiet |= {"PYTHONWARNINGS": ",".join(filter(None, filters))}
-    return kept | quiet | {"IPYTHONDIR": str(Path(sockets) / "ipython")} | (env or {})
 
 
 def activity(pid: int) -> tuple[float, bool]:
@@ -384,7 +319,7 @@ def attempt(
     if paused:
         state, why = "paused", f"paused after {paused} epochs, as asked"
     record.update(ended=now(), state=state, why=why)
-    peak = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+    peak = peak_memory(signals.process)
     run.update("went", state=state, why=why, attempts=attempts, peak_memory_mb=peak)
     stamp_notebook(
         folder / "notebook.ipynb", state=state, why=why, attempt=len(attempts)
@@ -449,11 +384,42 @@ def done_or_other(folder: Path, notebook: Path) -> bool:
     return False
 
 
-def run_member(tasks: str | Path, index: int) -> int:
-    "Run one member of a submission: its number picks the folder from tasks.json."
+def read_tasks(tasks: str | Path) -> dict:
+    "The members of a submission; FileNotFoundError where it is gone."
     doc = read_json(tasks, None, records.TASKS, ("folders", "notebook"))
     if doc is None:
         raise FileNotFoundError(f"there is no {tasks}")
+    return doc
+
+
+def serve(tasks: str | Path) -> int:
+    "Run the members whose numbers come in line by line, and answer how each has ended."
+    doc, home = read_tasks(tasks), Path(tasks).resolve().parent
+    hook = (doc.get("before") or "").partition(":")[0]
+    hooks = [hook] if hook.startswith("rvtutorial.") else []
+    share_imports([*own_imports(home / doc["notebook"]), *hooks])
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        number = int(line)
+        _listen(signal.SIG_DFL)  # from here on a signal is meant for this member
+        with log_to(home / f"local-{number}.out"):
+            gone = number in cancelled_members(home)  # its signal may have come before
+            code = EXIT_TERMINATED if gone else main(["member", tasks, number])
+        _listen(signal.SIG_IGN)
+        with contextlib.suppress(BrokenPipeError):  # the queue was killed
+            os.write(answers, f"\nended {number} {code}\n".encode())
+    return EXIT_OK
+
+
+def _listen(how) -> None:
+    for number in GRACE:
+        signal.signal(number, how)
+
+
+def run_member(tasks: str | Path, index: int | str) -> int:
+    "Run one member of a submission: its number picks the folder from tasks.json."
+    doc, index = read_tasks(tasks), int(index)
     home, folder = Path(tasks).resolve().parent, Path(doc["folders"][index])
     if Run(folder).state != "succeeded" and "params" in doc:
         params = ask_before(doc.get("before"), folder, doc["params"][index])
@@ -491,9 +457,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["member"]:
-            # the local queue says "serve" and writes the number
-            number = sys.stdin.readline() if argv[2:] == ["serve"] else argv[2]
-            return run_member(argv[1], int(number))
+            return serve(argv[1]) if argv[2:] == ["serve"] else run_member(*argv[1:3])
         return main_submit(argv[1:]) if argv[:1] == ["submit"] else main_run(argv)
     except (ValueError, OSError, SlurmError, JobFailed) as error:
         print(error, file=sys.stderr)
