@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VECTORS', 'TABLE', 'METRICS', 'confusion', 'check_class_numbers', 'Counts', 'add', 'count_arrays', 'as_classes',
-           'polygons_of', 'moved', 'fill', 'open_pair', 'count_rasters', 'table', 'first_class', 'score', 'metric_name',
+           'polygons_of', 'fill', 'open_pair', 'count_rasters', 'table', 'first_class', 'score', 'metric_name',
            'scores', 'overall', 'averages']
 
 # %% ../../nbs/metrics/counting.ipynb #34cb0bfd
@@ -21,7 +21,7 @@ from ..core.formulas import fractions
 from ..core.gdalnames import gdal_name
 from ..core.renamed import renamed_arguments
 from ..data.labels import layer_of
-from ..data.places import fit, unplaced_allowed
+from ..data.places import fit, moved, unplaced_allowed
 from ..data.validity import CACHE, windows_of
 
 # %% ../../nbs/metrics/counting.ipynb #e02fde42
@@ -194,18 +194,11 @@ def polygons_of(
         rows = rows.to_crs(grid.crs)
     shapes = shapely.force_2d(rows.geometry.to_numpy())
     if grid.crs is not None:
-        shapes = shapely.transform(shapes, lambda at: moved(~grid.transform, at))
+        shapes = shapely.transform(
+            shapes, lambda at: np.stack(moved(~grid.transform, *at.T), 1)
+        )
     numbers = rows["class_id"].to_numpy(int) if "class_id" in rows else [0] * len(rows)
     return shapes, np.asarray(numbers, int)
-
-
-def moved(
-    transform,  # Affine: pixels to the map, or its inverse
-    at: np.ndarray,  # (n, 2)
-) -> np.ndarray:  # (n, 2)
-    "Points through an affine transform."
-    t, (x, y) = transform, np.asarray(at, float).T
-    return np.column_stack([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f])
 
 # %% ../../nbs/metrics/counting.ipynb #3e2e74c2
 def fill(

@@ -55,15 +55,14 @@ from rvtutorial.metrics.counting import (
     table,
 )
 from rvtutorial.metrics.intervals import (
-    LOWER_IS_BETTER,
-    NO_SCORE,
     TITLES,
     Comparison,
+    Judged,
     board_of,
     check_method,
     compare_all,
     compare_with,
-    interval_of,
+    judged_board,
     neighbours,
     why_no_interval,
 )
@@ -134,17 +133,11 @@ def counts_of(
 # %% ../../nbs/metrics/leaderboard.ipynb #f87c8283
 def _by_id(folder, pattern):
     "Files of a folder by what stands for {id} in their names."
-    if pattern.count("{id}") != 1:
-        raise ValueError(f"a pattern holds {{id}} exactly once, got {pattern!r}")
+    from rvtutorial.data.pairing import matches
+
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    shape = re.escape(pattern).replace(re.escape("{id}"), "(.+?)")
-    shape = re.compile(shape.replace(r"\*", "[^/]*"))
-    found = {}
-    for path in sorted(Path(folder).glob(pattern.replace("{id}", "*"))):
-        match = shape.fullmatch(path.relative_to(folder).as_posix())
-        if match and not path.name.startswith("."):
-            found[match[1]] = path
+    found = {name: paths[-1] for name, paths in matches(folder, pattern).items()}
     if not found:
         some = (
             ", ".join(sorted(p.name for p in Path(folder).iterdir())[:3]) or "nothing"
@@ -564,7 +557,7 @@ def compare(
     if metric in SCORES:
         _only_jackknife(metric, method)
         found = _common_scores(groups, metric, split, class_name, blocks, data)
-        pair = _score_pairs(found, metric, level, 0)[1]
+        pair = compare_with(0, found.judged, metric, level)[1]
     else:
         found = common_counts(groups, metric, split, class_name)
         runs = [run for group in groups.values() for run in group]
@@ -609,21 +602,15 @@ def _only_jackknife(metric, method):
 
 # %% ../../nbs/metrics/leaderboard.ipynb #3a82c860
 @dataclass(frozen=True)
-class _Moved:
+class _Scored:
     "One of SCORES on the scenes that all runs have, and how it moves."
 
-    moved: dict  # Run -> (value, values without each of the units, value of each seed)
+    judged: dict[str, Judged]  # By the name of the run
     others: pd.DataFrame  # Index: run. pixel_roc_auc ...
     of: str
     scenes: list[str]
-    blocks: np.ndarray | None
     left_out: list[str]
     notes: list[str]
-
-    @property
-    def basis(self) -> dict:
-        many = None if self.blocks is None else len(np.unique(self.blocks))
-        return dict(scenes=len(self.scenes), blocks=many)
 
 
 def _common_scores(groups, metric, split, of, blocks, data, null="ignore"):
@@ -634,8 +621,9 @@ def _common_scores(groups, metric, split, of, blocks, data, null="ignore"):
         for name, group in groups.items()
         for i, run in enumerate(group)
     }
-    scenes, moved, others, built = common_scenes(ids), {}, {}, []
+    scenes, judged, others, built = common_scenes(ids), {}, {}, []
     placed = blocks_of(every, scenes, blocks)
+    many = len(scenes), None if placed is None else len(np.unique(placed))
     for name, group in groups.items():
         parts, rest = [], []
         for run in group:
@@ -646,7 +634,8 @@ def _common_scores(groups, metric, split, of, blocks, data, null="ignore"):
             rest.append({f"pixel_{f.__name__}": f(rank) for f in each})
             built.append(counts.histograms[:, counts.place(of), 1].sum(axis=-1))
         values, without = zip(*parts, strict=True)
-        moved[name] = (np.mean(values), np.mean(without, axis=0), values)
+        moved = (float(np.mean(values)), np.mean(without, axis=0))
+        judged[name] = Judged(*moved, "jackknife", np.array(values, float), *many)
         others[name] = pd.DataFrame(rest).mean(skipna=False)
     left_out = sorted(
         {s for own in ids.values() for s in own} - {*scenes}, key=natural_key
@@ -654,19 +643,13 @@ def _common_scores(groups, metric, split, of, blocks, data, null="ignore"):
     same = all(np.allclose(built[0], one, rtol=1e-3, atol=1) for one in built[1:])
     notes = [] if same else ["not all were judged by the same pixels"]
     table = pd.DataFrame.from_dict(others, orient="index")
-    return _Moved(moved, table, of, scenes, placed, left_out, notes)
+    return _Scored(judged, table, of, scenes, left_out, notes)
 
 # %% ../../nbs/metrics/leaderboard.ipynb #286f3cc9
 def _scored_scenes(run, split, data):
     "Ids of the scenes whose scores can be counted."
     here = isinstance(run, ScoreCounts)
     return list(run.scenes if here else _score_files(run, split, data))
-
-
-def _score_pairs(found, metric, level, first):
-    "{run: its corrected comparison with `first`} by one of SCORES."
-    pairs = compare_with(first, found.moved, metric, level)
-    return {name: replace(pair, **found.basis) for name, pair in pairs.items()}
 
 # %% ../../nbs/metrics/leaderboard.ipynb #f307d52f
 RECORD = "test-openings.jsonl"
@@ -928,7 +911,9 @@ def _board(groups, metric, split, blocks, of, null, data, **how):
     "One split's leaderboard, and the class that it is about."
     if metric in SCORES:
         found = _common_scores(groups, metric, split, of, blocks, data, null)
-        return _score_board(found, metric, how["level"]), found.of
+        more = (found.notes, found.left_out, how["level"])
+        board = judged_board(found.judged, metric, *more)
+        return board.join(found.others.drop(columns=f"pixel_{metric}")), found.of
     found = common_counts(groups, metric, split, of, null)
     runs = [run for group in groups.values() for run in group]
     placed = blocks_of(runs, found.scenes, blocks)
@@ -941,34 +926,6 @@ def _board(groups, metric, split, blocks, of, null, data, **how):
     each = scores(pd.DataFrame(numbers, index=list(names), columns=list(TABLE)), rest)
     means = each.groupby(level=0, sort=False).agg(lambda one: one.mean(skipna=False))
     return board.join(means), found.of
-
-
-def _score_board(found, metric, level):
-    "A leaderboard by one of SCORES; of Brier and ECE the lowest is first."
-    lower = metric in LOWER_IS_BETTER
-    rank = pd.Series({name: value for name, (value, *_) in found.moved.items()})
-    order = list(rank.sort_values(ascending=lower, kind="stable").index)  # NaN last
-    more = dict(notes=tuple(found.notes), left_out=tuple(found.left_out))
-    pairs, lines = _score_pairs(found, metric, level, order[0]), []
-    for name in order:
-        value, without, seeds = found.moved[name]
-        one = interval_of(value, without, metric, level, seeds)
-        one = replace(one, **found.basis)
-        line = {f"pixel_{metric}": one.value, "low": one.low, "high": one.high}
-        line |= {
-            **found.basis,
-            "seeds": len(seeds),
-            "behind": abs(rank[order[0]] - one.value),
-        }
-        pair = pairs.get(name)
-        pair = pair and replace(pair, **{**more, "notes": pair.notes + more["notes"]})
-        line |= {"p": pair.corrected if pair else np.nan}
-        line |= {"tied": pair is None or pair.winner is None}
-        first = "lowest" if lower else "highest"
-        first = NO_SCORE if np.isnan(one.value) else first
-        lines.append(line | {"verdict": pair.verdict if pair else first})
-    board = pd.DataFrame(lines, index=pd.Index(order, name="run"))
-    return board.join(found.others.drop(columns=f"pixel_{metric}"))
 
 # %% ../../nbs/metrics/leaderboard.ipynb #9f35a97a
 def _board_of_readable(groups, metric, split, **how):
