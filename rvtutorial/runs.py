@@ -27,6 +27,7 @@ from pathlib import Path
 from .core import records
 from .core.records import Unreadable, read_json
 from .core.files import LONGEST, lock_soon, open_lock, refuse_name, shortened
+from .core.views import view_of_image
 
 # %% ../nbs/05_model_configuration.ipynb #81b8ca54
 _UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
@@ -840,7 +841,10 @@ class _Inputs(_Record):
     def image(self, scene_id: str, data: str | Path | None = None) -> Path:
         "Image of a scene; `data` is the folder to which images were moved."
         uri = self._source(scene_id, "raster_source")
-        return self._own(uri) or _located(uri, data, f"image of scene {scene_id}")
+        what, own = f"image of scene {scene_id}", self._own(uri)
+        if own is None:
+            return _located(uri, data, what)
+        return view_of_image(own, lambda there: _located(there, data, what))
 
     def label(self, scene_id: str, data: str | Path | None = None) -> Path | None:
         "Labels of a scene, None if the run has none; its own copy comes first."
