@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PERCENTILES', 'data_folder', 'shape_of', 'read_bands', 'band_order', 'shown_as_bands', 'without_alpha',
            'look_at_data', 'fills_of', 'allow_open_files', 'no_data', 'burn_null', 'own_labels', 'labels_of_run',
-           'input_range', 'make_transform', 'class_weights', 'check_pretrained', 'what_is_asked', 'open_folder',
-           'begun']
+           'input_range', 'make_transform', 'class_weights', 'check_pretrained', 'in_one_way', 'what_is_asked',
+           'open_folder', 'begun']
 
 # %% ../../nbs/engine/inputs.ipynb #a41b77f3
 from ..core.files import need_addresses
@@ -424,6 +424,24 @@ def check_pretrained(
     return path
 
 # %% ../../nbs/engine/inputs.ipynb #eccdda34
+def in_one_way(
+    where: dict,  # Settings of data and labels, as they were given
+) -> dict:  # The same, so that two ways to write one thing are one run
+    "Settings without blanks around names and numbers; usual zeros are None."
+
+    def plain(text, mark, cuts=-1):
+        if not isinstance(text, str):
+            return text
+        return mark.join(part.strip() for part in text.split(mark, cuts))
+
+    out = {k: plain(where[k], ",") for k in ("classes", "label_values", "bands")}
+    if isinstance(out["label_values"], str):
+        pairs = out["label_values"].split(",")
+        out["label_values"] = ",".join(plain(pair, ":", 1) for pair in pairs)
+    data = validity.check_zeros(where["zeros"]) == "data"
+    return where | out | {"zeros": "data" if data else None}
+
+
 def what_is_asked(hp, preset, where, splits, windows) -> dict:
     "What makes two runs the same run: values, data, windows."
     grid = {s.id: json.loads(windows[s.id].json()) for s in splits["val"]}
