@@ -306,4 +306,5 @@ def get_config(
     )
     where |= dict(label_pattern=label_pattern, classes=classes, class_field=class_field)
     where |= dict(label_values=label_values, bands=bands, layer=layer, zeros=zeros)
+    where = inputs.in_one_way(where)
     return build_run(hp, preset, output_uri, where)

@@ -403,6 +403,25 @@ def test_polygons_that_raster_vision_cannot_place_at_180_degrees_are_refused(tmp
             scenes.check_scenes([scene])
 
 
+@pytest.mark.parametrize(("crs", "there"), [
+    ("EPSG:4326", Affine.identity()), ("EPSG:32611", Affine.identity()),
+    ("EPSG:4326", from_origin(0, 95, 1, 1)), ("IAU_2015:30100", from_origin(1, 1, 1, 1)),
+])  # fmt: skip
+def test_a_figure_without_a_place_on_earth_is_in_pixels(tmp_path, crs, there):
+    path = write_raster(tmp_path / "a.tif", np.ones((3, 9, 8), np.uint8), there, crs)
+    frame = maps.frame_of(path)
+    assert (frame.unit, frame.extent) == ("pixels", (0, 8, 9, 0))
+
+
+def test_a_figure_on_another_body_is_in_its_metres(tmp_path):
+    there = from_origin(1e4, 1e4, 2, 3)
+    path = write_raster(
+        tmp_path / "a.tif", np.ones((3, 9, 8), np.uint8), there, MOON[1]
+    )
+    frame = maps.frame_of(path)
+    assert (frame.unit, frame.step) == ("m", (2, 3))
+
+
 MOON = ["IAU_2015:30100", "IAU_2015:30110"]  # longitude and latitude, a projection
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import rasterio
 from fake_runs import (
     BOXES,
     PEAK,
@@ -123,6 +124,29 @@ def test_prediction_beside_image_in_the_same_place(made):
         images(fig)[1], truth_of([(2, 4, 8, 10), (20, 31, 10, 12)], (40, 50))
     )
     assert "east (m)" in texts(fig) and "north (m)" in texts(fig)
+
+
+def test_figures_of_a_run_show_the_bands_and_the_zeros_that_it_was_told_of(tmp_path):
+    image, label = make_scene(tmp_path / "val", "9")
+    with rasterio.open(image, "r+") as file:
+        pixels = file.read()
+        pixels[:, :20] = 0
+        file.write(pixels)
+    fake_run(tmp_path / "a", {"9": (image, label, [], (40, 50))})
+    run = Run(tmp_path / "a")
+    usual = maps.see_scene(run, "9")
+    assert not usual.seen[:20].any() and usual.seen[20:].all()
+    path = run.path / "pipeline-config.json"
+    config = json.loads(path.read_text())
+    for scene in config["dataset"]["validation_scenes"]:
+        scene["raster_source"]["channel_order"] = [2, 0, 1]
+    path.write_text(json.dumps(config))
+    run.update("asked", labels={"zeros": "data"})
+    told = maps.see_scene(Run(tmp_path / "a"), "9")
+    assert told.seen.all()
+    assert not np.array_equal(told.picture, usual.picture)
+    shown = maps.read_picture(image, bands=[2, 0, 1], zeros="data")
+    assert np.array_equal(told.picture, shown)
 
 
 def test_outlines_lie_on_the_buildings_of_the_image(made):

@@ -12,6 +12,7 @@ from rvtutorial.core.formulas import fractions
 from rvtutorial.core.hyperparams import differences
 from rvtutorial.core.names import as_text, natural_key, near_match
 from rvtutorial.core.records import Unreadable, read_json, write_json
+from rvtutorial.core.views import view_of_image
 
 _SPLITS = {"train": "train_scenes", "val": "validation_scenes"}
 _SPLITS |= {"validation": "validation_scenes", "test": "test_scenes"}
@@ -160,7 +161,10 @@ class Run:
     def image(self, scene_id: str, data: str | Path | None = None) -> Path:
         "Image of a scene; `data` is the folder to which images were moved."
         uri = self._source(scene_id, "raster_source")
-        return self._own(uri) or _located(uri, data, f"image of scene {scene_id}")
+        what, own = f"image of scene {scene_id}", self._own(uri)
+        if own is None:
+            return _located(uri, data, what)
+        return view_of_image(own, lambda there: _located(there, data, what))
 
     def label(self, scene_id: str, data: str | Path | None = None) -> Path | None:
         "Labels of a scene, None if the run has none; its own copy comes first."

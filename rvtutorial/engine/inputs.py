@@ -33,6 +33,7 @@ from rastervision.core.data import ClassConfig
 from torchvision.models import get_model_weights
 
 from rvtutorial import scenes
+from rvtutorial.data import validity
 from rvtutorial.runs import Hyperparams, Run
 
 __all__ = ["allow_open_files", "begun", "check_pretrained", "class_weights"]
@@ -107,6 +108,24 @@ def check_pretrained(
             f"curl --create-dirs -o {path} {url}  (or ask for pretrained=false)"
         ) from err
     return path
+
+
+def in_one_way(
+    where: dict,  # Settings of data and labels, as they were given
+) -> dict:  # The same, so that two ways to write one thing are one run
+    "Settings without blanks around names and numbers; usual zeros are None."
+
+    def plain(text, mark, cuts=-1):
+        if not isinstance(text, str):
+            return text
+        return mark.join(part.strip() for part in text.split(mark, cuts))
+
+    out = {k: plain(where[k], ",") for k in ("classes", "label_values", "bands")}
+    if isinstance(out["label_values"], str):
+        pairs = out["label_values"].split(",")
+        out["label_values"] = ",".join(plain(pair, ":", 1) for pair in pairs)
+    data = validity.check_zeros(where["zeros"]) == "data"
+    return where | out | {"zeros": "data" if data else None}
 
 
 def what_is_asked(hp, preset, where, splits, windows) -> dict:

@@ -72,10 +72,11 @@ def frame_of(
 
     with unplaced_allowed(), rasterio.open(image) as source:
         t, crs, shape = source.transform, source.crs, source.shape
-    if crs is None:
-        return Frame(shape, t, None, (1.0, 1.0), "pixels")
     step = ground_size(crs, t, shape)
-    if not np.isfinite(step).all():  # a local system, which is nowhere on earth
+    nowhere = not np.isfinite(step).all()
+    if crs is None or t.is_identity or (nowhere and crs.is_geographic):
+        return Frame(shape, t, crs, (1.0, 1.0), "pixels")
+    if nowhere:  # a local system
         unit = crs.linear_units_factor[1]
         step = hypot(t.a, t.d) * unit, hypot(t.b, t.e) * unit
     return Frame(shape, t, crs, step, "m")
@@ -111,21 +112,28 @@ def read_picture(
     path: str | Path,  # A raster of any type and number of bands
     max_size: int = 1000,  # Longer side of what is read, in pixels
     bands: Sequence[int] | None = None,  # Shown as red, green, blue; from 0
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
 ) -> np.ndarray:  # (rows, columns, 3), 0 to 1
     "Read an image for the eye: thinned out, each band stretched by its percentiles."
     image = read_image(path, max_size)
-    return stretch(image, rgb=bands, seen=valid_pixels(path, image.shape[1:]))
+    valid = valid_pixels(path, image.shape[1:], zeros, order)
+    if bands is None and order is not None:
+        image = image[order]
+    return stretch(image, rgb=bands, seen=valid)
 
 
 def valid_pixels(
     path: str | Path,  # A raster
     shape: tuple[int, int],  # Rows and columns of the result
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
 ) -> np.ndarray:  # (rows, columns) bool
     "Where an image holds data, thinned out (`validity.valid`)."
     import rasterio
 
     with open_image(path) as file, rasterio.Env(GDAL_CACHEMAX=CACHE):
-        return Validity(file).valid(shape=tuple(shape))
+        return Validity(file, order, zeros).valid(shape=tuple(shape))
 
 # %% ../../nbs/figures/maps.ipynb #6b898505
 def _regions(label, frame, max_size):
@@ -144,12 +152,13 @@ def outlines(
     label: str | Path,  # Vector or raster labels
     frame: Frame,  # Of the image
     max_size: int = 1000,  # Longer side of what is read of a raster
+    layer: str | None = None,  # Of a vector file; None: its only one
 ) -> list[np.ndarray]:  # One (n, 2) line each, in the figure's units
     "Find the outlines of labels in the coordinates of a figure."
     import shapely
 
     if Path(label).suffix.lower() in VECTORS:
-        rings = shapely.get_parts(shapely.boundary(polygons_of(label, frame)[0]))
+        rings = shapely.get_parts(shapely.boundary(polygons_of(label, frame, layer)[0]))
     else:
         rings = _regions(label, frame, max_size)
     points, which = shapely.get_coordinates(rings, return_index=True)
@@ -164,6 +173,7 @@ def read_truth(
     rest: int = 1,  # Class of what no polygon covers
     values: Mapping[int, int] | None = None,  # Raster value -> class number
     cut: bool = True,  # Cut vertices to whole pixels, as Raster Vision does
+    layer: str | None = None,  # Of a vector file; None: its only one
 ) -> np.ndarray:  # (rows, columns) class numbers
     "Read the truth in pixels, by default exactly as Raster Vision does."
     import shapely
@@ -172,7 +182,7 @@ def read_truth(
     if Path(label).suffix.lower() not in VECTORS:
         return as_classes(read_labels(label, max_size, frame), values)
     size = _fit(frame.shape, max_size)
-    shapes, numbers = polygons_of(label, frame)
+    shapes, numbers = polygons_of(label, frame, layer)
     shapes = shapely.transform(shapes, np.trunc) if cut else shapes
     place = Affine.scale(frame.shape[1] / size[1], frame.shape[0] / size[0])
     return fill(shapes, numbers, size, place, rest)
@@ -195,11 +205,15 @@ def read_layers(
     label: str | Path | None = None,  # None: no labels
     id: str = "",  # What to call the scene
     max_size: int = 1000,  # Longer side of what is read, in pixels
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
+    layer: str | None = None,  # Of a vector file; None: its only one
 ) -> SceneLayers:
     "Read an image and its labels for drawing."
-    frame, picture = frame_of(image), read_picture(image, max_size)
-    lines = [] if label is None else outlines(label, frame, max_size)
-    valid = valid_pixels(image, picture.shape[:2])
+    frame = frame_of(image)
+    picture = read_picture(image, max_size, zeros=zeros, order=order)
+    lines = [] if label is None else outlines(label, frame, max_size, layer)
+    valid = valid_pixels(image, picture.shape[:2], zeros, order)
     label = None if label is None else Path(label)
     return SceneLayers(id, frame, picture, label, lines, valid)
 
@@ -346,7 +360,19 @@ def run_layers(
             missing = err
     else:
         raise missing
-    return read_layers(image, label, scene, max_size)
+    return read_layers(image, label, scene, max_size, **_bands_of(run, scene))
+
+
+def _bands_of(run, scene):
+    "The bands that a run uses of a scene, and what zeros are to it."
+    groups = ("train_scenes", "validation_scenes", "test_scenes")
+    config = run.config["dataset"]
+    every = [one for group in groups for one in config.get(group) or []]
+    source = next(one for one in every if one["id"] == scene)["raster_source"]
+    order = source.get("channel_order") if "uris" in source else None  # of one image
+    labels = (run.manifest.get("asked") or {}).get("labels", {})
+    zeros = labels.get("zeros") or "empty"
+    return dict(order=order, zeros=zeros)
 
 
 def _folder_layers(folder, scene, data, max_size):
@@ -357,12 +383,11 @@ def _folder_layers(folder, scene, data, max_size):
         [p for p in Path(data).rglob("*.tif*") if own.search(p.stem)] if data else []
     )
     if len(found) == 1:
-        return read_layers(found[0], label, scene, max_size)
+        return read_layers(found[0], label, scene, max_size, layer=folder.layer)
     frame = frame_of(drawn)
     grey = np.full((*_fit(frame.shape, max_size), 3), 0.8, np.float32)
-    return SceneLayers(
-        scene, frame, grey, Path(label), outlines(label, frame, max_size)
-    )
+    lines = outlines(label, frame, max_size, folder.layer)
+    return SceneLayers(scene, frame, grey, Path(label), lines)
 
 # %% ../../nbs/figures/maps.ipynb #505815ae
 def prediction_of(
@@ -407,7 +432,8 @@ def truth_of(
             f"scene {layers.id} of {run.name} has no labels to compare with"
         )
     if isinstance(run, LabelFolder):
-        truth = read_truth(layers.label, layers.frame, max_size, run.rest)
+        how = dict(rest=run.rest, layer=run.layer)
+        truth = read_truth(layers.label, layers.frame, max_size, **how)
         raster = layers.label.suffix.lower() not in VECTORS
         return (
             _folder_classes(run, layers.label, truth, run.values) if raster else truth
