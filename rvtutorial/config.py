@@ -10,9 +10,9 @@ __all__ = ['COLOURS', 'make_classes', 'make_label_raster', 'make_fillers', 'make
 import shutil
 from pathlib import Path
 
+from .engine import inputs  # first: it keeps Python's warnings as they are
 from . import scenes
 from .data import checks
-from .engine import inputs
 from .data.labels import is_raster
 from .runs import Hyperparams, atomic_path
 from rastervision.core.data import (
