@@ -40,7 +40,8 @@ PARTS = {
         "Modifying Model Configuration - Hyperparameter Tuning",
     ),
 }
-DIRECTIVES = {"default_exp", "export", "exports", "hide", "eval", "gpu", "slow"}
+DIRECTIVES = {"default_exp", "export", "exporti", "exports"}
+DIRECTIVES |= {"hide", "eval", "gpu", "slow"}
 JOBS = sorted((NBS / "jobs").glob("*.ipynb"))
 LESSONS = sorted({*NBS.rglob("*.ipynb")} - {*JOBS})
 

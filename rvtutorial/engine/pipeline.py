@@ -4,10 +4,8 @@ Written by hand: the stages of `engine.run`, what is written down about them, an
 `engine.predict` for new images.
 """
 
-# ruff: noqa: E402
-from rvtutorial.core.files import need_addresses
-
-need_addresses()  # before torch: with less its import may never end
+# first, for it imports torch and Raster Vision with care  # ruff: noqa: E402, I001
+from rvtutorial.engine.inputs import allow_open_files
 
 import contextlib
 import copy
@@ -48,7 +46,6 @@ from rvtutorial.engine.bundles import (
     open_model,
     refuse_other_task,
 )
-from rvtutorial.engine.inputs import allow_open_files
 from rvtutorial.engine.learner import (
     Checkpoint,
     FastLearner,
