@@ -381,7 +381,7 @@ def test_other_scenes_are_left_out_and_said(copied):
             draw(copied)
 
 
-def test_other_classes(copied):
+def test_other_classes(copied, capsys):
     path = copied / "lr=1e-2/eval/validation_scenes/eval.json"
     matrices = {
         scene: np.diag([5.0, 3, 0])
@@ -393,7 +393,10 @@ def test_other_classes(copied):
     with pytest.raises(ValueError, match="no class .*lr=1e-2: road, water"):
         viz.plot_scene_scores(copied)
     with pytest.raises(ValueError, match="no class 'car'"):
+        viz.plot_scene_scores(copied / "lr=1e-3", class_name="car")
+    with pytest.raises(ValueError, match="no class 'car'"):  # the name of version 0.1.0
         viz.plot_scene_scores(copied / "lr=1e-3", of="car")
+    assert "plot_scene_scores(of=) is now class_name=" in capsys.readouterr().err
 
 
 def test_a_run_still_training_has_curves_and_no_scores(copied):

@@ -19,7 +19,6 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_rgba
 from PIL import Image
 from tqdm import tqdm
 
@@ -156,7 +155,7 @@ def others(board: pd.DataFrame) -> str:
 
 def areas(found: Material) -> tuple[pd.DataFrame, dict]:
     "Areas under the curves of runs that kept their scores; why others have none."
-    how = dict(split=found.split, of=found.of, data=found.data)
+    how = dict(split=found.split, class_name=found.of, data=found.data)
     each = {k: tried(plots.scored, {k: run}, **how) for k, run in found.runs.items()}
     kept = {k: one[0][k].areas for k, one in each.items() if not isinstance(one, str)}
     table = pd.DataFrame.from_dict(kept, orient="index").rename_axis("run")
@@ -204,7 +203,7 @@ def command(name: str, run: Run) -> str:
     return shlex.join(["rvtutorial", "train", f"again/{name}", *words]) if words else ""
 
 
-def _picture(content: bytes, kind: str, size: Iterable, alt: str = "") -> dict:
+def _inside(content: bytes, kind: str, size: Iterable, alt: str = "") -> dict:
     "A picture as an address that needs no file; sides in pixels, and what it shows."
     src = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return dict(zip(("width", "height"), size, strict=True), src=src, alt=alt)
@@ -215,7 +214,15 @@ def drawn(draw, *args, **how) -> dict:
     figure = draw(*args, **how)
     content, kind = maps.figure_bytes(figure), maps.figure_kind(figure)
     size = (round(side / 1.1) for side in Image.open(io.BytesIO(content)).size)
-    return _picture(content, kind, size)
+    return _inside(content, kind, size)
+
+
+def painted(pixels: np.ndarray, frame: maps.Frame, side: int, alt: str) -> dict:
+    "A scene or the errors on it: photographs as JPEG, colours as PNG."
+    image, file = maps.scene_image(pixels, frame, side), io.BytesIO()
+    kind = "png" if image.mode == "P" else "jpeg"
+    image.save(file, kind, optimize=True, quality=80)
+    return _inside(file.getvalue(), kind, image.size, alt)
 
 
 def side_of(scenes: int, runs: int, budget: float = 7e6) -> int:
@@ -255,7 +262,9 @@ def scene_map(
         if isinstance(codes, str):
             lost[name] = codes
         else:
-            over[name] = picture_of(codes, view, side, shares(codes, found.of))
+            over[name] = painted(
+                codes, view.frame, side, maps.errors_in_words(codes, found.of)
+            )
     if not over:
         raise FileNotFoundError("; ".join(f"{k}: {why}" for k, why in lost.items()))
     what = "Image"
@@ -266,36 +275,8 @@ def scene_map(
     area = f"{right:.0f} by {max(bottom, top):.0f} {view.frame.unit}"
     part = (truth == 1).sum() / max(1, (truth != 2).sum())
     alt = f"{what} of scene {scene}, {area}; {part:.0%} of it is {found.of}."
-    under = picture_of((255 * view.picture).round(), view, side, alt)
+    under = painted(view.picture, view.frame, side, alt)
     return dict(under=under, over=over, lost=lost, area=area)
-
-
-def picture_of(pixels: np.ndarray, view: maps.SceneLayers, side: int, alt: str) -> dict:
-    "Numbers of KEY, (rows, columns), or a photograph, north up, in the ground's shape."
-    north_up = pixels[:: -1 if view.frame.origin == "lower" else 1]
-    picture, ground = Image.fromarray(north_up.astype(np.uint8)), view.frame.extent
-    sides = np.array([ground[1], max(ground[2:])])
-    most = min(side, max(view.frame.shape))  # not more than the scene has
-    size = np.maximum(1, (most * sides / sides.max()).round()).astype(int).tolist()
-    kind, how = "jpeg", dict(quality=80)
-    if pixels.ndim == 2:
-        colours = [colour for one in KEY.values() for colour in to_rgba(one, 0.72)]
-        picture, kind, how = picture.convert("P"), "png", {}
-        picture.putpalette([0] * 4 + [round(255 * part) for part in colours], "RGBA")
-    picture = picture.resize(size, *([Image.Resampling.NEAREST] * (kind == "png")))
-    picture.save(file := io.BytesIO(), kind, optimize=True, **how)
-    return _picture(file.getvalue(), kind, size, alt)
-
-
-def shares(codes: np.ndarray, of: str) -> str:
-    "What the colours of a map say, in words."
-    hit, missed, wrong = (int((codes == i).sum()) for i in (1, 2, 3))
-    found, false = "nothing to find", "nothing drawn"
-    if hit + missed:
-        found = f"{hit / (hit + missed):.0%} of the {of} pixels found"
-    if hit + wrong:
-        false = f"{wrong / (hit + wrong):.0%} of what was drawn is wrong"
-    return f"{found}, {false}"
 
 
 def selected(found: Material, board: pd.DataFrame) -> tuple[Material, Material]:
