@@ -83,41 +83,54 @@ def gather(
     data: str | Path | None = None,  # Where the images are now
 ) -> Material:
     "Find out what can be compared; `ValueError` when that is nothing."
-    sweep, runs, counts, left_out = _sweep_of(what), {}, {}, {}
+    sweep, runs = _sweep_of(what), {}
     for name, run in plots.open_runs(sweep or what).items():
         name = name if len(name) <= 60 else f"{name[:40]}...{name[-17:]}"
         while name in runs:
             name += "'"
         runs[name] = run
-        counts[name] = getattr(run, "trouble", None) or tried(
-            leaderboard.counts_of, run, split
-        )
-        if isinstance(counts[name], str):  # it begins with the run's name
-            why = counts.pop(name).partition(": run ")[0]
-            left_out[name] = why.removeprefix(f"run {run.name} ")
+    counts, left_out = _counted(runs, split)
     if not counts:
         why = "; ".join(f"{k} {v}" for k, v in list(left_out.items())[:3])
         raise ValueError(
             f"nothing to compare: none of {len(runs)} runs has scores of {split} scenes "
             f"({why}). Wait until a run has finished, or ask for another split"
         )
-    kinds = Counter(leaderboard.first_class(one) for one in counts.values())
-    of = kinds.most_common(1)[0][0]
-    for name in [name for name, one in counts.items() if of not in one.classes]:
-        classes = ", ".join(counts.pop(name).classes)
-        left_out[name] = f"has no class {of}, only {classes}"
-    scenes = Counter(scene for one in counts.values() for scene in one.scenes)
-    usual = scenes.most_common(1)[0][0]
-    for name in [name for name, one in counts.items() if usual not in one.scenes]:
-        del counts[name]
-        left_out[name] = "has none of the scenes that the others were judged on"
+    of, unlike = _unlike(counts)
+    counts = {name: one for name, one in counts.items() if name not in unlike}
     every = {scene for one in counts.values() for scene in one.scenes}
     metric = leaderboard.metric_name(metric or (sweep.plan.metric if sweep else "f1"))
     tables = {name: leaderboard.table(one, of) for name, one in counts.items()}
     each = {k: leaderboard.scores(t, [metric]).iloc[:, 0] for k, t in tables.items()}
-    scores, runs = pd.concat(each, axis=1, join="inner"), {k: runs[k] for k in counts}
+    scores = pd.concat(each, axis=1, join="inner")
     scores = scores.loc[sorted(scores.index, key=natural_key)]
+    runs, left_out = {name: runs[name] for name in counts}, left_out | unlike
     return Material(runs, scores, len(every), left_out, of, split, metric, sweep, data)
+
+
+def _counted(runs: dict, split: str) -> tuple[dict, dict[str, str]]:
+    "Counts of the runs that have some, and why the others have none."
+    counts, left_out = {}, {}
+    for name, run in runs.items():
+        one = getattr(run, "trouble", None) or tried(leaderboard.counts_of, run, split)
+        if isinstance(one, str):  # it begins with the run's name
+            left_out[name] = one.partition(": run ")[0].removeprefix(f"run {run.name} ")
+        else:
+            counts[name] = one
+    return counts, left_out
+
+
+def _unlike(counts: dict) -> tuple[str, dict[str, str]]:
+    "The class that most runs have, and why some runs cannot be compared with most."
+    kinds = Counter(leaderboard.first_class(one) for one in counts.values())
+    of = kinds.most_common(1)[0][0]
+    unlike = {k: f"has no class {of}, only {', '.join(one.classes)}"
+              for k, one in counts.items() if of not in one.classes}  # fmt: skip
+    rest = {name: one for name, one in counts.items() if name not in unlike}
+    usual = Counter(scene for one in rest.values() for scene in one.scenes)
+    scene = usual.most_common(1)[0][0]
+    why = "has none of the scenes that the others were judged on"
+    return of, unlike | {k: why for k, one in rest.items() if scene not in one.scenes}
 
 
 def _sweep_of(what) -> Sweep | None:
