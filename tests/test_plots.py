@@ -190,7 +190,8 @@ def test_nothing_is_cut_or_lies_on_something_else(sweep, name):
     boxes = [ax.get_tightbbox() for ax in fig.axes]
     boxes += [one.get_window_extent() for one in fig.legends]
     if fig.get_suptitle():
-        boxes.append(fig._suptitle.get_window_extent())
+        (title,) = [t for t in fig.texts if t.get_text() == fig.get_suptitle()]
+        boxes.append(title.get_window_extent())
     for i, box in enumerate(boxes):
         assert whole.x0 <= box.x0 and box.x1 <= whole.x1, (name, i)
         assert whole.y0 <= box.y0 and box.y1 <= whole.y1, (name, i)

@@ -251,45 +251,44 @@ def scene_map(
 ) -> dict:  # `under`, a picture; `over`, a picture for each run; `lost`, run -> why
     """A scene, and what each run found, missed and drew in error on it.
 
-    Image and truth are those of the first run folder that has them; where there are only
-    folders of labels, which know no image, the truth is drawn dark. Raises
-    `FileNotFoundError` when there is nothing to show.
+    Raises `FileNotFoundError` when no run has the scene, or none a prediction of it.
     """
-
-    def opened(run):
-        view = maps.run_layers(run, scene, found.data, side)
-        return view, maps.class_truth(run, view, found.of, side)
-
-    why = ""
-    for run in sorted(found.runs.values(), key=lambda run: not isinstance(run, Run)):
-        base = tried(opened, run)
-        if not isinstance(base, str):
-            break
-        why = why or base
-    else:
-        raise FileNotFoundError(why)
-    view, truth = base
-    over, lost = {}, {}
+    (layers, truth), over, lost = _scene_and_truth(found, scene, side), {}, {}
     for name, run in found.runs.items():
-        codes = tried(maps.class_errors, run, view, found.of, side, truth)
+        codes = tried(maps.class_errors, run, layers, found.of, side, truth)
         if isinstance(codes, str):
             lost[name] = codes
         else:
-            over[name] = painted(
-                codes, view.frame, side, maps.errors_in_words(codes, found.of)
-            )
+            alt = maps.errors_in_words(codes, found.of)
+            over[name] = painted(codes, layers.frame, side, alt)
     if not over:
         raise FileNotFoundError("; ".join(f"{k}: {why}" for k, why in lost.items()))
     what = "Image"
-    if not np.ptp(view.picture):
-        view.picture[truth == 1] *= 0.45
+    if not np.ptp(layers.picture):
+        layers.picture[truth == 1] *= 0.45
         what = f"The true {found.of} pixels, dark, for want of an image,"
-    _, right, bottom, top = view.frame.extent
-    area = f"{right:.0f} by {max(bottom, top):.0f} {view.frame.unit}"
+    _, right, bottom, top = layers.frame.extent
+    area = f"{right:.0f} by {max(bottom, top):.0f} {layers.frame.unit}"
     part = (truth == 1).sum() / max(1, (truth != 2).sum())
     alt = f"{what} of scene {scene}, {area}; {part:.0%} of it is {found.of}."
-    under = painted(view.picture, view.frame, side, alt)
+    under = painted(layers.picture, layers.frame, side, alt)
     return dict(under=under, over=over, lost=lost, area=area)
+
+
+def _scene_and_truth(found: Material, scene: str, side: int) -> tuple:
+    "Those of the first run that has them; folders of labels, which know no image, last."
+
+    def read(run):
+        layers = maps.run_layers(run, scene, found.data, side)
+        return layers, maps.class_truth(run, layers, found.of, side)
+
+    runs, why = [*found.own.values(), *found.runs.values()], []
+    for run in runs:
+        both = tried(read, run)
+        if not isinstance(both, str):
+            return both
+        why.append(both)
+    raise FileNotFoundError(why[0])
 
 
 def selected(found: Material, board: pd.DataFrame) -> tuple[Material, Material]:

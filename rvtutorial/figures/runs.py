@@ -79,15 +79,16 @@ def open_runs(
 def _spread(one) -> list[tuple]:
     "Names and runs of whatever was given."
     if isinstance(one, (str, Path)):
-        one = _at(Path(one).expanduser())
+        path = Path(one).expanduser()
+        if (path / "trials.csv").is_file():
+            return [(t.name, Run(t.path(path))) for t in read_record(path)[1]]
+        one = _at(path)
     if callable(getattr(one, "runs", None)):  # a sweep
         return list(one.runs().items())
     if isinstance(one, (Run, LabelFolder)):
         if not one.path.is_dir():
             raise FileNotFoundError(f"there is no run folder {one.path}")
         return [(one.name, one)]
-    if isinstance(one, Mapping):
-        return list(one.items())
     if not isinstance(one, Iterable):
         kind = type(one).__name__
         raise ValueError(f"runs are sweeps, run folders and LabelFolders, not {kind}")
@@ -95,10 +96,8 @@ def _spread(one) -> list[tuple]:
 
 
 def _at(path):
-    "The run at a path, the trials of a sweep folder, or the runs in a folder of them."
+    "The run at a path, or the runs in a folder of them."
     marks = ("run.json", "pipeline-config.json", "train", "predict", "eval")
-    if (path / "trials.csv").is_file():
-        return {trial.name: Run(trial.path(path)) for trial in read_record(path)[1]}
     if any((path / mark).exists() for mark in marks) or not path.is_dir():
         return Run(path)
     found = find_runs(path)
