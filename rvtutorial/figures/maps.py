@@ -29,8 +29,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from ..core.renamed import renamed_arguments
-from ..metrics.counting import VECTORS, fill, polygons_of
-from ..metrics.leaderboard import LabelFolder, as_classes, label_meaning
+from ..metrics.counting import VECTORS, as_classes, fill, polygons_of
+from ..metrics.leaderboard import LabelFolder, label_meaning
 from ..data.places import fit, ground_size, unplaced_allowed
 from ..runs import Run
 from ..scenes import open_image, read_image, stretch

@@ -26,7 +26,7 @@ from rvtutorial import __version__, viz
 from rvtutorial.core.files import refuse_name
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.metrics import leaderboard
+from rvtutorial.metrics import counting, leaderboard
 from rvtutorial.runs import Run, atomic_path, natural_key
 from rvtutorial.sweep import Sweep, in_words
 from rvtutorial.sweeps.sweepfile import short
@@ -99,9 +99,9 @@ def gather(
     of, unlike = _unlike(counts)
     counts = {name: one for name, one in counts.items() if name not in unlike}
     every = {scene for one in counts.values() for scene in one.scenes}
-    metric = leaderboard.metric_name(metric or (sweep.plan.metric if sweep else "f1"))
-    tables = {name: leaderboard.table(one, of) for name, one in counts.items()}
-    each = {k: leaderboard.scores(t, [metric]).iloc[:, 0] for k, t in tables.items()}
+    metric = counting.metric_name(metric or (sweep.plan.metric if sweep else "f1"))
+    tables = {name: counting.table(one, of) for name, one in counts.items()}
+    each = {k: counting.scores(t, [metric]).iloc[:, 0] for k, t in tables.items()}
     scores = pd.concat(each, axis=1, join="inner")
     scores = scores.loc[sorted(scores.index, key=natural_key)]
     runs, left_out = {name: runs[name] for name in counts}, left_out | unlike
@@ -122,7 +122,7 @@ def _counted(runs: dict, split: str) -> tuple[dict, dict[str, str]]:
 
 def _unlike(counts: dict) -> tuple[str, dict[str, str]]:
     "The class that most runs have, and why some runs cannot be compared with most."
-    kinds = Counter(leaderboard.first_class(one) for one in counts.values())
+    kinds = Counter(counting.first_class(one) for one in counts.values())
     of = kinds.most_common(1)[0][0]
     unlike = {k: f"has no class {of}, only {', '.join(one.classes)}"
               for k, one in counts.items() if of not in one.classes}  # fmt: skip

@@ -29,7 +29,7 @@ from matplotlib.ticker import NullFormatter
 
 from ..core.renamed import renamed_arguments
 from . import maps
-from ..metrics import leaderboard
+from ..metrics import calibration, counting, leaderboard
 from ..metrics.leaderboard import LabelFolder, metric_title
 from ..runs import Run, atomic_path, find_runs, natural_key, near_match
 from ..sweeps.sweepfile import read_record
@@ -155,7 +155,7 @@ def shared_counts(
 ) -> Shared:
     "Read the counts of runs, from their eval.json, on the scenes that all of them have."
     opened = open_runs(runs)
-    found = leaderboard.common_counts(opened, split=split, of=class_name)
+    found = leaderboard.common_counts(opened, "f1", split, class_name)
     notes = [_left_out(len(found.left_out))] if found.left_out else []
     notes += found.notes + note_test(opened, split, "figure")
     tables = {name: one for name, (one,) in found.tables.items()}
@@ -459,9 +459,7 @@ def scene_score(
     "F1 of one scene from the counts, not from the thinned pixels of a figure."
     try:
         counts = leaderboard.counts_of(run, split).only([scene])
-        f1 = leaderboard.score(leaderboard.table(counts, class_name).to_numpy(), "f1")[
-            0
-        ]
+        f1 = counting.score(leaderboard.table(counts, class_name).to_numpy(), "f1")[0]
     except (FileNotFoundError, ValueError):
         return "not evaluated"
     return "pixel F1 undefined" if np.isnan(f1) else f"pixel F1 {f1:.3f}"
@@ -651,9 +649,9 @@ def _scored(opened, scenes, blocks, split, class_name, data, stamp):
     kind = counts.classes[counts.place(class_name)]
     one = type(counts)(**{**vars(counts), "classes": (kind,), "histograms":
                           counts.histograms[:, [counts.place(class_name)]]})  # fmt: skip
-    curve = leaderboard.threshold_curve(one.ranking(), points=400)
-    areas = leaderboard.score_summary(one, blocks=blocks).iloc[0]
-    return Scored(curve, leaderboard.reliability(one, blocks=blocks), areas)
+    curve = calibration.threshold_curve(one.ranking(), points=400)
+    areas = calibration.score_summary(one, blocks=blocks).iloc[0]
+    return Scored(curve, calibration.reliability(one, blocks=blocks), areas)
 
 
 class _Key:

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..core.renamed import renamed_arguments
 from . import maps
-from ..metrics import leaderboard
+from ..metrics import intervals, leaderboard
 from .runs import in_order, open_runs
 from ..runs import Run, near_match
 from ..sweeps.sweepfile import short
@@ -99,7 +99,7 @@ def trial_table(
 def _table(found, metric, split):
     "`trial_table` of runs whose counts were read."
     table, name = _parameters(found.runs), f"pixel {leaderboard.metric_title(metric)}"
-    each = [leaderboard.jackknife(one, metric, blocks=found.blocks)
+    each = [intervals.jackknife(one, metric, blocks=found.blocks)
             for one in found.tables.values()]  # fmt: skip
     for column, field in (("score", "value"), ("low", "low"), ("high", "high")):
         table[column] = [getattr(one, field) for one in each]
@@ -195,7 +195,7 @@ def _draw_group(ax, group, x, judged, metric, i, name, joined):
     for value in values:
         if len(group[value]) > 1:
             each = [
-                leaderboard.jackknife(judged.tables[run], metric).value
+                intervals.jackknife(judged.tables[run], metric).value
                 for run in group[value]
             ]
             (dots,) = ax.plot(
@@ -203,7 +203,7 @@ def _draw_group(ax, group, x, judged, metric, i, name, joined):
             )
             dots.set_label("a single seed" if value == first else "_")
     sets = [[judged.tables[run] for run in group[v]] for v in values]
-    found = [leaderboard.jackknife(one, metric, blocks=judged.blocks) for one in sets]
+    found = [intervals.jackknife(one, metric, blocks=judged.blocks) for one in sets]
     middle = np.array([one.value for one in found])
     ends = np.abs([[one.value - one.low, one.high - one.value] for one in found]).T
     seeds = max(len(names) for names in group.values())
