@@ -37,6 +37,7 @@ from rvtutorial.figures.runs import (  # noqa: F401
     plot_scene_scores,
     plot_score_curves,
     plot_worst,
+    scene_score,
     summary,
     write_table,
 )
@@ -85,7 +86,7 @@ def files(
 def display_conf_mat(
     output_path,  # A run, a list of runs, or a dict name -> run
     split: str = "validation",  # Or "test"
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     null: str = "ignore",  # As in `metrics.table`
 ):  # Figure with one panel for each run
     "Draw the confusion matrix of whole scenes with totals, as shares and in pixels."
@@ -99,7 +100,7 @@ def display_conf_mat(
     for ax in axes.flat[len(counts) :]:
         ax.remove()
     for ax, (name, found) in zip(axes.flat, counts.items(), strict=False):
-        kind = of or counting.first_class(found)
+        kind = class_name or counting.first_class(found)
         maps.draw_matrix(ax, metrics.table(found, kind, null).sum(), kind)
         ax.set_title(f"{name}\n{len(found)} whole {split} scenes", fontsize=10)
     for note in note_test(runs, split, "display_conf_mat", "confusion matrix"):
@@ -144,24 +145,11 @@ def _draw_row(row, layers, runs, view, split, max_size):
     maps.draw_picture(row[0], layers)
     for ax, run in zip(row[1:], runs.values(), strict=True):
         if view == "labels":
-            drawn, colours = (
-                maps.prediction_of(run, layers, max_size),
-                maps.class_colours(run),
-            )
-            maps.draw_classes(ax, layers, drawn, colours.values())
+            drawn = maps.prediction_of(run, layers, max_size)
+            maps.draw_classes(ax, layers, drawn, maps.class_colours(run).values())
         else:
             maps.draw_errors(ax, layers, maps.class_errors(run, layers, None, max_size))
-        ax.set_title(_scene_score(run, layers.id, split), fontsize=9)
-
-
-def _scene_score(run, scene, split):
-    "F1 of one scene as eval.json has it; nothing where there is none."
-    try:
-        counts = metrics.counts_of(run, split).only([scene])
-    except (FileNotFoundError, ValueError):
-        return ""
-    f1 = metrics.scores(counts, ["f1"]).pixel_f1.iloc[0]
-    return "pixel F1 undefined" if np.isnan(f1) else f"pixel F1 {f1:.3f}"
+        ax.set_title(scene_score(run, layers.id, split), fontsize=9)
 
 # %% ../nbs/07_evaluation.ipynb #b9db64f1
 def _legend(fig, run, view):

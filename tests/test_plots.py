@@ -190,7 +190,8 @@ def test_nothing_is_cut_or_lies_on_something_else(sweep, name):
     boxes = [ax.get_tightbbox() for ax in fig.axes]
     boxes += [one.get_window_extent() for one in fig.legends]
     if fig.get_suptitle():
-        boxes.append(fig._suptitle.get_window_extent())
+        (title,) = [t for t in fig.texts if t.get_text() == fig.get_suptitle()]
+        boxes.append(title.get_window_extent())
     for i, box in enumerate(boxes):
         assert whole.x0 <= box.x0 and box.x1 <= whole.x1, (name, i)
         assert whole.y0 <= box.y0 and box.y1 <= whole.y1, (name, i)
@@ -381,7 +382,7 @@ def test_other_scenes_are_left_out_and_said(copied):
             draw(copied)
 
 
-def test_other_classes(copied):
+def test_other_classes(copied, capsys):
     path = copied / "lr=1e-2/eval/validation_scenes/eval.json"
     matrices = {
         scene: np.diag([5.0, 3, 0])
@@ -393,7 +394,10 @@ def test_other_classes(copied):
     with pytest.raises(ValueError, match="no class .*lr=1e-2: road, water"):
         viz.plot_scene_scores(copied)
     with pytest.raises(ValueError, match="no class 'car'"):
+        viz.plot_scene_scores(copied / "lr=1e-3", class_name="car")
+    with pytest.raises(ValueError, match="no class 'car'"):  # the name of version 0.1.0
         viz.plot_scene_scores(copied / "lr=1e-3", of="car")
+    assert "plot_scene_scores(of=) is now class_name=" in capsys.readouterr().err
 
 
 def test_a_run_still_training_has_curves_and_no_scores(copied):

@@ -433,10 +433,10 @@ def test_pixels_without_a_label_are_neither_right_nor_wrong():
     truth, drawn = np.array([[2, 2, 1, 0]]), np.array([[True, False, True, True]])
     codes = maps.error_codes(drawn, truth)
     assert codes.tolist() == [[0, 0, 1, 3]]
-    assert report.shares(codes, "x") == (
+    assert maps.errors_in_words(codes, "x") == (
         "100% of the x pixels found, 50% of what was drawn is wrong"
     )
-    assert report.shares(0 * codes, "x") == "nothing to find, nothing drawn"
+    assert maps.errors_in_words(0 * codes, "x") == "nothing to find, nothing drawn"
 
 
 def test_a_scene_that_is_stored_south_first_stands_north_up(tmp_path):
@@ -450,7 +450,7 @@ def test_a_scene_that_is_stored_south_first_stands_north_up(tmp_path):
     flipped = maps.read_layers(image, label, "9")
     south = (np.arange(40)[:, None] >= 20) * np.ones((1, 50), np.uint8)
     for layers, row in ((view, -1), (flipped, 0)):
-        found = pixels(report.picture_of(south, layers, 200, ""))[..., 3] > 0
+        found = pixels(report.painted(south, layers.frame, 200, ""))[..., 3] > 0
         assert found[row].all() and not found[-1 - row].any()
 
 

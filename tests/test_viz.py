@@ -446,7 +446,7 @@ def test_confusion_matrix_has_totals_in_shares_and_pixels(made):
     assert "3 whole validation scenes" in texts(fig)
     assert len(viz.display_conf_mat([made / "a", made / "b"]).axes) == 2
     with pytest.raises(ValueError, match="no class 'road'"):
-        viz.display_conf_mat(made / "a", of="road")
+        viz.display_conf_mat(made / "a", class_name="road")
 
 
 def test_curves_keep_every_epoch_of_every_run(made):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ERRORS', 'PALETTE', 'LINES', 'Frame', 'frame_of', 'read_labels', 'read_picture', 'valid_pixels', 'outlines',
            'read_truth', 'SceneLayers', 'read_layers', 'draw_pixels', 'draw_picture', 'draw_classes', 'error_codes',
-           'darkened', 'draw_errors', 'class_names', 'class_colours', 'class_number', 'run_layers', 'prediction_of',
-           'truth_of', 'class_truth', 'class_errors', 'literal_text', 'one_panel', 'panels', 'wrapped_panels',
-           'label_panels', 'draw_matrix', 'line_style', 'draw_curve', 'legend_below', 'title_above', 'wrapped_name',
-           'figure_kind', 'figure_bytes', 'alt_text']
+           'darkened', 'draw_errors', 'errors_in_words', 'class_names', 'class_colours', 'class_number', 'run_layers',
+           'prediction_of', 'truth_of', 'class_truth', 'class_errors', 'literal_text', 'one_panel', 'panels',
+           'wrapped_panels', 'label_panels', 'draw_matrix', 'line_style', 'draw_curve', 'legend_below', 'title_above',
+           'wrapped_name', 'figure_kind', 'figure_bytes', 'alt_text', 'scene_image']
 
 # %% ../../nbs/figures/maps.ipynb #0de0e1b4
 import io
@@ -17,16 +17,18 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from inspect import signature
 from math import hypot
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import ListedColormap, to_rgb, to_rgba
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
+from ..core.renamed import renamed_arguments
 from ..metrics.counting import VECTORS, as_classes, fill, polygons_of
 from ..metrics.leaderboard import LabelFolder, label_meaning
 from ..data.places import fit, ground_size, unplaced_allowed
@@ -301,6 +303,20 @@ def draw_errors(
         paint[codes == code] = to_rgb(colour)
     _show(ax, layers, paint)
 
+
+def errors_in_words(
+    codes: np.ndarray,  # From `error_codes`
+    class_name: str,  # Class
+) -> str:
+    "Which part was found, and which part of what was drawn is wrong."
+    hit, missed, wrong = (int((codes == i).sum()) for i in (1, 2, 3))
+    found, false = "nothing to find", "nothing drawn"
+    if hit + missed:
+        found = f"{hit / (hit + missed):.0%} of the {class_name} pixels found"
+    if hit + wrong:
+        false = f"{wrong / (hit + wrong):.0%} of what was drawn is wrong"
+    return f"{found}, {false}"
+
 # %% ../../nbs/figures/maps.ipynb #03722052
 PALETTE = {"building": "#E69F00", "background": "#4A7298", "null": "#FFFFFF"}
 _SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#D55E00", "#777777")
@@ -329,17 +345,17 @@ def class_colours(
 
 def class_number(
     run: Run | LabelFolder,
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
 ) -> int:
     "Number of a class in the rasters of a run; `ValueError` if it has no such class."
     names, null = class_names(run)
     named = [name for name in names if name not in ("background", null)]
-    of = of or [*named, *names][0]
-    if of not in names:
+    class_name = class_name or [*named, *names][0]
+    if class_name not in names:
         raise ValueError(
-            f"run {run.name} has no class {of!r}; it has {', '.join(names)}"
+            f"run {run.name} has no class {class_name!r}; it has {', '.join(names)}"
         )
-    return names.index(of)
+    return names.index(class_name)
 
 # %% ../../nbs/figures/maps.ipynb #7fee236d
 def run_layers(
@@ -445,25 +461,25 @@ def truth_of(
 def class_truth(
     run: Run | LabelFolder,
     layers: SceneLayers,  # From `run_layers`
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     max_size: int = 1000,
 ) -> np.ndarray:  # (rows, columns) uint8: 1 the class, 0 another one, 2 not known
     "Read where one class truly is."
     truth, (names, null) = truth_of(run, layers, max_size), class_names(run)
     known = truth != (names.index(null) if null in names else -1)
-    return np.where(known, truth == class_number(run, of), 2).astype(np.uint8)
+    return np.where(known, truth == class_number(run, class_name), 2).astype(np.uint8)
 
 
 def class_errors(
     run: Run | LabelFolder,
     layers: SceneLayers,  # From `run_layers`
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     max_size: int = 1000,
     truth: np.ndarray | None = None,  # From `class_truth`; None: the run's own
 ) -> np.ndarray:  # As `error_codes`
     "Read what a run found, missed and drew in error of one class."
-    drawn = prediction_of(run, layers, max_size) == class_number(run, of)
-    truth = class_truth(run, layers, of, max_size) if truth is None else truth
+    drawn = prediction_of(run, layers, max_size) == class_number(run, class_name)
+    truth = class_truth(run, layers, class_name, max_size) if truth is None else truth
     return error_codes(drawn, truth)
 
 # %% ../../nbs/figures/maps.ipynb #959bf6c6
@@ -471,6 +487,9 @@ def literal_text(
     draw: Callable,  # Returns a Figure
 ) -> Callable:  # The same, with names as they are
     "Decorator of figures: a `$` in a name is a dollar, and no formula begins there."
+
+    if "class_name" in signature(draw).parameters:
+        draw = renamed_arguments(of="class_name")(draw)
 
     @wraps(draw)
     def drawn(*args, **more):
@@ -700,3 +719,26 @@ def alt_text(fig) -> str:  # A sentence or a few
     named = [t.get_text() for legend in fig.legends for t in legend.get_texts()]
     parts = list(dict.fromkeys(parts))  # alike panels once
     return ". ".join(parts + ["Legend: " + ", ".join(named)] * bool(named)) + "."
+
+# %% ../../nbs/figures/maps.ipynb #48153106
+def scene_image(
+    pixels: np.ndarray,  # (rows, columns, 3) from 0 to 1, or `error_codes`
+    frame: Frame,  # Of the scene
+    max_size: int = 650,  # Longer side in pixels; never more than the scene has
+):  # A PIL image, north up, in the proportions of the ground; for codes transparent
+    "A scene or its errors as an image of its own, for a page."
+    from PIL import Image
+
+    pixels = pixels if pixels.ndim == 2 else (255 * pixels).round()
+    pixels = pixels[::-1] if frame.origin == "lower" else pixels
+    image, (_, right, *heights) = Image.fromarray(pixels.astype(np.uint8)), frame.extent
+    sides = np.array([right, max(heights)]) / max(right, *heights)
+    size = np.maximum(1, (min(max_size, max(frame.shape)) * sides).round()).astype(int)
+    if pixels.ndim == 3:
+        return image.resize(size.tolist())
+    colours = [to_rgba(colour, 0.72) for colour in ERRORS.values()]
+    image = image.convert("P")  # a palette is a third as large as colours
+    image.putpalette(
+        (255 * np.ravel([(0,) * 4, *colours])).round().astype(int).tolist(), "RGBA"
+    )
+    return image.resize(size.tolist(), Image.Resampling.NEAREST)

@@ -19,7 +19,6 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_rgba
 from PIL import Image
 from tqdm import tqdm
 
@@ -84,41 +83,54 @@ def gather(
     data: str | Path | None = None,  # Where the images are now
 ) -> Material:
     "Find out what can be compared; `ValueError` when that is nothing."
-    sweep, runs, counts, left_out = _sweep_of(what), {}, {}, {}
+    sweep, runs = _sweep_of(what), {}
     for name, run in plots.open_runs(sweep or what).items():
         name = name if len(name) <= 60 else f"{name[:40]}...{name[-17:]}"
         while name in runs:
             name += "'"
         runs[name] = run
-        counts[name] = getattr(run, "trouble", None) or tried(
-            leaderboard.counts_of, run, split
-        )
-        if isinstance(counts[name], str):  # it begins with the run's name
-            why = counts.pop(name).partition(": run ")[0]
-            left_out[name] = why.removeprefix(f"run {run.name} ")
+    counts, left_out = _counted(runs, split)
     if not counts:
         why = "; ".join(f"{k} {v}" for k, v in list(left_out.items())[:3])
         raise ValueError(
             f"nothing to compare: none of {len(runs)} runs has scores of {split} scenes "
             f"({why}). Wait until a run has finished, or ask for another split"
         )
+    of, unlike = _unlike(counts)
+    counts = {name: one for name, one in counts.items() if name not in unlike}
+    every = {scene for one in counts.values() for scene in one.scenes}
+    metric = counting.metric_name(metric or (sweep.plan.metric if sweep else "f1"))
+    tables = {name: counting.table(one, of) for name, one in counts.items()}
+    each = {k: counting.scores(t, [metric]).iloc[:, 0] for k, t in tables.items()}
+    scores = pd.concat(each, axis=1, join="inner")
+    scores = scores.loc[sorted(scores.index, key=natural_key)]
+    runs, left_out = {name: runs[name] for name in counts}, left_out | unlike
+    return Material(runs, scores, len(every), left_out, of, split, metric, sweep, data)
+
+
+def _counted(runs: dict, split: str) -> tuple[dict, dict[str, str]]:
+    "Counts of the runs that have some, and why the others have none."
+    counts, left_out = {}, {}
+    for name, run in runs.items():
+        one = getattr(run, "trouble", None) or tried(leaderboard.counts_of, run, split)
+        if isinstance(one, str):  # it begins with the run's name
+            left_out[name] = one.partition(": run ")[0].removeprefix(f"run {run.name} ")
+        else:
+            counts[name] = one
+    return counts, left_out
+
+
+def _unlike(counts: dict) -> tuple[str, dict[str, str]]:
+    "The class that most runs have, and why some runs cannot be compared with most."
     kinds = Counter(counting.first_class(one) for one in counts.values())
     of = kinds.most_common(1)[0][0]
-    for name in [name for name, one in counts.items() if of not in one.classes]:
-        classes = ", ".join(counts.pop(name).classes)
-        left_out[name] = f"has no class {of}, only {classes}"
-    scenes = Counter(scene for one in counts.values() for scene in one.scenes)
-    usual = scenes.most_common(1)[0][0]
-    for name in [name for name, one in counts.items() if usual not in one.scenes]:
-        del counts[name]
-        left_out[name] = "has none of the scenes that the others were judged on"
-    every = {scene for one in counts.values() for scene in one.scenes}
-    metric = leaderboard.metric_name(metric or (sweep.plan.metric if sweep else "f1"))
-    tables = {name: leaderboard.table(one, of) for name, one in counts.items()}
-    each = {k: leaderboard.scores(t, [metric]).iloc[:, 0] for k, t in tables.items()}
-    scores, runs = pd.concat(each, axis=1, join="inner"), {k: runs[k] for k in counts}
-    scores = scores.loc[sorted(scores.index, key=natural_key)]
-    return Material(runs, scores, len(every), left_out, of, split, metric, sweep, data)
+    unlike = {k: f"has no class {of}, only {', '.join(one.classes)}"
+              for k, one in counts.items() if of not in one.classes}  # fmt: skip
+    rest = {name: one for name, one in counts.items() if name not in unlike}
+    usual = Counter(scene for one in rest.values() for scene in one.scenes)
+    scene = usual.most_common(1)[0][0]
+    why = "has none of the scenes that the others were judged on"
+    return of, unlike | {k: why for k, one in rest.items() if scene not in one.scenes}
 
 
 def _sweep_of(what) -> Sweep | None:
@@ -156,7 +168,7 @@ def others(board: pd.DataFrame) -> str:
 
 def areas(found: Material) -> tuple[pd.DataFrame, dict]:
     "Areas under the curves of runs that kept their scores; why others have none."
-    how = dict(split=found.split, of=found.of, data=found.data)
+    how = dict(split=found.split, class_name=found.of, data=found.data)
     each = {k: tried(plots.scored, {k: run}, **how) for k, run in found.runs.items()}
     kept = {k: one[0][k].areas for k, one in each.items() if not isinstance(one, str)}
     table = pd.DataFrame.from_dict(kept, orient="index").rename_axis("run")
@@ -204,7 +216,7 @@ def command(name: str, run: Run) -> str:
     return shlex.join(["rvtutorial", "train", f"again/{name}", *words]) if words else ""
 
 
-def _picture(content: bytes, kind: str, size: Iterable, alt: str = "") -> dict:
+def _inside(content: bytes, kind: str, size: Iterable, alt: str = "") -> dict:
     "A picture as an address that needs no file; sides in pixels, and what it shows."
     src = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return dict(zip(("width", "height"), size, strict=True), src=src, alt=alt)
@@ -215,7 +227,15 @@ def drawn(draw, *args, **how) -> dict:
     figure = draw(*args, **how)
     content, kind = maps.figure_bytes(figure), maps.figure_kind(figure)
     size = (round(side / 1.1) for side in Image.open(io.BytesIO(content)).size)
-    return _picture(content, kind, size)
+    return _inside(content, kind, size)
+
+
+def painted(pixels: np.ndarray, frame: maps.Frame, side: int, alt: str) -> dict:
+    "A scene or the errors on it: photographs as JPEG, colours as PNG."
+    image, file = maps.scene_image(pixels, frame, side), io.BytesIO()
+    kind = "png" if image.mode == "P" else "jpeg"
+    image.save(file, kind, optimize=True, quality=80)
+    return _inside(file.getvalue(), kind, image.size, alt)
 
 
 def side_of(scenes: int, runs: int, budget: float = 7e6) -> int:
@@ -231,71 +251,44 @@ def scene_map(
 ) -> dict:  # `under`, a picture; `over`, a picture for each run; `lost`, run -> why
     """A scene, and what each run found, missed and drew in error on it.
 
-    Image and truth are those of the first run folder that has them; where there are only
-    folders of labels, which know no image, the truth is drawn dark. Raises
-    `FileNotFoundError` when there is nothing to show.
+    Raises `FileNotFoundError` when no run has the scene, or none a prediction of it.
     """
-
-    def opened(run):
-        view = maps.run_layers(run, scene, found.data, side)
-        return view, maps.class_truth(run, view, found.of, side)
-
-    why = ""
-    for run in sorted(found.runs.values(), key=lambda run: not isinstance(run, Run)):
-        base = tried(opened, run)
-        if not isinstance(base, str):
-            break
-        why = why or base
-    else:
-        raise FileNotFoundError(why)
-    view, truth = base
-    over, lost = {}, {}
+    (layers, truth), over, lost = _scene_and_truth(found, scene, side), {}, {}
     for name, run in found.runs.items():
-        codes = tried(maps.class_errors, run, view, found.of, side, truth)
+        codes = tried(maps.class_errors, run, layers, found.of, side, truth)
         if isinstance(codes, str):
             lost[name] = codes
         else:
-            over[name] = picture_of(codes, view, side, shares(codes, found.of))
+            alt = maps.errors_in_words(codes, found.of)
+            over[name] = painted(codes, layers.frame, side, alt)
     if not over:
         raise FileNotFoundError("; ".join(f"{k}: {why}" for k, why in lost.items()))
     what = "Image"
-    if not np.ptp(view.picture):
-        view.picture[truth == 1] *= 0.45
+    if not np.ptp(layers.picture):
+        layers.picture[truth == 1] *= 0.45
         what = f"The true {found.of} pixels, dark, for want of an image,"
-    _, right, bottom, top = view.frame.extent
-    area = f"{right:.0f} by {max(bottom, top):.0f} {view.frame.unit}"
+    _, right, bottom, top = layers.frame.extent
+    area = f"{right:.0f} by {max(bottom, top):.0f} {layers.frame.unit}"
     part = (truth == 1).sum() / max(1, (truth != 2).sum())
     alt = f"{what} of scene {scene}, {area}; {part:.0%} of it is {found.of}."
-    under = picture_of((255 * view.picture).round(), view, side, alt)
+    under = painted(layers.picture, layers.frame, side, alt)
     return dict(under=under, over=over, lost=lost, area=area)
 
 
-def picture_of(pixels: np.ndarray, view: maps.SceneLayers, side: int, alt: str) -> dict:
-    "Numbers of KEY, (rows, columns), or a photograph, north up, in the ground's shape."
-    north_up = pixels[:: -1 if view.frame.origin == "lower" else 1]
-    picture, ground = Image.fromarray(north_up.astype(np.uint8)), view.frame.extent
-    sides = np.array([ground[1], max(ground[2:])])
-    most = min(side, max(view.frame.shape))  # not more than the scene has
-    size = np.maximum(1, (most * sides / sides.max()).round()).astype(int).tolist()
-    kind, how = "jpeg", dict(quality=80)
-    if pixels.ndim == 2:
-        colours = [colour for one in KEY.values() for colour in to_rgba(one, 0.72)]
-        picture, kind, how = picture.convert("P"), "png", {}
-        picture.putpalette([0] * 4 + [round(255 * part) for part in colours], "RGBA")
-    picture = picture.resize(size, *([Image.Resampling.NEAREST] * (kind == "png")))
-    picture.save(file := io.BytesIO(), kind, optimize=True, **how)
-    return _picture(file.getvalue(), kind, size, alt)
+def _scene_and_truth(found: Material, scene: str, side: int) -> tuple:
+    "Those of the first run that has them; folders of labels, which know no image, last."
 
+    def read(run):
+        layers = maps.run_layers(run, scene, found.data, side)
+        return layers, maps.class_truth(run, layers, found.of, side)
 
-def shares(codes: np.ndarray, of: str) -> str:
-    "What the colours of a map say, in words."
-    hit, missed, wrong = (int((codes == i).sum()) for i in (1, 2, 3))
-    found, false = "nothing to find", "nothing drawn"
-    if hit + missed:
-        found = f"{hit / (hit + missed):.0%} of the {of} pixels found"
-    if hit + wrong:
-        false = f"{wrong / (hit + wrong):.0%} of what was drawn is wrong"
-    return f"{found}, {false}"
+    runs, why = [*found.own.values(), *found.runs.values()], []
+    for run in runs:
+        both = tried(read, run)
+        if not isinstance(both, str):
+            return both
+        why.append(both)
+    raise FileNotFoundError(why[0])
 
 
 def selected(found: Material, board: pd.DataFrame) -> tuple[Material, Material]:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['in_order', 'open_runs', 'Shared', 'shared_counts', 'note_test', 'write_table', 'plot_leaderboard',
-           'plot_scene_scores', 'find_scene', 'plot_errors', 'plot_worst', 'plot_agreement', 'telling_scenes', 'Scored',
-           'scored', 'plot_score_curves', 'plot_reliability']
+           'plot_scene_scores', 'find_scene', 'plot_errors', 'scene_score', 'plot_worst', 'plot_agreement',
+           'telling_scenes', 'Scored', 'scored', 'plot_score_curves', 'plot_reliability']
 
 # %% ../../nbs/figures/runs.ipynb #36cf7b4b
 import re
@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
+from ..core.renamed import renamed_arguments
 from . import maps
 from ..metrics import calibration, counting, leaderboard
 from rvtutorial.metrics.leaderboard import (  # noqa: F401
@@ -81,15 +82,16 @@ def open_runs(
 def _spread(one) -> list[tuple]:
     "Names and runs of whatever was given."
     if isinstance(one, (str, Path)):
-        one = _at(Path(one).expanduser())
+        path = Path(one).expanduser()
+        if (path / "trials.csv").is_file():
+            return [(t.name, Run(t.path(path))) for t in read_record(path)[1]]
+        one = _at(path)
     if callable(getattr(one, "runs", None)):  # a sweep
         return list(one.runs().items())
     if isinstance(one, (Run, LabelFolder)):
         if not one.path.is_dir():
             raise FileNotFoundError(f"there is no run folder {one.path}")
         return [(one.name, one)]
-    if isinstance(one, Mapping):
-        return list(one.items())
     if not isinstance(one, Iterable):
         kind = type(one).__name__
         raise ValueError(f"runs are sweeps, run folders and LabelFolders, not {kind}")
@@ -97,10 +99,8 @@ def _spread(one) -> list[tuple]:
 
 
 def _at(path):
-    "The run at a path, the trials of a sweep folder, or the runs in a folder of them."
+    "The run at a path, or the runs in a folder of them."
     marks = ("run.json", "pipeline-config.json", "train", "predict", "eval")
-    if (path / "trials.csv").is_file():
-        return {trial.name: Run(trial.path(path)) for trial in read_record(path)[1]}
     if any((path / mark).exists() for mark in marks) or not path.is_dir():
         return Run(path)
     found = find_runs(path)
@@ -150,14 +150,15 @@ class Shared:
         return pd.DataFrame(found)
 
 
+@renamed_arguments(of="class_name")
 def shared_counts(
     runs,  # As `open_runs` takes them
     split: str = "validation",  # Or "test"; a folder of labels has only one
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
 ) -> Shared:
     "Read the counts of runs, from their eval.json, on the scenes that all of them have."
     opened = open_runs(runs)
-    found = leaderboard.common_counts(opened, split=split, class_name=of)
+    found = leaderboard.common_counts(opened, "f1", split, class_name)
     notes = [_left_out(len(found.left_out))] if found.left_out else []
     notes += found.notes + note_test(opened, split, "figure")
     tables = {name: one for name, (one,) in found.tables.items()}
@@ -256,10 +257,10 @@ def plot_scene_scores(
     runs,  # As `open_runs` takes them
     metric: str = "f1",
     split: str = "validation",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
 ):  # Figure
     "Draw a box of the scores of single scenes for each run, and a line for each scene."
-    found = shared_counts(runs, split, of)
+    found = shared_counts(runs, split, class_name)
     values = found.values(metric)
     whole = values.dropna()
     fig, ax = maps.one_panel(max(5, 1.5 + 0.85 * values.shape[1]), 4.2)
@@ -353,7 +354,7 @@ def find_scene(
 def plot_errors(
     runs,  # As `open_runs` takes them
     scene: str | int,  # Id, or place in the alphabetical order of image names
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     split: str = "validation",
     data: str | Path | None = None,  # Where the images are now
     max_size: int = 600,  # Longer side of what is read of a raster, in pixels
@@ -367,24 +368,31 @@ def plot_errors(
     maps.draw_picture(axes[0], layers)
     axes[0].set_title("image and labels", fontsize=9)
     for ax, (name, run) in zip(axes[1:], opened.items(), strict=True):
-        maps.draw_errors(ax, layers, maps.class_errors(run, layers, of, max_size))
+        maps.draw_errors(
+            ax, layers, maps.class_errors(run, layers, class_name, max_size)
+        )
         ax.set_title(
-            f"{maps.wrapped_name(name)}\n{_scene_score(run, scene, split, of)}",
+            f"{maps.wrapped_name(name)}\n{scene_score(run, scene, split, class_name)}",
             fontsize=9,
         )
     _outer_labels(axes, layers)
     maps.legend_below(fig, _error_patches())
-    kind = maps.class_names(base)[0][maps.class_number(base, of)]
+    kind = maps.class_names(base)[0][maps.class_number(base, class_name)]
     note = "".join(f"; {text}" for text in note_test(opened, split, "errors"))
     maps.title_above(fig, f"{kind} in scene {scene} ({split}){note}")
     return fig
 
 # %% ../../nbs/figures/runs.ipynb #a78921b1
-def _scene_score(run, scene, split, of):
+def scene_score(
+    run: Run | LabelFolder,
+    scene: str,  # Id
+    split: str = "validation",
+    class_name: str | None = None,  # Class; None: the first that is not background
+) -> str:  # Such as "pixel F1 0.912"
     "F1 of one scene from the counts, not from the thinned pixels of a figure."
     try:
         counts = leaderboard.counts_of(run, split).only([scene])
-        f1 = counting.score(leaderboard.table(counts, of).to_numpy(), "f1")[0]
+        f1 = counting.score(leaderboard.table(counts, class_name).to_numpy(), "f1")[0]
     except (FileNotFoundError, ValueError):
         return "not evaluated"
     return "pixel F1 undefined" if np.isnan(f1) else f"pixel F1 {f1:.3f}"
@@ -410,11 +418,11 @@ def _outer_labels(axes, layers):
             ax.set_ylabel("north (m)" if metres else "row (pixels)", fontsize=9)
 
 # %% ../../nbs/figures/runs.ipynb #400d7cc6
-def _error_shares(runs, layers, of, max_size):
+def _error_shares(runs, layers, class_name, max_size):
     "Shares of runs, 0 to 1, that found, missed, and drew in error each pixel."
     total = 0
     for run in runs:
-        codes = maps.class_errors(run, layers, of, max_size)
+        codes = maps.class_errors(run, layers, class_name, max_size)
         total = total + np.stack([codes == i for i in (1, 2, 3)]).astype(np.uint16)
     return total / len(runs)
 
@@ -435,14 +443,14 @@ def plot_worst(
     runs,  # As `open_runs` takes them
     n: int = 6,  # How many scenes
     metric: str = "f1",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     split: str = "validation",
     data: str | Path | None = None,  # Where the images are now
     max_size: int = 400,  # Longer side of what is read of a raster, in pixels
 ):  # Figure: image and errors of each scene, the lowest score first
     "Draw the scenes with the lowest mean score over all runs, and who is wrong where."
     opened = open_runs(runs)
-    found = shared_counts(opened, split, of)
+    found = shared_counts(opened, split, class_name)
     means = found.values(metric).mean(axis=1).dropna().nsmallest(n)
     base, each = next(iter(opened.values())), []
     every = [maps.run_layers(base, scene, data, max_size) for scene in means.index]
@@ -472,7 +480,7 @@ def plot_worst(
 def plot_agreement(
     runs,  # As `open_runs` takes them; two at least
     scenes=None,  # Ids, or places in alphabetical order; None: where they differ most
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     split: str = "validation",
     data: str | Path | None = None,  # Where the images are now
     max_size: int = 600,  # Longer side of what is read of a raster, in pixels
@@ -482,7 +490,7 @@ def plot_agreement(
     if len(opened) < 2:
         raise ValueError(f"agreement needs two runs at least, got {', '.join(opened)}")
     base = next(iter(opened.values()))
-    scenes = _most_different(opened, split, of) if scenes is None else scenes
+    scenes = _most_different(opened, split, class_name) if scenes is None else scenes
     scenes = [scenes] if isinstance(scenes, (str, int)) else list(scenes)
     ids = [find_scene(base, scene, split, data) for scene in scenes]
     every = [maps.run_layers(base, scene, data, max_size) for scene in ids]
@@ -490,7 +498,10 @@ def plot_agreement(
     fig.set_figwidth(fig.get_figwidth() + 1)  # for the bar
     plt.close(fig)
     for row, layers in zip(axes, every, strict=True):
-        votes, number = 0, [maps.class_number(run, of) for run in opened.values()]
+        votes, number = (
+            0,
+            [maps.class_number(run, class_name) for run in opened.values()],
+        )
         for run, own in zip(opened.values(), number, strict=True):
             votes = votes + (maps.prediction_of(run, layers, max_size) == own).astype(
                 np.uint8
@@ -498,7 +509,7 @@ def plot_agreement(
         maps.draw_picture(row[0], layers)
         _draw_votes(row[1], layers, votes, len(opened))
     maps.label_panels(axes, every)
-    kind = maps.class_names(base)[0][maps.class_number(base, of)]
+    kind = maps.class_names(base)[0][maps.class_number(base, class_name)]
     _votes_bar(fig, axes, len(opened), kind)
     note = "".join(f"; {text}" for text in note_test(opened, split, "agreement"))
     maps.title_above(
@@ -508,11 +519,11 @@ def plot_agreement(
     return fig
 
 # %% ../../nbs/figures/runs.ipynb #13328954
-def _most_different(runs, split, of):
+def _most_different(runs, split, class_name):
     "The scene whose scores differ most between runs."
-    values = shared_counts(runs, "validation" if split == "test" else split, of).values(
-        "f1"
-    )
+    values = shared_counts(
+        runs, "validation" if split == "test" else split, class_name
+    ).values("f1")
     return [(values.max(axis=1) - values.min(axis=1)).fillna(0).idxmax()]
 
 
@@ -566,11 +577,11 @@ class Scored:
 
 
 @lru_cache(maxsize=64)
-def _scored(opened, scenes, blocks, split, of, data, stamp):
+def _scored(opened, scenes, blocks, split, class_name, data, stamp):
     counts = leaderboard.scores_of(opened.run, split, data).only(scenes)
-    kind = counts.classes[counts.place(of)]
+    kind = counts.classes[counts.place(class_name)]
     one = type(counts)(**{**vars(counts), "classes": (kind,), "histograms":
-                          counts.histograms[:, [counts.place(of)]]})  # fmt: skip
+                          counts.histograms[:, [counts.place(class_name)]]})  # fmt: skip
     curve = calibration.threshold_curve(one.ranking(), points=400)
     areas = calibration.score_summary(one, blocks=blocks).iloc[0]
     return Scored(curve, calibration.reliability(one, blocks=blocks), areas)
@@ -589,10 +600,11 @@ class _Key:
         return self.words == other.words
 
 # %% ../../nbs/figures/runs.ipynb #dfa313b4
+@renamed_arguments(of="class_name")
 def scored(
     runs,  # As `open_runs` takes them; they kept their scores
     split: str = "validation",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     data: str | Path | None = None,  # Folder to which the labels were moved
 ) -> tuple[dict[str, Scored], str]:  # By run; and in words: which scenes
     """Count the scores of runs once; later calls take what was counted.
@@ -604,7 +616,7 @@ def scored(
     scenes = leaderboard.common_scenes(files)
     lost = len({scene for found in files.values() for scene in found}) - len(scenes)
     blocks = leaderboard.blocks_of(opened.values(), scenes)
-    asked = (split, of, None if data is None else str(data))
+    asked = (split, class_name, None if data is None else str(data))
     placed = (tuple(scenes), None if blocks is None else tuple(blocks.tolist()))
     out = {}
     for name, run in opened.items():
@@ -651,7 +663,7 @@ def plot_score_curves(
     show: Sequence[str] = ("pr", "roc", "threshold"),
     metric: str = "f1",  # Of the threshold curve: f1, iou, precision, recall ...
     split: str = "validation",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     data: str | Path | None = None,  # Folder to which the labels were moved
 ):  # Figure with a panel for each curve
     "Draw precision and recall, ROC, and a score by threshold, for all runs."
@@ -662,7 +674,7 @@ def plot_score_curves(
             f"show must name some of {', '.join(_CURVES)}, got {strange or show}"
         )
     metric = leaderboard.metric_name(metric)
-    found, words = scored(runs, split, of, data)
+    found, words = scored(runs, split, class_name, data)
     size = dict(figsize=(4 * len(show) + 0.2, 4.2), layout="constrained")
     fig, axes = plt.subplots(1, len(show), squeeze=False, **size)
     plt.close(fig)
@@ -714,11 +726,11 @@ def _area_handle(i, name, areas, shown):
 def plot_reliability(
     runs,  # As `open_runs` takes them; they kept their scores
     split: str = "validation",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     data: str | Path | None = None,  # Folder to which the labels were moved
 ):  # Figure
     "Draw the observed share against the score, with intervals over scenes."
-    found, words = scored(runs, split, of, data)
+    found, words = scored(runs, split, class_name, data)
     size = dict(figsize=(5.6, 6.6), layout="constrained", sharex=True)
     fig, (ax, below) = plt.subplots(2, 1, height_ratios=(3.2, 1), **size)
     plt.close(fig)

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from ..core.renamed import renamed_arguments
 from . import maps
 from ..metrics import intervals, leaderboard
 from .runs import in_order, open_runs
@@ -34,7 +35,7 @@ class _Judged:
     missing: dict[str, str]  # Name -> state of those that have no scores
 
 
-def _judged(runs, metric, split, of):
+def _judged(runs, metric, split, class_name):
     "Read the counts of runs; those that have none are left out, and named."
     counts, missing = {}, {}
     for name, run in runs.items():
@@ -45,7 +46,7 @@ def _judged(runs, metric, split, of):
     if not counts:
         states = ", ".join(f"{name} is {state}" for name, state in missing.items())
         raise FileNotFoundError(f"none of these runs has {split} scores yet: {states}")
-    found = leaderboard.common_counts(counts, metric, split, of)
+    found = leaderboard.common_counts(counts, metric, split, class_name)
     kept = {name: runs[name] for name in counts}
     tables = {name: one for name, (one,) in found.tables.items()}
     blocks = leaderboard.blocks_of(kept.values(), found.scenes)
@@ -80,18 +81,19 @@ def _parameters(runs):
     return table[differ].reindex(list(runs))
 
 # %% ../../nbs/figures/sweeps.ipynb #49187d36
+@renamed_arguments(of="class_name")
 def trial_table(
     runs,  # As `open_runs` takes them
     metric: str = "f1",
     split: str = "validation",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
 ) -> pd.DataFrame:  # Index: run. Differing hyperparameters, score, low, high, costs
     """A line for each run that has scores.
 
     `.attrs` say what the score is of (`title`), and `left_out` which runs have none, with
     their states. Raises `FileNotFoundError` if none has.
     """
-    return _table(_judged(open_runs(runs), metric, split, of), metric, split)
+    return _table(_judged(open_runs(runs), metric, split, class_name), metric, split)
 
 
 def _table(found, metric, split):
@@ -123,10 +125,10 @@ def plot_parameter(
     parameter: str = "lr",  # Any hyperparameter
     metric: str = "f1",
     split: str = "validation",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
 ):  # Figure
     "Draw a score, with 95 % intervals, against one hyperparameter."
-    found = _judged(open_runs(runs), metric, split, of)
+    found = _judged(open_runs(runs), metric, split, class_name)
     values = {k: _value(k, run, parameter) for k, run in found.runs.items()}
     table, values = _table(found, metric, split), pd.Series(values, dtype=object)
     groups, others = _groups(table, values, parameter)
@@ -256,10 +258,14 @@ def plot_parallel(
     runs,  # As `open_runs` takes them; a sweep
     metric: str = "f1",
     split: str = "validation",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
 ):  # Figure
-    "Draw each trial as a line through its hyperparameters to its score."
-    table = trial_table(runs, metric, split, of)
+    """Draw each trial as a line through its hyperparameters to its score.
+
+    Not by `optuna.visualization.matplotlib`: its lines have no names, it has ticks at
+    values that nobody tried, and it sets a style for all later figures of the process.
+    """
+    table = trial_table(runs, metric, split, class_name)
     names = _differing(table)
     scales = [_scale(table[name]) for name in names] + [
         _scale(table["score"], digits=True)
@@ -367,11 +373,12 @@ def _eased(x, heights, fine):
 _FEWEST = 6  # Trials below which folds would hold less than three
 
 
+@renamed_arguments(of="class_name")
 def importance(
     runs,  # As `open_runs` takes them; a sweep
     metric: str = "f1",
     split: str = "validation",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
     seed: int = 0,
     repeats: int = 6,  # Other folds, forests and random columns
 ) -> pd.DataFrame:  # Index: hyperparameter, then "chance". Columns: mean, low, high
@@ -380,9 +387,11 @@ def importance(
     Permutation importance (Breiman 2001) on held-out trials, as a share of the variance
     of the scores; `low` and `high` are the range over repeats, not an interval. The
     share of variance that is explained on trials not seen is in `.attrs["explained"]`.
-    Hyperparameters that rise together share what they are worth.
+    Hyperparameters that rise together share what they are worth. Not `optuna.importance`:
+    its shares add up to 1 whatever the scores are (up to 0.92 for one hyperparameter of 24
+    trials whose scores were random), so it cannot tell importance from chance.
     """
-    table = trial_table(runs, metric, split, of).dropna(subset="score")
+    table = trial_table(runs, metric, split, class_name).dropna(subset="score")
     names = _differing(table)
     if len(table) < _FEWEST:
         raise ValueError(
@@ -517,10 +526,14 @@ def plot_cost(
     cost: str | None = None,  # minutes, gpu_minutes or operations; None: GPUs if any
     metric: str = "f1",
     split: str = "validation",
-    of: str | None = None,  # Class; None: the first that is not background
+    class_name: str | None = None,  # Class; None: the first that is not background
 ):  # Figure
-    "Draw the score against the cost, and the runs that are worth their price."
-    table = trial_table(runs, metric, split, of)
+    """Draw the score against the cost, and the runs that are worth their price.
+
+    Not by `optuna.visualization.matplotlib`: its front has neither intervals nor names,
+    and its two colours are the same grey.
+    """
+    table = trial_table(runs, metric, split, class_name)
     cost = cost or ("gpu_minutes" if table["gpu_minutes"].notna().any() else "minutes")
     if cost not in _COSTS:
         raise ValueError(f"cost must be one of {', '.join(_COSTS)}, got {cost!r}")
