@@ -125,7 +125,7 @@ def _statements(source: str, notebook: str | Path) -> list[ast.stmt]:
 def own_imports(
     notebook: str | Path,  # Path of a job notebook
 ) -> list[str]:  # Such as "rvtutorial.viz"; some may be names in a module
-    "What of this package a notebook imports; nothing where its cells are no Python."
+    "What of this package a notebook imports, up to a cell that is no Python."
     found = []
     with contextlib.suppress(ValueError):
         for cell in read_json(notebook, form={"cells": [dict]})["cells"]:

@@ -123,7 +123,7 @@ def _provisioner() -> dict:  # Metadata of a kernel's specification
 
     class Forking(LocalProvisioner):
         async def launch_kernel(self, cmd, **given):
-            peak = _CONTEXT.Value("q", 0)
+            peak = _CONTEXT.RawValue("q", 0)
             env, folder = given.get("env") or {**os.environ}, given.get("cwd")
             order = (cmd[3:], env, str(folder or os.getcwd()), peak)
             self.process = ForkedKernel(target=_run_kernel, args=order)

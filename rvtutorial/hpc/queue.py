@@ -187,12 +187,12 @@ class JobScript:
 
     def __init__(self, home: Path, member: int, shares: bool):
         self.home, self.shares, self.member = home, shares, member
-        out = subprocess.PIPE if shares else None
+        pipe = subprocess.PIPE if shares else None
         command = ["bash", str(home / "job.sh"), "serve" if shares else str(member)]
         with self._log() as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=out or log, stderr=log,
-                start_new_session=True, bufsize=0,
+                command, stdin=pipe or subprocess.DEVNULL, stdout=pipe or log,
+                stderr=log, start_new_session=True, bufsize=0,
             )  # fmt: skip
         self.pid = self.process.pid
 
@@ -210,8 +210,9 @@ class JobScript:
     def run(self, member: int) -> None:
         "Begin a member; a script that has just ended has no use for the line."
         self.member = member
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{member}\n".encode() if self.shares else b"")
+        if self.shares:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(f"{member}\n".encode())
 
     def wait(self, timeout: float | None = None) -> int:
         "Exit code of the member that runs; raises `subprocess.TimeoutExpired`."
@@ -237,7 +238,8 @@ class JobScript:
 
     def close(self) -> None:
         "Let the script end."
-        self.process.stdin.close()
+        if self.shares:
+            self.process.stdin.close()
         self.process.wait()
 
 

@@ -398,6 +398,8 @@ def serve(tasks: str | Path) -> int:
     hook = (doc.get("before") or "").partition(":")[0]
     hooks = [hook] if hook.startswith("rvtutorial.") else []
     share_imports([*own_imports(home / doc["notebook"]), *hooks])
+    with contextlib.suppress(ValueError):  # `python -m` has put it there
+        sys.path.remove(os.getcwd())
     answers = os.dup(1)
     os.dup2(2, 1)
     for line in sys.stdin:

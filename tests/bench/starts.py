@@ -3,8 +3,8 @@
     python tests/bench/starts.py [RUNS] [PRESET] [TURNS]
 
 The same RUNS learning rates (6) with a preset (smoke) by the local queue, once with
-kernels that start from nothing and once with copies of a process that has imported
-everything; the two take turns. Wall seconds of the whole submission, the same for each
+kernels that start from nothing and once with kernels of a forkserver that has imported
+what the notebook imports; the two take turns. Wall seconds of the whole submission, the same for each
 run after the second, and the ratio; weights must be equal byte for byte.
 """
 
