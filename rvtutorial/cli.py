@@ -101,10 +101,10 @@ class Commands(click.Group):
         return list(self.commands)
 
 
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 88}
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 88}
 
 
-@click.group(cls=Commands, epilog=EPILOG, context_settings=SETTINGS)
+@click.group(cls=Commands, epilog=EPILOG, context_settings=_CONTEXT)
 @click.version_option(package_name="rvtutorial")
 def cli():
     """Find things in aerial imagery, and say how well.
@@ -197,7 +197,7 @@ def values(
     return found
 
 
-def table(
+def text_table(
     rows: list[dict],  # With the same keys
     form: str = ".3f",  # Of numbers that are not whole
     gap: str = "  ",  # Between two columns
@@ -241,7 +241,7 @@ def _holds_runs(path: Path) -> bool:
     return path.is_dir() and bool(runs_below(path))
 
 
-@cli.command(short_help="Make sample scenes.")
+@cli.command("samples", short_help="Make sample scenes.")
 @click.argument("folder", required=False, type=_folder)
 @_preset
 @click.option("--train", "n_train", type=int, help="Scenes for training.")
@@ -251,7 +251,7 @@ def _holds_runs(path: Path) -> bool:
 @click.option("--bands", type=int, help="1, 3, 4, or 8 and more.")
 @click.option("--crs", help="Such as EPSG:32611.")
 @click.option("--seed", type=int, help="Other scenes.")
-def samples(folder, preset, **changes):
+def samples_command(folder, preset, **changes):
     "Make sample scenes in FOLDER, by default where the preset looks for them."
     from rvtutorial.data.sources import SAMPLES, make_sample_scenes
 
@@ -301,7 +301,7 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
     ]
 
 
-@cli.command(short_help="Check a data set and a site.")
+@cli.command("check", short_help="Check a data set and a site.")
 @click.argument("data", required=False, type=click.Path(path_type=Path))
 @_preset
 @_site
@@ -319,7 +319,7 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
 @click.option(
     "--only", type=click.Choice(["data", "site"]), help="Leave out the other."
 )
-def check(
+def check_command(
     data, preset, site, image_pattern, label_pattern, class_field, classes,
     label_values, layer, zeros, only,
 ):  # fmt: skip
@@ -347,7 +347,7 @@ def check(
                 f"there are no scenes in {folder}: `rvtutorial samples` makes some"
             ]
         doc["problems"] += problems
-        lines += [f"data {folder}:", table(doc["data"])] if doc["data"] else []
+        lines += [f"data {folder}:", text_table(doc["data"])] if doc["data"] else []
     doc["ok"] = not doc["problems"]
     lines += [f"wrong: {problem}" for problem in doc["problems"]] or [
         "nothing is wrong"
@@ -418,7 +418,7 @@ def _wait_for(waiting, states, timeout: float | None = None) -> int:
     return code_of(states())
 
 
-@cli.command(short_help="Train, predict and evaluate one run as a job.")
+@cli.command("train", short_help="Train, predict and evaluate one run as a job.")
 @click.argument("folder", metavar="RUN_FOLDER")
 @click.argument(
     "params", nargs=-1, metavar="[NAME=VALUE]...", shell_complete=_parameter_names
@@ -430,7 +430,7 @@ def _wait_for(waiting, states, timeout: float | None = None) -> int:
               help="Begin when this run is over; may be given again.")  # fmt: skip
 @_wait
 @_timeout
-def train(folder, params, site, notebook, after, wait, timeout):
+def train_command(folder, params, site, notebook, after, wait, timeout):
     """Train, predict and evaluate one run as a job.
 
     Parameters are those of the job notebook, such as preset=sample lr=1e-3 epochs=8.
@@ -456,7 +456,7 @@ def train(folder, params, site, notebook, after, wait, timeout):
     rows = state_rows({job.folders[0].name: job.folders[0]})
     if rows[0]["state"] not in ("queued", "running"):
         code = code_of([rows[0]["state"]])  # over, or the queue is gone already
-    return Answer(table(_short(rows)), rows[0], code)
+    return Answer(text_table(_short(rows)), rows[0], code)
 
 
 def _short(rows: list[dict]) -> list[dict]:
@@ -468,7 +468,7 @@ def _short(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in dull} for row in rows]
 
 
-@cli.command(short_help="Map images with a trained model.")
+@cli.command("predict", short_help="Map images with a trained model.")
 @click.argument("model", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option("-o", "--out", required=True, type=_folder, help="Folder of the maps.")
@@ -489,7 +489,7 @@ def _short(rows: list[dict]) -> list[dict]:
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
               default="auto", show_default=True, help="Numbers to compute with.")  # fmt: skip
 @click.option("--trust", is_flag=True, help="Run code that the model carries.")
-def predict(model, images, out, bands, **how):
+def predict_command(model, images, out, bands, **how):
     """Map IMAGES (files, folders, globs, or URIs) with a trained model.
 
     A bundle may carry code, such as the definition of its network. Unless it is one of
@@ -544,7 +544,7 @@ def _plan_answer(folder: Path, trials: list, room) -> Answer:
         for r in rows
     ]
     enough = room.needed <= room.free
-    text = f"{table(shown)}\n{room!r}\nnothing was started"
+    text = f"{text_table(shown)}\n{room!r}\nnothing was started"
     return Answer(text, doc | {"disk": disk}, FINE if enough else FAILED)
 
 
@@ -553,7 +553,7 @@ def _sweep_answer(sweep, code: int = FINE) -> Answer:
     rows = state_rows({trial.name: trial.path(sweep.folder) for trial in sweep.trials})
     doc = _sweep_doc(sweep.folder)
     text = doc.pop("text")
-    return Answer(f"{table(_short(rows))}\n{text}", doc | {"trials": rows}, code)
+    return Answer(f"{text_table(_short(rows))}\n{text}", doc | {"trials": rows}, code)
 
 
 def _existing(folder: Path, action: str | None, extend: str | None, site, dry: bool):
@@ -590,7 +590,7 @@ def _new_folder(file: Path, out: Path | None) -> Path:
     )
 
 
-@cli.command(short_help="Run the trials of a sweep file.")
+@cli.command("sweep", short_help="Run the trials of a sweep file.")
 @click.argument(
     "plan", metavar="FILE.yaml|SWEEP_FOLDER", type=click.Path(path_type=Path)
 )
@@ -608,7 +608,7 @@ def _new_folder(file: Path, out: Path | None) -> Path:
               help="Add trials: a number, a sweep file, or a proposal.")  # fmt: skip
 @_wait
 @_timeout
-def sweep(plan, params, out, site, dry, action, extend, wait, timeout):
+def sweep_command(plan, params, out, site, dry, action, extend, wait, timeout):
     """Run the trials of a sweep file, or go on with a sweep folder.
 
     NAME=VALUE pairs hold for all trials, such as preset=sample data=scenes.
@@ -660,7 +660,7 @@ def _look(paths: list[Path]) -> tuple[str, dict]:
     rows = state_rows(run_folders(paths))
     marks = {mark.parent for path in paths for mark in Path(path).rglob("trials.csv")}
     sweeps = [_sweep_doc(folder) for folder in sorted(marks)]
-    text = "\n".join([table(_short(rows)), *(sweep["text"] for sweep in sweeps)])
+    text = "\n".join([text_table(_short(rows)), *(sweep["text"] for sweep in sweeps)])
     return text, {"runs": rows, "sweeps": sweeps}
 
 
@@ -685,7 +685,7 @@ def _up_again(text: str) -> str:
     return f"\x1b[{text.count(chr(10)) + 1}A\x1b[J"
 
 
-@cli.command(short_help="Say how runs and sweeps are.")
+@cli.command("status", short_help="Say how runs and sweeps are.")
 @_paths
 @click.option(
     "--watch", "live", is_flag=True, help="Until nothing is at work any more."
@@ -694,7 +694,7 @@ def _up_again(text: str) -> str:
               metavar="SECONDS", help="Between two looks of --watch.")  # fmt: skip
 @click.option("--exit-code", is_flag=True,
               help="0 all succeeded, 1 some failed, 75 some still to come.")  # fmt: skip
-def status(paths, live, every, exit_code):
+def status_command(paths, live, every, exit_code):
     "Say how runs and sweeps are; without PATHS, all of this workspace."
     paths = paths or [all_runs()]
     if live:
@@ -750,7 +750,7 @@ def _maps(paths, truth: str, classes: str, values: str | None, split: str) -> di
 def _markdown(rows: list[dict]) -> str:
     "Rows, each with a run, as a Markdown table."
     rows = [{**row, "run": row["run"].replace("|", "\\|")} for row in rows]
-    lines = table(rows, gap=" | ").splitlines()
+    lines = text_table(rows, gap=" | ").splitlines()
     rule = " | ".join("---" for _ in rows[0])
     return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
 
@@ -770,10 +770,10 @@ def _board_text(board, form: str) -> str:
     if form == "latex":
         return short.to_latex(float_format="%.3f", escape=True).rstrip("\n")
     rows = [{"run": name, **row} for name, row in short.to_dict("index").items()]
-    return _markdown(rows) if form == "markdown" else table(rows)
+    return _markdown(rows) if form == "markdown" else text_table(rows)
 
 
-@cli.command(short_help="Order runs, and say which can be told apart.")
+@cli.command("compare", short_help="Order runs, and say which can be told apart.")
 @_paths
 @click.option("--metric", default="f1", show_default=True,
               help="f1, iou, precision, recall, specificity or accuracy; of runs that kept "
@@ -797,7 +797,9 @@ def _board_text(board, form: str) -> str:
               help="With --truth: value in its rasters = class number.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "csv", "markdown", "latex"]),
               default="table", show_default=True)  # fmt: skip
-def compare(paths, metric, seeds, form, split, also, truth, classes, values, **how):
+def compare_command(
+    paths, metric, seeds, form, split, also, truth, classes, values, **how
+):
     """Order runs by a score of whole scenes, and say which can be told apart.
 
     With --truth a path may also be a folder of label rasters from any program, named
@@ -822,7 +824,7 @@ def compare(paths, metric, seeds, form, split, also, truth, classes, values, **h
     return Answer(text, doc)
 
 
-@cli.command(short_help="Write one HTML file about runs or a sweep.")
+@cli.command("report", short_help="Write one HTML file about runs or a sweep.")
 @_paths
 @click.option("-o", "--out", default="report.html", show_default=True,
               type=click.Path(path_type=Path, dir_okay=False), help="The file.")  # fmt: skip
@@ -832,7 +834,7 @@ def compare(paths, metric, seeds, form, split, also, truth, classes, values, **h
 @click.option("--scenes", type=click.IntRange(1), help="Maps of so many; else three.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False),
               help="Where images and labels are now, if they were moved.")  # fmt: skip
-def report(paths, out, title, **more):
+def report_command(paths, out, title, **more):
     "Write one HTML file about runs or a sweep, to send to somebody."
     from rvtutorial.core.finding import is_sweep
     from rvtutorial.figures.report import write_report
@@ -845,14 +847,14 @@ def report(paths, out, title, **more):
     return Answer(f"{path} ({size / 1e6:.1f} MB)", {"file": str(path), "bytes": size})
 
 
-@cli.command(short_help="Free disk by rules that are shown first.")
+@cli.command("clean", short_help="Free disk by rules that are shown first.")
 @_paths
 @click.option("--rule", "rules", multiple=True, metavar="RULE",
               help="Only this rule of those that are shown; may be given again.")  # fmt: skip
 @click.option("--scores", is_flag=True, help="Also the scores of predicted scenes.")
 @click.option("--files", is_flag=True, help="List every file.")
 @click.option("--yes", is_flag=True, help="Do it; without this, nothing is deleted.")
-def clean(paths, rules, scores, files, yes):
+def clean_command(paths, rules, scores, files, yes):
     """Free disk by rules that are shown first; without PATHS, all runs here.
 
     Runs at work, bundles, maps, labels and records are never touched.
@@ -861,7 +863,7 @@ def clean(paths, rules, scores, files, yes):
 
     from rvtutorial import housekeeping as keep
 
-    chosen = list(rules or keep.chosen()) + ["scores"] * scores
+    chosen = list(rules or keep.chosen_rules()) + ["scores"] * scores
     plan = keep.look(paths or [all_runs()], list(dict.fromkeys(chosen)))
     found = keep.clean(plan) if yes else plan
     doc = {"deleted": yes, "bytes": found.size, "rules": found.rows()}
@@ -880,9 +882,9 @@ def clean(paths, rules, scores, files, yes):
     return Answer(text, doc, FINE if whole else FAILED)
 
 
-@cli.command(short_help="Print what makes the Tab key work.")
+@cli.command("completion", short_help="Print what makes the Tab key work.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell):
+def completion_command(shell):
     "Print what completes commands with the Tab key, for a start-up file of SHELL."
     from click.shell_completion import get_completion_class
 

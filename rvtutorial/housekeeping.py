@@ -72,7 +72,7 @@ _KEPT = re.compile(
 )
 
 
-def chosen(
+def chosen_rules(
     names: Iterable[str] | None = None,  # Of rules; None: all but those to be asked for
 ) -> dict[str, Rule]:
     "The rules that are meant; ValueError for an unknown name."
@@ -94,7 +94,7 @@ class Found:
     run: Path | None = None  # The run folder it belongs to, if it does
 
 
-def at_work(
+def busy_runs(
     runs: list[Run],
 ) -> dict[Path, str]:  # Run folder -> what it is at
     "The runs that are queued or running, by their own record or by the queue."
@@ -279,12 +279,13 @@ def look(
     rules: Iterable[str] | None = None,  # Names; None: all but those to be asked for
 ) -> Cleaning:
     "Find what may go below some folders; nothing is touched."
-    rules, folders = chosen(rules), [Path(f).expanduser().absolute() for f in folders]
+    folders = [Path(f).expanduser().absolute() for f in folders]
+    rules = chosen_rules(rules)
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
     runs = {run.path: run for folder in folders for run in find_runs(folder)}
-    busy = at_work(list(runs.values()))
+    busy = busy_runs(list(runs.values()))
     found = [
         item for path, run in runs.items() if path not in busy
         for item in _in_run(run, rules)
@@ -319,7 +320,7 @@ def _held(run: Path | None):
     "Keep jobs out of a run folder while the context lasts; Busy if one is inside."
     with contextlib.ExitStack() as stack:
         if run is not None:
-            state = at_work([Run(run)]).get(run)
+            state = busy_runs([Run(run)]).get(run)
             if not state and (run / "job.lock").exists():  # jobs may come back to it
                 stack.enter_context(lock(run))
                 state = {Run(run).state} & set(LIVE)  # by now

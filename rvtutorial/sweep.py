@@ -13,7 +13,12 @@ import pandas as pd
 
 from .core.renamed import renamed
 from .hpc.sites import Site
-from .metrics.leaderboard import Board, board_in_words, leaderboard, readable
+from rvtutorial.metrics.leaderboard import (
+    Board,
+    board_in_words,
+    leaderboard,
+    readable_runs,
+)
 from .runs import Run
 from .slurm import Job
 from .sweeps import trials as _trials
@@ -57,7 +62,7 @@ class Sweep:
         "How far each trial is: state, epochs done and asked for, seconds, run folder."
         return _trials.status_table(self.folder, self.in_order())
 
-    def progress(self) -> _trials.Progress:
+    def progress(self) -> _trials.SweepProgress:
         "States, best so far with its interval, time worked and left, GPU-minutes."
         now = Sweep(self.folder)  # jobs may have noted more meanwhile
         return _trials.progress(self.folder, now.plan, now.in_order())
@@ -96,7 +101,7 @@ class Sweep:
 
     def resume(self, site=None, only=None) -> "Sweep":
         "Queue what is not done; `site` None is where it ran last, `only` some trials."
-        _trials.resume(self.folder, self.plan, self.trials, site, only)
+        _trials.resume_sweep(self.folder, self.plan, self.trials, site, only)
         return Sweep(self.folder)
 
     go_on = renamed(resume, "Sweep.go_on", "Sweep.resume")
@@ -136,7 +141,7 @@ def run_sweep(
     no room for its runs.
     """
     folder = Path(folder).expanduser().resolve()
-    _trials.start(folder, trials, base, site, reuse, compare)
+    _trials.start_sweep(folder, trials, base, site, reuse, compare)
     return Sweep(folder)
 
 
@@ -159,7 +164,7 @@ def next_round(
             return False
 
     tried = {trial.name: trial.parameters for trial in sweep.trials}
-    return propose(tried, readable(sweep.leaderboard()), allowed)
+    return propose(tried, readable_runs(sweep.leaderboard()), allowed)
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #2aa22746
 def level_stretch(

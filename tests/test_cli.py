@@ -27,7 +27,7 @@ from rvtutorial.cli import (
     code_of,
     one_line,
     run_folders,
-    table,
+    text_table,
 )
 from rvtutorial.runs import Run, read_json, write_json
 
@@ -175,8 +175,8 @@ def test_a_word_is_completed(words, expected):
 
 def test_tables():
     rows = [{"run": "a", "n": 1, "x": 0.12345}, {"run": "long", "n": 20, "x": None}]
-    assert table(rows) == "run    n      x\na      1  0.123\nlong  20      -"
-    assert table([]) == ""
+    assert text_table(rows) == "run    n      x\na      1  0.123\nlong  20      -"
+    assert text_table([]) == ""
 
 
 # ------------------------------------------------------------------ samples and check

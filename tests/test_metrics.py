@@ -31,7 +31,6 @@ from rvtutorial.metrics.leaderboard import (
     counts_from,
     counts_of,
     exact_ranking_of,
-    footprints,
     group_seeds,
     label_folder,
     leaderboard,
@@ -39,6 +38,7 @@ from rvtutorial.metrics.leaderboard import (
     open_test,
     openings,
     openings_in_words,
+    scene_boxes,
     scores_of,
 )
 from rvtutorial.runs import Run, write_json
@@ -211,7 +211,7 @@ def test_neighbours_are_found_on_the_map(tmp_path):
         write_raster(tmp_path / "p" / f"{i}.tif", drawn.astype(np.uint8), **place)
         parts.append(count_arrays(truth, drawn, classes, str(i)))
     folder = LabelFolder(tmp_path / "p", tmp_path / "t", classes)
-    found = footprints(folder, folder.scene_ids())
+    found = scene_boxes(folder, folder.scene_ids())
     assert neighbours(found).tolist() == [0, 0, 1, 2]
     board = leaderboard({"a": folder, "b": add(parts)})
     assert (
@@ -229,7 +229,7 @@ def test_neighbours_are_found_on_the_map(tmp_path):
 
 
 def test_scenes_without_a_place_stand_alone(plain):
-    found = footprints(Run(plain), ["9", "nothing"])
+    found = scene_boxes(Run(plain), ["9", "nothing"])
     assert found.loc["9"].notna().all() and found.loc["nothing"].isna().all()
 
 
@@ -435,7 +435,7 @@ def test_scores_of_a_run_that_has_no_folder_left_for_its_scenes(plain, tmp_path)
 
     moved = shutil.copytree(plain, tmp_path / "run")
     shutil.rmtree(moved / "predict")
-    found = footprints(Run(moved), ["9", "10"])
+    found = scene_boxes(Run(moved), ["9", "10"])
     assert found.notna().all().all()
     with pytest.raises(FileNotFoundError, match="has not predicted scene 9 yet"):
         scores_of(moved)

@@ -527,8 +527,8 @@ def test_one_parameter_in_two_groups_of_a_dictionary():
 
 
 def test_progress_on_a_terminal_in_a_file_and_not_at_all(capsys):
-    now = at_work.Progress({"running": 1}, "", 60, 30, 2)
-    after = at_work.Progress({"succeeded": 1}, "", 90, 0, 3)
+    now = at_work.SweepProgress({"running": 1}, "", 60, 30, 2)
+    after = at_work.SweepProgress({"succeeded": 1}, "", 90, 0, 3)
     looks = iter([now, now, after])
     found = at_work.follow(lambda: next(looks), every=0)
     lines = capsys.readouterr().err.splitlines()

@@ -14,7 +14,7 @@ from rvtutorial.sweeps import trials as tracking
 from rvtutorial.sweeps.trials import (
     history,
     outcome,
-    summary,
+    run_table,
     to_csv,
     track,
 )
@@ -46,7 +46,7 @@ def test_history_has_numbers_only(runs):
 
 def test_outcome_and_summary(runs):
     assert outcome(Run(runs[0])) == {"validation/f1": 0.9}
-    table = summary(runs)
+    table = run_table(runs)
     assert table.loc["lr=0.01", "class_weights"] == "[1, 2]"
     assert "img_sz" not in table and table.loc["new", "state"] == "unfinished"
 

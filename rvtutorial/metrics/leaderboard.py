@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'counts_from', 'counts_of', 'LabelFolder', 'label_folder', 'label_meaning', 'scores_of', 'exact_ranking_of',
-           'footprints', 'blocks_of', 'common_scenes', 'Common', 'common_counts', 'compare', 'metric_title', 'one_look',
-           'open_test', 'openings', 'openings_in_words', 'Board', 'summary', 'score_title', 'basis', 'scenes_in_words',
-           'board_in_words', 'readable', 'group_seeds', 'leaderboard']
+           'scene_boxes', 'blocks_of', 'common_scenes', 'Common', 'common_counts', 'compare', 'metric_title',
+           'one_look', 'open_test', 'openings', 'openings_in_words', 'Board', 'summary', 'score_title', 'basis',
+           'scenes_in_words', 'board_in_words', 'readable_runs', 'group_seeds', 'leaderboard']
 
 # %% ../../nbs/metrics/leaderboard.ipynb #275452dc
 import hashlib
@@ -355,7 +355,7 @@ def _folder_files(folder):
     }
 
 # %% ../../nbs/metrics/leaderboard.ipynb #b7879d11
-def footprints(
+def scene_boxes(
     run: Run | LabelFolder,
     scenes: Sequence[str],  # Ids
 ) -> pd.DataFrame:  # Index: scene. west, south, east, north; NaN where it is not known
@@ -408,7 +408,7 @@ def blocks_of(
         placed = [run for run in runs if isinstance(run, (Run, LabelFolder))]
         if not placed:
             return None
-        found = neighbours(footprints(placed[0], scenes))
+        found = neighbours(scene_boxes(placed[0], scenes))
         return None if found.is_unique else found.to_numpy()
     if isinstance(blocks, (Mapping, pd.Series)):
         missing = [s for s in scenes if s not in blocks]
@@ -867,7 +867,7 @@ def board_in_words(
     board: pd.DataFrame,  # From `leaderboard`
 ) -> str:  # One or two sentences
     "What a leaderboard allows to be said, and no more."
-    board = readable(board)
+    board = readable_runs(board)
     best, column = board.index[0], board.columns[0]
     others = board.iloc[1:]
     tied, worse = list(others.index[others.tied]), list(others.index[~others.tied])
@@ -878,7 +878,7 @@ def board_in_words(
     return text + (f" It is better than {_listed(worse)}." if worse else "")
 
 
-def readable(board: pd.DataFrame) -> pd.DataFrame:
+def readable_runs(board: pd.DataFrame) -> pd.DataFrame:
     "A leaderboard without the runs that cannot be read."
     return board[~board.verdict.str.startswith("unreadable")]
 

@@ -195,10 +195,10 @@ def _load_yaml(path: Path) -> tuple[dict, dict]:
 
 SETTINGS = ("preset", "data", "image_pattern", "label_pattern", "classes")
 SETTINGS += ("class_field", "label_values", "bands", "layer", "zeros")
-KEYS = ("program", "name", "description", "project", "entity")  # kept
-KEYS += ("method", "metric", "parameters", "run_cap", "early_terminate", "seed")
-METHODS = ("grid", "random", "bayes")
-METRICS = ("f1", "iou", "precision", "recall", "accuracy")
+_KEYS = ("program", "name", "description", "project", "entity")  # kept
+_KEYS += ("method", "metric", "parameters", "run_cap", "early_terminate", "seed")
+_METHODS = ("grid", "random", "bayes")
+_METRICS = ("f1", "iou", "precision", "recall", "accuracy")
 PROGRAM = "train_rastervision.ipynb"  # The job notebook of every trial, if not said
 _USUAL = {"learning_rate": "lr", "num_epochs": "epochs", "batch_size": "batch_sz"}
 _USUAL |= {"chip_size": "chip_sz", "stride": "stride_length"}  # what others call them
@@ -342,10 +342,10 @@ def _metric(given) -> tuple[str, float | None]:
         raise ValueError("write `name: f1` and `goal: maximize` under metric")
     for key in given:
         one_of("key", key, ("name", "goal", "target"))
-    one_of("metric", given["name"], METRICS)
+    one_of("metric", given["name"], _METRICS)
     if given.get("goal", "maximize") != "maximize":
         raise ValueError(
-            f"goal {given['goal']!r}: of {', '.join(METRICS)} more is better"
+            f"goal {given['goal']!r}: of {', '.join(_METRICS)} more is better"
         )
     target = given.get("target")
     number = isinstance(target, (int, float)) and not isinstance(target, bool)
@@ -431,10 +431,10 @@ def _checked_keys(content: Mapping, source: str, lines: dict) -> dict:
     "Every key is known, and those that hold one value hold a good one."
     for key in content:
         with _at(source, lines, str(key)):
-            one_of("key", key, KEYS)
+            one_of("key", key, _KEYS)
     method, found = content.get("method", "grid"), {}
     with _at(source, lines, "method"):
-        one_of("method", method, METHODS)
+        one_of("method", method, _METHODS)
     with _at(source, lines, "run_cap"):
         found["run_cap"] = _count(content, "run_cap", 1)
         if method != "grid" and found["run_cap"] is None:
@@ -499,7 +499,7 @@ def read_sweep(
         beside = Path(source).parent if is_file else None
         program, known = _known_parameters(content.get("program", PROGRAM), beside)
     fixed, tried = _parameters(content, known, name, lines)
-    others = {key: value for key, value in content.items() if key in KEYS[1:5]}
+    others = {key: value for key, value in content.items() if key in _KEYS[1:5]}
     early = content.get("early_terminate") or {}
     plan = SweepFile(fixed, tried, others=others, early=early, program=program, **found)
     _early(plan, name, lines)
@@ -618,7 +618,7 @@ def _read_plan(folder: Path) -> SweepFile:
     more = {key: content[key] for key in names if key in content}
     more |= {"early": content.get("early_terminate") or {}}
     more |= {"metric": metric.get("name", "f1"), "target": metric.get("target")}
-    others = {k: v for k, v in content.items() if k in KEYS[1:5]}
+    others = {k: v for k, v in content.items() if k in _KEYS[1:5]}
     return SweepFile(fixed, tried, others=others, **more)
 
 

@@ -261,7 +261,7 @@ def _needs_hook(plan: SweepFile) -> bool:
     return bool(plan.early) or plan.target is not None or plan.method == "bayes"
 
 
-def hand_over(
+def submit_trials(
     folder: Path,  # The sweep folder, whose record is written
     plan: SweepFile,
     trials: list[Trial],  # Those to run
@@ -289,7 +289,7 @@ def _program(plan: SweepFile) -> str:
     return name if "/" in name else name.removesuffix(".ipynb")
 
 
-def start(
+def start_sweep(
     folder: Path,  # The sweep folder
     trials,  # As `sweep.run_sweep` takes them
     base: dict | None = None,  # The same in all trials
@@ -327,12 +327,12 @@ def record_and_submit(
         known = read_record(folder)[1] if there else []
         trials = checked_trials(folder, plan, asked, known, reuse)
         write_record(folder, plan, trials)
-        job = hand_over(folder, plan, trials, trials, site)
+        job = submit_trials(folder, plan, trials, trials, site)
     if job and (Site.read(site).queue == "slurm" if compare is None else compare):
         _submit_comparison(folder, trials, site)
 
 
-def resume(
+def resume_sweep(
     folder: Path,  # The sweep folder
     plan: SweepFile,
     trials: list[Trial],  # All of them
@@ -343,7 +343,7 @@ def resume(
     with sweep_lock(folder):
         site = site or last_site(folder, trials)
         some = [t for t in trials if only is None or t.name in only]
-        job = hand_over(folder, plan, some, trials, site)
+        job = submit_trials(folder, plan, some, trials, site)
     if job and Site.read(site).queue == "slurm":
         _submit_comparison(folder, trials, site)
 
@@ -581,7 +581,7 @@ def gpu_minutes(
 
 
 @dataclass(frozen=True)
-class Progress:
+class SweepProgress:
     "How a sweep is getting on; prints as one line."
 
     states: dict  # State -> how many trials
@@ -616,7 +616,7 @@ def progress(
     folder: Path,  # The sweep folder
     plan: SweepFile,
     trials: list[Trial],
-) -> Progress:
+) -> SweepProgress:
     "States, best so far, time and cost of a sweep, from its run folders and the queue."
     runs = {t.name: Run(t.path(folder)) for t in trials}
     details = Job([run.path for run in runs.values()]).details()
@@ -628,7 +628,7 @@ def progress(
     own = [run for run in own if not _trouble(run)]
     seconds = sum(map(worked, own))
     left = _seconds_left(plan, details, seconds, runs)
-    return Progress(
+    return SweepProgress(
         counts, _best_so_far(runs, plan.metric), seconds, left, gpu_minutes(own)
     )
 
@@ -680,11 +680,11 @@ def status_table(
 
 
 def _teller(quiet: bool):
-    "A function that shows a Progress: in one line where there is one, else when it changed."
+    "A function that shows a SweepProgress: in one line where there is one, else when it changed."
     line = Line() if in_notebook() and not quiet else None
     live, states = sys.stderr.isatty(), []
 
-    def say(now: Progress):
+    def say(now: SweepProgress):
         if line:
             line.write(f"{now!r}")
             line.flush()
@@ -699,11 +699,11 @@ def _teller(quiet: bool):
 
 
 def follow(
-    look,  # Called for a Progress, again and again
+    look,  # Called for a SweepProgress, again and again
     every: float = 1.0,  # Seconds between two looks
     timeout: float | None = None,  # Seconds; the sweep itself goes on
     quiet: bool = False,
-) -> Progress:  # The last one
+) -> SweepProgress:  # The last one
     "Show the progress of a sweep until it is over; TimeoutError when that takes too long."
     start, say = time.monotonic(), _teller(quiet)
     while True:
@@ -756,7 +756,7 @@ def outcome(
     return found
 
 
-def summary(
+def run_table(
     runs,  # As `named_runs` takes them
 ) -> pd.DataFrame:  # Index: run
     "One line a run: state, hyperparameters, and scores on whole scenes."
@@ -783,7 +783,7 @@ def to_csv(
     with atomic_path(folder / "history.csv") as path:
         curves.to_csv(path, index=False)
     with atomic_path(folder / "summary.csv") as path:
-        summary(found).to_csv(path)
+        run_table(found).to_csv(path)
     return [folder / "history.csv", folder / "summary.csv"]
 
 
