@@ -302,7 +302,7 @@ def _trials(sweep: Path) -> dict[str, Path]:
 @click.option("--seed", type=int, help="Other scenes.")
 def samples(folder, preset, **changes):
     "Make sample scenes in FOLDER, by default where the preset looks for them."
-    from rvtutorial.data.sources import SAMPLES, make_sample_scenes
+    from rvtutorial.data.synthetic import SAMPLES, make_sample_scenes
 
     changes = {name: value for name, value in changes.items() if value is not None}
     if preset not in SAMPLES:

@@ -21,7 +21,7 @@ import torch
 
 from rvtutorial.config import get_config
 from rvtutorial.core.files import Busy
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine import learner, pipeline
 from rvtutorial.engine.reading import SceneStore
 from rvtutorial.runs import Run

@@ -15,7 +15,7 @@ from fake_runs import fake_run, make_scene, three_scenes, write_raster
 from ondemand.browser import Browser, find_browser, wait
 from PIL import Image
 
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.figures import maps, page, report, swipe
 from rvtutorial.figures.page import Section, Words, render
 from rvtutorial.figures.report import gather, telling_scenes, write_report
