@@ -33,7 +33,7 @@ MOVED = {
     "scoring": "engine.scoring",
     "search": "sweeps.space",
     "sites": "hpc.sites",
-    "sources": "data.sources",
+    "sources": "data.synthetic",
     "speed": "engine.speed",
     "sweepfile": "sweeps.sweepfile",
     "sweepplots": "figures.sweeps",

@@ -253,7 +253,7 @@ def _holds_runs(path: Path) -> bool:
 @click.option("--seed", type=int, help="Other scenes.")
 def samples_command(folder, preset, **changes):
     "Make sample scenes in FOLDER, by default where the preset looks for them."
-    from rvtutorial.data.sources import SAMPLES, make_sample_scenes
+    from rvtutorial.data.synthetic import SAMPLES, make_sample_scenes
 
     changes = {name: value for name, value in changes.items() if value is not None}
     if preset not in SAMPLES:

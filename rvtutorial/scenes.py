@@ -48,11 +48,8 @@ from rvtutorial.data.pairing import (  # noqa: F401
     write_table,
 )
 from .data.validity import Validity, no_numbers
-from rvtutorial.data.sources import (  # noqa: F401
-    ensure_data,
-    fetch_spacenet,
-    make_sample_scenes,
-)
+from .data.spacenet import fetch_spacenet  # noqa: F401
+from .data.synthetic import ensure_data, make_sample_scenes  # noqa: F401
 
 # %% ../nbs/04_dataset.ipynb #ea445cc3
 def _figure(width, height):

@@ -26,7 +26,7 @@ import rasterio
 import torch
 
 from rvtutorial.config import get_config
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine import pipeline, reading
 from rvtutorial.engine.learner import Checkpoint, FastLearner
 

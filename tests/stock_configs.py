@@ -68,7 +68,7 @@ from rastervision.pytorch_learner import (
 )
 from rastervision.pytorch_learner.learner import Learner
 
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine.pipeline import numpy_int0
 
 CHIP = 64

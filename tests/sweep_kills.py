@@ -30,7 +30,7 @@ import rasterio
 import torch
 from light_job import light_job
 
-from rvtutorial.data.sources import SAMPLES, make_sample_scenes
+from rvtutorial.data.synthetic import SAMPLES, make_sample_scenes
 from rvtutorial.hpc.job import epochs
 from rvtutorial.runs import Run, read_json
 from rvtutorial.sweep import Sweep

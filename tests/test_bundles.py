@@ -306,7 +306,7 @@ def test_ranges_of_values(tmp_path, data):
 def own(tmp_path_factory):
     "A run with this package's own network."
     from rvtutorial.config import get_config
-    from rvtutorial.data.sources import make_sample_scenes
+    from rvtutorial.data.synthetic import make_sample_scenes
 
     root = tmp_path_factory.mktemp("own")
     found = make_sample_scenes(root / "data", n_train=2, n_val=1, n_test=1, size=150)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rvtutorial import config, scenes, viz
 from rvtutorial.config import get_config, make_classes, make_scene
 from rvtutorial.data import checks
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine import inputs
 from rvtutorial.metrics.counting import polygons_of
 from rvtutorial.runs import STOCK, Hyperparams, Run

@@ -22,7 +22,7 @@ import torch
 from rvtutorial.config import get_config
 from rvtutorial.core.files import Busy
 from rvtutorial.core.progress import ProgressLine
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine import learner, pipeline
 from rvtutorial.engine.reading import SceneStore
 from rvtutorial.runs import Run

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from rvtutorial.data import sources
+from rvtutorial.data import spacenet
 from rvtutorial.scenes import (
     check_scenes,
     fetch_spacenet,
@@ -42,13 +42,13 @@ def s3(endpoint, tmp_path_factory):
     "A client, after twelve pairs, one lonely image and some noise were put there."
     folder = make_sample_scenes(tmp_path_factory.mktemp("s") / "d", 12, 0, 0, size=64)
     client = boto3.client("s3", region_name="us-east-1", endpoint_url=endpoint)
-    client.create_bucket(Bucket=sources.BUCKET, ACL="public-read")
+    client.create_bucket(Bucket=spacenet.BUCKET, ACL="public-read")
 
     def put(key, body):
-        client.put_object(Bucket=sources.BUCKET, Key=key, Body=body, ACL="public-read")
+        client.put_object(Bucket=spacenet.BUCKET, Key=key, Body=body, ACL="public-read")
 
     for i in range(1, 13):
-        names = {"tif": sources.IMAGE_NAME, "geojson": sources.LABEL_NAME}
+        names = {"tif": spacenet.IMAGE_NAME, "geojson": spacenet.LABEL_NAME}
         for kind, key in KEYS.items():
             put(
                 key.format(i * 10),
@@ -117,7 +117,7 @@ def test_goes_on_after_an_interruption(s3, endpoint, tmp_path):
 @pytest.mark.parametrize("kind", ["tif", "geojson"])
 def test_a_damaged_file_never_gets_its_name(s3, endpoint, tmp_path, kind):
     key = KEYS[kind].format(10)
-    whole = s3.get_object(Bucket=sources.BUCKET, Key=key)["Body"].read()
+    whole = s3.get_object(Bucket=spacenet.BUCKET, Key=key)["Body"].read()
     s3.put(key, whole[: len(whole) // 2])
     try:
         with pytest.raises(
@@ -135,7 +135,7 @@ def test_a_damaged_file_never_gets_its_name(s3, endpoint, tmp_path, kind):
 
 
 def test_short_answers_are_tried_again(s3, endpoint, tmp_path, monkeypatch):
-    real, count = sources._opens, []
+    real, count = spacenet._opens, []
 
     def flaky(path):
         count.append(path)
@@ -143,7 +143,7 @@ def test_short_answers_are_tried_again(s3, endpoint, tmp_path, monkeypatch):
             raise ValueError("does not open: a hiccup")
         real(path)
 
-    monkeypatch.setattr(sources, "_opens", flaky)
+    monkeypatch.setattr(spacenet, "_opens", flaky)
     got = fetch_spacenet(
         tmp_path, 1, 1, 1, endpoint_url=endpoint, progress=False, workers=1
     )
@@ -159,7 +159,7 @@ def test_gives_up_when_nothing_comes(s3, endpoint, tmp_path, monkeypatch):
         tried.append(1)
         raise RetriesExceededError("the network is gone")
 
-    monkeypatch.setattr(sources, "_download", gone)
+    monkeypatch.setattr(spacenet, "_download", gone)
     with pytest.raises(
         RuntimeError, match="20 of 24 files did not come, 0 are in place"
     ):
@@ -173,7 +173,7 @@ def test_disk_full_leaves_nothing_half(s3, endpoint, tmp_path, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sources, "_opens", full)
+    monkeypatch.setattr(spacenet, "_opens", full)
     with pytest.raises(OSError, match="No space left"):
         fetch_spacenet(tmp_path, 2, 1, 1, endpoint_url=endpoint, progress=False)
     assert names(tmp_path) == ["spacenet.json"]
@@ -217,9 +217,9 @@ def test_bad_numbers(tmp_path):
 
 
 def test_keys_are_those_of_raster_visions_example():
-    assert sources.KEYS[sources.IMAGE_NAME] == KEYS["tif"].replace("{}", "{id}")
-    assert sources.KEYS[sources.LABEL_NAME] == KEYS["geojson"].replace("{}", "{id}")
-    assert sources.BUCKET == "spacenet-dataset"
+    assert spacenet.KEYS[spacenet.IMAGE_NAME] == KEYS["tif"].replace("{}", "{id}")
+    assert spacenet.KEYS[spacenet.LABEL_NAME] == KEYS["geojson"].replace("{}", "{id}")
+    assert spacenet.BUCKET == "spacenet-dataset"
 
 
 def test_images_open(s3, endpoint, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 
 from rvtutorial.core import files
 from rvtutorial.core.files import Busy, available_memory, held, safe_name, writing
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.hpc import queue
 from rvtutorial.runs import Run, atomic_path
 

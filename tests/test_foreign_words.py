@@ -17,7 +17,7 @@ from rvtutorial.chips import plot_windows
 from rvtutorial.core.gdalnames import gdal_name
 from rvtutorial.course.examples import make_example_runs
 from rvtutorial.data.pairing import Scene
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine.prediction import find_images
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots

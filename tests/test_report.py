@@ -16,7 +16,7 @@ from ondemand.browser import Browser, find_browser, wait
 from PIL import Image
 
 from rvtutorial.course.examples import make_example_runs
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.figures import maps, report
 from rvtutorial.figures.report import gather, write_report
 from rvtutorial.figures.runs import telling_scenes

@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 from rvtutorial import scenes
-from rvtutorial.data import labels, pairing, sources
+from rvtutorial.data import labels, pairing, synthetic
 from rvtutorial.scenes import (
     IMAGE_PATTERN,
     LABEL_PATTERN,
@@ -157,7 +157,7 @@ def test_second_call_returns_and_other_arguments_are_noticed(few):
 
 def test_later_version_is_noticed(tmp_path, monkeypatch):
     make_sample_scenes(tmp_path / "d", 1, 0, 0, size=64)
-    monkeypatch.setattr(sources, "VERSION", sources.VERSION + 1)
+    monkeypatch.setattr(synthetic, "VERSION", synthetic.VERSION + 1)
     with pytest.raises(FileExistsError, match="version: .* delete that folder"):
         make_sample_scenes(tmp_path / "d", 1, 0, 0, size=64)
 
@@ -170,7 +170,7 @@ def test_foreign_files_are_left_alone(tmp_path):
 
 
 def test_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
-    write, count = sources._write_scene, []
+    write, count = synthetic._write_scene, []
 
     def fail(*args):
         count.append(1)
@@ -178,11 +178,11 @@ def test_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
             raise OSError("disk full")
         write(*args)
 
-    monkeypatch.setattr(sources, "_write_scene", fail)
+    monkeypatch.setattr(synthetic, "_write_scene", fail)
     with pytest.raises(OSError, match="disk full"):
         make_sample_scenes(tmp_path / "d", 4, 0, 0, size=64)
     assert [p.name for p in tmp_path.iterdir()] == [".d.lock"]
-    monkeypatch.setattr(sources, "_write_scene", write)
+    monkeypatch.setattr(synthetic, "_write_scene", write)
     assert (
         len(find_scenes(make_sample_scenes(tmp_path / "d", 4, 0, 0, size=64) / "train"))
         == 4

@@ -465,7 +465,7 @@ def spoiled(path, how):
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory):
     "Sample scenes as floats, each with a corner without data."
-    from rvtutorial.data.sources import make_sample_scenes
+    from rvtutorial.data.synthetic import make_sample_scenes
 
     folder = tmp_path_factory.mktemp("floats")
     make_sample_scenes(folder, n_train=4, n_val=1, n_test=1, size=200)
@@ -538,7 +538,7 @@ def test_infinite_values_are_refused_before_anything_is_written(floats, tmp_path
 @pytest.mark.slow
 def test_a_run_remembers_that_zeros_are_data(tmp_path):
     from rvtutorial import engine
-    from rvtutorial.data.sources import make_sample_scenes
+    from rvtutorial.data.synthetic import make_sample_scenes
 
     data = tmp_path / "data"
     make_sample_scenes(data, n_train=2, n_val=1, n_test=1, size=200)

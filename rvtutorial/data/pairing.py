@@ -41,7 +41,7 @@ from ..core.files import safe_name
 from . import masks
 from .places import moved, on_earth, outline, square_metres
 from ..runs import natural_key
-from .sources import IMAGE_NAME, LABEL_NAME
+from .synthetic import IMAGE_NAME, LABEL_NAME
 
 # %% ../../nbs/data/pairing.ipynb #5efe7781
 IMAGE_PATTERN = IMAGE_NAME  # RGB-PanSharpen_AOI_2_Vegas_img{id}.tif

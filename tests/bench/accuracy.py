@@ -15,7 +15,7 @@ import pandas as pd
 
 from rvtutorial import engine
 from rvtutorial.config import get_config
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.runs import Run
 
 

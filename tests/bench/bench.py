@@ -71,7 +71,7 @@ def prepare(folder, plan):
     import torch
 
     from rvtutorial.config import get_config
-    from rvtutorial.data.sources import make_sample_scenes
+    from rvtutorial.data.synthetic import make_sample_scenes
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     if gpu is None:

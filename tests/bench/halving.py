@@ -52,7 +52,7 @@ def train(root, data, lr, seed):
 
 def grids(seeds, root, most=None):
     "The curves of all seeds, trained where they are missing."
-    from rvtutorial.data.sources import make_sample_scenes
+    from rvtutorial.data.synthetic import make_sample_scenes
 
     book = read_json(root / "curves.json", {})
     missing = [

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from rvtutorial.config import get_config
-from rvtutorial.data.sources import make_sample_scenes
+from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine import pipeline, reading
 from rvtutorial.engine.learner import FastLearner, Options, quiet
 
