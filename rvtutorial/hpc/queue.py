@@ -20,8 +20,15 @@ import psutil
 
 from rvtutorial.core import records
 from rvtutorial.core.commands import clean_env
-from rvtutorial.core.files import Busy, is_locked, locked, private_folder
+from rvtutorial.core.files import (
+    Busy,
+    is_locked,
+    lasting_folder,
+    locked,
+    private_places,
+)
 from rvtutorial.core.records import Unreadable, read_json
+from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.scheduler import FINE, NEVER, our_word
 from rvtutorial.runs import Run, write_json
 
@@ -63,7 +70,9 @@ def _command(pid) -> list[str] | None:
 def is_queue(pid, home: str | Path = "") -> bool:
     "Whether a process is the queue of a submission, or of any; not a later one of its number."
     command = _command(pid)
-    if command == []:  # just being started, or one of the kernel's own: 2 and its children
+    if (
+        command == []
+    ):  # just being started, or one of the kernel's own: 2 and its children
         with contextlib.suppress(psutil.Error):
             return psutil.Process(int(pid)).ppid() not in (0, 2)
     names = {"rvtutorial.hpc.queue", "rvtutorial.queues"}  # the second until 0.1.0
@@ -80,12 +89,18 @@ def is_script(pid, home: Path) -> bool:
 
 
 def queue_folder() -> Path:
-    "Where the local queue of this machine and user keeps its tickets."
+    "Where the local queue of this machine and user keeps its tickets; OSError if nowhere."
     named = os.environ.get("RVTUTORIAL_QUEUE")
-    if not named:
-        return private_folder("rvtutorial-queue")
-    Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Path(named)
+    if named:
+        Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(named)
+    found = lasting_folder("rvtutorial-queue")
+    if found is None:  # a folder for each process would be a queue for each
+        raise OSError(
+            f"no private folder for the local queue ({private_places('rvtutorial-queue')[0]} "
+            f"is not yours alone): set RVTUTORIAL_QUEUE to a folder of yours"
+        )
+    return found
 
 
 def ticket_of(since: int, pid: int) -> Path:
@@ -217,7 +232,7 @@ class LocalQueue:
         try:
             return member in cancelled_members(self.home)
         except Unreadable as error:  # nobody can have meant that
-            print(error, file=sys.stderr, flush=True)
+            say_once(str(error))  # it is asked at every turn
             return False
 
     def start(self, member: int) -> subprocess.Popen:
