@@ -948,6 +948,43 @@ def copied(folder: Path, name: str) -> Path:
     return Path(shutil.copytree(folder, folder.with_name(name), symlinks=True))
 
 
+def test_cancelling_goes_on_behind_a_submission_that_stays(cluster, tmp_path, quick):
+    for i in (1, 2):
+        cluster.answers(sbatch={"out": f"22{i}\n"})
+        submit(tmp_path / f"r{i}", {}, site=FARM, notebook=quick)
+    cluster.answers(squeue={"out": "221|0|PENDING|None\n222|0|PENDING|None\n"})
+    scancel, log = cluster.bin / "scancel", tmp_path / "cancelled"
+    scancel.write_text(f"#!/bin/sh\ncase $1 in 221*) exit 1;; esac\necho $1 >> {log}\n")
+    scancel.chmod(0o755)
+    SLURM.forget()
+    with pytest.raises(SlurmError, match="scancel 221_0 failed"):
+        Job([tmp_path / "r1", tmp_path / "r2"]).cancel()
+    assert log.read_text() == "222_0\n"
+    assert Run(tmp_path / "r1").state == "queued"
+    assert Run(tmp_path / "r2").state == "interrupted"
+
+
+def test_runs_behind_a_silent_slurm_are_counted(cluster, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(scheduler, "WAITS", ())
+    cluster.answers(scontrol={"out": "MaxArraySize = 2\n"})
+    silent = {"code": 1, "err": "Socket timed out"}
+    cluster.answers(sbatch=silent, squeue=silent)
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(5)}
+    with pytest.raises(scheduler.Unheard, match="\n3 runs .* were not handed over"):
+        submit_many(runs, site=FARM, notebook=quick)
+    assert [Run(folder).state == "queued" for folder in runs] == [True] * 2 + [
+        False
+    ] * 3
+
+
+def test_what_cannot_be_read_is_said_once(tmp_path, capsys):
+    write_json(tmp_path / "tasks.json", {"folders": ["/x/r"]})
+    (tmp_path / "cancelled.json").write_text("{")
+    waiting = queue.LocalQueue(tmp_path)
+    assert not any(waiting.cancelled(0) for _ in range(5))
+    assert capsys.readouterr().err.count("cancelled.json") == 1
+
+
 def test_a_copy_of_a_run_at_work_does_not_steer_the_original(tmp_path):
     book = notebook(tmp_path / "long.ipynb", "a = 1", "import time\ntime.sleep(60)")
     job = submit(tmp_path / "run", {}, notebook=book)
