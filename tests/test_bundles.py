@@ -456,8 +456,9 @@ def _copy_of(run, folder, change=None):
         change(folder.with_name("unpacked"))
         pack(folder.with_name("unpacked"), bundle)
         shutil.rmtree(folder.with_name("unpacked"))
-    text = (folder / "pipeline-config.json").read_text()
-    return build_config(json.loads(text.replace(str(run), str(folder))))
+    path = folder / "pipeline-config.json"
+    path.write_text(path.read_text().replace(str(run), str(folder)))
+    return build_config(json.loads(path.read_text()))
 
 
 @pytest.mark.slow
