@@ -707,6 +707,8 @@ home, name = {home!r}, os.path.basename(sys.argv[0])
 with open(home + "/calls", "a") as log:
     log.write(json.dumps([name, sys.argv[1:], dict(os.environ)]) + "\\n")
 reply = json.load(open(home + "/" + name + ".json"))
+asked = sys.argv[sys.argv.index("-n") + 1] if "-n" in sys.argv else ""
+reply["out"] = reply.get("out", "").replace("@name@", asked)
 sys.stdout.write(reply.get("out", "")); sys.stderr.write(reply.get("err", ""))
 time.sleep(reply.get("sleep", 0)); sys.exit(reply.get("code", 0))
 """
@@ -1087,7 +1089,8 @@ def test_the_local_queue_takes_any_number(tmp_path, quick, monkeypatch):
 # --- what a site prints around Slurm's words -------------------------------------------
 
 NOTICE = "*** NOTICE: maintenance on 2026-12-01 | 08:00 | all nodes | see wiki ***\n\n"
-LINES = "221|0|RUNNING|None\n221|1|PENDING|Resources\n"
+NAMED = "221|@name@\n"  # where squeue is asked for a job by its name
+LINES = NAMED + "221|0|RUNNING|None\n221|1|PENDING|Resources\n"
 
 
 @pytest.mark.parametrize(
@@ -1200,7 +1203,7 @@ def test_an_accepted_job_without_a_number_is_found_and_not_repeated(
     cluster, tmp_path, quick
 ):
     cluster.answers(
-        sbatch={"out": NOTICE}, squeue={"out": NOTICE + "221|0|RUNNING|None\n"}
+        sbatch={"out": NOTICE}, squeue={"out": NOTICE + NAMED + "221|0|RUNNING|None\n"}
     )
     job = submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     home = Path(cluster.called("sbatch")[0][1][-1]).parent
@@ -1235,7 +1238,7 @@ def test_a_job_that_may_be_queued_is_not_queued_again(
     assert job.states() == {tmp_path / "r": "queued"}
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
-    cluster.answers(squeue={"out": NOTICE + "221|0|PENDING|Priority\n"})
+    cluster.answers(squeue={"out": NOTICE + NAMED + "221|0|PENDING|Priority\n"})
     SLURM.forget()
     jobs._SOUGHT.clear()
     assert repr(job) == "r  queued  (Priority)"
