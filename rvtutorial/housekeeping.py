@@ -16,6 +16,7 @@ from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.core.files import is_own_file, scratch_places
 from rvtutorial.hpc.runner import Busy, lock
 from rvtutorial.hpc.job import Job, ask
+from rvtutorial.core import records
 from rvtutorial.core.records import Unreadable
 from rvtutorial.runs import Run, find_runs, near_match, read_json
 
@@ -35,7 +36,7 @@ _PARTIAL = re.compile(r"\.([0-9a-f]{8}\..+|reserve|gone-.+)")  # `atomic_path`, 
 RULES = {
     "checkpoints": Rule(
         "checkpoints of finished runs", "only a run that is not done goes on from one",
-        ("checkpoint.pt", "train/checkpoints/*.pth"),
+        ("checkpoint.pt", "checkpoint.old.pt", "train/checkpoints/*.pth"),
     ),
     "weights": Rule(
         "loose weights beside the bundles", "both bundles hold the model",
@@ -157,7 +158,7 @@ def _old(path: Path, hours: float = 1.0) -> bool:
 
 _SUBMISSION = re.compile(
     r"(tasks|job|queue|cancelled|modules)\.json|job\.sh|queue\.log|(local|slurm)-.+\.out|"
-    r"\.(reserve|probe|[0-9a-f]{8}\..+)"
+    r"\.(reserve|probe|cancelling|[0-9a-f]{8}\..+)"
 )
 
 
@@ -220,8 +221,10 @@ def _old_submissions(folder: Path) -> list[Found]:
             found.append(_whole(tasks.parent))
     for path in sorted(folder.rglob("jobs/.gone-*")):  # of a call that was killed
         if _GONE.fullmatch(path.name) and _lies_inside(path, folder):
-            if _only_ours(path):
-                found.append(_whole(path))
+            with contextlib.suppress(OSError, ValueError):
+                tasks = read_json(path / "tasks.json", {}, records.TASKS)
+                if _only_ours(path, tasks.get("notebook")):
+                    found.append(_whole(path))
     return found
 
 
@@ -331,7 +334,8 @@ def _held(run: Path | None):
 
 def _empty(folder: Path) -> None:
     "Delete the files of a submission and then the folder, in which there is nothing else."
-    for path in sorted(folder.iterdir()):
+    tasks = folder / "tasks.json"  # last: it names the notebook
+    for path in sorted(folder.iterdir(), key=lambda path: (path == tasks, path)):
         path.unlink()
     folder.rmdir()
 

@@ -1,18 +1,21 @@
 """Trained models of any kind, opened by the engine and by plain Raster Vision: the same maps; and what a model says of itself."""
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
 import sys
-import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rasterio
 import stock_configs
 from rastervision.core.predictor import Predictor
+from rastervision.pipeline.config import build_config
 from stock_configs import ZOO, image, pipeline, scenes, vector
 
 from rvtutorial.engine import bundles
@@ -236,25 +239,26 @@ def picture(folder, data, scale, dtype, bands=3):
 
 
 def mapped(model, path, folder):
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+    "What is said on standard error: importing Raster Vision switches warnings off."
+    with contextlib.redirect_stderr(io.StringIO()) as told:
         engine.predict(model, path, folder, trust=True, progress=False, polygons=False)
-    return [str(w.message) for w in told if "network was trained on" in str(w.message)]
+    return [t for t in told.getvalue().splitlines() if "network was trained on" in t]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "form", ["run", "bundle/model-bundle.zip", "train/model-bundle.zip"]
 )
-def test_another_type_is_refused_when_the_images_are_gone(gone, data, tmp_path, form):
+def test_another_type_is_refused_when_the_images_are_gone(
+    gone, data, tmp_path, form, capsys
+):
     model = gone("bytes") / form.removeprefix("run")
     assert mapped(model, picture(tmp_path, data, 1, "uint8"), tmp_path / "a") == []
     for scale, dtype in ((20, "uint16"), (1 / 255, "float32"), (1, "int16")):
         path = picture(tmp_path, data, scale, dtype)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="values are far")
-            with pytest.raises(ValueError, match=f"holds {dtype}.*uint8.*-ot Byte"):
-                engine.predict(model, path, tmp_path / "b", trust=True, progress=False)
+        with pytest.raises(ValueError, match=f"holds {dtype}.*uint8.*-ot Byte"):
+            engine.predict(model, path, tmp_path / "b", trust=True, progress=False)
+        assert "values are far" not in capsys.readouterr().err
     with pytest.raises(ValueError, match="5 bands would be read.*trained on 3"):
         mapped(model, picture(tmp_path, data, 1, "uint8", 5), tmp_path / "b")
     assert not (tmp_path / "b").exists()
@@ -297,6 +301,34 @@ def test_ranges_of_values(tmp_path, data):
     for low, high in zip(about["low"], about["high"], strict=True):
         assert 0 < low[0] <= low[1] < high[0] <= high[1] <= 255
     assert bundles.inputs_of([image("/nowhere/a.tif")]) is None
+
+
+def test_ranges_count_where_training_scenes_differ_in_type(tmp_path, data):
+    floats = picture(tmp_path, data, 1, "float32")
+    both = [image(data / "own/t1/rgb.tif"), image(floats)]
+    about = bundles.inputs_of(both)
+    assert about["dtype"] is None and about["bands"] == 3
+    far = picture(tmp_path, data, 30, "float32")
+    (odd,) = bundles.odd_ranges([str(floats), str(far)], None, about)
+    assert far.name in odd
+    joined = SimpleNamespace(raster_sources=both)  # one scene of two files
+    about = bundles.inputs_of([joined])
+    assert about["dtype"] is None and about["bands"] == 6
+
+
+def test_a_model_is_taken_from_its_own_folder_only(tmp_path, monkeypatch):
+    "Not from the current folder, and for a copied run not from the original's."
+    place, copy = tmp_path / "original/train", tmp_path / "copy"
+    place.mkdir(parents=True), copy.mkdir()
+    for folder in (tmp_path, place):
+        with zipfile.ZipFile(folder / "model-bundle.zip", "w") as file:
+            file.writestr("learner-config.json", "{}")
+    monkeypatch.chdir(tmp_path)
+    there = {"root_uri": str(place.parent), "train_uri": str(place)}
+    for config in ({}, there):
+        (copy / "pipeline-config.json").write_text(json.dumps(config))
+        with pytest.raises(FileNotFoundError, match="holds no trained model"):
+            bundles.open_model(copy, tmp_path / "unpacked")
 
 
 # --- code
@@ -411,6 +443,52 @@ def test_code_of_others_is_refused(own, tmp_path, change):
     if change is hubconf:
         engine.predict(bundle, path, tmp_path / "maps", progress=False, trust=True)
         assert mark.exists()
+
+
+def _copy_of(run, folder, change=None):
+    "The configuration of a copied run without maps, whose training's bundle was changed."
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "predict")
+    if change:
+        bundle = folder / "train/model-bundle.zip"
+        with zipfile.ZipFile(bundle) as file:
+            file.extractall(folder.with_name("unpacked"))
+        change(folder.with_name("unpacked"))
+        pack(folder.with_name("unpacked"), bundle)
+        shutil.rmtree(folder.with_name("unpacked"))
+    path = folder / "pipeline-config.json"
+    path.write_text(path.read_text().replace(str(run), str(folder)))
+    return build_config(json.loads(path.read_text()))
+
+
+@pytest.mark.slow
+def test_code_in_a_copied_run_is_refused(own, tmp_path):
+    "By `engine.run` as by `engine.predict`, whoever's code predicts."
+    run, mark = own[0], tmp_path / "mark"
+    cfg = _copy_of(run, tmp_path / "copy", lambda folder: hubconf(folder, mark))
+    for how in ("fast", "stock"):
+        with pytest.raises(ValueError, match="carries code.*hubconf.py.*trust=True"):
+            engine.run(cfg, ["predict"], engine=how, progress=False)
+        assert not mark.exists() and not (tmp_path / "copy/predict").exists()
+    engine.run(cfg, ["predict"], progress=False, trust=True)
+    assert mark.exists() and (tmp_path / "copy/predict").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fast", "stock"])
+def test_compiled_code_in_a_copied_run_is_not_run(own, tmp_path, how):
+    mark = tmp_path / "mark"
+    cfg = _copy_of(own[0], tmp_path / "copy", lambda folder: compiled(folder, mark))
+    engine.run(cfg, ["predict"], engine=how, progress=False)
+    assert not mark.exists() and (tmp_path / "copy/predict").exists()
+
+
+@pytest.mark.slow
+def test_a_run_predicts_with_the_network_that_it_has_trained(trained, tmp_path):
+    "The code of its user too: the bundle is the one that its record names."
+    run = trained("sliding")
+    engine.run(_copy_of(run, tmp_path / "copy"), ["predict"], progress=False)
+    assert list((tmp_path / "copy/predict").glob("*/labels.tif"))
 
 
 @pytest.mark.slow

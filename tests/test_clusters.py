@@ -244,14 +244,15 @@ def test_the_number_of_a_job_is_found(text, job):
         ("17\n221|a-job\n", "221"),
         ("17|x\n221|a-job\n", "221"),
         ("3 nodes are down\n221|a-job\n", "221"),
-        ("221\n", "221"),
+        ("221\n", ""),
+        ("221|another\n", ""),
         ("3 nodes are down\n", ""),
         ("", ""),
         (None, None),
     ],
 )
 def test_a_job_is_found_by_its_name(monkeypatch, told, job):
-    "A line with the name counts before a line that is a number."
+    "Only a line with the name counts: a number alone may be a notice of the site."
     monkeypatch.setattr(
         scheduler, "answer", lambda args: told if args[0] == "squeue" else None
     )

@@ -22,6 +22,7 @@ from rvtutorial.metrics.intervals import (
     holm,
     jackknife,
     neighbours,
+    why_no_interval,
 )
 
 
@@ -143,6 +144,28 @@ def test_scenes_that_are_all_alike_do_not_make_a_score_certain():
     )
     assert (perfect.value, perfect.high) == (1, 1)
     assert perfect.low == pytest.approx(1 - zero.high)
+
+
+def test_scenes_that_are_all_alike_do_not_make_a_difference_certain():
+    "The same rule: in scenes like those that were not seen it may be anything."
+    a, b = (np.array([row] * 6) for row in ([50, 10, 10, 30, 80], [49, 10, 11, 30, 79]))
+    found = difference(a, b)
+    assert found.winner is None and found.p > 0.9
+    assert found.low == pytest.approx(
+        found.difference - 0.393 * (1 + found.difference), abs=1e-3
+    )
+    assert found.high == pytest.approx(
+        found.difference + 0.393 * (1 - found.difference), abs=1e-3
+    )
+    same = difference(a, a)
+    assert same.p == 1 and same.low == -same.high
+    for scenes in (6, 12):  # p and interval decide alike
+        good, poor = (
+            rows_of([99] * scenes, [1] * scenes, [1] * scenes),
+            rows_of([9] * scenes, [9] * scenes, [9] * scenes),
+        )
+        found = difference(good, poor)
+        assert (found.low > 0) == (found.p < 0.05) == (scenes == 12)
 
 
 @given(st.integers(0, 10**6), st.integers(5, 12), st.sampled_from(METHODS))
@@ -305,6 +328,7 @@ def test_a_board_says_what_it_compared():
     assert board.index[-1] == "2" and not board.tied["2"] and board.tied.iloc[:2].all()
     assert "scenes that not all have: 7; classes differ" in board.verdict["2"]
     assert board.verdict.iloc[0] == "highest" and np.isnan(board.p.iloc[0])
+    assert why_no_interval(board) == "" and why_no_interval(board.iloc[:0])
     single = board_of({"one": many["0"]})
     assert single.tied["one"] and single.low["one"] < single.pixel_f1["one"]
 

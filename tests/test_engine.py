@@ -255,6 +255,8 @@ def test_a_checkpoint_of_the_first_version(trust, data, finished, tmp_path):
     assert ("going on in epoch 2" in said) == trust
     if not trust:
         assert str(run.path / "checkpoint.pt") in said and "trust=True" in said
+        kept = learner.Checkpoint(run.path / "checkpoint.old.pt", "")
+        assert kept.too_old and kept.path.name in said  # nothing is lost
         assert produce(run) == produce(finished)
     assert run.state == "succeeded" and len(run.log()) == 2
 
@@ -385,6 +387,22 @@ def test_what_is_done_is_not_done_again(data, finished):
     assert produce(finished) == before
 
 
+def test_a_hidden_class_is_said_before_labels_are_read(
+    data, copied, monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr(
+        pipeline, "hidden_classes", lambda data: asked.append(data) or ["a tag"]
+    )
+    cfg = configure(data, copied.path)
+    pipeline.run(cfg, progress=False)  # nothing is left to do
+    assert not asked and "a tag" not in capsys.readouterr().err
+    shutil.rmtree(copied.path / "eval")
+    pipeline.run(cfg, ["eval"], progress=False)
+    assert len(asked) == 1 and "a tag" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_missing_products_are_made_again(data, copied):
     before = produce(copied)
     shutil.rmtree(copied.path / "predict")

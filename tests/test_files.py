@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from rvtutorial import slurm
 from rvtutorial.core import files
 from rvtutorial.core.files import Busy, available_memory, held, safe_name, writing
 from rvtutorial.data.synthetic import make_sample_scenes
@@ -41,7 +42,7 @@ def temporary(tmp_path, monkeypatch):
     for name in ("SCRATCH", "QUEUE"):
         monkeypatch.delenv(f"RVTUTORIAL_{name}", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    files._say_once.cache_clear()
+    files.say_once.cache_clear()
     files._own_folder.cache_clear()
     return place
 
@@ -119,6 +120,31 @@ def test_a_folder_of_our_own_is_made_once_and_kept(temporary, capsys):
 def test_where_anybody_may_rename_no_folder_is_private(temporary):
     temporary.chmod(0o777)  # without the sticky bit
     assert temporary not in files.scratch_folder().parents
+
+
+def test_where_a_group_may_rename_no_folder_is_private(temporary):
+    temporary.chmod(0o770)
+    assert temporary not in files.scratch_folder().parents
+    temporary.chmod(0o1770)
+    assert temporary in files.scratch_folder().parents
+
+
+@as_root
+def test_below_a_folder_of_somebody_else_no_folder_is_private(temporary):
+    os.chown(temporary, SOMEBODY, -1)  # who may replace what lies in it
+    assert temporary not in files.scratch_folder().parents
+
+
+def test_without_a_private_place_there_is_no_queue(temporary):
+    "Two processes with a folder each would run their jobs at one time."
+    opened(temporary / f"rvtutorial-queue-{os.getuid()}")
+    (temporary.parent / "home" / ".cache").write_text("no folder")
+    with pytest.raises(OSError, match="set RVTUTORIAL_QUEUE"):
+        queue.queue_folder()
+    job = slurm.Job(temporary / "run")
+    with pytest.raises(OSError, match="set RVTUTORIAL_QUEUE"):
+        slurm.submit(temporary / "run", {}, notebook="hello")
+    assert list(job.states().values()) == ["new"] and not (temporary / "jobs").exists()
 
 
 def test_without_a_home_a_folder_is_made_for_this_process(
@@ -354,6 +380,28 @@ while done < 40:
         assert process.returncode == 0, err
 
 
+def test_a_lock_that_was_replaced_meanwhile_stays(tmp_path):
+    "It is the one of whoever deleted ours and took its place."
+    lock = tmp_path / "job.lock"
+    for keep in (False, True):
+        with held(lock, keep=keep):
+            lock.unlink()
+            lock.write_text("of another")
+        assert lock.read_text() == "of another"
+
+
+def test_a_job_of_an_array_is_found_by_its_own_number():
+    "Slurm calls member 2 of array 36 both job 38 and 36_2."
+
+    def squeue(words):
+        form = words[words.index("-o") + 1]
+        return form.replace("%i", "36_2").replace("%A", "38") + "\n"
+
+    owner = {"host": "other", "slurm_job_id": "38"}
+    assert files.alive(owner, squeue)
+    assert not files.alive(owner | {"slurm_job_id": "3"}, squeue)
+
+
 @pytest.fixture
 def without_locks(monkeypatch):
     "As on a file system that knows no locks, such as some NFS."
@@ -399,7 +447,7 @@ def test_a_lock_with_nonsense_in_it_is_free(text, tmp_path):
 
 def test_of_two_that_begin_a_run_at_once_one_is_refused(tmp_path, monkeypatch):
     "Both have found the folder empty; the first to write it down has it."
-    from rvtutorial import runs
+    from rvtutorial.core import record as runs
 
     real = runs._refuse
     calls = []

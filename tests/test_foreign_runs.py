@@ -1,10 +1,12 @@
 """Runs that share a place, come from plain Raster Vision, are of another task, or of images without a place on Earth."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -40,6 +42,7 @@ from rastervision.pytorch_learner import (
 )
 from stock_configs import ZOO, grid, image, pipeline, scenes, solver, vector
 
+from rvtutorial.core import files
 from rvtutorial.engine import pipeline as engine
 from rvtutorial.engine import reading
 from rvtutorial.runs import Run
@@ -456,6 +459,32 @@ def test_a_raw_chip_has_all_bands(data):
 
 
 # --- signals
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_takes_the_folders_of_a_process_along(tmp_path, monkeypatch, name):
+    "Its default ends the process without what is registered for the end."
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    number = getattr(signal, name)
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            signal.signal(number, signal.SIG_DFL)
+            files.own_folder("names-")
+            with engine.ended_by_signals():
+                os.kill(os.getpid(), number)
+                time.sleep(60)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == number
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_handler_that_is_not_pythons_stays(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *a: pytest.fail("changed"))
+    with engine.ended_by_signals():
+        pass
 
 
 @pytest.mark.slow

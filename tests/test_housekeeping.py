@@ -332,6 +332,32 @@ def test_half_of_a_deleted_submission_goes_with_the_next_call(tmp_path):
     assert not list((tmp_path / "jobs").iterdir())
 
 
+def test_half_of_a_submission_with_its_notebook_goes_too(tmp_path, monkeypatch):
+    "Whenever a call was killed: what names the notebook goes last."
+    home = submission(tmp_path, "one", "deleted")
+    doc = json.loads((home / "tasks.json").read_text())
+    write_json(home / "tasks.json", doc | {"notebook": "zz.ipynb"})
+    put(home / "zz.ipynb")
+    age(home / "tasks.json"), age(home)
+    count = len(list(home.iterdir()))
+    real, left = Path.unlink, []
+
+    def unlink(path, *more, **options):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        real(path, *more, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    for _ in range(count - 1):  # each call deletes one file more
+        left[:] = [None]
+        with pytest.raises(KeyboardInterrupt):
+            clean(look([tmp_path], ["submissions"]))
+    left[:] = [None] * 10
+    clean(look([tmp_path], ["submissions"]))
+    assert not list((tmp_path / "jobs").iterdir())
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"went": {"job": {"submission": 5}}}'])
 def test_a_run_that_cannot_be_read_keeps_its_submission_and_hides_nothing(
     tmp_path, text

@@ -762,6 +762,15 @@ def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
     assert lessons.trainings(tmp_path, before - 60) == ("", None)
 
 
+def test_a_broken_list_of_a_submission_hides_no_others(tmp_path, capsys):
+    for name, text in (("a", "{"), ("b", '{"folders": ["/x/r"]}')):
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+        (tmp_path / "jobs" / name / "tasks.json").write_text(text)
+    found = lessons.submitted_since(tmp_path, 0)
+    assert list(found.values()) == [["/x/r"]]
+    assert str(tmp_path / "jobs" / "a") in capsys.readouterr().err
+
+
 def test_hello_has_what_a_training_needs(tmp_path):
     "Both packages, a device and a scene, at a place that has no data yet."
     from rvtutorial.slurm import submit

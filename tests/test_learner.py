@@ -347,6 +347,15 @@ def test_reading_a_checkpoint_runs_nothing(tmp_path):
     assert mark.exists()  # so the program works, where it is trusted
 
 
+def test_a_damaged_list_of_files_is_said_as_other_damage(tmp_path):
+    path = tmp_path / "a.pt"
+    Checkpoint(path, "abc").save(epoch=1)
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\xff\xff"))
+    assert zipfile.is_zipfile(path) and not Checkpoint(path, "abc").too_old
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        Checkpoint(path, "abc").load()
+
+
 def test_the_digest_is_looked_at_before_anything_is_unpickled(tmp_path, monkeypatch):
     Checkpoint(tmp_path / "a.pt", "abc").save(epoch=1)
     monkeypatch.setattr(learner.torch, "load", lambda *a, **k: pytest.fail("unpickled"))

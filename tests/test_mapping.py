@@ -594,6 +594,11 @@ def test_images_are_found(tmp_path):
     ]
 
 
+def test_names_that_no_folder_tells_apart_get_a_number(tmp_path):
+    uris = [f"s3://{path}" for path in ("a/x.tif", "a/X.TIF", "b/x.tif", "d/e/f/x.tif")]
+    assert sorted(prediction.find_images(uris)) == ["a_X-2", "a_x", "b_x", "f_x"]
+
+
 def test_names_never_meet(tmp_path):
     uris = ["s3://b/x/y.tif", "https://h/x/y.tif?a=1", "s3://b/Y.tif", "s3://b/x_y.tif"]
     found = prediction.find_images([*uris, "s3://b/w.tif", "/vsizip//data/z.zip/w.tif"])

@@ -664,6 +664,14 @@ def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
     assert ours.total[0].sum() == 0 and ours.total[:, 0].sum() == counts["FP"]
 
 
+def test_nodata_that_is_no_number_is_no_class():
+    from rvtutorial.engine import reading
+
+    for value in (float("inf"), float("-inf"), float("nan"), None, 0.5, 9):
+        assert reading._class_of(value, [], ["a", "b"]) is None
+    assert reading._class_of(1.0, [], ["a", "b"]) == "b"
+
+
 @pytest.mark.parametrize("nodata", [None, 0, 7])
 def test_a_tag_that_hides_nothing_is_not_mentioned(tmp_path, nodata):
     from rvtutorial.engine import reading

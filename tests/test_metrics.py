@@ -5,10 +5,12 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 from fake_runs import evaluation, fake_run, three_scenes, truth_of, write_raster
 from random_counts import NAMES, some_counts
 from rasterio.transform import from_origin
@@ -33,6 +35,7 @@ from rvtutorial.metrics.leaderboard import (
     exact_ranking_of,
     group_seeds,
     label_folder,
+    label_meaning,
     leaderboard,
     one_look,
     open_test,
@@ -646,3 +649,16 @@ def test_old_names_work_and_say_so_once(capfd):
         renamed_arguments(old="new")(lambda new: new)(new=1, old=2)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = metrics.nothing
+
+
+def test_nodata_of_labels_that_were_moved(tmp_path):
+    "It is read from the file that was found, not where the configuration has it."
+    path, square = tmp_path / "here.tif", np.ones((8, 8), "uint8")
+    write_raster(path, square)
+    with rasterio.open(path, "r+") as file:
+        file.nodata = 9
+    source = {"uris": ["/gone/here.tif"], "transformers": []}
+    scene = {"id": "1", "label_source": {"raster_source": source}}
+    run = SimpleNamespace(config={"dataset": {"validation_scenes": [scene]}})
+    assert label_meaning(run, "1")["values"] is None
+    assert label_meaning(run, "1", path)["values"] == {9: 0}

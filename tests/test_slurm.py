@@ -707,6 +707,8 @@ home, name = {home!r}, os.path.basename(sys.argv[0])
 with open(home + "/calls", "a") as log:
     log.write(json.dumps([name, sys.argv[1:], dict(os.environ)]) + "\\n")
 reply = json.load(open(home + "/" + name + ".json"))
+asked = sys.argv[sys.argv.index("-n") + 1] if "-n" in sys.argv else ""
+reply["out"] = reply.get("out", "").replace("@name@", asked)
 sys.stdout.write(reply.get("out", "")); sys.stderr.write(reply.get("err", ""))
 time.sleep(reply.get("sleep", 0)); sys.exit(reply.get("code", 0))
 """
@@ -948,6 +950,43 @@ def copied(folder: Path, name: str) -> Path:
     return Path(shutil.copytree(folder, folder.with_name(name), symlinks=True))
 
 
+def test_cancelling_goes_on_behind_a_submission_that_stays(cluster, tmp_path, quick):
+    for i in (1, 2):
+        cluster.answers(sbatch={"out": f"22{i}\n"})
+        submit(tmp_path / f"r{i}", {}, site=FARM, notebook=quick)
+    cluster.answers(squeue={"out": "221|0|PENDING|None\n222|0|PENDING|None\n"})
+    scancel, log = cluster.bin / "scancel", tmp_path / "cancelled"
+    scancel.write_text(f"#!/bin/sh\ncase $1 in 221*) exit 1;; esac\necho $1 >> {log}\n")
+    scancel.chmod(0o755)
+    SLURM.forget()
+    with pytest.raises(SlurmError, match="scancel 221_0 failed"):
+        Job([tmp_path / "r1", tmp_path / "r2"]).cancel()
+    assert log.read_text() == "222_0\n"
+    assert Run(tmp_path / "r1").state == "queued"
+    assert Run(tmp_path / "r2").state == "interrupted"
+
+
+def test_runs_behind_a_silent_slurm_are_counted(cluster, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(scheduler, "WAITS", ())
+    cluster.answers(scontrol={"out": "MaxArraySize = 2\n"})
+    silent = {"code": 1, "err": "Socket timed out"}
+    cluster.answers(sbatch=silent, squeue=silent)
+    runs = {tmp_path / f"r{i}": {"a": i} for i in range(5)}
+    with pytest.raises(scheduler.Unheard, match="\n3 runs .* were not handed over"):
+        submit_many(runs, site=FARM, notebook=quick)
+    assert [Run(folder).state == "queued" for folder in runs] == [True] * 2 + [
+        False
+    ] * 3
+
+
+def test_what_cannot_be_read_is_said_once(tmp_path, capsys):
+    write_json(tmp_path / "tasks.json", {"folders": ["/x/r"]})
+    (tmp_path / "cancelled.json").write_text("{")
+    waiting = queue.LocalQueue(tmp_path)
+    assert not any(waiting.cancelled(0) for _ in range(5))
+    assert capsys.readouterr().err.count("cancelled.json") == 1
+
+
 def test_a_copy_of_a_run_at_work_does_not_steer_the_original(tmp_path):
     book = notebook(tmp_path / "long.ipynb", "a = 1", "import time\ntime.sleep(60)")
     job = submit(tmp_path / "run", {}, notebook=book)
@@ -1050,7 +1089,8 @@ def test_the_local_queue_takes_any_number(tmp_path, quick, monkeypatch):
 # --- what a site prints around Slurm's words -------------------------------------------
 
 NOTICE = "*** NOTICE: maintenance on 2026-12-01 | 08:00 | all nodes | see wiki ***\n\n"
-LINES = "221|0|RUNNING|None\n221|1|PENDING|Resources\n"
+NAMED = "221|@name@\n"  # where squeue is asked for a job by its name
+LINES = NAMED + "221|0|RUNNING|None\n221|1|PENDING|Resources\n"
 
 
 @pytest.mark.parametrize(
@@ -1163,7 +1203,7 @@ def test_an_accepted_job_without_a_number_is_found_and_not_repeated(
     cluster, tmp_path, quick
 ):
     cluster.answers(
-        sbatch={"out": NOTICE}, squeue={"out": NOTICE + "221|0|RUNNING|None\n"}
+        sbatch={"out": NOTICE}, squeue={"out": NOTICE + NAMED + "221|0|RUNNING|None\n"}
     )
     job = submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     home = Path(cluster.called("sbatch")[0][1][-1]).parent
@@ -1198,7 +1238,7 @@ def test_a_job_that_may_be_queued_is_not_queued_again(
     assert job.states() == {tmp_path / "r": "queued"}
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
-    cluster.answers(squeue={"out": NOTICE + "221|0|PENDING|Priority\n"})
+    cluster.answers(squeue={"out": NOTICE + NAMED + "221|0|PENDING|Priority\n"})
     SLURM.forget()
     jobs._SOUGHT.clear()
     assert repr(job) == "r  queued  (Priority)"

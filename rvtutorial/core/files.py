@@ -14,7 +14,6 @@ import secrets
 import shutil
 import socket
 import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout, lock_descriptor
+
+from rvtutorial.core.renamed import say_once
 
 # --- folders
 
@@ -34,9 +35,15 @@ def is_private(
         now, above = os.lstat(folder), os.stat(Path(folder).parent)
     except OSError:
         return False
-    replaced = above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX
+    open_above = above.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
+    replaced = open_above and not above.st_mode & stat.S_ISVTX
+    # whoever owns the folder above may replace it; root is `nobody` in some containers
+    replaced = replaced or above.st_uid not in (os.geteuid(), 0, _NOBODY)
     mine = stat.S_ISDIR(now.st_mode) and now.st_uid == os.geteuid()
     return mine and not now.st_mode & 0o077 and not replaced
+
+
+_NOBODY = 65534
 
 
 def private_places(
@@ -58,39 +65,55 @@ def private_folder(
     A folder of that name in the temporary folder that is a link, belongs to somebody
     else or is open to others is left alone: another one is taken, and it is said once.
     """
+    return lasting_folder(name) or _own_folder(private_places(name)[0])
+
+
+def lasting_folder(
+    name: str,  # As of `private_folder`
+) -> Path | None:  # None where every place is taken by others, or cannot be written to
+    "A folder of this user alone that every process finds, made if need be."
     first, *others = private_places(name)
     if _made_private(first):
         return first
     for place in others:
         if _made_private(place):
-            _say_once(f"{first} is not a private folder of yours: {place} is used")
+            say_once(f"{first} is not a private folder of yours: {place} is used")
             return place
-    return _own_folder(first)
+    return None
 
 
 def _made_private(folder: Path) -> bool:
     with contextlib.suppress(OSError):  # there already, or no place for it
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
     return is_private(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 @functools.cache
 def _own_folder(first: Path) -> Path:
-    "A new folder for this process alone, deleted at its end."
-    made, owner = tempfile.mkdtemp(prefix=f"{first.name}-"), os.getpid()
-    _say_once(
-        f"{first} is not a private folder of yours: {made} is used, for this once"
-    )
-    atexit.register(
-        lambda: os.getpid() == owner and shutil.rmtree(made, ignore_errors=True)
-    )
-    return Path(made)
+    made = own_folder(f"{first.name}-")
+    say_once(f"{first} is not a private folder of yours: {made} is used, for this once")
+    return made
 
 
-@functools.cache
-def _say_once(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # Raster Vision switches warnings off
+_OWN: dict = {}  # Folder -> the process that made it
+
+
+def own_folder(
+    prefix: str,  # Of its name
+) -> Path:
+    "A new folder for this process alone, deleted at its end or by `remove_own_folders`."
+    made = Path(tempfile.mkdtemp(prefix=prefix))
+    _OWN[made] = os.getpid()
+    return made
+
+
+@atexit.register
+def remove_own_folders() -> None:
+    "Delete what `own_folder` has made; a forked process leaves the folders of its parent."
+    for made, process in _OWN.items():
+        if process == os.getpid():
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def scratch_folder() -> Path:
@@ -217,7 +240,8 @@ def alive(
         return now is not None and (then is None or _same_moment(now, then))
     if job and job == os.environ.get("SLURM_JOB_ID"):
         return False  # the same job, started again on another node
-    asked = ["squeue", "-h", "-j", str(job), "-t", "R,CG,S", "-o", "%i"]
+    # %A: of a member of an array %i would be ARRAY_MEMBER, and SLURM_JOB_ID is neither
+    asked = ["squeue", "-h", "-j", str(job), "-t", "R,CG,S", "-o", "%A"]
     reply = answer(asked) if job else None
     if reply is not None and not _names_job(reply, job) and owner.get("cluster"):
         # without accounting no cluster can be asked by its name: then the first word counts
@@ -226,7 +250,7 @@ def alive(
 
 
 def _names_job(reply: str, job: str) -> bool:
-    "Whether a line of squeue's names a job or a member of it; a site may print others."
+    "Whether a line of squeue's names a job; a site may print others."
     start = re.compile(rf"{re.escape(str(job))}(\D|$)")
     return any(start.match(line.strip()) for line in reply.splitlines())
 
@@ -234,17 +258,20 @@ def _names_job(reply: str, job: str) -> bool:
 def is_other(
     named: str | None,  # A folder, as a record in another one names it
     folder: Path,
+    gone: bool = False,  # What is said of a path that is not there any more
 ) -> bool:
     """Whether a path names another folder than this one, as in a copied run.
 
-    A path that is not there any more was moved, or is called so on another machine.
+    A path that is not there was moved, or is called so on another machine. To who holds a
+    lock it is the same folder then; to a job, which will go on writing to that path, it
+    is another one (`gone`).
     """
     if not isinstance(named, str) or named in ("", str(folder)):
         return False
     try:
         return not os.path.samefile(named, folder)
     except OSError:
-        return os.path.exists(named)
+        return gone or os.path.exists(named)
 
 
 def _begun(pid) -> float | None:
@@ -373,12 +400,14 @@ def held(
         with open_plain(path, write=True) as file:
             file.truncate()
             file.write(json.dumps(mine).encode() + b"\n")
+            ours = os.fstat(file.fileno())
         try:
             yield
         finally:
-            if os.getpid() == pid:  # not in a copy of this process
-                with contextlib.suppress(OSError):
-                    os.truncate(path, 0) if keep else path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                # not in a copy of this process, nor the lock of another that is named so
+                if os.getpid() == pid and os.path.samestat(os.lstat(path), ours):
+                    os.truncate(path, 0) if keep else path.unlink()
     finally:
         lock.release()
 

@@ -5,14 +5,13 @@ behind `;` or `?` a parameter, and line breaks are dropped. Such a file is reach
 in a folder of this process, whose name holds nothing of the kind.
 """
 
-import atexit
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
+
+from rvtutorial.core.files import own_folder
 
 __all__ = ["gdal_name"]
 
@@ -60,12 +59,4 @@ def _link(at: Path, target: Path) -> None:
 @cache
 def _links(process: int) -> Path:
     "A folder of this process alone, gone when it ends."
-    folder = tempfile.mkdtemp(prefix="rvtutorial-names-")
-    atexit.register(_removed, folder, process)
-    return Path(folder)
-
-
-def _removed(folder: str, process: int) -> None:
-    "Remove the links; a forked process leaves those of its parent alone."
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
+    return own_folder("rvtutorial-names-")

@@ -284,7 +284,7 @@ def headline(
 
 _OURS = (
     "run.json", "notebook*.ipynb", "params*.json", "job*", "*.log", "*.out", "*.err",
-    "*.sh", "tasks.json", "queue.json", "cancelled.json", "checkpoint.pt", ".*",
+    "*.sh", "tasks.json", "queue.json", "cancelled.json", "checkpoint*.pt", ".*",
 )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ _TURN = {"submission": str, "index": int, "params": dict}
 _JOB = {**_TURN, "notebook": str, "site": str, "epochs": NUMBER, "earlier": [turn]}
 _WENT = {
     "state": str, "why": str, "paused": int, "job": _JOB, "attempts": [_ATTEMPT],
-    "stages": [{"name": str, "seconds": NUMBER}],
+    "stages": [{"name": str, "seconds": NUMBER}], "trained": {"bundle": str},
 }  # fmt: skip
 _SCORES = dict.fromkeys("f1 iou precision recall accuracy".split(), NUMBER)
 RUN = {  # run.json

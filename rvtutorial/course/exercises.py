@@ -216,15 +216,15 @@ def _covering_stride(answer):
 def _updates(answer):
     "A whole number: batches an epoch, times epochs."
     known = {
-        40_000: "40,000 is how many chips go through; the dials turn once a batch.",
-        5_000: "5,000 is the chips of one epoch; the dials turn once a batch.",
+        40_000: "40,000 is how many chips go through; the weights change once a batch.",
+        5_000: "5,000 is the chips of one epoch; the weights change once a batch.",
         8_000: "8,000 is one update for each scene and epoch; a batch holds 24 chips.",
         209: "209 is right for one epoch; there are eight.",
         208: "208 full batches make one epoch; count the last one, and there are eight.",
         1_664: "1,664 forgets the last batch of each epoch: its 8 chips count too.",
         1_667: "1,667 carries chips over from one epoch to the next; each starts anew.",
         336: "336 counts one chip a scene; each epoch draws five.",
-        8: "8 is the number of epochs; the dials turn once a batch.",
+        8: "8 is the number of epochs; the weights change once a batch.",
     }
     given = _number(answer)
     if given is None:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from rvtutorial.core.records import Unreadable, read_json
+from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.job import Job, summary
 from rvtutorial.hpc.kernels import (
     kernel_env,
@@ -377,7 +378,13 @@ def run_parts(line: Progress, out: Path, env: dict, durations: dict) -> None:
 def submitted_since(runs: Path, since: float) -> dict[Path, list[str]]:
     "The lists of submissions that were made after a time, and their run folders."
     new = [p for p in runs.rglob("jobs/*/tasks.json") if p.stat().st_mtime >= since]
-    return {path: folders_of(path.parent) or [] for path in new}
+    found = {}
+    for path in new:
+        try:
+            found[path] = folders_of(path.parent) or []
+        except Unreadable as error:  # the others all the same
+            say_once(f"left out: {error}")
+    return found
 
 
 def cancel_since(runs: Path, since: float) -> int:

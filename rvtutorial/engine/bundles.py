@@ -17,7 +17,7 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from rvtutorial.engine.learner import pack, quiet
+from rvtutorial.engine.learner import INPUTS, pack, quiet
 from rvtutorial.engine.mapfiles import colour_bands
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.engine.reading import MultiRasterSourceConfig, raster_source
@@ -37,12 +37,11 @@ with quiet():
 __all__ = ["INPUTS", "OUR_CODE", "Model", "Source", "open_model", "inputs_of"]
 __all__ += ["odd_ranges", "refuse_other_task"]
 
-INPUTS = "inputs.json"  # in the bundle of a training, beside learner-config.json
-
 OUR_CODE = {  # SHA-256 of every version of `models/unet.py`, which is a bundle's hubconf.py
     "f335d3a4ccd4fd3d19dd1147a60e995e45385771243bf82d20b8571c22bb8ee5",
     "3475ce87ba3107ae57e30d53ae205a055adb0100f94744f5aed5502818cb3bbb",
     "2ace2995c4d84eaa83dbc689cc8738fd6fb3465a14003d7020bcb49131001db4",
+    "913f82104cccc2b3a92c7bc7e92101f6a3e6dd9749f66e604e06f0084faf4e35",
 }
 
 
@@ -58,7 +57,9 @@ def refuse_other_task(
     try:
         kind = registry.get_config(type_hint)
     except Exception as err:  # whatever the registry raises for a name it does not know
-        text = f"{what}: {type_hint!r} is no configuration that Raster Vision knows here"
+        text = (
+            f"{what}: {type_hint!r} is no configuration that Raster Vision knows here"
+        )
         raise ValueError(text) from err
     if not issubclass(kind, known):
         raise ValueError(
@@ -219,11 +220,12 @@ def _find(model):
         return model, above if (above / "pipeline-config.json").exists() else None
     config = read_json(model / "pipeline-config.json", {})
     places = [model / "train", model / "bundle"]
-    for name in ("train_uri", "bundle_uri"):  # elsewhere, or in a run that was moved
+    for name in ("train_uri", "bundle_uri"):
         uri, root = config.get(name) or "", config.get("root_uri") or ""
-        if root and Path(uri).is_relative_to(root):
+        if root and Path(uri).is_relative_to(root):  # here, even if the run was moved
             places.append(model / Path(uri).relative_to(root))
-        places.append(Path(uri))
+        elif uri:
+            places.append(Path(uri))
     files = [p / "model-bundle.zip" for p in places]
     found = next((p for p in files if zipfile.is_zipfile(p)), None)
     if found is None:
@@ -246,7 +248,9 @@ def _upgraded(tree, path):
         try:
             return upgrade_config(tree) if tree else {}
         except Exception as err:
-            raise ValueError(f"{path}: its configuration cannot be read: {err}") from err
+            raise ValueError(
+                f"{path}: its configuration cannot be read: {err}"
+            ) from err
 
 
 def _learner(tree):
@@ -404,7 +408,7 @@ def inputs_of(
 ) -> dict | None:  # None where none can be read
     """What images hold before any transformer: dtype, bands, and the range of each band.
 
-    `dtype` is None when scenes differ in it.
+    `dtype` is None when scenes differ in it, or the files of a scene.
     `low` and `high` hold, for each band that is read, the least and the largest 2 % and
     98 % quantile of a scene.
     """
@@ -425,7 +429,7 @@ def inputs_of(
 
 
 def _values_of(config):
-    "dtype, number of bands and their ranges of one raster source, None if unreadable."
+    "dtype (None: several), number of bands and their ranges of a source; None: unreadable."
     parts = getattr(config, "raster_sources", [config])
     kinds, ranges = [], []
     for part in parts:
@@ -440,7 +444,7 @@ def _values_of(config):
         except (RasterioError, IndexError):
             return None
     whole = None if any(r is None for r in ranges) else np.concatenate(ranges)
-    return kinds[0], len(kinds), whole
+    return kinds[0] if len(set(kinds)) == 1 else None, len(kinds), whole
 
 
 def value_ranges(
@@ -479,7 +483,8 @@ def odd_ranges(
         try:
             with unplaced_allowed(), rasterio.open(uri) as file:
                 chosen = colour_bands(file) if bands is None else bands
-                if any(file.dtypes[i] != inputs["dtype"] for i in chosen):
+                known = inputs["dtype"]  # None: training images differ in it
+                if known and any(file.dtypes[i] != known for i in chosen):
                     continue  # refused for its type
                 here = value_ranges(file, chosen)
         except (RasterioError, IndexError):

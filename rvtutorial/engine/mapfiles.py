@@ -662,12 +662,11 @@ def _told_apart(uris):
         ends = [_parts(uri)[-1].replace(".", "_") for uri in group]
         depths = range(len(layers) + 1)
         ways = [(layers[:depth], last) for last in (stems, ends) for depth in depths]
-        for used, last in ways:
-            rows = zip(*used[::-1], last, strict=True)
-            found = ["_".join(filter(None, row)) for row in rows]
-            if len({name.lower() for name in found}) == len(group):
-                break
-        names |= zip(group, (safe_name(n, 240) for n in found), strict=True)
+        rows = [zip(*used[::-1], last, strict=True) for used, last in ways]
+        found = [["_".join(filter(None, row)) for row in way] for way in rows]
+        # the first of those that tell most apart; what is still equal gets a number
+        best = max(found, key=lambda way: len({name.lower() for name in way}))
+        names |= zip(group, (safe_name(n, 240) for n in best), strict=True)
     return names
 
 

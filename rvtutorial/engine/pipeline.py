@@ -20,6 +20,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -34,7 +35,7 @@ import rasterio
 import torch
 
 from rvtutorial.core.commands import answer
-from rvtutorial.core.files import refuse_outside, writing
+from rvtutorial.core.files import refuse_outside, remove_own_folders, writing
 from rvtutorial.core.progress import ProgressLine
 from rvtutorial.data.validity import check_zeros
 from rvtutorial.engine import prediction, scoring
@@ -76,7 +77,10 @@ from rastervision.core.rv_pipeline import SemanticSegmentationConfig
 from rastervision.pipeline.config import build_config, save_pipeline_config
 from rastervision.pipeline.file_system import get_tmp_dir
 from rastervision.pipeline.pipeline_config import PipelineConfig
-from rastervision.pytorch_learner import SemanticSegmentationGeoDataConfig
+from rastervision.pytorch_learner import (
+    SemanticSegmentationGeoDataConfig,
+    SemanticSegmentationLearner,
+)
 
 __all__ = ["paths", "predict", "run"]
 
@@ -317,12 +321,14 @@ def train_stage(work: Work) -> None:
     "Train from the last checkpoint on, or from the first epoch."
     cfg, options = work.cfg, work.options
     if options.checkpoint.too_old:
+        aside = options.checkpoint.path.with_name("checkpoint.old.pt")
         work.out(
             f"train: {options.checkpoint.path} was written by an earlier version, and "
             f"such a file can run any program: it is not read, and the training begins "
-            f"anew (engine.run(..., trust=True) would go on with it)"
+            f"anew. It is kept as {aside.name}: give it its old name back, and "
+            f"engine.run(..., trust=True) goes on with it"
         )
-        options.checkpoint.remove()
+        os.replace(options.checkpoint.path, aside)
     if not options.checkpoint.path.exists():
         clear_folder(work, cfg.train_uri)
     options.inputs = note_inputs(work)
@@ -488,9 +494,9 @@ def clear_map(cfg: PipelineConfig, scene) -> None:
 
 def predict_stage(work: Work) -> None:
     "Map validation and test scenes; what is there of others is replaced."
-    cfg, bundle = work.cfg, Path(work.cfg.train_uri, "model-bundle.zip")
+    cfg, bundle = work.cfg, products(work.cfg, "train")[0]
     learner = FastLearner.from_model_bundle(
-        str(bundle), work.tmp_dir, options=copy.copy(work.options)
+        str(safe_bundle(work)), work.tmp_dir, options=copy.copy(work.options)
     )
     stat, maps = bundle.stat(), Maps(cfg, work.folder)
     made_by = [stat.st_size, stat.st_mtime_ns, work.blend, str(learner.dtype)]
@@ -498,13 +504,27 @@ def predict_stage(work: Work) -> None:
         maps.begin(made_by)
         map_scenes(work, learner, maps)
         return
-    backend = cfg.backend.build(cfg, work.tmp_dir)
-    backend.learner, work.pipeline.backend = learner, backend
-    predict_as_stock(work)
+    predict_as_stock(work, learner)
 
 
-def predict_as_stock(work: Work) -> None:
+def safe_bundle(work: Work) -> Path:
+    """The bundle of a run's training, or a copy of it without compiled code.
+
+    ValueError when this run has not trained it and it carries code of others, unless
+    that is trusted.
+    """
+    bundle = products(work.cfg, "train")[0]
+    trained = (work.folder.manifest["went"].get("trained") or {}).get("bundle")
+    if work.options.checkpoint.trust or trained == _digest(bundle):
+        return bundle
+    folder = tempfile.mkdtemp(dir=work.tmp_dir)
+    return open_model(bundle, Path(folder)).bundle
+
+
+def predict_as_stock(work: Work, learner: SemanticSegmentationLearner) -> None:
     "Let Raster Vision predict, which adds to scores that it finds: so none are there."
+    backend = work.cfg.backend.build(work.cfg, work.tmp_dir)
+    backend.learner, work.pipeline.backend = learner, backend
     clear_maps(work.cfg)
     work.pipeline.predict()
     maps = Maps(work.cfg, work.folder)
@@ -595,7 +615,9 @@ def stock_stage(work: Work, name: str) -> None:
     if work.options.seed is not None:
         seed_everything(work.options.seed)  # all that can be seeded from outside
     if name == "predict":
-        predict_as_stock(work)
+        bundle = str(safe_bundle(work))
+        learner = SemanticSegmentationLearner.from_model_bundle(bundle, work.tmp_dir)
+        predict_as_stock(work, learner)
     else:
         getattr(work.pipeline, name)()
 
@@ -901,16 +923,18 @@ def run(
     | None = None,  # Holds pixels; None: shared by all runs of this process
     ddp: bool = False,  # Train on all GPUs, with Raster Vision's own code
     compile: bool = False,  # torch.compile on a GPU: worth it in long trainings
-    trust: bool = False,  # Read a checkpoint of an earlier version, which can run code
+    trust: bool = False,  # Run code of others: of a bundle, of an old checkpoint
 ) -> Path:  # The run folder
     """Run a configuration in this process; what is done already is not done again.
 
     Weights, predictions and log are the same, byte for byte, for one seed, one machine
-    and one number of threads, however often the run was interrupted. SIGTERM and SIGUSR1
-    end it after the next batch with exit status 75 (`Interrupted`); the same call goes
-    on. Raises ValueError when the folder holds another run or the loss is no longer a
-    number, and, before anything is written, for other tasks and for what could not be
-    finished (`refuse_impossible`); FileNotFoundError when a label or a prediction is
+    and one number of threads, however often the run was interrupted. SIGTERM, SIGUSR1
+    and SIGHUP end it after the next batch with exit status 75 (`Interrupted`), SIGINT
+    with KeyboardInterrupt; the same call goes on. A model that this run has not trained,
+    such as that of a changed copy, predicts only if it carries no code of others, or with
+    `trust=True`. Raises ValueError when the folder holds another run or the loss is no longer a
+    number, when code is not trusted, and, before anything is written, for other tasks
+    and for what could not be finished (`refuse_impossible`); FileNotFoundError when a label or a prediction is
     missing, `files.Busy` when another process is at work in the folder.
     """
     refuse_remote(config)
@@ -957,6 +981,11 @@ def _say_nothing(text: str) -> None:
     "In place of print."
 
 
+def _say(text: str) -> None:
+    "What matters without a progress line too; importing Raster Vision switches warnings off."
+    print(text, file=sys.stderr, flush=True)
+
+
 def remove_partials(
     folder: Path,  # A run folder
 ) -> None:
@@ -972,8 +1001,10 @@ def run_stages(work: Work, commands, stock: bool) -> None:
     "All stages that were asked for, one after the other."
     with quiet():
         wanted = ordered(commands, work.pipeline.commands)
-    for text in hidden_classes(work.cfg.dataset):
-        work.out(text)
+    done = {stage["name"] for stage in stages_done(work.folder, work.cfg)}
+    if {"chip", "train", "eval"} & {*wanted} - done:  # these read labels
+        for text in hidden_classes(work.cfg.dataset):
+            (_say if work.out is _say_nothing else work.out)(text)
     if not stock:
         table = paths(work.cfg, work.ddp)
         work.folder.update("went", paths=table.path.to_dict())
@@ -1014,6 +1045,9 @@ def run_stage(name: str, work: Work, stock: bool = False) -> None:
     with quiet(stdout=name != "train"):
         stage = STAGES[name] if not stock else partial(stock_stage, name=name)
         stage(work)
+    if name == "train" and (bundle := products(work.cfg, name)[0]).exists():
+        # what code it carries is that of this configuration
+        folder.update("went", trained={"bundle": _digest(bundle)})
     if name == "eval":
         write_results(folder)
     seconds = round(time.perf_counter() - start, 2)
@@ -1067,8 +1101,8 @@ def predict(
 
     Raises FileNotFoundError when there is no model or no image, ValueError when an image
     does not suit the model, or when code is not trusted, `files.Busy` when another
-    process predicts into the folder `out`; warns when the values of images are far from
-    those of the training.
+    process predicts into the folder `out`; says on standard error when the values of
+    images are far from those of the training.
     """
     line = ProgressLine(None, every=10, unit="px", unit_scale=True, form=_MAPPED)
 
@@ -1140,7 +1174,7 @@ def ended_by_signals():
     wanted = (signal.SIGTERM, signal.SIGHUP)
     before = {s: signal.getsignal(s) for s in wanted}
     for s, handler in before.items():
-        if handler != signal.SIG_IGN:  # nohup
+        if handler not in (signal.SIG_IGN, None):  # nohup, or not python's to put back
             signal.signal(s, end)
     try:
         yield
@@ -1148,8 +1182,11 @@ def ended_by_signals():
         pass
     finally:
         for s, handler in before.items():
-            signal.signal(s, handler)
+            if handler is not None:
+                signal.signal(s, handler)
     if came:
+        if before[came[0]] == signal.SIG_DFL:  # this process ends here, without atexit
+            remove_own_folders()
         signal.raise_signal(came[0])
         raise SystemExit(128 + came[0])
 
@@ -1162,10 +1199,9 @@ def source_of(
     "How a model's own scenes are read: which bands, of which type, through what."
     known, source = model.inputs, model.source()
     if source is None:
-        warnings.warn(
+        _say(
             "the model does not say how its images were read: their bands are taken as "
-            "they are. Give its run folder, or the bundle of the run",
-            stacklevel=3,
+            "they are. Give its run folder, or the bundle of the run"
         )
         return {"bands": bands, "channels": data.img_channels}
     known = known or inputs_of([source.config])
@@ -1178,22 +1214,20 @@ def source_of(
 
 
 def _say_what_is_odd(images, model, bands):
-    "Warn of images whose values are far from those of the training."
+    "Say on standard error which images have values far from those of the training."
     source = model.source()
     if source is None or source.stretched:
         return
     if model.inputs is None:
-        warnings.warn(
+        _say(
             "what the network was trained on is not known: neither the model says it, nor "
-            "are its images there. Type and range of these images are not compared",
-            stacklevel=3,
+            "are its images there. Type and range of these images are not compared"
         )
         return
     odd = odd_ranges(images.values(), bands, model.inputs)
     if odd:
         more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
-        warnings.warn(
+        _say(
             "values are far from those that the network was trained on, and its map may "
-            f"mean nothing: {'; '.join(odd[:3])}{more}",
-            stacklevel=3,
+            f"mean nothing: {'; '.join(odd[:3])}{more}"
         )

@@ -610,7 +610,7 @@ class _AnyOf:
         self.rasters = rasters
 
     def valid(self, top, bottom):
-        "As `Raster.valid`."
+        "(bottom - top, columns) bool, as `SceneMask.valid`; None where all pixels hold data."
         found = [raster.valid(top, bottom) for raster in self.rasters]
         return None if any(v is None for v in found) else np.any(found, axis=0)
 

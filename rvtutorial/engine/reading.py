@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -35,6 +36,8 @@ from rvtutorial.core.files import (
     scratch_folder,
 )
 from rvtutorial.core.gdalnames import gdal_name
+from rvtutorial.core.renamed import say_once
+from rvtutorial.data.validity import declared_nodata
 from rvtutorial.runs import atomic_path
 
 with warnings.catch_warnings():  # importing Raster Vision switches all of them off
@@ -643,7 +646,7 @@ def hidden_classes(
             continue
         steps = [getattr(t, "mapping", None) or {} for t in source.transformers]
         for uri in listify_uris(source.uris):
-            value = _nodata_of(uri)
+            value = declared_nodata(uri)
             meant = _class_of(value, steps, names)
             read = _class_of(0, steps, names)
             if value and meant is not None and meant != read:
@@ -658,19 +661,11 @@ def hidden_classes(
     ]
 
 
-def _nodata_of(uri):
-    "The declared no-data value of a raster; None where it has none or cannot be read."
-    with contextlib.suppress(rasterio.errors.RasterioError, OSError):
-        with rasterio.open(uri) as file:
-            return file.nodata
-    return None
-
-
 def _class_of(value, steps, names):
     "The name of the class that a number becomes, None if it becomes none."
     for mapping in steps:
         value = mapping.get(value, value)
-    whole = value is not None and value == value and int(value) == value
+    whole = value is not None and math.isfinite(value) and int(value) == value
     return names[int(value)] if whole and 0 <= value < len(names) else None
 
 
@@ -728,7 +723,7 @@ class SceneStore:
         budget_mb: float
         | None = None,  # None: RVTUTORIAL_CACHE_MB or a quarter of memory
         scratch: str | Path | None = None,  # None: `scratch_folder()`
-        say=warnings.warn,  # Told once when something is slower than it could be
+        say=say_once,  # Told once when something is slower than it could be
     ):
         named = os.environ.get("RVTUTORIAL_CACHE_MB")
         if budget_mb is None and named:

@@ -51,6 +51,7 @@ from rastervision.pipeline.file_system import (
 from shapely.affinity import translate
 
 from ..core.formulas import fractions
+from ..core.renamed import say_once
 from ..metrics.counting import confusion
 from ..runs import atomic_path
 
@@ -273,7 +274,7 @@ def count_scene(
 # %% ../../nbs/engine/scoring.ipynb #0bc1eb5b
 def groups_to_score(
     cfg: RVPipelineConfig,  # Complete: `update` was called
-    tell: Callable[[str], None] = warnings.warn,  # Told about groups that are left out
+    tell: Callable[[str], None] = say_once,  # Told about groups that are left out
 ) -> dict[str, list[SceneConfig]]:  # Name of a group -> its scenes, in order
     """The groups of scenes that are evaluated.
 
@@ -413,7 +414,7 @@ def evaluate(
     build_scene: Callable = SceneConfig.build,  # (config, classes, tmp_dir) -> Scene
     rows: int = 512,  # Rows of a block
     as_stock: bool = True,  # Also where stock is wrong about crops and AOIs
-    tell: Callable[[str], None] = warnings.warn,  # Told about what is not as it seems
+    tell: Callable[[str], None] = say_once,  # Told about what is not as it seems
 ) -> list[str]:  # The files that were written
     """Write an `eval.json` for every evaluator and group of scenes but the training scenes.
 

@@ -454,7 +454,7 @@ def truth_of(
         return (
             _folder_classes(run, layers.label, truth, run.values) if raster else truth
         )
-    meaning = label_meaning(run, layers.id)
+    meaning = label_meaning(run, layers.id, layers.label)
     return read_truth(layers.label, layers.frame, max_size, **meaning)
 
 

@@ -23,7 +23,7 @@ from rvtutorial.hpc.job import (
     queued_for,
     run_folder,
 )
-from rvtutorial.hpc.queue import start_local, submitted
+from rvtutorial.hpc.queue import queue_folder, start_local, submitted
 from rvtutorial.hpc.scheduler import (
     FINE,
     LIVE,
@@ -160,7 +160,9 @@ def _refuse_other_run(folder: Path, params: dict, notebook: Path) -> None:
 
 
 def _refuse_missing(site: Site) -> None:
-    "Raise FileNotFoundError or ValueError for an image or a bind that is not there."
+    "Raise OSError or ValueError for an image, a bind or a local queue that is not there."
+    if site.queue == "local":
+        queue_folder()
     if site.image:
         check_image(expand("image", site.image))
         check_binds([expand("binds", bind) for bind in site.binds])
@@ -353,8 +355,17 @@ def submit_many(
                 refuse_request(site)
                 alone = len(todo) == 1  # then Slurm need not be asked
                 most = None if alone else array_limit(cluster_of(site.extra))
-            order = first
-            for part in _array_parts(todo, most):
-                number = _hand_over(part, site, notebook, order, before)
+            order, parts = first, _array_parts(todo, most)
+            for place, part in enumerate(parts, 1):
+                try:
+                    number = _hand_over(part, site, notebook, order, before)
+                except SlurmError as error:
+                    left = sum(map(len, parts[place:]))
+                    if not left:
+                        raise
+                    more = (
+                        f"{left} runs behind these were not handed over: submit again"
+                    )
+                    raise type(error)(f"{error}\n{more}") from error
                 order = _after_part(first, number)
     return job

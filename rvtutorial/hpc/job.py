@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rvtutorial.core import records
 from rvtutorial.core.commands import answer
-from rvtutorial.core.files import is_locked, is_other
+from rvtutorial.core.files import Busy, is_locked, is_other, locked
 from rvtutorial.core.records import Unreadable, read_json
 from rvtutorial.hpc.queue import (
     ask_local,
@@ -352,7 +352,7 @@ def own_submissions(
             known[home] = folders_of(home)
         names = known.get(home)
         place = names[index] if names and index in range(len(names)) else None
-        if names and (place is None or _is_elsewhere(place, folder)):
+        if names and (place is None or is_other(place, folder, gone=True)):
             original = place or f"a run of {home}"
         else:
             own.append([home, index, params])
@@ -362,14 +362,6 @@ def own_submissions(
     first = dict(zip(("submission", "index", "params"), own[0], strict=True))
     job = job | {k: v for k, v in first.items() if k in job}
     return job | ({"earlier": own[1:]} if "earlier" in job else {}), None
-
-
-def _is_elsewhere(place: str, folder: Path) -> bool:
-    "Whether a submission was made for another folder than this one."
-    try:
-        return place != str(folder) and not os.path.samefile(place, folder)
-    except OSError:
-        return True
 
 
 def epochs(
@@ -422,7 +414,10 @@ def _state_of(folder: Path, job: dict, known: dict) -> tuple[str, str]:
 def cancel_members(home: Path, members: list[int]) -> None:
     "Take members of one submission out of the queue, or stop them."
     doc = submitted(home)
-    write_json(home / "cancelled.json", sorted({*cancelled_members(home), *members}))
+    home.mkdir(parents=True, exist_ok=True)
+    with locked(home / ".cancelling"):  # another may be adding members
+        known = cancelled_members(home)
+        write_json(home / "cancelled.json", sorted({*known, *members}))
     SLURM.forget()
     if doc.get("queue") == "slurm":
         _scancel(job_id(home, doc), home, members)
@@ -631,17 +626,18 @@ class Job:
             for home, index, _ in queued_for(job) if states[folder] in LIVE else []:
                 if home:
                     homes.setdefault(home, []).append(index)
-        errors = []
+        errors = {}
         for home, members in homes.items():
             try:
                 cancel_members(Path(home), members)
-            except Unreadable as error:  # the others first
-                errors.append(error)
-        for folder in self.folders:
-            if Run(folder).state == "queued":
+            except (Unreadable, SlurmError, Busy, OSError) as error:  # the others first
+                errors[home] = error
+        for folder, job in jobs.items():
+            left = any(home in errors for home, _, _ in queued_for(job))
+            if not left and Run(folder).state == "queued":
                 Run(folder).update("went", state="interrupted", why="cancelled")
-        if errors:
-            raise errors[0]
+        for error in errors.values():
+            raise error
         return self
 
     def log(self, folder: str | Path | None = None, lines: int = 20) -> str:

@@ -25,10 +25,12 @@ from rvtutorial.core.files import (
     Busy,
     addresses_gb,
     is_locked,
+    lasting_folder,
     locked,
-    private_folder,
+    private_places,
 )
 from rvtutorial.core.records import Unreadable, read_json
+from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.scheduler import FINE, NEVER, our_word
 from rvtutorial.runs import Run, write_json
 
@@ -89,12 +91,18 @@ def is_script(pid, home: Path) -> bool:
 
 
 def queue_folder() -> Path:
-    "Where the local queue of this machine and user keeps its tickets."
+    "Where the local queue of this machine and user keeps its tickets; OSError if nowhere."
     named = os.environ.get("RVTUTORIAL_QUEUE")
-    if not named:
-        return private_folder("rvtutorial-queue")
-    Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Path(named)
+    if named:
+        Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(named)
+    found = lasting_folder("rvtutorial-queue")
+    if found is None:  # a folder for each process would be a queue for each
+        raise OSError(
+            f"no private folder for the local queue ({private_places('rvtutorial-queue')[0]} "
+            f"is not yours alone): set RVTUTORIAL_QUEUE to a folder of yours"
+        )
+    return found
 
 
 def ticket_of(since: int, pid: int) -> Path:
@@ -297,7 +305,7 @@ class LocalQueue:
         try:
             return member in cancelled_members(self.home)
         except Unreadable as error:  # nobody can have meant that
-            print(error, file=sys.stderr, flush=True)
+            say_once(str(error))  # it is asked at every turn
             return False
 
     def start(self, member: int) -> "JobScript":

@@ -302,12 +302,13 @@ def find_job(
 
 
 def _number_of(name: str, text: str | None, among: tuple) -> str | None:
-    "The job id in the first line that begins with one; a line with the name comes first."
+    "The job id in the first line with this name; a notice of the site may be a number, too."
+    form = rf"(\d+)(?:[;_+][^|]*)?\|{re.escape(name)}"
     lines = (text or "").splitlines()
-    found = [re.fullmatch(r"(\d+)(?:[|;_+].*)?", line.strip()) for line in lines]
-    found = [one for one in found if one and (not among or one[1] in among)]
-    named = [one for one in found if one[0].endswith(f"|{name}")]
-    return next((one[1] for one in named or found), None)
+    found = [re.fullmatch(form, line.strip()) for line in lines]
+    return next(
+        (one[1] for one in found if one and (not among or one[1] in among)), None
+    )
 
 
 def read_ids(

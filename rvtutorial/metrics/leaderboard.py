@@ -31,6 +31,7 @@ from ..core.finding import opened
 from ..core.records import Unreadable, attempt
 from ..core.renamed import renamed_arguments
 from ..data.places import unplaced_allowed
+from ..data.validity import declared_nodata
 from rvtutorial.metrics.calibration import (
     SCORES,
     ScoreCounts,
@@ -235,6 +236,7 @@ def _with_id(where):
 def label_meaning(
     run: Run,
     scene: str,  # Id
+    label: str | Path | None = None,  # Where its labels lie now; None: where they lay
 ) -> dict:  # `values` and `rest` of `count_rasters`
     "How a run reads the labels of a scene, from its pipeline-config.json."
     splits = ("train_scenes", "validation_scenes", "test_scenes")
@@ -243,25 +245,13 @@ def label_meaning(
     source = (config.get("label_source") or {}).get("raster_source") or {}
     maps = [t["mapping"] for t in source.get("transformers") or [] if "mapping" in t]
     values = {int(k): int(v) for k, v in maps[0].items()} if maps else None
-    empty = _nodata_of(source.get("uris"))
+    uris = source.get("uris") or []  # none of vector labels
+    uris = [uris] if isinstance(uris, str) else uris
+    empty = declared_nodata(label or uris[0]) if uris else None
     if empty is not None:  # Raster Vision reads 0 there, and maps it after that
         values = {**(values or {}), empty: (values or {}).get(0, 0)}
     rest = (source.get("rasterizer_config") or {}).get("background_class_id", 1)
     return dict(values=values, rest=rest)
-
-
-def _nodata_of(uris):
-    "The no-data value that a label raster declares, None where there is none."
-    import rasterio
-
-    uri = uris if isinstance(uris, str) else next(iter(uris or []), None)
-    if uri is None or not Path(uri).is_file():
-        return None
-    try:
-        with unplaced_allowed(), rasterio.open(uri) as file:
-            return file.nodata
-    except rasterio.errors.RasterioError:
-        return None
 
 
 def _scene_files(run, scene, data):
@@ -276,7 +266,9 @@ def _scene_files(run, scene, data):
     if not path.is_file():
         raise FileNotFoundError(_no_scores(run, scene))
     hits = path.with_name("pixel_hits.npy")
-    how = dict(null=names.get("null_class") or "null", **label_meaning(run, scene))
+    how = dict(
+        null=names.get("null_class") or "null", **label_meaning(run, scene, label)
+    )
     how |= dict(hits=hits if hits.is_file() else None, classes=names["names"])
     return dict(truth=label, scores=path, **how)
 

@@ -73,7 +73,7 @@ NEVER = -10_000.0  # a logit so low that its class has a score of exactly zero
 def unet(
     num_classes: int,  # Classes with `null`, as Raster Vision counts them
     in_channels: int = 3,  # Bands of the image
-    width: int = 16,  # Channels after the first brick
+    width: int = 16,  # Channels after the first convolutions
     depth: int = 4,  # How often the image is halved, folding included
     null_id: int | None = None,  # The class that must never win
 ) -> UNet:  # In training mode, with random weights
