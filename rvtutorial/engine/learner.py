@@ -232,7 +232,7 @@ def set_random_state(state: dict) -> None:
 
 # %% ../../nbs/engine/learner.ipynb #80bd657f
 def seed_everything(
-    *seed: int,  # One number, or several that together name a place, such as (seed, epoch)
+    *seed: int,  # One number, or a key such as (seed, epoch)
 ) -> int:  # The 32-bit seed that was set
     "Seed python, numpy and torch, on all devices."
     state = seed_of(*seed)

@@ -304,9 +304,7 @@ class Target:
     blend: str = "mean"  # mean, votes or cosine
     null: int = 255  # Label where no window came
     close: Callable = lambda: None  # Called after the last chip has been read
-    empty: Callable | None = (
-        None  # (row, column, size) -> whether nothing is to be predicted
-    )
+    empty: Callable | None = None  # (row, column, size) -> is there no data?
     cache: int = CACHE  # Bytes that GDAL may keep of its files
 
 
