@@ -176,7 +176,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self):
-        "Hear signals inside; python hears them in its main thread only."
+        "Handle signals inside; Python delivers them to its main thread only."
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -331,7 +331,7 @@ class _Other(ValueError):
 class Options:
     "How the engine runs a configuration; none of it changes what plain Raster Vision reads."
 
-    seed: int | None = 0  # None: chance
+    seed: int | None = 0  # None: not seeded
     precision: str = "auto"  # auto, float32 or bfloat16
     onnx: bool = False  # Export to ONNX too
     keep: str = "last"  # Which weights become the model: last, or best by `monitor`

@@ -519,7 +519,7 @@ def map_scenes(work: Work, learner: FastLearner, maps: Maps) -> None:
     cfg, stop = work.cfg, work.options.stop
     scenes = _mapped(cfg)
     try:
-        told = prediction.stream(
+        counts = prediction.stream(
             (_target(work, scene, maps) for scene in scenes if not maps.done(scene)),
             learner.scores,
             batch_sz=cfg.predict_options.batch_sz,
@@ -528,10 +528,10 @@ def map_scenes(work: Work, learner: FastLearner, maps: Maps) -> None:
     finally:
         maps.write()
     meter = work.options.meters.setdefault("predict", Meter("predict"))
-    meter.seconds += told["seconds"]["total"]
-    meter.count(told["chips"], told["pixels"])
-    meter.add("compute", told["seconds"]["computing"])
-    meter.add("wait", told["seconds"]["waiting"])
+    meter.seconds += counts["seconds"]["total"]
+    meter.count(counts["chips"], counts["pixels"])
+    meter.add("compute", counts["seconds"]["computing"])
+    meter.add("wait", counts["seconds"]["waiting"])
 
 
 def _target(work, config, maps):
@@ -716,7 +716,7 @@ def report(
 
 def open_run(
     cfg: PipelineConfig,  # Complete, as `prepare` returns it
-    seed=...,  # A number, None for chance, or nothing: what the run was asked for
+    seed=...,  # A number, None: not seeded, or nothing: what the run was asked for
 ) -> tuple[Run, int | None]:  # The run folder, and the seed that holds
     """The folder of a run, if it holds this configuration or nothing; else ValueError.
 

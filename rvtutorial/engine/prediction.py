@@ -479,7 +479,7 @@ def _share(event):
 
 
 def _noted(state, predict, events, chips):
-    "Scores of a batch; an error is told which images it was about."
+    "Scores of a batch; a note in an error names the images."
     try:
         return _scores(state, predict, events, chips)
     except Exception as err:
