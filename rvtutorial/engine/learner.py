@@ -176,7 +176,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self):
-        "Hear signals inside; python hears them in its main thread only."
+        "Handle signals inside; Python delivers them to its main thread only."
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -232,7 +232,7 @@ def set_random_state(state: dict) -> None:
 
 # %% ../../nbs/engine/learner.ipynb #80bd657f
 def seed_everything(
-    *seed: int,  # One number, or several that together name a place, such as (seed, epoch)
+    *seed: int,  # One number, or a key such as (seed, epoch)
 ) -> int:  # The 32-bit seed that was set
     "Seed python, numpy and torch, on all devices."
     state = seed_of(*seed)
@@ -335,7 +335,7 @@ INPUTS = "inputs.json"  # in the bundle of a training, beside learner-config.jso
 class Options:
     "How the engine runs a configuration; none of it changes what plain Raster Vision reads."
 
-    seed: int | None = 0  # None: chance
+    seed: int | None = 0  # None: not seeded
     precision: str = "auto"  # auto, float32 or bfloat16
     onnx: bool = False  # Export to ONNX too
     keep: str = "last"  # Which weights become the model: last, or best by `monitor`

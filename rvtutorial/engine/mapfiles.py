@@ -633,7 +633,7 @@ def find_images(
     for uri in (uri for item in items for uri in _named(str(item))):
         if out is None or Path(_real(out)) not in Path(_real(uri)).parents:
             found.setdefault(_real(uri), uri)
-    names, apart = {}, _told_apart(list(found.values()))
+    names, apart = {}, _distinct_names(list(found.values()))
     stems = {_stem(uri).lower() for uri in found.values()}
     for uri in found.values():
         name, taken = apart[uri], {n.lower() for n in names}
@@ -649,7 +649,7 @@ def find_images(
     return names
 
 
-def _told_apart(uris):
+def _distinct_names(uris):
     "{uri: name}: file names, with the shortest parts of paths that tell equal ones apart."
     groups, names = {}, {}
     for uri in uris:

@@ -304,9 +304,7 @@ class Target:
     blend: str = "mean"  # mean, votes or cosine
     null: int = 255  # Label where no window came
     close: Callable = lambda: None  # Called after the last chip has been read
-    empty: Callable | None = (
-        None  # (row, column, size) -> whether nothing is to be predicted
-    )
+    empty: Callable | None = None  # (row, column, size) -> is there no data?
     cache: int = CACHE  # Bytes that GDAL may keep of its files
 
 
@@ -481,7 +479,7 @@ def _share(event):
 
 
 def _noted(state, predict, events, chips):
-    "Scores of a batch; an error is told which images it was about."
+    "Scores of a batch; a note in an error names the images."
     try:
         return _scores(state, predict, events, chips)
     except Exception as err:
