@@ -13,7 +13,14 @@ from .hpc.image import Bind, check_image, check_versions  # noqa: F401
 from .hpc.image import definition_file, in_container  # noqa: F401
 from .hpc.image import own_versions, parse_bind, readable  # noqa: F401
 
-_all_ = ["Bind", "check_binds", "check_image", "check_versions", "readable"]
+# %% ../nbs/03_apptainer_image.ipynb #7d1e2c90
+_all_ = [
+    "Bind",
+    "check_binds",
+    "check_image",
+    "check_versions",
+    "readable",
+]  # names that are only passed on
 
 # %% ../nbs/03_apptainer_image.ipynb #413820a1
 def exec_command(

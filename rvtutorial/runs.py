@@ -18,7 +18,15 @@ from .core.names import natural_key, own_sites, packaged  # noqa: F401
 from .core.record import Run, find_runs, headline  # noqa: F401
 from .core.records import read_json, write_json  # noqa: F401
 
-_all_ = ["Hyperparams", "PRESETS", "Run", "STOCK", "differences", "find_runs"]
+# %% ../nbs/05_model_configuration.ipynb #7d1e2c91
+_all_ = [
+    "Hyperparams",
+    "PRESETS",
+    "Run",
+    "STOCK",
+    "differences",
+    "find_runs",
+]  # names that are only passed on
 
 # %% ../nbs/05_model_configuration.ipynb #fbb528e5
 @dataclass(frozen=True, repr=False)
