@@ -158,7 +158,7 @@ def test_scenes_that_are_all_alike_do_not_make_a_difference_certain():
         found.difference + 0.393 * (1 - found.difference), abs=1e-3
     )
     same = difference(a, a)
-    assert same.p == 1 and same.low == -same.high
+    assert same.p == 1 and same.low == same.high == 0
     for scenes in (6, 12):  # p and interval decide alike
         good, poor = (
             rows_of([99] * scenes, [1] * scenes, [1] * scenes),

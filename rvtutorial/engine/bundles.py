@@ -74,6 +74,7 @@ def refuse_other_task(
 def code_in(
     folder: Path,  # Where the bundle of a training lies unpacked
     trees: Iterable[dict],  # Its configurations, as JSON
+    known: Iterable[str] = (),  # SHA-256 of more files that may run
 ) -> list[str]:  # Names, each with what it is
     "The code of others that loading a model would run."
     found = []
@@ -81,7 +82,7 @@ def code_in(
         name = path.relative_to(folder)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         code = name.parts[0] == "modules" or path.suffix in (".py", ".so", ".pyd")
-        if code and digest not in OUR_CODE:
+        if code and digest not in OUR_CODE | {*known}:
             found.append(f"{name} (SHA-256 {digest[:16]}...)")
     for tree in trees:
         found += [f"transforms in {path}" for path in _transform_files(tree)]
@@ -170,6 +171,7 @@ def open_model(
     model: Path,  # A run folder, its bundle, or the bundle of its training
     tmp: Path,  # An empty folder
     trust: bool = False,  # Run the code of others that it carries?
+    known: Iterable[str] = (),  # SHA-256 of files of others that may run
 ) -> Model:
     """Unpack a model and look at it; no code of it runs here.
 
@@ -191,7 +193,7 @@ def open_model(
     if not trees:
         raise ValueError(f"{path} says nothing of its network ({names[0]} is missing)")
     _without_caches(training)
-    code = code_in(training, trees)
+    code = code_in(training, trees, known)
     if code and not trust:
         raise ValueError(
             f"{model} carries code that would run here: {', '.join(code[:5])}. Code of "

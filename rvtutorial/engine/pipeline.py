@@ -511,14 +511,26 @@ def safe_bundle(work: Work) -> Path:
     """The bundle of a run's training, or a copy of it without compiled code.
 
     ValueError when this run has not trained it and it carries code of others, unless
-    that is trusted.
+    that is trusted, or is that by which the configuration defines its network.
     """
     bundle = products(work.cfg, "train")[0]
     trained = (work.folder.manifest["went"].get("trained") or {}).get("bundle")
     if work.options.checkpoint.trust or trained == _digest(bundle):
         return bundle
     folder = tempfile.mkdtemp(dir=work.tmp_dir)
-    return open_model(bundle, Path(folder)).bundle
+    return open_model(bundle, Path(folder), known=_code_of(work.cfg)).bundle
+
+
+def _code_of(cfg):
+    "SHA-256 of the files by which a configuration defines its network, outside of the run."
+    definition = getattr(cfg.backend.model, "external_def", None)
+    place = Path(getattr(definition, "uri", None) or cfg.root_uri)
+    files = (
+        []
+        if _inside(place, cfg.root_uri)
+        else [p for p in place.rglob("*") if p.is_file()]
+    )
+    return {hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def predict_as_stock(work: Work, learner: SemanticSegmentationLearner) -> None:
@@ -938,8 +950,8 @@ def run(
     and one number of threads, however often the run was interrupted. SIGTERM, SIGUSR1
     and SIGHUP end it after the next batch with exit status 75 (`Interrupted`), SIGINT
     with KeyboardInterrupt; the same call goes on. A model that this run has not trained,
-    such as that of a changed copy, predicts only if it carries no code of others, or with
-    `trust=True`. Raises ValueError when the folder holds another run or the loss is no longer a
+    such as that of a changed copy, predicts only if it carries no other code of others
+    than the configuration names, or with `trust=True`. Raises ValueError when the folder holds another run or the loss is no longer a
     number, when code is not trusted, and, before anything is written, for other tasks
     and for what could not be finished (`refuse_impossible`); FileNotFoundError when a label or a prediction is
     missing, `files.Busy` when another process is at work in the folder.

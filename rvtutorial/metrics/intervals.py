@@ -420,7 +420,7 @@ def _gap(a, b, level):
         return *_holding(value, *_middle(moved, level), -1, 1), p
     error, free = _error(moved, seeds, paired=True)
     reach = np.full(2, stdtrit(free, (1 + level) / 2) * error)
-    if error < SAME:  # in the others the difference may be anything
+    if error < SAME and value:  # not the same run; elsewhere it may be anything
         reach = _unseen(a.units, level) * np.array([1 + value, 1 - value])
     return *_holding(value, value - reach[0], value + reach[1], -1, 1), p
 
