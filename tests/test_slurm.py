@@ -592,8 +592,9 @@ def test_processes_that_are_no_queue(tmp_path):
     sleep = "import time; time.sleep(60)"
     args = [sys.executable, "-c", sleep, "rvtutorial.hpc.queue", str(tmp_path)]
     one = subprocess.Popen(args)
+    # one that is just being started shows no command yet, and may be any
+    wait_for(lambda: not queue.is_queue(one.pid, tmp_path / "other"), 5)
     assert queue.is_queue(one.pid) and queue.is_queue(one.pid, tmp_path)
-    assert not queue.is_queue(one.pid, tmp_path / "other")
     one.kill(), one.wait()
 
 

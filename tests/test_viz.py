@@ -134,16 +134,16 @@ def test_figures_of_a_run_show_the_bands_and_the_zeros_that_it_was_told_of(tmp_p
         file.write(pixels)
     fake_run(tmp_path / "a", {"9": (image, label, [], (40, 50))})
     run = Run(tmp_path / "a")
-    usual = maps.see_scene(run, "9")
-    assert not usual.seen[:20].any() and usual.seen[20:].all()
+    usual = maps.run_layers(run, "9")
+    assert not usual.valid[:20].any() and usual.valid[20:].all()
     path = run.path / "pipeline-config.json"
     config = json.loads(path.read_text())
     for scene in config["dataset"]["validation_scenes"]:
         scene["raster_source"]["channel_order"] = [2, 0, 1]
     path.write_text(json.dumps(config))
     run.update("asked", labels={"zeros": "data"})
-    told = maps.see_scene(Run(tmp_path / "a"), "9")
-    assert told.seen.all()
+    told = maps.run_layers(Run(tmp_path / "a"), "9")
+    assert told.valid.all()
     assert not np.array_equal(told.picture, usual.picture)
     shown = maps.read_picture(image, bands=[2, 0, 1], zeros="data")
     assert np.array_equal(told.picture, shown)
