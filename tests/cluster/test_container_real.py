@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rvtutorial.container import (
+from rvtutorial.container import 
+from rvtutorial.hpc.image import (
     Bind,
     check_binds,
     check_versions,
@@ -154,7 +155,7 @@ def test_what_the_lesson_says_is_refused(image, tmp_path):
     bind = Bind(tmp_path, "/data", True)
     assert "Read-only" in image.run(["touch", "/data/x"], bind).stderr
     assert image.run(["true"], pwd="/nowhere").returncode == 255
-    code = "from rvtutorial.container import in_container; print(in_container())"
+    code = "from rvtutorial.hpc.image import in_container; print(in_container())"
     assert image.run(["python", "-c", code]).stdout == "True\n"
 
 
