@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from rvtutorial.container import 
 from rvtutorial.hpc.image import (
     Bind,
     check_binds,
