@@ -42,8 +42,23 @@ MOVED = {
 }
 
 
-# names of Part 1: plumbing that is private now, and what it only passed on
+# names of Parts 1 and 5: plumbing that is private now, and what they only passed on
 ATTRIBUTES = {
+    "rvtutorial.container": {
+        name: f"hpc.image.{name}"
+        for name in "definition_file FREEZE DECISIVE image_versions in_container "
+        "own_versions parse_bind read_definition read_freeze".split()
+    },
+    "rvtutorial.runs": {
+        "atomic_path": "core.files.atomic_path",
+        "headline": "core.record.headline",
+        "natural_key": "core.names.natural_key",
+        "near_match": "core.names.near_match",
+        "own_sites": "core.names.own_sites",
+        "packaged": "core.names.packaged",
+        "read_json": "core.records.read_json",
+        "write_json": "core.records.write_json",
+    },
     "rvtutorial.slurm": {
         "JOB_SH": "hpc.batch._JOB_SH",
         "accounts": "hpc.sites.accounts",

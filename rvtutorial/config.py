@@ -14,7 +14,8 @@ from . import scenes
 from .data import checks
 from .engine import inputs
 from .data.labels import is_raster, target_class
-from .runs import Hyperparams, atomic_path
+from .core.files import atomic_path
+from .runs import Hyperparams
 from rastervision.core.data import (
     ClassConfig,
     ClassInferenceTransformerConfig,

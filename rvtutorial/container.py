@@ -8,19 +8,13 @@ __all__ = ['exec_command', 'Bind', 'check_binds', 'check_image', 'check_versions
 # %% ../nbs/03_apptainer_image.ipynb #6e36ca0d
 import os
 
+from ._old_names import old_attributes
 from .hpc.image import assignment, check_binds, plain_path, single_path
-from .hpc.image import Bind, check_image, check_versions  # noqa: F401
-from .hpc.image import definition_file, in_container  # noqa: F401
-from .hpc.image import own_versions, parse_bind, readable  # noqa: F401
+from .hpc.image import Bind, check_image, check_versions, readable  # noqa: F401
 
 # %% ../nbs/03_apptainer_image.ipynb #7d1e2c90
-_all_ = [
-    "Bind",
-    "check_binds",
-    "check_image",
-    "check_versions",
-    "readable",
-]  # names that are only passed on
+_all_ = ["Bind", "check_binds", "check_image", "check_versions", "readable"]
+__getattr__ = old_attributes("rvtutorial.container")  # names of version 0.1.0
 
 # %% ../nbs/03_apptainer_image.ipynb #413820a1
 def exec_command(

@@ -18,7 +18,9 @@ from rvtutorial.hpc.runner import Busy, lock
 from rvtutorial.hpc.job import Job, ask
 from rvtutorial.core import records
 from rvtutorial.core.records import Unreadable
-from rvtutorial.runs import Run, find_runs, near_match, read_json
+from rvtutorial.core.names import near_match
+from rvtutorial.core.records import read_json
+from rvtutorial.runs import Run, find_runs
 
 
 @dataclass(frozen=True)

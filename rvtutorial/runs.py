@@ -10,23 +10,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core.files import atomic_path  # noqa: F401
-from .core.hyperparams import PRESETS, STOCK, Hyperparams  # noqa: F401
-from .core.hyperparams import differences  # noqa: F401
+from ._old_names import old_attributes
+from .core.hyperparams import PRESETS, STOCK, Hyperparams, differences  # noqa: F401
 from .core.names import home_folder, near_match, site_data
-from .core.names import natural_key, own_sites, packaged  # noqa: F401
-from .core.record import Run, find_runs, headline  # noqa: F401
-from .core.records import read_json, write_json  # noqa: F401
+from .core.record import Run, find_runs  # noqa: F401
 
 # %% ../nbs/05_model_configuration.ipynb #7d1e2c91
-_all_ = [
-    "Hyperparams",
-    "PRESETS",
-    "Run",
-    "STOCK",
-    "differences",
-    "find_runs",
-]  # names that are only passed on
+_all_ = ["Hyperparams", "PRESETS", "Run", "STOCK", "differences", "find_runs"]
+__getattr__ = old_attributes("rvtutorial.runs")
 
 # %% ../nbs/05_model_configuration.ipynb #fbb528e5
 @dataclass(frozen=True, repr=False)

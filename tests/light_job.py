@@ -17,7 +17,8 @@ pause: int = None"""
 BODY = """import math, time
 from pathlib import Path
 from fake_runs import evaluation, write_log
-from rvtutorial.runs import Run, write_json
+from rvtutorial.core.records import write_json
+from rvtutorial.runs import Run
 folder, whole = Path(output_uri or "."), int(epochs or 4)
 rate, last = float(lr or 1e-3), min(int(pause or whole), whole)
 run = Run(folder)

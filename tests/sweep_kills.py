@@ -30,9 +30,10 @@ import rasterio
 import torch
 from light_job import light_job
 
+from rvtutorial.core.records import read_json
 from rvtutorial.data.synthetic import SAMPLES, make_sample_scenes
 from rvtutorial.hpc.job import epochs
-from rvtutorial.runs import Run, read_json
+from rvtutorial.runs import Run
 from rvtutorial.sweep import Sweep
 
 START = """import sys

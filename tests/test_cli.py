@@ -29,7 +29,8 @@ from rvtutorial.cli import (
     run_folders,
     text_table,
 )
-from rvtutorial.runs import Run, read_json, write_json
+from rvtutorial.core.records import read_json, write_json
+from rvtutorial.runs import Run
 
 NAMES = "samples check train predict sweep status compare report clean completion"
 COMMANDS = NAMES.split()

@@ -661,8 +661,8 @@ def test_config_is_found_by_its_module_name():
 def test_the_job_notebook_has_every_parameter():
     from inspect import signature
 
+    from rvtutorial.core.names import packaged
     from rvtutorial.hpc.job import parameters
-    from rvtutorial.runs import packaged
 
     asked = set(signature(get_config).parameters) - {"runner", "hyperparams"}
     found = set(parameters(packaged("jobs", "train_rastervision")))

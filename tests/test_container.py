@@ -21,9 +21,9 @@ from rvtutorial.container import (
     check_binds,
     check_image,
     exec_command,
-    parse_bind,
 )
 from rvtutorial.hpc import image as images
+from rvtutorial.hpc.image import parse_bind
 
 
 def test_whole_command():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from random_counts import NAMES, labels, some_counts
 from sklearn import metrics as sk
 
+from rvtutorial.core.record import headline
 from rvtutorial.metrics.counting import (
     Counts,
     add,
@@ -28,7 +29,6 @@ from rvtutorial.metrics.counting import (
     windows_of,
 )
 from rvtutorial.metrics.leaderboard import label_folder
-from rvtutorial.runs import headline
 
 
 def test_scores_equal_scikit_learn():

@@ -17,10 +17,17 @@ import pytest
 
 from rvtutorial import slurm
 from rvtutorial.core import files
-from rvtutorial.core.files import Busy, available_memory, held, safe_name, writing
+from rvtutorial.core.files import (
+    Busy,
+    atomic_path,
+    available_memory,
+    held,
+    safe_name,
+    writing,
+)
 from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.hpc import queue
-from rvtutorial.runs import Run, atomic_path
+from rvtutorial.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SOMEBODY = 54321  # a user who is not us

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from rvtutorial import housekeeping as keep
 from rvtutorial.core import files as files_
+from rvtutorial.core.records import write_json
 from rvtutorial.housekeeping import RULES, chosen_rules, clean, look
 from rvtutorial.hpc import job
 from rvtutorial.hpc.runner import lock
-from rvtutorial.runs import Run, write_json
+from rvtutorial.runs import Run
 
 HOUR = 3600
 

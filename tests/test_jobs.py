@@ -15,11 +15,12 @@ import nbformat
 import pytest
 from signals import heeded
 
+from rvtutorial.core.records import read_json, write_json
 from rvtutorial.course import lessons
 from rvtutorial.course.lessons import LessonFailed, run_lesson, run_lessons
 from rvtutorial.hpc import runner
 from rvtutorial.hpc.runner import lock
-from rvtutorial.runs import Run, read_json, write_json
+from rvtutorial.runs import Run
 
 PNG = base64.b64encode(
     base64.b64decode(

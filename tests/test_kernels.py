@@ -10,9 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from rvtutorial.core.records import read_json
 from rvtutorial.hpc.job import JobFailed, own_imports
 from rvtutorial.hpc.queue import JobScript, LocalQueue
-from rvtutorial.runs import Run, read_json
+from rvtutorial.runs import Run
 from rvtutorial.slurm import submit_many
 
 HERE = str(Path(__file__).parent)

@@ -15,6 +15,7 @@ from fake_runs import evaluation, fake_run, three_scenes, truth_of, write_raster
 from random_counts import NAMES, some_counts
 from rasterio.transform import from_origin
 
+from rvtutorial.core.records import write_json
 from rvtutorial.metrics import calibration, intervals
 from rvtutorial.metrics.calibration import (
     add_scores,
@@ -44,7 +45,7 @@ from rvtutorial.metrics.leaderboard import (
     scene_boxes,
     scores_of,
 )
-from rvtutorial.runs import Run, write_json
+from rvtutorial.runs import Run
 
 
 def test_eval_json_is_read_per_scene(tmp_path):

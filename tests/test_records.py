@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from fake_runs import fake_run, three_scenes
 
 from rvtutorial.cli import cli
-from rvtutorial.core.records import RUN, Unreadable, misfit, read_json
+from rvtutorial.core.records import RUN, Unreadable, misfit, read_json, write_json
 from rvtutorial.course.lessons import runs_table
 from rvtutorial.metrics.leaderboard import leaderboard
-from rvtutorial.runs import Run, find_runs, write_json
+from rvtutorial.runs import Run, find_runs
 from rvtutorial.slurm import Job, submit
 from rvtutorial.sweeps.sweepfile import read_record
 

@@ -15,6 +15,7 @@ from fake_runs import fake_run, make_scene, three_scenes, write_raster
 from ondemand.browser import Browser, find_browser, wait
 from PIL import Image
 
+from rvtutorial.core.records import write_json
 from rvtutorial.course.examples import make_example_runs
 from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.figures import maps, report
@@ -22,7 +23,7 @@ from rvtutorial.figures.report import gather, write_report
 from rvtutorial.figures.runs import telling_scenes
 from rvtutorial.metrics import leaderboard
 from rvtutorial.metrics.leaderboard import LabelFolder
-from rvtutorial.runs import Run, write_json
+from rvtutorial.runs import Run
 from rvtutorial.scenes import find_scenes
 
 TRIALS = [{"lr": lr, "epochs": 8, "seed": 0} for lr in (1e-4, 1e-3, 2e-3)]
@@ -461,7 +462,7 @@ def test_a_scene_that_is_stored_south_first_stands_north_up(tmp_path):
 def test_the_comparison_job_writes_a_report(sweep, tmp_path):
     import papermill
 
-    from rvtutorial.runs import packaged
+    from rvtutorial.core.names import packaged
 
     shutil.copytree(sweep, tmp_path / "s")
     shutil.rmtree(tmp_path / "s" / "lr=1e-4" / "train")

@@ -18,21 +18,18 @@ from hypothesis import strategies as st
 
 import rvtutorial
 from rvtutorial import runs
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.names import natural_key, near_match, packaged
+from rvtutorial.core.record import headline
+from rvtutorial.core.records import read_json, write_json
 from rvtutorial.runs import (
     PRESETS,
     STOCK,
     Hyperparams,
     Run,
     Workspace,
-    atomic_path,
     differences,
     find_runs,
-    headline,
-    natural_key,
-    near_match,
-    packaged,
-    read_json,
-    write_json,
 )
 
 # -- hyperparameters ------------------------------------------------------------

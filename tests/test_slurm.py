@@ -14,11 +14,13 @@ import nbformat
 import pytest
 
 from rvtutorial import slurm
+from rvtutorial.core.names import packaged
+from rvtutorial.core.records import read_json, write_json
 from rvtutorial.hpc import batch, queue, scheduler, sites
 from rvtutorial.hpc import job as jobs
 from rvtutorial.hpc.job import merge, parameters
 from rvtutorial.hpc.scheduler import SLURM, WORDS
-from rvtutorial.runs import Run, packaged, read_json, write_json
+from rvtutorial.runs import Run
 from rvtutorial.slurm import Job, JobFailed, Site, SlurmError, submit, submit_many
 
 ROOT = Path(__file__).resolve().parent.parent

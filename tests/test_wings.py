@@ -11,7 +11,8 @@ import nbformat
 import pytest
 
 from rvtutorial._old_names import MOVED
-from rvtutorial.runs import Run, write_json
+from rvtutorial.core.records import write_json
+from rvtutorial.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [

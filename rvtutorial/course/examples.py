@@ -8,7 +8,7 @@ import pandas as pd
 
 from rvtutorial.figures import maps
 from rvtutorial.metrics.counting import confusion
-from rvtutorial.runs import write_json
+from rvtutorial.core.records import write_json
 from rvtutorial.sweeps.sweepfile import SweepFile, Trial, trial_names, write_record
 
 

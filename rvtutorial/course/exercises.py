@@ -290,7 +290,7 @@ def _tasks(answer):
 @exercise("3.1")
 def _read_only_bind(answer):
     'Text such as "source:target:mode".'
-    from rvtutorial.container import Bind, parse_bind
+    from rvtutorial.hpc.image import Bind, parse_bind
 
     if isinstance(answer, Bind):
         answer = ":".join([answer.source, answer.target, "ro"][: 2 + answer.readonly])

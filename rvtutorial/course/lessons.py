@@ -30,7 +30,9 @@ from rvtutorial.hpc.kernels import (
 from rvtutorial.hpc.queue import folders_of
 from rvtutorial.hpc.runner import EXIT_FAILED, EXIT_OK
 from rvtutorial.hpc.scheduler import LIVE, SlurmError
-from rvtutorial.runs import Workspace, atomic_path, find_runs, write_json
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.records import write_json
+from rvtutorial.runs import Workspace, find_runs
 
 
 class LessonFailed(RuntimeError):
@@ -133,7 +135,7 @@ def failed_cell(book, name: str, error: Exception) -> str:
 
 
 def run_lesson(
-    notebook: str | Path,  # A part or an appendix
+    notebook: str | Path,  # A part, or another notebook
     out_folder: str | Path,  # Where the executed copy goes, and where it runs
     env: dict | None = None,  # More environment variables for its kernel
     progress=None,  # Called with (cells done, cells in all)

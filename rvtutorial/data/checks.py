@@ -21,7 +21,9 @@ from rasterio.warp import transform_geom
 from rvtutorial import scenes
 from rvtutorial.data import masks, validity
 from rvtutorial.data.labels import check_grid, image_info, is_raster
-from rvtutorial.runs import Hyperparams, Workspace, atomic_path, read_json, write_json
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.records import read_json, write_json
+from rvtutorial.runs import Hyperparams, Workspace
 
 __all__ = ["data_folder", "input_range", "labels_of_run", "look_at_data", "shape_of"]
 __all__ += ["shown_as_bands"]

@@ -22,7 +22,7 @@ import numpy as np
 from . import validity
 from ..core.gdalnames import gdal_name
 from .places import LONLAT, fit, ground_size, on_earth, outline
-from ..runs import near_match
+from ..core.names import near_match
 
 # %% ../../nbs/data/labels.ipynb #9a3935d1
 @dataclass(frozen=True)
@@ -638,7 +638,7 @@ def write_clean(
     "Write polygons as 2-D GeoJSON in longitude and latitude with their class ids."
     import shapely
 
-    from rvtutorial.runs import atomic_path
+    from rvtutorial.core.files import atomic_path
 
     try:
         shapes = frame.to_crs(LONLAT).geometry if len(frame) else []

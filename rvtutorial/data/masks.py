@@ -12,7 +12,8 @@ import numpy as np
 
 from rvtutorial.data import validity
 from rvtutorial.data.labels import ImageInfo, label_fit, named, open_image
-from rvtutorial.runs import atomic_path, near_match
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.names import near_match
 
 EXAMPLE = "255:building,0:background"
 NULL = "null"

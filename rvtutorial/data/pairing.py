@@ -40,7 +40,7 @@ from rvtutorial.data.labels import (
 from ..core.files import safe_name
 from . import masks
 from .places import moved, on_earth, outline, square_metres
-from ..runs import natural_key
+from ..core.names import natural_key
 from .synthetic import IMAGE_NAME, LABEL_NAME
 
 # %% ../../nbs/data/pairing.ipynb #5efe7781
@@ -312,7 +312,7 @@ def write_table(
     "Write splits as a table that `find_splits` reads; paths count from the table."
     import pandas as pd
 
-    from rvtutorial.runs import atomic_path
+    from rvtutorial.core.files import atomic_path
 
     def near(file):
         return Path(os.path.relpath(file, Path(path).parent)).as_posix() if file else ""

@@ -21,7 +21,7 @@ from rvtutorial.engine.learner import INPUTS, pack, quiet
 from rvtutorial.engine.mapfiles import colour_bands
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.engine.reading import MultiRasterSourceConfig, raster_source
-from rvtutorial.runs import read_json
+from rvtutorial.core.records import read_json
 
 with quiet():
     from rastervision.core.data import MinMaxTransformerConfig, RasterSourceConfig

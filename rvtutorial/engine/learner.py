@@ -40,7 +40,8 @@ from rvtutorial.engine.batches import (
 )
 from .reading import SceneStore
 from .speed import Meter
-from ..runs import atomic_path, write_json
+from ..core.files import atomic_path
+from ..core.records import write_json
 
 # %% ../../nbs/engine/learner.ipynb #d652a3f5
 with warnings.catch_warnings():  # importing Raster Vision switches all of them off

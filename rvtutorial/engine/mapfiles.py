@@ -32,7 +32,8 @@ from rvtutorial.core.gdalnames import gdal_name
 from rvtutorial.data.labels import refuse_several, refuse_unplaced
 from rvtutorial.data.places import square_metres
 from rvtutorial.data.validity import Validity, cleared, colour_bands
-from rvtutorial.runs import atomic_path, natural_key
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.names import natural_key
 
 __all__ = ["MapFiles", "Outputs", "Raster", "SceneMask", "find_images", "look_at"]
 __all__ += ["refuse_other_map"]

@@ -66,7 +66,11 @@ from rvtutorial.engine.reading import (
     slow_reason,
 )
 from rvtutorial.engine.speed import Meter, bottleneck, flops_of, peak
-from rvtutorial.runs import Run, atomic_path, headline, near_match, read_json
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.names import near_match
+from rvtutorial.core.record import headline
+from rvtutorial.core.records import read_json
+from rvtutorial.runs import Run
 
 from rastervision.core.data import (  # isort: skip  after the modules that keep it quiet
     IdentityCRSTransformer,

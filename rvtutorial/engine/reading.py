@@ -38,7 +38,7 @@ from rvtutorial.core.files import (
 from rvtutorial.core.gdalnames import gdal_name
 from rvtutorial.core.renamed import say_once
 from rvtutorial.data.validity import declared_nodata
-from rvtutorial.runs import atomic_path
+from rvtutorial.core.files import atomic_path
 
 with warnings.catch_warnings():  # importing Raster Vision switches all of them off
     warnings.simplefilter("ignore")

@@ -53,7 +53,7 @@ from shapely.affinity import translate
 from ..core.formulas import fractions
 from ..core.renamed import say_once
 from ..metrics.counting import confusion
-from ..runs import atomic_path
+from ..core.files import atomic_path
 
 # %% ../../nbs/engine/scoring.ipynb #9a4ebb6c
 class ScoreItem(ClassEvaluationItem):

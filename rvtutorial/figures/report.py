@@ -27,7 +27,9 @@ from rvtutorial.core.files import refuse_name
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
 from rvtutorial.metrics import counting, leaderboard
-from rvtutorial.runs import Run, atomic_path, natural_key
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.names import natural_key
+from rvtutorial.runs import Run
 from rvtutorial.sweep import Sweep
 from rvtutorial.sweeps.sweepfile import short
 

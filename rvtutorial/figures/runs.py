@@ -34,7 +34,9 @@ from rvtutorial.metrics.leaderboard import (  # noqa: F401
     metric_title,
     summary,
 )
-from ..runs import Run, atomic_path, find_runs, natural_key, near_match
+from ..core.files import atomic_path
+from ..core.names import natural_key, near_match
+from ..runs import Run, find_runs
 from ..sweeps.sweepfile import read_record
 
 # %% ../../nbs/figures/runs.ipynb #4c697ba8

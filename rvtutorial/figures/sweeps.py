@@ -19,7 +19,8 @@ from ..core.renamed import renamed_arguments
 from . import maps
 from ..metrics import intervals, leaderboard
 from .runs import in_order, open_runs
-from ..runs import Run, near_match
+from ..core.names import near_match
+from ..runs import Run
 from ..sweeps.sweepfile import short
 from ..sweeps.trials import gpu_minutes, worked
 

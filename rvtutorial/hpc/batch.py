@@ -36,7 +36,8 @@ from rvtutorial.hpc.scheduler import (
     split_id,
 )
 from rvtutorial.hpc.sites import Site, cluster_of, expand, load_modules
-from rvtutorial.runs import Run, Workspace, write_json
+from rvtutorial.core.records import write_json
+from rvtutorial.runs import Run, Workspace
 
 # --- the text for Slurm
 

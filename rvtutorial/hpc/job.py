@@ -35,7 +35,9 @@ from rvtutorial.hpc.scheduler import (
     split_id,
 )
 from rvtutorial.hpc.sites import cluster_of, on_cluster
-from rvtutorial.runs import Hyperparams, Run, near_match, packaged, write_json
+from rvtutorial.core.names import near_match, packaged
+from rvtutorial.core.records import write_json
+from rvtutorial.runs import Hyperparams, Run
 
 
 class JobFailed(RuntimeError):

@@ -23,7 +23,7 @@ from jupyter_core.paths import jupyter_data_dir
 
 from .scheduler import minutes
 from ..container import check_image, exec_command
-from ..runs import read_json, write_json
+from ..core.records import read_json, write_json
 from .sites import Site, expand, load_modules
 
 # %% ../../nbs/hpc/ondemand.ipynb #86457baf

@@ -32,7 +32,8 @@ from rvtutorial.core.files import (
 from rvtutorial.core.records import Unreadable, read_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.scheduler import FINE, NEVER, our_word
-from rvtutorial.runs import Run, write_json
+from rvtutorial.core.records import write_json
+from rvtutorial.runs import Run
 
 # --- the folder of a submission
 

@@ -44,7 +44,9 @@ from rvtutorial.hpc.kernels import (
 )
 from rvtutorial.hpc.queue import cancelled_members, reserve_disk
 from rvtutorial.hpc.scheduler import SlurmError
-from rvtutorial.runs import Run, atomic_path, write_json
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.records import write_json
+from rvtutorial.runs import Run
 from rvtutorial.slurm import submit
 
 EXIT_OK, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED = 0, 1, 75, 143

@@ -14,7 +14,7 @@ from pydantic import BaseModel, PlainValidator, ValidationError
 
 from rvtutorial.container import check_image, check_versions
 from rvtutorial.core.commands import answer
-from rvtutorial.runs import near_match, own_sites, packaged
+from rvtutorial.core.names import near_match, own_sites, packaged
 
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.:,@+=\-\[\]&|()*/]*", re.ASCII)

@@ -67,7 +67,8 @@ from rvtutorial.metrics.intervals import (
     neighbours,
     why_no_interval,
 )
-from ..runs import Run, natural_key
+from ..core.names import natural_key
+from ..runs import Run
 
 # %% ../../nbs/metrics/leaderboard.ipynb #bc99eea2
 def counts_from(

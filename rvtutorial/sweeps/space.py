@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 
-from ..runs import near_match
+from ..core.names import near_match
 
 # %% ../../nbs/sweeps/space.ipynb #afc174b0
 _ENDS, _BELL = ("min", "max"), ("mu", "sigma")

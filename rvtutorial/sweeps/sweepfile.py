@@ -18,13 +18,9 @@ from rvtutorial.core.files import safe_name
 from rvtutorial.core.finding import trial_rows
 from rvtutorial.hpc.job import job_notebook, parameters
 from rvtutorial.core.records import attempt, read_json
-from rvtutorial.runs import (
-    Hyperparams,
-    Run,
-    atomic_path,
-    differences,
-    near_match,
-)
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.names import near_match
+from rvtutorial.runs import Hyperparams, Run, differences
 from rvtutorial.sweeps.space import (
     KINDS,
     Distribution,

@@ -26,7 +26,9 @@ from rvtutorial.hpc.queue import submitted
 from rvtutorial.core.files import safe_name
 from rvtutorial.core.finding import named_runs
 from rvtutorial.core.records import Unreadable, read_json
-from rvtutorial.runs import Hyperparams, Run, atomic_path, write_json
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.records import write_json
+from rvtutorial.runs import Hyperparams, Run
 from rvtutorial.sweeps.space import ask, enlist, promoted, tell
 from rvtutorial.hpc.sites import Site
 from rvtutorial.slurm import submit, submit_many

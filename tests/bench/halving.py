@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rvtutorial.runs import Run, read_json, write_json
+from rvtutorial.core.records import read_json, write_json
+from rvtutorial.runs import Run
 from rvtutorial.sweeps.space import halving, replay
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5, 5e-3, 2e-3, 8e-2)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rvtutorial.core.records import read_json
 from rvtutorial.hpc.image import (
     Bind,
     check_binds,
@@ -18,7 +19,6 @@ from rvtutorial.hpc.image import (
     own_versions,
 )
 from rvtutorial.hpc.sites import Site
-from rvtutorial.runs import read_json
 from rvtutorial.slurm import Job, JobFailed, submit_many
 
 ROOT = Path(__file__).resolve().parents[2]

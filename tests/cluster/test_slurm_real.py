@@ -15,10 +15,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from rvtutorial.core.records import read_json, write_json
 from rvtutorial.hpc import scheduler
 from rvtutorial.hpc.job import Job, JobFailed
 from rvtutorial.hpc.scheduler import FINE, SLURM, SlurmError, _accounted, _controlled
-from rvtutorial.runs import Run, read_json, write_json
+from rvtutorial.runs import Run
 from rvtutorial.slurm import Site, submit, submit_many
 
 ROOT = Path(__file__).resolve().parent.parent.parent
