@@ -197,8 +197,8 @@ def test_an_array_with_a_failing_member_and_what_waits_for_it(place, site, slurm
     assert list(job.states().values()) == ["succeeded"] * 2 + ["failed", "succeeded"]
     number = number_of(place / "r2")
     if slurm.account:  # what squeue forgets after some minutes; sacct lags behind it
-        until(lambda: _accounted([number]).get((number, 2), ("",))[0] == "failed")
-    assert _controlled(number)[number, 2][0] == "failed"
+        until(lambda: _accounted([number], "").get((number, 2), ("",))[0] == "failed")
+    assert _controlled(number, "")[number, 2][0] == "failed"
     report.wait(progress=False)
     begun = went(place / "report")["attempts"][0]["started"]
     assert begun >= max(went(f)["attempts"][-1]["ended"] for f in runs)
