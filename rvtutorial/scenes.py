@@ -296,6 +296,7 @@ def plot_map(
         aspect=1 / np.cos(middle),
     )
     axes.ticklabel_format(useOffset=False)
-    axes.locator_params(nbins=4)
+    axes.locator_params(axis="y", nbins=4)
+    axes.locator_params(axis="x", nbins=2)  # long labels
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -683,15 +683,7 @@ def plot_score_curves(
     for ax, kind in zip(axes.flat, show, strict=True):
         _draw_score_curves(ax, found, kind, metric)
     areas = [_CURVES[kind] for kind in show if kind != "threshold"]
-    maps.legend_below(
-        fig,
-        [
-            _area_handle(i, name, one.areas, areas)
-            for i, (name, one) in enumerate(found.items())
-        ],
-    )
-    kind = next(iter(found.values())).areas.name
-    maps.title_above(fig, f"scores of {kind}, {words}")
+    _name_areas(fig, found, areas, "scores", words)
     return fig
 
 # %% ../../nbs/figures/runs.ipynb #b9d1e61e
@@ -712,6 +704,15 @@ def _draw_score_curves(ax, found, kind, metric):
         ax.axvline(0.5, color="0.5", lw=0.8)
     ax.set_title(titles[kind], fontsize=10)
     ax.grid(alpha=0.3)
+
+
+def _name_areas(fig, found, shown, what, words):
+    "The legend below, a line for each run, and the title with the class in it."
+    pairs = enumerate(found.items())
+    lines = [_area_handle(i, name, one.areas, shown) for i, (name, one) in pairs]
+    maps.legend_below(fig, lines)
+    kind = next(iter(found.values())).areas.name
+    maps.title_above(fig, f"{what} of {kind}, {words}")
 
 
 def _area_handle(i, name, areas, shown):
@@ -750,13 +751,5 @@ def plot_reliability(
     for one in (ax, below):
         one.grid(alpha=0.3)
     shown = [(None, None, "ece", "ECE")]
-    maps.legend_below(
-        fig,
-        [
-            _area_handle(i, name, one.areas, shown)
-            for i, (name, one) in enumerate(found.items())
-        ],
-    )
-    kind = next(iter(found.values())).areas.name
-    maps.title_above(fig, f"reliability of {kind}, {words}")
+    _name_areas(fig, found, shown, "reliability", words)
     return fig
