@@ -2,16 +2,26 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from fake_runs import fake_run, three_scenes
+from small_disk import hungry, small_disk
 
 from rvtutorial.cli import cli
-from rvtutorial.core.records import RUN, Unreadable, misfit, read_json, write_json
+from rvtutorial.core.records import (
+    RUN,
+    Unreadable,
+    misfit,
+    read_json,
+    reserve_disk,
+    write_json,
+)
 from rvtutorial.course.lessons import runs_table
 from rvtutorial.metrics.leaderboard import leaderboard
 from rvtutorial.runs import Run, find_runs
@@ -272,3 +282,18 @@ def test_good_records_of_all_kinds_are_good():
     good = dict(schema=1, went=went, results={"validation": scores}, more={"x": [1]})
     assert misfit(good, RUN) is None and misfit({}, RUN) is None
     assert "'iou' must be a number" in misfit({"results": {"test": {"iou": "x"}}}, RUN)
+
+
+def test_the_last_record_on_a_full_disk(tmp_path):
+    "It takes blocks that were kept for it and are never free; others take all that are."
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        record = {"state": "running", "more": "x" * 5000}
+        write_json(disk / "a.json", record)
+        with reserve_disk(disk), hungry(disk, tmp_path / "stop"):
+            while shutil.disk_usage(disk).free:
+                time.sleep(0.01)
+            with pytest.raises(OSError, match="no space is left"):
+                write_json(disk / "a.json", dict(record, state="failed"))
+            write_json(disk / "a.json", dict(record, state="failed"), last=True)
+        assert read_json(disk / "a.json") == dict(record, state="failed")
+        assert os.listdir(disk) == ["a.json"]

@@ -110,18 +110,22 @@ class Run:
         "Merge values into a section of `run.json`; dots lead deeper: `results.test`."
         self._change(section, lambda place: place.update(values))
 
+    def update_last(self, section: str, **values) -> None:
+        "The same as what ends a job: on a full disk into the room that was kept for it."
+        self._change(section, lambda place: place.update(values), last=True)
+
     def append(self, section: str, key: str, item) -> None:
         "Add an item to a list in a section of `run.json`, such as a stage."
         self._change(section, lambda place: place.setdefault(key, []).append(item))
 
-    def _change(self, section, change) -> None:
+    def _change(self, section, change, last=False) -> None:
         with locked(self.path / ".run.lock"):  # one writer at a time
             manifest = {"schema": 1} | self.manifest
             place = manifest
             for key in section.split("."):
                 place = place.setdefault(key, {})
             change(place)
-            write_json(self.path / "run.json", manifest)
+            write_json(self.path / "run.json", manifest, last)
 
     def _file(self, name: str) -> Path:
         "A file of the run; FileNotFoundError says which stage writes it."

@@ -4,8 +4,10 @@ A record may be cut short, empty, of a newer version, closed to this user, binar
 a list where a dictionary belongs. All of these raise `Unreadable`, which knows the file.
 """
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -187,11 +189,47 @@ def jsonable(value):
 def write_json(
     path: str | Path,  # The file to write
     obj,  # Made of dicts, lists, numbers, texts, paths, numpy values
+    last: bool = False,  # On a full disk, into the room of `reserve_disk`, which is used up
 ) -> None:
     "Write JSON in one step: a reader finds the old file or the new one."
     text = json.dumps(jsonable(obj), indent=1) + "\n"
-    with atomic_path(path) as partial:
-        partial.write_text(text)
+    try:
+        with atomic_path(path) as partial:
+            partial.write_text(text)
+    except OSError:
+        if not (last and _write_into_reserve(Path(path), text.encode())):
+            raise
+
+
+RESERVE = 65536  # Bytes kept, so that the last states can be written
+
+
+@contextlib.contextmanager
+def reserve_disk(folder: Path):
+    "Keep 64 kB on a disk while the context lasts: no other program can take them."
+    reserve = folder / ".reserve"
+    with contextlib.suppress(OSError):  # full already: what follows will say so
+        reserve.write_bytes(os.urandom(RESERVE))
+    try:
+        yield
+    finally:
+        reserve.unlink(missing_ok=True)
+
+
+def _write_into_reserve(path: Path, content: bytes) -> bool:
+    "Let the reserve become a file, over blocks that it has: they are never free meanwhile."
+    reserve = path.with_name(".reserve")
+    try:
+        if reserve.stat().st_size < len(content):
+            return False
+        with open(reserve, "rb+") as file:
+            file.write(content)
+            file.truncate()
+            os.fsync(file.fileno())
+        os.replace(reserve, path)
+    except OSError:
+        return False
+    return True
 
 
 SCHEMA = 1  # The newest version of a record that is known here

@@ -29,10 +29,15 @@ from rvtutorial.core.files import (
     locked,
     private_places,
 )
-from rvtutorial.core.records import Unreadable, read_json
+from rvtutorial.core.records import (
+    RESERVE,
+    Unreadable,
+    read_json,
+    reserve_disk,
+    write_json,
+)
 from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.scheduler import FINE, NEVER, our_word
-from rvtutorial.core.records import write_json
 from rvtutorial.runs import Run
 
 # --- the folder of a submission
@@ -153,7 +158,6 @@ def _ahead(mine: Path) -> str | None:
 # --- a full disk
 
 FULL = "the disk is full"
-RESERVE = 65536  # Bytes kept, so that the last states can be written
 
 
 def is_full(folder: Path) -> bool:  # Not even room for 64 kB
@@ -166,18 +170,6 @@ def is_full(folder: Path) -> bool:  # Not even room for 64 kB
     finally:
         probe.unlink(missing_ok=True)
     return False
-
-
-@contextlib.contextmanager
-def reserve_disk(folder: Path):
-    "Keep 64 kB on a disk while the context lasts."
-    reserve = folder / ".reserve"
-    with contextlib.suppress(OSError):  # full already: what follows will say so
-        reserve.write_bytes(os.urandom(RESERVE))
-    try:
-        yield
-    finally:
-        reserve.unlink(missing_ok=True)
 
 
 # --- the process of a submission
@@ -291,7 +283,7 @@ class LocalQueue:
         more = f" and {len(folders) - 1} more" if folders[1:] else ""
         self.label = Path(folders[0]).name + more
 
-    def note(self, members=(), **values):
+    def note(self, members=(), last=False, **values):
         "Write what is known of all members, the same news of some of them."
         for member in members:
             self.members[member].update(values)
@@ -299,7 +291,7 @@ class LocalQueue:
         doc = dict(pid=os.getpid(), host=socket.gethostname(), script=script)
         doc |= {"members": self.members}
         with contextlib.suppress(OSError):  # no room: the next call says it again
-            write_json(self.home / "queue.json", doc)
+            write_json(self.home / "queue.json", doc, last)
 
     def cancelled(self, member: int) -> bool:
         "Whether somebody asked that a member should not run."
@@ -373,21 +365,19 @@ class LocalQueue:
         self.obey_signals()
         self.note()
         since = (self.home / "tasks.json").stat().st_mtime_ns
-        try:
-            with (
-                reserve_disk(self.home),
-                first_in_queue(since, self.label, self.wait_behind),
-            ):
-                unmet = self.unmet()
-                for member in everyone:
-                    if not unmet and not self.cancelled(member):
-                        self.run_member(member)
-        finally:
-            if self.script is not None:
-                self.script.close()
-            why = NEVER if self.unmet() else ""
-            left = [m for m in everyone if self.members[m]["state"] == "PENDING"]
-            self.note(left, state="CANCELLED", reason=why)
+        with reserve_disk(self.home):
+            try:
+                with first_in_queue(since, self.label, self.wait_behind):
+                    unmet = self.unmet()
+                    for member in everyone:
+                        if not unmet and not self.cancelled(member):
+                            self.run_member(member)
+            finally:
+                if self.script is not None:
+                    self.script.close()
+                why = NEVER if self.unmet() else ""
+                left = [m for m in everyone if self.members[m]["state"] == "PENDING"]
+                self.note(left, last=True, state="CANCELLED", reason=why)
 
 
 def start_local(home: Path) -> str:

@@ -25,7 +25,7 @@ import psutil
 from rvtutorial.core import records
 from rvtutorial.core.commands import answer
 from rvtutorial.core.files import Busy, TooLittle, held
-from rvtutorial.core.records import read_json
+from rvtutorial.core.records import read_json, reserve_disk, write_json
 from rvtutorial.hpc.job import (
     JobFailed,
     differences,
@@ -42,10 +42,9 @@ from rvtutorial.hpc.kernels import (
     share_imports,
     socket_folder,
 )
-from rvtutorial.hpc.queue import cancelled_members, reserve_disk
+from rvtutorial.hpc.queue import cancelled_members
 from rvtutorial.hpc.scheduler import SlurmError
 from rvtutorial.core.files import atomic_path
-from rvtutorial.core.records import write_json
 from rvtutorial.runs import Run
 from rvtutorial.slurm import submit
 
@@ -317,12 +316,13 @@ def attempt(
     run.update("went", state="running", why=None, attempts=attempts, job=job)
     with reserve_disk(folder):  # for the record of how it ended
         state, why, code, text = execute(notebook, folder, params, signals)
-    paused = run.manifest["went"].get("paused") if state == "succeeded" else None
-    if paused:
-        state, why = "paused", f"paused after {paused} epochs, as asked"
-    record.update(ended=now(), state=state, why=why)
-    peak = peak_memory(signals.process)
-    run.update("went", state=state, why=why, attempts=attempts, peak_memory_mb=peak)
+        paused = run.manifest["went"].get("paused") if state == "succeeded" else None
+        if paused:
+            state, why = "paused", f"paused after {paused} epochs, as asked"
+        record.update(ended=now(), state=state, why=why)
+        peak = peak_memory(signals.process)
+        end = dict(state=state, why=why, attempts=attempts, peak_memory_mb=peak)
+        run.update_last("went", **end)
     stamp_notebook(
         folder / "notebook.ipynb", state=state, why=why, attempt=len(attempts)
     )
