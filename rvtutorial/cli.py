@@ -25,7 +25,7 @@ With --json there is one JSON document on standard output. Progress and errors g
 
 
 @dataclass(frozen=True)
-class Answer:
+class _Answer:
     "What a command has to say."
 
     text: str  # To people
@@ -33,7 +33,7 @@ class Answer:
     code: int = FINE  # To scripts
 
 
-def as_json(
+def _as_json(
     doc,  # Dicts, lists, numbers (numpy's too), texts, paths
 ) -> str:
     "One JSON document; what is no number in JSON is null."
@@ -48,7 +48,7 @@ def _plain(value):
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
-def one_line(
+def _one_line(
     error: Exception,
 ) -> str:  # Says where there is more to read
     "An error as one line."
@@ -61,8 +61,8 @@ def one_line(
     return first.rstrip(":") + (" (more with --debug)" if more else "")
 
 
-class Command(click.Command):
-    "A command that returns an `Answer`; adds --json and --debug."
+class _Command(click.Command):
+    "A command that returns an `_Answer`; adds --json and --debug."
 
     def __init__(self, *args, **more):
         super().__init__(*args, **{"epilog": EPILOG, **more})
@@ -87,15 +87,15 @@ class Command(click.Command):
         except Exception as error:
             if debug:
                 raise
-            raise click.ClickException(one_line(error)) from error
-        click.echo(as_json(answer.doc) if machine else answer.text)
+            raise click.ClickException(_one_line(error)) from error
+        click.echo(_as_json(answer.doc) if machine else answer.text)
         ctx.exit(answer.code)
 
 
-class Commands(click.Group):
+class _Commands(click.Group):
     "A group that lists its commands in the order of work."
 
-    command_class = Command
+    command_class = _Command
 
     def list_commands(self, ctx):
         return list(self.commands)
@@ -104,7 +104,7 @@ class Commands(click.Group):
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 88}
 
 
-@click.group(cls=Commands, epilog=EPILOG, context_settings=_CONTEXT)
+@click.group(cls=_Commands, epilog=EPILOG, context_settings=_CONTEXT)
 @click.version_option(package_name="rvtutorial")
 def cli():
     """Find things in aerial imagery, and say how well.
@@ -153,7 +153,7 @@ _folder = click.Path(path_type=Path, file_okay=False)
 _paths = click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 
 
-def workspace(
+def _workspace(
     preset: str | None = None,  # None: that of the environment, or sample
     site: str | None = None,  # None: that of the environment, or local
 ):  # A `Workspace`
@@ -170,9 +170,9 @@ def workspace(
         os.environ.update(before)
 
 
-def all_runs() -> Path:  # Such as runs/ of the checkout
+def _all_runs() -> Path:  # Such as runs/ of the checkout
     "The folder of all runs of this workspace; FileNotFoundError before there is one."
-    folder = workspace().runs
+    folder = _workspace().runs
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no runs in {folder} yet: `rvtutorial train` makes one"
@@ -180,7 +180,7 @@ def all_runs() -> Path:  # Such as runs/ of the checkout
     return folder
 
 
-def values(
+def _values(
     pairs: Iterable[str],  # Such as ["lr=1e-3", "data=scenes"]
 ) -> dict[str, str]:  # By name; the folder of scenes is absolute
     "Parameters from texts such as lr=1e-3; a usage error for anything else."
@@ -197,7 +197,7 @@ def values(
     return found
 
 
-def text_table(
+def _text_table(
     rows: list[dict],  # With the same keys
     form: str = ".3f",  # Of numbers that are not whole
     gap: str = "  ",  # Between two columns
@@ -226,7 +226,7 @@ def text_table(
     )  # fmt: skip
 
 
-def run_folders(
+def _run_folders(
     paths: Iterable[Path],  # Of runs, sweeps, or folders that hold some
 ) -> dict[str, Path]:  # Name -> run folder; the trials of a sweep in their order
     "The runs that some paths mean; FileNotFoundError where there is none."
@@ -251,7 +251,7 @@ def _holds_runs(path: Path) -> bool:
 @click.option("--bands", type=int, help="1, 3, 4, or 8 and more.")
 @click.option("--crs", help="Such as EPSG:32611.")
 @click.option("--seed", type=int, help="Other scenes.")
-def samples_command(folder, preset, **changes):
+def _samples_command(folder, preset, **changes):
     "Make sample scenes in FOLDER, by default where the preset looks for them."
     from rvtutorial.data.synthetic import SAMPLES, make_sample_scenes
 
@@ -262,7 +262,7 @@ def samples_command(folder, preset, **changes):
         )
     if changes and folder is None:
         raise click.UsageError("scenes of your own choice want a FOLDER of their own")
-    folder = Path(folder or workspace(preset).data).expanduser().absolute()
+    folder = Path(folder or _workspace(preset).data).expanduser().absolute()
     make_sample_scenes(
         folder, progress=sys.stderr.isatty(), **{**SAMPLES[preset], **changes}
     )
@@ -270,7 +270,7 @@ def samples_command(folder, preset, **changes):
         s: len(list((folder / s).glob("*.tif"))) for s in ("train", "val", "test")
     }
     counted = ", ".join(f"{number} {split}" for split, number in counts.items())
-    return Answer(f"{folder}: {counted} scenes", {"folder": str(folder), **counts})
+    return _Answer(f"{folder}: {counted} scenes", {"folder": str(folder), **counts})
 
 
 def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[str]]:
@@ -319,7 +319,7 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
 @click.option(
     "--only", type=click.Choice(["data", "site"]), help="Leave out the other."
 )
-def check_command(
+def _check_command(
     data, preset, site, image_pattern, label_pattern, class_field, classes,
     label_values, layer, zeros, only,
 ):  # fmt: skip
@@ -340,19 +340,19 @@ def check_command(
             f"site {site}: {len(doc['site']) - len(wrong)} of {len(doc['site'])} fine"
         ]
     if only != "site":
-        folder = data or workspace(preset, site).data
+        folder = data or _workspace(preset, site).data
         doc["data"], problems = _check_data(folder, pattern, how)
         if data is None and not folder.exists():
             problems = [
                 f"there are no scenes in {folder}: `rvtutorial samples` makes some"
             ]
         doc["problems"] += problems
-        lines += [f"data {folder}:", text_table(doc["data"])] if doc["data"] else []
+        lines += [f"data {folder}:", _text_table(doc["data"])] if doc["data"] else []
     doc["ok"] = not doc["problems"]
     lines += [f"wrong: {problem}" for problem in doc["problems"]] or [
         "nothing is wrong"
     ]
-    return Answer("\n".join(lines), doc, FINE if doc["ok"] else FAILED)
+    return _Answer("\n".join(lines), doc, FINE if doc["ok"] else FAILED)
 
 
 def _site_problem(site: str, row: dict) -> str:
@@ -360,7 +360,7 @@ def _site_problem(site: str, row: dict) -> str:
     return f"site {site}, {row['what']}: {row['found']}{remedy}"
 
 
-def code_of(
+def _code_of(
     states: Iterable[str],  # Such as "succeeded" and "queued"
 ) -> int:  # 0 all fine; 1 something failed; 75 something is still to come
     "What a script should make of the states of some runs."
@@ -379,7 +379,7 @@ def code_of(
     return (AGAIN if rest <= later else FAILED) if rest else FINE
 
 
-def state_rows(
+def _state_rows(
     runs: dict[str, Path],  # Name -> run folder, which need not be there
 ) -> list[dict]:  # run, state, epochs, of, F1 (validation scenes), why, folder
     "How some runs are, one row each."
@@ -415,7 +415,7 @@ def _wait_for(waiting, states, timeout: float | None = None) -> int:
         waiting(timeout=timeout)
     except (JobFailed, TimeoutError) as error:
         click.echo(str(error), err=True)
-    return code_of(states())
+    return _code_of(states())
 
 
 @cli.command("train", short_help="Train, predict and evaluate one run as a job.")
@@ -430,7 +430,7 @@ def _wait_for(waiting, states, timeout: float | None = None) -> int:
               help="Begin when this run is over; may be given again.")  # fmt: skip
 @_wait
 @_timeout
-def train_command(folder, params, site, notebook, after, wait, timeout):
+def _train_command(folder, params, site, notebook, after, wait, timeout):
     """Train, predict and evaluate one run as a job.
 
     Parameters are those of the job notebook, such as preset=sample lr=1e-3 epochs=8.
@@ -438,7 +438,7 @@ def train_command(folder, params, site, notebook, after, wait, timeout):
     from rvtutorial.hpc.job import Job, check_params, job_notebook, parameters
     from rvtutorial.slurm import submit
 
-    book, asked = job_notebook(notebook), values(params)
+    book, asked = job_notebook(notebook), _values(params)
     name, pair, _ = folder.partition("=")
     if pair and name in parameters(book) and not Path(folder).exists():
         raise click.UsageError(
@@ -453,10 +453,10 @@ def train_command(folder, params, site, notebook, after, wait, timeout):
     code = FINE
     if wait or timeout is not None:
         code = _wait_for(job.wait, lambda: job.states().values(), timeout)
-    rows = state_rows({job.folders[0].name: job.folders[0]})
+    rows = _state_rows({job.folders[0].name: job.folders[0]})
     if rows[0]["state"] not in ("queued", "running"):
-        code = code_of([rows[0]["state"]])  # over, or the queue is gone already
-    return Answer(text_table(_short(rows)), rows[0], code)
+        code = _code_of([rows[0]["state"]])  # over, or the queue is gone already
+    return _Answer(_text_table(_short(rows)), rows[0], code)
 
 
 def _short(rows: list[dict]) -> list[dict]:
@@ -489,7 +489,7 @@ def _short(rows: list[dict]) -> list[dict]:
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
               default="auto", show_default=True, help="Numbers to compute with.")  # fmt: skip
 @click.option("--trust", is_flag=True, help="Run code that the model carries.")
-def predict_command(model, images, out, bands, **how):
+def _predict_command(model, images, out, bands, **how):
     """Map IMAGES (files, folders, globs, or URIs) with a trained model.
 
     A bundle may carry code, such as the definition of its network. Unless it is one of
@@ -518,10 +518,10 @@ def predict_command(model, images, out, bands, **how):
     maps["folder"] = [os.path.abspath(folder) for folder in maps["folder"]]
     rows = [{"map": name, **row} for name, row in maps.to_dict("index").items()]
     text = "\n".join(f"{row['folder']}  of {row['image']}" for row in rows)
-    return Answer(text, rows)
+    return _Answer(text, rows)
 
 
-def _plan_new(folder: Path, file: Path, base: dict) -> Answer:
+def _plan_new(folder: Path, file: Path, base: dict) -> _Answer:
     "The trials of a sweep that is not started, and what its runs need of the disk."
     from rvtutorial.core.finding import is_sweep
     from rvtutorial.sweeps.sweepfile import expand, new_trials, read_record
@@ -534,7 +534,7 @@ def _plan_new(folder: Path, file: Path, base: dict) -> Answer:
     return _plan_answer(folder, trials, room_for(folder, plan, trials))
 
 
-def _plan_answer(folder: Path, trials: list, room) -> Answer:
+def _plan_answer(folder: Path, trials: list, room) -> _Answer:
     rows = [{"trial": t.name, "values": t.parameters, "there": t.path(folder).is_dir()}
             for t in trials]  # fmt: skip
     doc = {"folder": str(folder), "trials": rows, "dry_run": True}
@@ -544,16 +544,16 @@ def _plan_answer(folder: Path, trials: list, room) -> Answer:
         for r in rows
     ]
     enough = room.needed <= room.free
-    text = f"{text_table(shown)}\n{room!r}\nnothing was started"
-    return Answer(text, doc | {"disk": disk}, FINE if enough else FAILED)
+    text = f"{_text_table(shown)}\n{room!r}\nnothing was started"
+    return _Answer(text, doc | {"disk": disk}, FINE if enough else FAILED)
 
 
-def _sweep_answer(sweep, code: int = FINE) -> Answer:
+def _sweep_answer(sweep, code: int = FINE) -> _Answer:
     "How a sweep is."
-    rows = state_rows({trial.name: trial.path(sweep.folder) for trial in sweep.trials})
+    rows = _state_rows({trial.name: trial.path(sweep.folder) for trial in sweep.trials})
     doc = _sweep_doc(sweep.folder)
     text = doc.pop("text")
-    return Answer(f"{text_table(_short(rows))}\n{text}", doc | {"trials": rows}, code)
+    return _Answer(f"{_text_table(_short(rows))}\n{text}", doc | {"trials": rows}, code)
 
 
 def _existing(folder: Path, action: str | None, extend: str | None, site, dry: bool):
@@ -577,7 +577,7 @@ def _existing(folder: Path, action: str | None, extend: str | None, site, dry: b
         more = sweep.next_round()
         click.echo(more.reason, err=True)
     if dry:
-        return Answer("\n".join(map(str, more if extend == "next" else [more])), more)
+        return _Answer("\n".join(map(str, more if extend == "next" else [more])), more)
     return sweep.extend(more, site=site)
 
 
@@ -586,7 +586,7 @@ def _new_folder(file: Path, out: Path | None) -> Path:
     if not file.is_file():
         raise click.UsageError(f"{file} is neither a sweep file nor a sweep folder")
     return Path(
-        os.path.abspath(out.expanduser() if out else workspace().runs / file.stem)
+        os.path.abspath(out.expanduser() if out else _workspace().runs / file.stem)
     )
 
 
@@ -608,7 +608,7 @@ def _new_folder(file: Path, out: Path | None) -> Path:
               help="Add trials: a number, a sweep file, or a proposal.")  # fmt: skip
 @_wait
 @_timeout
-def sweep_command(plan, params, out, site, dry, action, extend, wait, timeout):
+def _sweep_command(plan, params, out, site, dry, action, extend, wait, timeout):
     """Run the trials of a sweep file, or go on with a sweep folder.
 
     NAME=VALUE pairs hold for all trials, such as preset=sample data=scenes.
@@ -626,11 +626,11 @@ def sweep_command(plan, params, out, site, dry, action, extend, wait, timeout):
     else:
         folder = _new_folder(plan, out)
         if dry:
-            return _plan_new(folder, plan, values(params))
+            return _plan_new(folder, plan, _values(params))
         from rvtutorial.sweep import run_sweep
 
-        found = run_sweep(folder, plan, values(params), site)
-    if isinstance(found, Answer):
+        found = run_sweep(folder, plan, _values(params), site)
+    if isinstance(found, _Answer):
         return found
     code = FINE
     if (wait or timeout is not None) and action != "stop":
@@ -647,8 +647,8 @@ def _sweep_doc(folder: Path) -> dict:
         now = Sweep(folder).progress()
     except (ValueError, OSError) as error:
         return doc | {
-            "error": one_line(error),
-            "text": f"{folder.name}: {one_line(error)}",
+            "error": _one_line(error),
+            "text": f"{folder.name}: {_one_line(error)}",
         }
     doc |= {"states": now.states, "best": now.best, "elapsed": now.elapsed}
     doc |= {"remaining": now.remaining, "gpu_minutes": now.gpu_minutes}
@@ -657,10 +657,10 @@ def _sweep_doc(folder: Path) -> dict:
 
 def _look(paths: list[Path]) -> tuple[str, dict]:
     "How some runs and sweeps are, as a text and as an object."
-    rows = state_rows(run_folders(paths))
+    rows = _state_rows(_run_folders(paths))
     marks = {mark.parent for path in paths for mark in Path(path).rglob("trials.csv")}
     sweeps = [_sweep_doc(folder) for folder in sorted(marks)]
-    text = "\n".join([text_table(_short(rows)), *(sweep["text"] for sweep in sweeps)])
+    text = "\n".join([_text_table(_short(rows)), *(sweep["text"] for sweep in sweeps)])
     return text, {"runs": rows, "sweeps": sweeps}
 
 
@@ -694,23 +694,23 @@ def _up_again(text: str) -> str:
               metavar="SECONDS", help="Between two looks of --watch.")  # fmt: skip
 @click.option("--exit-code", is_flag=True,
               help="0 all succeeded, 1 some failed, 75 some still to come.")  # fmt: skip
-def status_command(paths, live, every, exit_code):
+def _status_command(paths, live, every, exit_code):
     "Say how runs and sweeps are; without PATHS, all of this workspace."
-    paths = paths or [all_runs()]
+    paths = paths or [_all_runs()]
     if live:
         note = "stopped looking; the jobs go on"
         click.get_current_context().meta["stopped"] = note
         _watch(paths, every)
     text, doc = _look(paths)
-    code = code_of(row["state"] for row in doc["runs"]) if exit_code else FINE
-    return Answer(text, doc, code)
+    code = _code_of(row["state"] for row in doc["runs"]) if exit_code else FINE
+    return _Answer(text, doc, code)
 
 
 def _finished(paths: Iterable[Path], split: str = "validation") -> dict:
     "Name -> run for all that have succeeded; says what is left out."
     from rvtutorial.runs import Run
 
-    runs = {name: Run(path) for name, path in run_folders(paths).items()}
+    runs = {name: Run(path) for name, path in _run_folders(paths).items()}
     judged = {name: (run.path / f"eval/{split}_scenes/eval.json").is_file()
               for name, run in runs.items()}  # fmt: skip
     done = {n: run for n, run in runs.items() if judged[n] and run.state == "succeeded"}
@@ -750,7 +750,7 @@ def _maps(paths, truth: str, classes: str, values: str | None, split: str) -> di
 def _markdown(rows: list[dict]) -> str:
     "Rows, each with a run, as a Markdown table."
     rows = [{**row, "run": row["run"].replace("|", "\\|")} for row in rows]
-    lines = text_table(rows, gap=" | ").splitlines()
+    lines = _text_table(rows, gap=" | ").splitlines()
     rule = " | ".join("---" for _ in rows[0])
     return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
 
@@ -770,7 +770,7 @@ def _board_text(board, form: str) -> str:
     if form == "latex":
         return short.to_latex(float_format="%.3f", escape=True).rstrip("\n")
     rows = [{"run": name, **row} for name, row in short.to_dict("index").items()]
-    return _markdown(rows) if form == "markdown" else text_table(rows)
+    return _markdown(rows) if form == "markdown" else _text_table(rows)
 
 
 @cli.command("compare", short_help="Order runs, and say which can be told apart.")
@@ -797,7 +797,7 @@ def _board_text(board, form: str) -> str:
               help="With --truth: value in its rasters = class number.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "csv", "markdown", "latex"]),
               default="table", show_default=True)  # fmt: skip
-def compare_command(
+def _compare_command(
     paths, metric, seeds, form, split, also, truth, classes, values, **how
 ):
     """Order runs by a score of whole scenes, and say which can be told apart.
@@ -809,7 +809,7 @@ def compare_command(
 
     strange = [path for path in paths if truth and not _holds_runs(path)]
     own = [path for path in paths if path not in strange]
-    runs = _finished(own or [all_runs()], split) if own or not strange else {}
+    runs = _finished(own or [_all_runs()], split) if own or not strange else {}
     groups = group_seeds(runs) if seeds else runs
     if strange:
         groups |= _maps(strange, truth, classes, values, split)
@@ -821,7 +821,7 @@ def compare_command(
     if form == "table":
         said = [row["verdict"] for row in rows[1:]] + ([note] if note else [])
         text = "\n".join([text, "", *said]).rstrip()
-    return Answer(text, doc)
+    return _Answer(text, doc)
 
 
 @cli.command("report", short_help="Write one HTML file about runs or a sweep.")
@@ -834,17 +834,17 @@ def compare_command(
 @click.option("--scenes", type=click.IntRange(1), help="Maps of so many; else three.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False),
               help="Where images and labels are now, if they were moved.")  # fmt: skip
-def report_command(paths, out, title, **more):
+def _report_command(paths, out, title, **more):
     "Write one HTML file about runs or a sweep, to send to somebody."
     from rvtutorial.core.finding import is_sweep
     from rvtutorial.figures.report import write_report
 
-    paths = [Path(os.path.abspath(path)) for path in paths or [all_runs()]]
-    runs = list(run_folders(paths).values())
+    paths = [Path(os.path.abspath(path)) for path in paths or [_all_runs()]]
+    runs = list(_run_folders(paths).values())
     one = paths[0] if len(paths) == 1 and is_sweep(paths[0]) else runs
     path = Path(write_report(one, out, title=title, **more)).absolute()
     size = path.stat().st_size
-    return Answer(f"{path} ({size / 1e6:.1f} MB)", {"file": str(path), "bytes": size})
+    return _Answer(f"{path} ({size / 1e6:.1f} MB)", {"file": str(path), "bytes": size})
 
 
 @cli.command("clean", short_help="Free disk by rules that are shown first.")
@@ -854,7 +854,7 @@ def report_command(paths, out, title, **more):
 @click.option("--scores", is_flag=True, help="Also the scores of predicted scenes.")
 @click.option("--files", is_flag=True, help="List every file.")
 @click.option("--yes", is_flag=True, help="Do it; without this, nothing is deleted.")
-def clean_command(paths, rules, scores, files, yes):
+def _clean_command(paths, rules, scores, files, yes):
     """Free disk by rules that are shown first; without PATHS, all runs here.
 
     Runs at work, bundles, maps, labels and records are never touched.
@@ -864,7 +864,7 @@ def clean_command(paths, rules, scores, files, yes):
     from rvtutorial import housekeeping as keep
 
     chosen = list(rules or keep.chosen_rules()) + ["scores"] * scores
-    plan = keep.look(paths or [all_runs()], list(dict.fromkeys(chosen)))
+    plan = keep.look(paths or [_all_runs()], list(dict.fromkeys(chosen)))
     found = keep.clean(plan) if yes else plan
     doc = {"deleted": yes, "bytes": found.size, "rules": found.rows()}
     doc["files"] = [
@@ -879,18 +879,18 @@ def clean_command(paths, rules, scores, files, yes):
     )
     text = "\n".join([*lines, f"{found!r}", did])
     whole = len(found.found) == len(plan.found)
-    return Answer(text, doc, FINE if whole else FAILED)
+    return _Answer(text, doc, FINE if whole else FAILED)
 
 
 @cli.command("completion", short_help="Print what makes the Tab key work.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion_command(shell):
+def _completion_command(shell):
     "Print what completes commands with the Tab key, for a start-up file of SHELL."
     from click.shell_completion import get_completion_class
 
     made = get_completion_class(shell)(cli, {}, "rvtutorial", "_RVTUTORIAL_COMPLETE")
     text = made.source()
-    return Answer(text.rstrip("\n"), {"shell": shell, "script": text})
+    return _Answer(text.rstrip("\n"), {"shell": shell, "script": text})
 
 
 if __name__ == "__main__":

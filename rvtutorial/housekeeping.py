@@ -24,7 +24,7 @@ from rvtutorial.runs import Run, find_runs
 
 
 @dataclass(frozen=True)
-class Rule:
+class _Rule:
     "One kind of thing that may go."
 
     what: str  # What goes
@@ -36,33 +36,33 @@ class Rule:
 
 _PARTIAL = re.compile(r"\.([0-9a-f]{8}\..+|reserve|gone-.+)")  # `atomic_path`, jobs, us
 RULES = {
-    "checkpoints": Rule(
+    "checkpoints": _Rule(
         "checkpoints of finished runs", "only a run that is not done goes on from one",
         ("checkpoint.pt", "checkpoint.old.pt", "train/checkpoints/*.pth"),
     ),
-    "weights": Rule(
+    "weights": _Rule(
         "loose weights beside the bundles", "both bundles hold the model",
         ("train/last-model.pth", "train/best-model.pth"),
     ),
-    "tensorboard": Rule(
+    "tensorboard": _Rule(
         "TensorBoard's files", "train/log.csv has the numbers",
         ("train/tb-logs/**/events.*",),
     ),
-    "attempts": Rule(
+    "attempts": _Rule(
         "notebooks of failed attempts", "the run has succeeded since",
         ("notebook.attempt*.ipynb",),
     ),
-    "partials": Rule(
+    "partials": _Rule(
         "files that a killed process left half-written", "nobody reads them",
         (".*", "train/.*", "predict/*/.*", "eval/*/.*", "bundle/.*"), done=False,
     ),
-    "submissions": Rule(
+    "submissions": _Rule(
         "submissions that no run refers to", "their runs were submitted again or deleted"
     ),
-    "cache": Rule(
+    "cache": _Rule(
         "pixels of scenes in scratch", "the next training reads the scenes anew"
     ),
-    "scores": Rule(
+    "scores": _Rule(
         "scores of the predicted scenes", "gone for good: curves need them, maps do not",
         ("predict/*/scores.tif", "predict/*/pixel_hits.npy"), asked=True,
     ),
@@ -77,7 +77,7 @@ _KEPT = re.compile(
 
 def chosen_rules(
     names: Iterable[str] | None = None,  # Of rules; None: all but those to be asked for
-) -> dict[str, Rule]:
+) -> dict[str, _Rule]:
     "The rules that are meant; ValueError for an unknown name."
     if names is None:
         return {name: rule for name, rule in RULES.items() if not rule.asked}
@@ -88,7 +88,7 @@ def chosen_rules(
 
 
 @dataclass(frozen=True)
-class Found:
+class _Found:
     "One file, or one folder of a submission, that a rule lets go."
 
     rule: str
@@ -97,7 +97,7 @@ class Found:
     run: Path | None = None  # The run folder it belongs to, if it does
 
 
-def busy_runs(
+def _busy_runs(
     runs: list[Run],
 ) -> dict[Path, str]:  # Run folder -> what it is at
     "The runs that are queued or running, by their own record or by the queue."
@@ -111,7 +111,7 @@ def busy_runs(
     return {path: state for path, state in said.items() if state in left_alone}
 
 
-def _in_run(run: Run, rules: dict[str, Rule]) -> list[Found]:
+def _in_run(run: Run, rules: dict[str, _Rule]) -> list[_Found]:
     "What the rules let go of one run; the caller knows that nobody works in it."
     found = {}
     for name, rule in rules.items():
@@ -121,11 +121,11 @@ def _in_run(run: Run, rules: dict[str, Rule]) -> list[Found]:
             continue
         for path in sorted(p for pat in rule.patterns for p in run.path.glob(pat)):
             if _may_go(run.path, path, name):
-                found[path] = Found(name, path, path.stat().st_size, run.path)
+                found[path] = _Found(name, path, path.stat().st_size, run.path)
     return _whole_files(found)
 
 
-def _whole_files(found: dict[Path, Found]) -> list[Found]:
+def _whole_files(found: dict[Path, _Found]) -> list[_Found]:
     "One of several names of a file frees its bytes, and that only if all names go."
     names, sizes = {}, []
     for path in found:
@@ -216,7 +216,7 @@ def _submissions(run: Run) -> list[str]:
     return [Path(home).name for home in homes if home]
 
 
-def _old_submissions(folder: Path) -> list[Found]:
+def _old_submissions(folder: Path) -> list[_Found]:
     found = []
     for tasks in sorted(folder.rglob("jobs/*/tasks.json")):
         if _is_submission(tasks.parent, folder) and _superseded(tasks.parent):
@@ -233,24 +233,24 @@ def _old_submissions(folder: Path) -> list[Found]:
 _GONE = re.compile(r"\.gone-[0-9a-f]+")
 
 
-def _whole(folder: Path) -> Found:
+def _whole(folder: Path) -> _Found:
     size = sum(path.lstat().st_size for path in folder.iterdir())
-    return Found("submissions", folder, size)
+    return _Found("submissions", folder, size)
 
 
-def _cached() -> list[Found]:
+def _cached() -> list[_Found]:
     own = re.compile(r"[0-9a-f]{32}\.npy|\.[0-9a-f]{8}\.[0-9a-f]{32}\.npy")
     names = [p for folder in scratch_places() for p in sorted(folder.iterdir())]
     files = [p for p in names if own.fullmatch(p.name) and is_own_file(p)]
-    return [Found("cache", p, p.stat().st_size) for p in files if _old(p)]
+    return [_Found("cache", p, p.stat().st_size) for p in files if _old(p)]
 
 
 @dataclass(frozen=True)
-class Cleaning:
+class _Cleaning:
     "What would go; `do` lets it go. Prints as a table."
 
-    found: tuple[Found, ...]
-    rules: dict[str, Rule]
+    found: tuple[_Found, ...]
+    rules: dict[str, _Rule]
     left: dict = field(default_factory=dict)  # Path -> why it is left alone
 
     @property
@@ -282,7 +282,7 @@ class Cleaning:
 def look(
     folders: Iterable[str | Path],  # Runs, sweeps, or folders that hold some
     rules: Iterable[str] | None = None,  # Names; None: all but those to be asked for
-) -> Cleaning:
+) -> _Cleaning:
     "Find what may go below some folders; nothing is touched."
     folders = [Path(f).expanduser().absolute() for f in folders]
     rules = chosen_rules(rules)
@@ -290,7 +290,7 @@ def look(
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
     runs = {run.path: run for folder in folders for run in find_runs(folder)}
-    busy = busy_runs(list(runs.values()))
+    busy = _busy_runs(list(runs.values()))
     found = [
         item for path, run in runs.items() if path not in busy
         for item in _in_run(run, rules)
@@ -300,12 +300,12 @@ def look(
     if "cache" in rules:
         found += _cached()
     unique = {item.path: item for item in found}
-    return Cleaning(tuple(unique.values()), rules, busy)
+    return _Cleaning(tuple(unique.values()), rules, busy)
 
 
 def clean(
-    cleaning: Cleaning,  # From `look`
-) -> Cleaning:  # What has gone, and in `.left` what has not, and why
+    cleaning: _Cleaning,  # From `look`
+) -> _Cleaning:  # What has gone, and in `.left` what has not, and why
     "Delete what was found, run by run; what has changed meanwhile stays."
     gone, left, groups = [], dict(cleaning.left), {}
     for item in cleaning.found:
@@ -317,7 +317,7 @@ def clean(
                 gone += [i for i in items if i in still and _delete(i, left)]
         except (Busy, OSError, ValueError) as err:
             left[run] = str(err)
-    return Cleaning(tuple(gone), cleaning.rules, left)
+    return _Cleaning(tuple(gone), cleaning.rules, left)
 
 
 @contextlib.contextmanager
@@ -325,7 +325,7 @@ def _held(run: Path | None):
     "Keep jobs out of a run folder while the context lasts; Busy if one is inside."
     with contextlib.ExitStack() as stack:
         if run is not None:
-            state = busy_runs([Run(run)]).get(run)
+            state = _busy_runs([Run(run)]).get(run)
             if not state and (run / "job.lock").exists():  # jobs may come back to it
                 stack.enter_context(lock(run))
                 state = {Run(run).state} & set(LIVE)  # by now
@@ -342,7 +342,7 @@ def _empty(folder: Path) -> None:
     folder.rmdir()
 
 
-def _delete(item: Found, left: dict) -> bool:
+def _delete(item: _Found, left: dict) -> bool:
     "Let one thing go; whether it has gone."
     try:
         gone, above = item.path, item.path.parent

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rvtutorial.metrics.counting import add, count_arrays
+from rvtutorial.metrics.counting import _count_arrays, add
 
 NAMES = ("building", "background", "null")
 
@@ -20,5 +20,5 @@ def some_counts(seed=0, scenes=6, null=False):
     parts = []
     for i in range(scenes):
         truth, drawn = labels([seed, i], n=3 if null else 2)
-        parts.append(count_arrays(truth, drawn, NAMES, scene=str(i)))
+        parts.append(_count_arrays(truth, drawn, NAMES, scene=str(i)))
     return add(parts)

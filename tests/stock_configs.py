@@ -69,7 +69,7 @@ from rastervision.pytorch_learner import (
 from rastervision.pytorch_learner.learner import Learner
 
 from rvtutorial.data.synthetic import make_sample_scenes
-from rvtutorial.engine.pipeline import numpy_int0
+from rvtutorial.engine.pipeline import _numpy_int0
 
 CHIP = 64
 SPLITS = {"train": ("t1", "t2"), "val": ("v1",), "test": ("s1",)}
@@ -1121,7 +1121,7 @@ def light(onnx=False, previews=False):
         for module in (learner, rv_pipeline):
             change(module, "zipdir", _store)
         stack.enter_context(programs())
-        stack.enter_context(numpy_int0())
+        stack.enter_context(_numpy_int0())
         yield
 
 

@@ -32,7 +32,7 @@ from light_job import light_job
 
 from rvtutorial.core.records import read_json
 from rvtutorial.data.synthetic import SAMPLES, make_sample_scenes
-from rvtutorial.hpc.job import epochs
+from rvtutorial.hpc.job import _epochs
 from rvtutorial.runs import Run
 from rvtutorial.sweep import Sweep
 
@@ -207,7 +207,7 @@ def kill_and_go_on(root, whole, number, kills, rng, longest):
 def hit(folder):
     "In the middle of which trial a sweep was killed, and how far that was."
     runs = Sweep(folder).runs() if (folder / "trials.csv").exists() else {}
-    at = [f"{n} after epoch {epochs(r.path)[0]}" for n, r in runs.items()
+    at = [f"{n} after epoch {_epochs(r.path)[0]}" for n, r in runs.items()
           if r.state == "running"]  # fmt: skip
     return ", ".join(["", *at])
 

@@ -23,17 +23,17 @@ from rvtutorial.engine import batches
 from rvtutorial.engine.batches import (
     BatchLoader,
     BatchTransform,
-    Collator,
-    Item,
-    PlannedDataset,
+    _Collator,
+    _Item,
+    _parts_of,
+    _plan,
+    _PlannedDataset,
+    _prefetched,
+    _seeded,
+    _symmetries,
+    _turned,
     batch_transform,
-    parts_of,
-    plan,
-    prefetched,
     seed_of,
-    seeded,
-    symmetries,
-    turned,
     window_datasets,
 )
 from rvtutorial.engine.reading import SceneStore, build_scene
@@ -65,7 +65,7 @@ def usual(zoo, tmp_path):
 
 
 def dtype_of(dataset):
-    return parts_of(dataset)[0][0].scene.raster_source.dtype
+    return _parts_of(dataset)[0][0].scene.raster_source.dtype
 
 
 def global_state():
@@ -89,23 +89,23 @@ def test_chance_belongs_to_a_place_and_leaves_no_trace():
         return torch.rand(1).item(), np.random.rand(), random.random()
 
     before = global_state()
-    with seeded(0, 1):
+    with _seeded(0, 1):
         first = draw()
     assert same_state(before, global_state())
     draw()
-    with seeded(0, 1):
+    with _seeded(0, 1):
         assert draw() == first
-    with seeded(0, 2):
+    with _seeded(0, 2):
         other = draw()
     assert all(a != b for a, b in zip(first, other, strict=True))
-    with pytest.raises(KeyError), seeded(5):
+    with pytest.raises(KeyError), _seeded(5):
         draw()
         raise KeyError
-    with seeded(0, 1):
+    with _seeded(0, 1):
         assert draw() == first
     assert seed_of(1, 2) != seed_of(2, 1) != seed_of(1, 2, 0)
     before = global_state()
-    with seeded(None, 1):
+    with _seeded(None, 1):
         draw()
     assert not same_state(before, global_state())
 
@@ -117,15 +117,15 @@ def test_plans_are_made_again_by_place(name, zoo, tmp_path):
     data = data_of(zoo, tmp_path, name)
     dataset = window_datasets(data, "train", seed=3)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    first = plan(dataset, True, 3, 1, 0)
+    first = _plan(dataset, True, 3, 1, 0)
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     before = global_state()
-    assert plan(dataset, True, 3, 1, 0) == first
+    assert _plan(dataset, True, 3, 1, 0) == first
     assert same_state(before, global_state())
     again = window_datasets(data, "train", seed=3)  # as after a restart
-    assert plan(again, True, 3, 1, 0) == first
+    assert _plan(again, True, 3, 1, 0) == first
     for place in ((3, 1, 1), (4, 1, 0)):
-        other = plan(dataset, True, *place)
+        other = _plan(dataset, True, *place)
         assert len(other) == len(first)
         assert [i.window for i in other] != [i.window for i in first]
         assert not {i.seed for i in other} & {i.seed for i in first}
@@ -133,16 +133,16 @@ def test_plans_are_made_again_by_place(name, zoo, tmp_path):
 
 def test_plans_without_a_seed_differ(usual):
     dataset = window_datasets(usual, "train")
-    assert plan(dataset, True, None, 1, 0) != plan(dataset, True, None, 1, 0)
+    assert _plan(dataset, True, None, 1, 0) != _plan(dataset, True, None, 1, 0)
 
 
 def test_a_plan_has_each_chip_once(usual):
     dataset = window_datasets(usual, "train")
-    items = plan(dataset, True, 0)
-    assert sorted((i.part, i.index) for i in items) == parts_of(dataset)[1]
-    assert [(i.part, i.index) for i in items] != parts_of(dataset)[1]
-    in_order = plan(dataset, False, 0)
-    assert [(i.part, i.index) for i in in_order] == parts_of(dataset)[1]
+    items = _plan(dataset, True, 0)
+    assert sorted((i.part, i.index) for i in items) == _parts_of(dataset)[1]
+    assert [(i.part, i.index) for i in items] != _parts_of(dataset)[1]
+    in_order = _plan(dataset, False, 0)
+    assert [(i.part, i.index) for i in in_order] == _parts_of(dataset)[1]
     assert len({i.seed for i in items}) == len(items)
 
 
@@ -150,9 +150,9 @@ def test_a_plan_has_each_chip_once(usual):
 def test_windows_respect_areas(name, zoo, tmp_path):
     data = data_of(zoo, tmp_path, name)
     dataset = window_datasets(data, "train")
-    items = [i for epoch in range(4) for i in plan(dataset, True, 0, 1, epoch)]
+    items = [i for epoch in range(4) for i in _plan(dataset, True, 0, 1, epoch)]
     assert items
-    parts, _ = parts_of(dataset)
+    parts, _ = _parts_of(dataset)
     cut = 0
     for item in items:
         area = parts[item.part].scene.aoi_polygons_bbox_coords
@@ -169,9 +169,9 @@ def test_an_area_without_room_is_named(zoo, tmp_path):
     config.backend.data.sampling = random_windows(size_lims=(149, 150))
     config.update()
     dataset = window_datasets(config.backend.data, "train")
-    name = parts_of(dataset)[0][0].scene.id
+    name = _parts_of(dataset)[0][0].scene.id
     with pytest.raises(ValueError, match=f"scene {name}: no window of 149 x 149 "):
-        plan(dataset, False, 0)
+        _plan(dataset, False, 0)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_an_area_without_room_is_named(zoo, tmp_path):
 )
 def test_window_sizes_are_those_asked_for(lims, zoo, tmp_path):
     data = data_of(zoo, tmp_path, windows=random_windows(max_windows=60, **lims))
-    items = plan(window_datasets(data, "train"), True, 0)
+    items = _plan(window_datasets(data, "train"), True, 0)
     sizes = [i.window.size for i in items]
     heights, widths = ({s for s in side} for side in zip(*sizes, strict=True))
     assert heights == set(range(40, 44))
@@ -198,15 +198,15 @@ def test_subsets_are_stocks(zoo, tmp_path):
         assert isinstance(ours, Subset) and isinstance(theirs, Subset)
         assert list(ours.indices) == list(theirs.indices)
         assert 0 < len(ours) < len(ours.dataset)
-        places = [(i.part, i.index) for i in plan(ours, False, 0)]
-        every = parts_of(ours.dataset)[1]
+        places = [(i.part, i.index) for i in _plan(ours, False, 0)]
+        every = _parts_of(ours.dataset)[1]
         assert places == [every[n] for n in ours.indices]
 
 
 def test_parts_of_data_sets_within_data_sets():
     a, b, c = (TensorDataset(torch.arange(n)) for n in (3, 4, 2))
     whole = Subset(ConcatDataset([a, Subset(b, [3, 1]), c]), [4, 0, 5, 3])
-    parts, places = parts_of(whole)
+    parts, places = _parts_of(whole)
     assert [parts[p][i] for p, i in places] == [whole[n] for n in range(4)]
     assert not any(isinstance(p, Subset | ConcatDataset) for p in parts)
 
@@ -232,7 +232,7 @@ def test_chips_equal_stock(name, zoo, tmp_path):
     data.augmentors, data.aug_transform = [], None
     for split in ("train", "valid"):
         ours = window_datasets(data, split, SceneStore(100, tmp_path / "s"))
-        theirs, _ = parts_of(data.build_dataset(split))
+        theirs, _ = _parts_of(data.build_dataset(split))
         how = batch_transform(data, dtype_of(ours), augment=split == "train")
         slow = ZOO[name].slow.get("chips") == "plain"
         assert isinstance(how, str) == slow, how
@@ -277,7 +277,7 @@ def test_every_recipe_scales_as_stock(dtype, bands, scaled, usual):
         TransformType.semantic_segmentation,
     )
     tx, ty = stock[0]
-    x, y = Collator([part], how, 2)([Item(0, 0, Box(0, 0, 64, 64), 0)])
+    x, y = _Collator([part], how, 2)([_Item(0, 0, Box(0, 0, 64, 64), 0)])
     most = max(1.0, tx.abs().max().item())
     torch.testing.assert_close(x[0], tx, rtol=0, atol=2e-6 * most)
     assert torch.equal(y[0], ty)
@@ -324,7 +324,7 @@ def test_batches_lie_in_memory_as_convolutions_like_it(usual):
 
 def test_turns_are_the_symmetries_of_a_square():
     chip = np.arange(12).reshape(2, 2, 3)
-    found = {turned(chip, s).tobytes() for s in range(8)}
+    found = {_turned(chip, s).tobytes() for s in range(8)}
     rots = [np.rot90(c, k) for c in (chip, chip[:, ::-1]) for k in range(4)]
     assert found == {r.tobytes() for r in rots} and len(found) == 8
 
@@ -348,12 +348,12 @@ def test_symmetries_come_as_often_as_with_albumentations(augmentors, usual):
     state = np.random.default_rng(0), random.Random(0)
     pipeline.set_random_state(*state)  # stock sets none: its steps draw independently
     chip = np.arange(4, dtype="uint8").reshape(2, 2)
-    names = {turned(chip, s).tobytes(): s for s in range(8)}
+    names = {_turned(chip, s).tobytes(): s for s in range(8)}
     n = 4000
     theirs = Counter(
         names[pipeline(image=chip[..., None])["image"].tobytes()] for _ in range(n)
     )
-    ways = symmetries(tuple(augmentors))
+    ways = _symmetries(tuple(augmentors))
     share = Counter(ways)
     assert set(theirs) == set(share)
     chi2 = sum(
@@ -372,8 +372,8 @@ def test_image_and_label_are_turned_alike(bands, dtype):
     label = rng.integers(0, 200, (16, 16)).astype("uint8")
     image = np.repeat(label[..., None], bands, axis=2).astype(dtype)
     how = BatchTransform(16, (1.0,), (0.0,), tuple(SYMMETRIES))
-    collate = Collator([FakePart(image, label)], how, 32)
-    x, y = collate([Item(0, 0, Box(0, 0, 16, 16), seed) for seed in range(32)])
+    collate = _Collator([FakePart(image, label)], how, 32)
+    x, y = collate([_Item(0, 0, Box(0, 0, 16, 16), seed) for seed in range(32)])
     assert torch.equal(x, y[:, None].expand(-1, bands, -1, -1).float())
     assert [len(v) for v in (x, y)] == [32, 32]
     pictures = Counter(p.numpy().tobytes() for p in y)
@@ -382,8 +382,8 @@ def test_image_and_label_are_turned_alike(bands, dtype):
 
 def test_seeds_of_a_plan_take_all_symmetries_equally(usual):
     usual.sampling = random_windows(max_windows=1500)
-    items = plan(window_datasets(usual, "train"), True, 0)
-    ways = symmetries(tuple(SYMMETRIES))
+    items = _plan(window_datasets(usual, "train"), True, 0)
+    ways = _symmetries(tuple(SYMMETRIES))
     found = Counter(ways[i.seed % len(ways)] for i in items)
     n = len(items) / 8  # each picture as often as another
     assert sum((found[s] - n) ** 2 / n for s in range(8)) < 30
@@ -440,10 +440,10 @@ def test_recipes_know_the_range_of_whole_numbers(usual):
 
 def test_a_chip_of_another_size_is_an_error():
     part = FakePart(np.zeros((20, 20, 3), "uint8"), np.zeros((20, 20), "uint8"))
-    collate = Collator([part], BatchTransform(16, (1.0,), (0.0,)), 2)
-    collate([Item(0, 0, Box(0, 0, 16, 16), 0)])
+    collate = _Collator([part], BatchTransform(16, (1.0,), (0.0,)), 2)
+    collate([_Item(0, 0, Box(0, 0, 16, 16), 0)])
     with pytest.raises(ValueError, match=r"shape \(15, 16, 3\), .* \(16, 16, 3\)"):
-        collate([Item(0, 0, Box(0, 0, 15, 16), 0)])
+        collate([_Item(0, 0, Box(0, 0, 15, 16), 0)])
 
 
 # --- batches
@@ -519,7 +519,7 @@ def test_validation_is_the_same_each_time(usual):
     assert same_batches(clones(loader), clones(loader))
     assert loader.items(0) == loader.items(1)
     places = [(i.part, i.index) for items in loader.items(0) for i in items]
-    assert places == parts_of(dataset)[1]
+    assert places == _parts_of(dataset)[1]
 
 
 @pytest.mark.parametrize("path", ["recipe", "plain"])
@@ -539,14 +539,14 @@ def test_albumentations_steps_draw_independently(zoo, tmp_path):
     windows = random_windows(max_windows=400, padding=0)
     data = data_of(zoo, tmp_path, windows=windows, loader=dict(augmentors=more))
     dataset = window_datasets(data, "train")
-    chosen = PlannedDataset(dataset)
+    chosen = _PlannedDataset(dataset)
     chip = np.dstack([np.arange(0, 160, 40, dtype="uint8").reshape(2, 2)] * 3)
-    pictures = {turned(chip[..., 0], s).tobytes(): s for s in range(8)}
+    pictures = {_turned(chip[..., 0], s).tobytes(): s for s in range(8)}
     for part in chosen.parts:
         part.orig_dataset = [(chip, chip[..., 0])]
     found = Counter()
-    for item in plan(dataset, True, 0):
-        one = Item(item.part, item.index, 0, item.seed)
+    for item in _plan(dataset, True, 0):
+        one = _Item(item.part, item.index, 0, item.seed)
         corners = chosen[one][1][::63, ::63].numpy().astype("uint8")  # of 64 pixels
         found[pictures.get(corners.tobytes())] += 1
     assert None not in found
@@ -564,8 +564,8 @@ def test_workers_do_not_change_chips(name, zoo, tmp_path):
     for epoch in (0, 1):  # the workers stay for the second
         assert same_batches(epochs[epoch], clones(two.epoch(epoch)))
     assert not same_batches(*epochs)
-    items = plan(dataset, True, 0)[:3]
-    chosen = PlannedDataset(dataset)
+    items = _plan(dataset, True, 0)[:3]
+    chosen = _PlannedDataset(dataset)
     first = [chosen[i] for i in items]
     second = [chosen[i] for i in items[::-1]][::-1]
     assert same_batches(first, second)
@@ -589,7 +589,7 @@ def test_a_thread_runs_ahead_but_not_far():
         made.append(n)
         return n
 
-    numbers = prefetched([lambda n=n: make(n) for n in range(20)], depth=2)
+    numbers = _prefetched([lambda n=n: make(n) for n in range(20)], depth=2)
     assert next(numbers) == 0
     deadline = time.monotonic() + 5
     while len(made) < 4 and time.monotonic() < deadline:
@@ -624,7 +624,7 @@ def test_threads_end_when_nobody_asks_any_more(usual):
 
 def test_errors_reach_the_one_who_waits(usual, monkeypatch):
     dataset = window_datasets(usual, "train")
-    part = parts_of(dataset)[0][0]
+    part = _parts_of(dataset)[0][0]
 
     def broken(window):
         raise OSError("the disk is gone")
@@ -643,7 +643,7 @@ def test_errors_reach_the_one_who_waits(usual, monkeypatch):
         yield lambda: 1
         raise ValueError("no more")
 
-    found = prefetched(some())
+    found = _prefetched(some())
     assert next(found) == 1
     with pytest.raises(ValueError, match="no more"):
         next(found)
@@ -654,7 +654,7 @@ def test_scenes_of_a_split(zoo, tmp_path):
     data = data_of(zoo, tmp_path, "no_test")
     assert len(window_datasets(data, "test")) == 0
     assert len(window_datasets(data, "train")) == len(data.build_dataset("train"))
-    scene = parts_of(window_datasets(data, "valid"))[0][0].scene
+    scene = _parts_of(window_datasets(data, "valid"))[0][0].scene
     config = data.scene_dataset.validation_scenes[0]
     assert scene.id == config.id
     theirs = build_scene(config, data.scene_dataset.class_config)

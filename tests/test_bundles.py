@@ -144,7 +144,9 @@ def our_map(model, uri, folder, **options):
 
 
 def scene_of(name, data):
-    return engine.prepare(ZOO[name].make(data, "/nowhere")).dataset.validation_scenes[0]
+    return engine._prepare(ZOO[name].make(data, "/nowhere")).dataset.validation_scenes[
+        0
+    ]
 
 
 @pytest.mark.slow

@@ -14,21 +14,21 @@ from sklearn.calibration import calibration_curve
 
 from rvtutorial.metrics.calibration import (
     LEVELS,
+    _count_score_arrays,
+    _ranking_of,
+    _reliability_of,
+    _scores_by_scene,
     add_scores,
     average_precision,
     brier,
-    count_score_arrays,
     count_scores,
     ece,
     exact_ranking,
     left_out_scores,
     merge_rankings,
-    ranking_of,
     reliability,
-    reliability_of,
     roc_auc,
     score_summary,
-    scores_by_scene,
     threshold_curve,
 )
 
@@ -57,7 +57,7 @@ def test_areas_and_brier_equal_scikit_learn(seed, pixels, levels):
     score = rng.integers(0, levels + 1, pixels) / levels
     truth = rng.random(pixels) < 0.2 + 0.6 * score
     truth[:2] = [True, False]
-    found = ranking_of(truth, score)
+    found = _ranking_of(truth, score)
     assert roc_auc(found) == pytest.approx(sk.roc_auc_score(truth, score), abs=1e-12)
     expected = sk.average_precision_score(truth, score)
     assert average_precision(found) == pytest.approx(expected, abs=1e-12)
@@ -70,8 +70,8 @@ def test_true_single_precision_is_ranked_without_rounding():
         np.float32(0.7)
     )
     truth = np.array([0, 1, 0, 1])
-    assert len(ranking_of(truth, score)) == 4
-    assert roc_auc(ranking_of(truth, score)) == sk.roc_auc_score(truth, score) == 0.75
+    assert len(_ranking_of(truth, score)) == 4
+    assert roc_auc(_ranking_of(truth, score)) == sk.roc_auc_score(truth, score) == 0.75
 
 
 @pytest.mark.parametrize("kind", ["uint8", "half", "float16"])
@@ -79,7 +79,7 @@ def test_true_single_precision_is_ranked_without_rounding():
 def test_counted_scores_give_the_same_as_all_pixels(kind, null_as):
     truth, scores = made_up(1)
     scores = as_kind(scores, kind)
-    found = count_score_arrays(truth, scores, NAMES, null_as=null_as)
+    found = _count_score_arrays(truth, scores, NAMES, null_as=null_as)
     assert found.exact
     kept = truth.ravel() != 2 if null_as == "ignore" else np.ones(truth.size, bool)
     classes = NAMES[:2] if null_as == "ignore" else NAMES
@@ -94,7 +94,7 @@ def test_counted_scores_give_the_same_as_all_pixels(kind, null_as):
         assert average_precision(ours) == pytest.approx(expected, abs=1e-12)
         expected = sk.brier_score_loss(pixels, score)
         assert brier(ours) == pytest.approx(expected, abs=1e-12)
-        whole = ranking_of(pixels, score)
+        whole = _ranking_of(pixels, score)
         assert ece(ours) == pytest.approx(ece(whole), abs=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_single_precision_is_off_by_less_than_it_says(sure, most):
     """
     truth, scores = made_up(2, (200, 200), sure=sure)
     scores = scores.astype(np.float32)
-    found = count_score_arrays(truth, scores, NAMES)
+    found = _count_score_arrays(truth, scores, NAMES)
     assert not found.exact
     line = score_summary(found).loc["building"]
     seen = truth.ravel() != 2
@@ -123,7 +123,9 @@ def test_levels_hold_every_half_precision_number_and_both_ends():
     assert np.isin(halves, LEVELS["float"]).all()
     assert (np.diff(LEVELS["float"]) > 0).all()
     ends = np.array([[0.0, 1.0, 0.5, 1e-30, np.nextafter(1, 0)]], np.float32)
-    found = count_score_arrays(np.zeros((1, 5), int), np.stack([ends, ends]), NAMES[:2])
+    found = _count_score_arrays(
+        np.zeros((1, 5), int), np.stack([ends, ends]), NAMES[:2]
+    )
     assert (
         found.ranking().score.tolist() == [1.0, 0.5, 0.0] or len(found.ranking()) == 4
     )
@@ -134,7 +136,7 @@ def test_levels_hold_every_half_precision_number_and_both_ends():
 def test_a_level_is_near_its_score(values):
     scores = np.array(values, np.float32)[None]
     truth = np.zeros(len(values), int)
-    found = count_score_arrays(truth, np.concatenate([scores] * 2), NAMES[:2])
+    found = _count_score_arrays(truth, np.concatenate([scores] * 2), NAMES[:2])
     levels = np.repeat(found.ranking().score, found.ranking().positives)
     exact = np.sort(scores[0].astype(float))[::-1]
     reach = np.minimum(exact, 1 - exact) * 2.0**-11 + 2.0**-24
@@ -147,7 +149,7 @@ def test_areas_and_ece_equal_torchmetrics():
     torch = pytest.importorskip("torch")
     truth, scores = made_up(3, classes=2)
     scores = np.minimum(as_kind(scores, "half"), 0.999)
-    found = count_score_arrays(truth, scores.astype("float16"), NAMES[:2]).ranking()
+    found = _count_score_arrays(truth, scores.astype("float16"), NAMES[:2]).ranking()
     pixels = torch.as_tensor((truth.ravel() == 0).astype("int64"))
     score = torch.as_tensor(scores[0].astype("float16").astype(float).ravel())
     for ours, theirs in (
@@ -162,20 +164,20 @@ def test_areas_and_ece_equal_torchmetrics():
 def test_reliability_equals_scikit_learn():
     truth, scores = made_up(4)
     score, pixels = scores[0].ravel(), truth.ravel() == 0
-    found = reliability_of(ranking_of(pixels, score), bins=10)
+    found = _reliability_of(_ranking_of(pixels, score), bins=10)
     share, mean = calibration_curve(pixels, score, n_bins=10)
     filled = found[found.pixels > 0]
     assert filled.share.to_numpy() == pytest.approx(share, abs=1e-12)
     assert filled.score.to_numpy() == pytest.approx(mean, abs=1e-12)
     assert found.pixels.sum() == score.size
     gap = (found.pixels * (found.share - found.score).abs()).sum() / found.pixels.sum()
-    assert ece(ranking_of(pixels, score), bins=10) == pytest.approx(gap, abs=1e-12)
+    assert ece(_ranking_of(pixels, score), bins=10) == pytest.approx(gap, abs=1e-12)
 
 
 def test_every_threshold_equals_counting_again():
     truth, scores = made_up(5, (12, 13))
     scores = as_kind(scores, "uint8")
-    curve = threshold_curve(count_score_arrays(truth, scores, NAMES).ranking())
+    curve = threshold_curve(_count_score_arrays(truth, scores, NAMES).ranking())
     seen = truth != 2
     a, p = truth[seen] == 0, scores[0][seen] / 255
     for row in curve[1:].itertuples():
@@ -190,7 +192,7 @@ def test_every_threshold_equals_counting_again():
 
 def test_a_thin_curve_keeps_its_shape_and_ends():
     truth, scores = made_up(6, (300, 300))
-    ranking = ranking_of(truth == 0, scores[0])
+    ranking = _ranking_of(truth == 0, scores[0])
     whole, thin = threshold_curve(ranking), threshold_curve(ranking, points=300)
     assert len(thin) <= 302 < len(whole)
     assert thin.iloc[[0, -1]].equals(whole.iloc[[0, -1]].set_axis(thin.index[[0, -1]]))
@@ -200,14 +202,14 @@ def test_a_thin_curve_keeps_its_shape_and_ends():
 
 def test_halves_add_up_to_the_whole():
     truth, scores = made_up(7, (64, 50))
-    whole = count_score_arrays(truth, scores, NAMES, "s")
-    top = count_score_arrays(truth[:20], scores[:, :20], NAMES, "s")
-    both = top + count_score_arrays(truth[20:], scores[:, 20:], NAMES, "s")
+    whole = _count_score_arrays(truth, scores, NAMES, "s")
+    top = _count_score_arrays(truth[:20], scores[:, :20], NAMES, "s")
+    both = top + _count_score_arrays(truth[20:], scores[:, 20:], NAMES, "s")
     assert both.scenes == ("s",) and np.array_equal(both.histograms, whole.histograms)
-    two = whole + count_score_arrays(truth, scores, NAMES, "t")
+    two = whole + _count_score_arrays(truth, scores, NAMES, "t")
     assert two.scenes == ("s", "t") and len(two.only(["t"])) == 1
     assert two.ranking().positives.sum() == 2 * whole.ranking().positives.sum()
-    bytes_ = count_score_arrays(truth, as_kind(scores, "uint8"), NAMES, "s")
+    bytes_ = _count_score_arrays(truth, as_kind(scores, "uint8"), NAMES, "s")
     with pytest.raises(ValueError, match="of different sorts"):
         whole + bytes_
     with pytest.raises(ValueError, match="nothing to add"):
@@ -226,7 +228,7 @@ def test_files_give_what_memory_gives(tmp_path, kind, layout):
         tmp_path / "t.tif", np.where(truth == 0, 255, truth).astype("uint8")
     )
     found = count_scores(label, file, NAMES, values={255: 0})
-    memory = count_score_arrays(truth, scores, NAMES)
+    memory = _count_score_arrays(truth, scores, NAMES)
     assert found.scenes == ("7",)
     assert np.array_equal(found.histograms, memory.histograms)
 
@@ -263,7 +265,7 @@ def test_pixels_without_a_score_are_left_out_and_counted(tmp_path):
     truth, scores = made_up(9, (40, 50))
     scores = scores.astype(np.float32)
     scores[:, :3] = np.nan
-    found = count_score_arrays(truth, scores, NAMES)
+    found = _count_score_arrays(truth, scores, NAMES)
     labelled = int((truth[:3] != 2).sum())
     assert found.unscored.tolist() == [labelled]
     assert found.histograms[0, 0].sum() == (truth[3:] != 2).sum()
@@ -281,19 +283,19 @@ def test_pixels_without_a_score_are_left_out_and_counted(tmp_path):
 def test_scores_that_are_none_are_refused(tmp_path):
     truth, scores = made_up(10, (5, 6))
     with pytest.raises(ValueError, match="0 to 1, found .*: are these logits"):
-        count_score_arrays(truth, 5 * scores - 2, NAMES)
+        _count_score_arrays(truth, 5 * scores - 2, NAMES)
     with pytest.raises(
         ValueError, match=r"need scores of shape \(3, 5, 6\), got \(2, 5"
     ):
-        count_score_arrays(truth, scores[:2], NAMES)
+        _count_score_arrays(truth, scores[:2], NAMES)
     with pytest.raises(ValueError, match=r"no class: \[7.0\]|no class: \[7\]"):
-        count_score_arrays(np.full((5, 6), 7), scores, NAMES)
+        _count_score_arrays(np.full((5, 6), 7), scores, NAMES)
     with pytest.raises(ValueError, match='"ignore" or "class"'):
-        count_score_arrays(truth, scores, NAMES, null_as="drop")
+        _count_score_arrays(truth, scores, NAMES, null_as="drop")
     with pytest.raises(ValueError, match="3 labels and 2 scores do not pair"):
-        ranking_of(np.ones(3), np.ones(2))
+        _ranking_of(np.ones(3), np.ones(2))
     with pytest.raises(ValueError, match="1 pixels have no score"):
-        ranking_of(np.ones(2), np.array([0.5, np.nan]))
+        _ranking_of(np.ones(2), np.array([0.5, np.nan]))
     file = write_raster(tmp_path / "s.tif", scores.astype(np.float32))
     label = write_raster(tmp_path / "t.tif", truth)
     with pytest.raises(ValueError, match="has 3 bands for 2 classes"):
@@ -304,27 +306,27 @@ def test_scores_that_are_none_are_refused(tmp_path):
 
 def test_sums_in_half_precision_may_pass_one_a_little():
     scores = np.array([[[1.004]], [[0.0]]], np.float32)
-    found = count_score_arrays(np.zeros((1, 1), int), scores, NAMES[:2])
+    found = _count_score_arrays(np.zeros((1, 1), int), scores, NAMES[:2])
     assert found.ranking().score.tolist() == [1.0]
 
 
 def test_a_class_that_is_absent_has_no_area():
     truth, scores = made_up(11)
-    found = count_score_arrays(np.ones_like(truth), scores, NAMES)
+    found = _count_score_arrays(np.ones_like(truth), scores, NAMES)
     line = score_summary(found).loc["building"]
     assert np.isnan([line.roc_auc, line.average_precision]).all()
     assert line.prevalence == 0 and 0 < line.brier < 1
-    assert scores_by_scene(found).roc_auc.isna().all()
-    empty = count_score_arrays(np.full_like(truth, 2), scores, NAMES)
+    assert _scores_by_scene(found).roc_auc.isna().all()
+    empty = _count_score_arrays(np.full_like(truth, 2), scores, NAMES)
     assert np.isnan(
         score_summary(empty).loc["building", ["brier", "ece"]].astype(float)
     ).all()
 
 
 def test_intervals_are_over_scenes():
-    parts = [count_score_arrays(*made_up(i), NAMES, str(i)) for i in range(12)]
+    parts = [_count_score_arrays(*made_up(i), NAMES, str(i)) for i in range(12)]
     found = add_scores(parts)
-    line, each = score_summary(found).loc["building"], scores_by_scene(found)
+    line, each = score_summary(found).loc["building"], _scores_by_scene(found)
     assert list(each.index) == [str(i) for i in range(12)]
     for name in ("roc_auc", "average_precision", "brier", "ece"):
         assert line[f"{name}_low"] < line[name] < line[f"{name}_high"]
@@ -342,7 +344,7 @@ def test_intervals_are_over_scenes():
 def test_other_numbers_do_not_change_the_ranking():
     "Halving all scores keeps both areas and spoils the other two."
     truth, scores = made_up(12)
-    one, half = (ranking_of(truth == 0, scores[0] * f) for f in (1, 0.5))
+    one, half = (_ranking_of(truth == 0, scores[0] * f) for f in (1, 0.5))
     assert roc_auc(one) == pytest.approx(roc_auc(half), abs=1e-12)
     assert ece(half) > 3 * ece(one) and brier(half) > brier(one)
 
@@ -381,20 +383,22 @@ def test_import_is_light():
 
 
 def test_a_summary_is_a_table(tmp_path):
-    found = score_summary(count_score_arrays(*made_up(13), NAMES))
+    found = score_summary(_count_score_arrays(*made_up(13), NAMES))
     found.to_csv(tmp_path / "a.csv")
     assert list(pd.read_csv(tmp_path / "a.csv", index_col=0).index) == list(NAMES[:2])
 
 
 def test_blocks_are_what_their_scenes_are_together():
-    parts = [count_score_arrays(*made_up(i, (20, 20)), NAMES, str(i)) for i in range(6)]
+    parts = [
+        _count_score_arrays(*made_up(i, (20, 20)), NAMES, str(i)) for i in range(6)
+    ]
     found, blocks = add_scores(parts), [1, 0, 1, 0, 2, 2]
     wholes = []
     for block in (0, 1, 2):
         own = [made_up(i, (20, 20)) for i in range(6) if blocks[i] == block]
         truth = np.concatenate([one for one, _ in own])
         scores = np.concatenate([one for _, one in own], axis=1)
-        wholes.append(count_score_arrays(truth, scores, NAMES, str(block)))
+        wholes.append(_count_score_arrays(truth, scores, NAMES, str(block)))
     whole = add_scores(wholes)
     for one, other in (
         (score_summary(found, blocks=blocks), score_summary(whole)),

@@ -20,14 +20,14 @@ from light_job import light_job
 from signals import heeded
 
 from rvtutorial.cli import (
-    Answer,
-    Command,
-    as_json,
+    _Answer,
+    _as_json,
+    _code_of,
+    _Command,
+    _one_line,
+    _run_folders,
+    _text_table,
     cli,
-    code_of,
-    one_line,
-    run_folders,
-    text_table,
 )
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.runs import Run
@@ -124,20 +124,20 @@ def test_an_error_is_one_line_and_no_traceback(tmp_path):
     ],
 )
 def test_errors_in_one_line(error, line):
-    assert one_line(error) == line
+    assert _one_line(error) == line
 
 
 def test_what_a_library_prints_does_not_spoil_the_document():
-    @click.command(cls=Command)
+    @click.command(cls=_Command)
     def noisy():
         print("a library says something")
-        return Answer("fine", {"x": float("nan"), "path": Path("/a")}, 75)
+        return _Answer("fine", {"x": float("nan"), "path": Path("/a")}, 75)
 
     found = CliRunner().invoke(noisy, ["--json"])
     assert json.loads(found.stdout) == {"x": None, "path": "/a"}
     odd = {"a": np.float32(0.5), "b": np.arange(2), "c": {3, 1}, "d": [np.nan, -np.inf]}
     odd |= {"e": {"f": (1, np.bool_(True))}, "g": np.array([np.nan])}
-    assert json.loads(as_json(odd)) == {
+    assert json.loads(_as_json(odd)) == {
         "a": 0.5, "b": [0, 1], "c": [1, 3], "d": [None, None], "e": {"f": [1, True]},
         "g": [None],
     }  # fmt: skip
@@ -176,8 +176,8 @@ def test_a_word_is_completed(words, expected):
 
 def test_tables():
     rows = [{"run": "a", "n": 1, "x": 0.12345}, {"run": "long", "n": 20, "x": None}]
-    assert text_table(rows) == "run    n      x\na      1  0.123\nlong  20      -"
-    assert text_table([]) == ""
+    assert _text_table(rows) == "run    n      x\na      1  0.123\nlong  20      -"
+    assert _text_table([]) == ""
 
 
 # ------------------------------------------------------------------ samples and check
@@ -400,7 +400,7 @@ def test_a_sweep_from_beginning_to_end(tmp_path, plan):
     assert doc("sweep", folder, "--dry-run")["trials"][0]["there"]
     sh("sweep", folder, "--retry", "--wait", code=1)
     tried = [len(r.manifest["went"]["attempts"])
-             for r in map(Run, run_folders([folder]).values())]  # fmt: skip
+             for r in map(Run, _run_folders([folder]).values())]  # fmt: skip
     assert tried == [1, 2]
     plan.write_text(plan.read_text().replace("[3e-3, 0.8]", "[3e-3, 1e-3]"))
     assert "use Sweep.extend" in sh("sweep", plan, "-o", folder, code=1).stderr
@@ -428,7 +428,7 @@ def test_a_slip_in_a_sweep_file_is_named(tmp_path):
     ],
 )  # fmt: skip
 def test_exit_codes_of_states(states, code):
-    assert code_of(states) == code
+    assert _code_of(states) == code
 
 
 def test_status_of_odd_names_and_of_trials_that_have_not_begun(tmp_path):
@@ -443,8 +443,8 @@ def test_status_of_odd_names_and_of_trials_that_have_not_begun(tmp_path):
     rows = {row["run"]: row for row in doc("status")["runs"]}
     assert set(rows) == {"ü|*[x]", "b/lr=1e-2", "b/lr=1e-3"}
     assert rows["b/lr=1e-3"]["state"] == "new" and rows["ü|*[x]"]["F1"] == 0.5
-    assert list(run_folders([sweep])) == ["lr=1e-2", "lr=1e-3"]
-    assert len(run_folders([tmp_path / "runs", sweep])) == 3  # none is named twice
+    assert list(_run_folders([sweep])) == ["lr=1e-2", "lr=1e-3"]
+    assert len(_run_folders([tmp_path / "runs", sweep])) == 3  # none is named twice
     sh("status", "--watch", "--exit-code", code=75)
 
 

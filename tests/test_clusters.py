@@ -7,25 +7,25 @@ import pytest
 from rvtutorial.hpc import scheduler
 from rvtutorial.hpc.scheduler import (
     WORDS,
-    Watcher,
-    absent,
-    count,
-    explain,
+    _absent,
+    _count,
+    _explain,
+    _misfit,
+    _read_id,
+    _read_nodes,
+    _read_states,
+    _Watcher,
     minutes,
-    misfit,
     our_word,
-    read_id,
-    read_nodes,
-    read_states,
 )
 from rvtutorial.hpc.sites import Site
 
-NODES = read_nodes(
+NODES = _read_nodes(
     "gpu|1-00:00:00|32|256000|mixed|gpu:a100:4(S:0-1),gpu:a100_1g.10gb:7\n"
     "gpu|1-00:00:00|64+|128000|allocated|(null)\n"
     "cpu|infinite|8|64000|idle|(null)\n"
 )
-TIRED = read_nodes(
+TIRED = _read_nodes(
     "gpu|1-00:00:00|32|256000|drained|gpu:a100:8\n"
     "gpu|1-00:00:00|32|256000|down*|gpu:a100:8\n"
     "gpu|1-00:00:00|32|256000|idle|gpu:a100:4\n"
@@ -76,7 +76,7 @@ def test_times_as_slurm_writes_them(text, expected):
 def test_what_fits_no_node_is_said_with_its_field(fields, words):
     import re
 
-    said = misfit(Site(name="x", **fields), NODES)
+    said = _misfit(Site(name="x", **fields), NODES)
     assert said is None if words is None else re.search(words, said), said
 
 
@@ -93,7 +93,7 @@ def test_what_fits_no_node_is_said_with_its_field(fields, words):
     ],
 )
 def test_nodes_that_fit_and_take_no_jobs(fields, states):
-    assert absent(Site(name="x", **fields), TIRED) == states
+    assert _absent(Site(name="x", **fields), TIRED) == states
 
 
 def test_a_request_for_absent_nodes_is_said_and_one_for_none_is_refused(monkeypatch):
@@ -128,13 +128,13 @@ def test_a_request_for_absent_nodes_is_said_and_one_for_none_is_refused(monkeypa
     ],
 )
 def test_a_refusal_names_the_field(said, field):
-    assert explain(f"sbatch: error: {said}") == f"Change {field} in the site file."
+    assert _explain(f"sbatch: error: {said}") == f"Change {field} in the site file."
 
 
 def test_a_refusal_for_too_many_jobs_blames_no_field():
     said = "Job violates accounting/QOS policy (job submit limit, user's size limits)"
-    assert "submit fewer" in explain(said)
-    assert explain("something new") == ""
+    assert "submit fewer" in _explain(said)
+    assert _explain("something new") == ""
 
 
 @pytest.fixture
@@ -149,13 +149,13 @@ def slurm(monkeypatch):
             raise reply
         return reply
 
-    monkeypatch.setattr(scheduler, "ask_slurm", ask)
+    monkeypatch.setattr(scheduler, "_ask_slurm", ask)
     return asked, replies
 
 
 def test_a_job_that_is_over_is_not_asked_about_again(slurm):
     asked, replies = slurm
-    watcher = Watcher(every=0)
+    watcher = _Watcher(every=0)
     replies += [{("1", 0): ("succeeded", ""), ("2", 0): ("running", "")}] * 2
     assert watcher.states({"1", "2"})["1", 0] == ("succeeded", "")
     assert watcher.states({"1", "2"})["1", 0] == ("succeeded", "")
@@ -166,7 +166,7 @@ def test_a_job_that_is_over_is_not_asked_about_again(slurm):
 
 def test_a_job_nobody_has_asked_about_is_unknown_not_lost(slurm):
     asked, replies = slurm
-    watcher = Watcher(every=60)
+    watcher = _Watcher(every=60)
     replies += [{("1", 0): ("running", "")}, {("2", 0): ("queued", "")}]
     watcher.states({"1"})
     assert watcher.states({"2"}) == {("2", None): ("unknown", "")}
@@ -177,7 +177,7 @@ def test_silence_is_asked_less_and_less_often(slurm, monkeypatch):
     asked, replies = slurm
     clock = [1000.0]
     monkeypatch.setattr(scheduler.time, "monotonic", lambda: clock[0])
-    watcher = Watcher(every=5)
+    watcher = _Watcher(every=5)
     replies += [scheduler.SlurmError("silent")] * 100
     for _ in range(600):
         said = watcher.states({"1"})
@@ -197,15 +197,15 @@ NOTICE = (
 
 def test_nodes_among_notices_and_with_large_numbers():
     line = "big|2-00:00:00|1K|2060000|idle|(null)"
-    told = read_nodes(
+    told = _read_nodes(
         NOTICE + line + "\n" + NOTICE + "gpu|1:00:00|1.5K+|96000+|mix|gpu:2\n"
     )
     assert [(n["partition"], n["cpus"], n["mem"]) for n in told] == [
         ("big", 1024, 2_060_000), ("gpu", 1536, 96_000),
     ]  # fmt: skip
-    assert misfit(Site(name="x", cpus=1000), told) is None
-    assert "cpus 2000 is more" in misfit(Site(name="x", cpus=2000), told)
-    assert read_nodes(NOTICE) == []
+    assert _misfit(Site(name="x", cpus=1000), told) is None
+    assert "cpus 2000 is more" in _misfit(Site(name="x", cpus=2000), told)
+    assert _read_nodes(NOTICE) == []
 
 
 @pytest.mark.parametrize(
@@ -213,9 +213,9 @@ def test_nodes_among_notices_and_with_large_numbers():
     [("64", 64), ("64+", 64), ("1K", 1024), ("1.5K", 1536), ("2M", 2 * 1024**2)],
 )
 def test_numbers_as_slurm_prints_them(text, number):
-    assert count(text) == number
+    assert _count(text) == number
     with pytest.raises(ValueError, match="no number"):
-        count(f"x{text}")
+        _count(f"x{text}")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_numbers_as_slurm_prints_them(text, number):
     ],
 )
 def test_the_number_of_a_job_is_found(text, job):
-    assert read_id(text) == job
+    assert _read_id(text) == job
 
 
 @pytest.mark.parametrize(
@@ -258,8 +258,8 @@ def test_a_job_is_found_by_its_name(monkeypatch, told, job):
     )
     assert scheduler.find_job("a-job") == job
     if job:
-        assert read_id("17\n221\n5\n", "a-job") == "221"
-    assert read_id("17\n221\n") == "221"
+        assert _read_id("17\n221\n5\n", "a-job") == "221"
+    assert _read_id("17\n221\n") == "221"
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_states_in_our_words(state, word, note):
 def test_of_two_lines_of_a_federation_the_one_at_work_counts():
     lines = ["7|0|REVOKED|None", "7|0|RUNNING|None"]
     for order in (lines, lines[::-1]):
-        assert read_states("\n".join(order)) == {("7", 0): ("running", "")}
+        assert _read_states("\n".join(order)) == {("7", 0): ("running", "")}
 
 
 @pytest.mark.parametrize(
@@ -292,21 +292,21 @@ def test_of_two_lines_of_a_federation_the_one_at_work_counts():
      ("[0-6:3%1]", [0, 3, 6]), ("[0-1,...]", [0, 1]), ("[]", [])],
 )  # fmt: skip
 def test_members_that_wait_together_are_one_line(text, members):
-    told = read_states(f" 7 | {text} | PENDING | Priority \n")
+    told = _read_states(f" 7 | {text} | PENDING | Priority \n")
     assert told == {("7", m): ("queued", "Priority") for m in members}
 
 
 def test_accounts_among_notices(monkeypatch):
     rows = "crops|gpu|normal,high\ncrops||normal\n"
     monkeypatch.setattr(scheduler, "answer", lambda args: NOTICE + rows + NOTICE)
-    assert scheduler.associations() == [
+    assert scheduler._associations() == [
         ("crops", "gpu", ["normal", "high"]), ("crops", "", ["normal"]),
     ]  # fmt: skip
 
 
 def test_a_job_in_an_unknown_state_is_asked_about_again(slurm):
     asked, replies = slurm
-    watcher = Watcher(every=0)
+    watcher = _Watcher(every=0)
     replies += [{("1", 0): ("unknown", "new")}] * 2
     watcher.states({"1"})
     watcher.states({"1"})

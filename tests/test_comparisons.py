@@ -15,11 +15,11 @@ from rvtutorial.metrics.counting import score, scores, table
 from rvtutorial.metrics.intervals import (
     FEWEST_SCENES,
     METHODS,
+    _bootstrap,
+    _holm,
     board_of,
-    bootstrap,
     compare_all,
     difference,
-    holm,
     jackknife,
     neighbours,
     why_no_interval,
@@ -35,7 +35,7 @@ def test_bootstrap_equals_a_loop_over_draws():
     for draw in weights:
         tp, fp, fn = sum(n * row for n, row in zip(draw, numbers, strict=True))
         slow.append(2 * tp / (2 * tp + fp + fn))
-    found = bootstrap(rows, "f1", n=300, seed=5)
+    found = _bootstrap(rows, "f1", n=300, seed=5)
     assert (found.low, found.high) == pytest.approx(
         tuple(np.quantile(slow, [0.025, 0.975]))
     )
@@ -45,22 +45,22 @@ def test_bootstrap_equals_a_loop_over_draws():
 
 def test_bootstrap_is_repeatable_and_narrows():
     rows = table(some_counts(scenes=40))
-    assert bootstrap(rows) == bootstrap(rows)
-    assert bootstrap(rows, seed=1) != bootstrap(rows, seed=2)
-    for interval in (bootstrap, jackknife):
+    assert _bootstrap(rows) == _bootstrap(rows)
+    assert _bootstrap(rows, seed=1) != _bootstrap(rows, seed=2)
+    for interval in (_bootstrap, jackknife):
         few, many = interval(rows[:6]), interval(rows)
         assert many.high - many.low < few.high - few.low
 
 
 def test_interval_of_one_scene_and_of_nothing():
     rows = table(some_counts(scenes=1))
-    assert "no interval: 1 scene" in repr(bootstrap(rows))
+    assert "no interval: 1 scene" in repr(_bootstrap(rows))
     none = pd.DataFrame(np.zeros((3, 5)), columns=["tp", "fp", "fn", "tn", "right"])
-    found = bootstrap(none)
+    found = _bootstrap(none)
     assert np.isnan([found.value, found.low, found.high]).all() and found.undefined == 1
     sparse = none.copy()
     sparse.loc[0, "tp"] = 5
-    assert 0.1 < bootstrap(sparse).undefined < 0.5
+    assert 0.1 < _bootstrap(sparse).undefined < 0.5
 
 
 def test_jackknife_equals_leaving_out_one_scene_at_a_time():
@@ -129,7 +129,7 @@ POSSIBLE = {
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
-@pytest.mark.parametrize("interval", [jackknife, bootstrap])
+@pytest.mark.parametrize("interval", [jackknife, _bootstrap])
 @pytest.mark.parametrize("metric", ["f1", "iou", "recall", "accuracy"])
 def test_an_interval_is_possible_and_holds_its_value(name, interval, metric):
     found = interval(POSSIBLE[name], metric)
@@ -191,7 +191,7 @@ def test_a_difference_stays_below_one():
 @pytest.mark.parametrize("method", METHODS)
 def test_too_few_scenes_have_no_interval_and_it_is_said(scenes, method):
     many = dict(zip("ab", World().draw(scenes, [0, 3.0], 1), strict=True))
-    interval = bootstrap if method == "bootstrap" else jackknife
+    interval = _bootstrap if method == "bootstrap" else jackknife
     found = interval(many["a"])
     assert np.isnan([found.low, found.high]).all() and not np.isnan(found.value)
     said = (
@@ -256,7 +256,7 @@ def test_a_board_says_of_each_run_what_all_pairs_say(method):
         pair = pairs.get((best, name)) or pairs[name, best]
         assert board.p[name] == pair.corrected and board.verdict[name] == pair.verdict
         assert board.tied[name] == (pair.winner is None)
-    fixed = holm([pair.p for pair in pairs.values()])
+    fixed = _holm([pair.p for pair in pairs.values()])
     assert fixed == pytest.approx([pair.corrected for pair in pairs.values()])
 
 
@@ -275,7 +275,7 @@ def test_a_difference_is_paired_and_names_a_winner():
         difference(two, one, method="guess")
     back = difference(one, two, names=("one", "two"))
     assert back.winner == "two" and back.verdict == found.verdict
-    wide = bootstrap(two)
+    wide = _bootstrap(two)
     assert found.high - found.low < 0.1 * (wide.high - wide.low)
     with pytest.raises(ValueError, match=r"same scenes, got \[29, 30\]"):
         difference(one, two[1:])
@@ -302,11 +302,11 @@ def test_holm_equals_its_definition(p):
     for rank, i in enumerate(order):
         worst = max(worst, (len(p) - rank) * p[i])
         expected[i] = min(worst, 1)
-    assert np.array_equal(holm(p), expected)
+    assert np.array_equal(_holm(p), expected)
 
 
 def test_holm_leaves_out_what_has_no_p():
-    found = holm([0.01, np.nan, 0.04])
+    found = _holm([0.01, np.nan, 0.04])
     assert found[[0, 2]].tolist() == [0.02, 0.04] and np.isnan(found[1])
 
 
@@ -390,7 +390,7 @@ def test_an_interval_over_blocks_is_that_of_their_sums():
     assert pair.verdict.endswith("8 scenes in 5 blocks")
     few = jackknife(rows, blocks=[0, 0, 1, 1, 2, 2, 3, 3])
     assert np.isnan(few.low) and "8 scenes in 4 blocks are too few" in repr(few)
-    assert bootstrap(rows, blocks=blocks).low < found.value
+    assert _bootstrap(rows, blocks=blocks).low < found.value
     with pytest.raises(ValueError, match="8 scenes need as many blocks, got 3"):
         jackknife(rows, blocks=[0, 1, 2])
 

@@ -301,11 +301,11 @@ def test_dark_specks_are_not_holes(tmp_path):
     pixels[:, 10:14, 10:14] = 0
     with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
         file.write(pixels)
-    assert checks.no_data(tmp_path / "a.tif") is None
+    assert checks._no_data(tmp_path / "a.tif") is None
     pixels[:, :20, :20] = 0
     with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
         file.write(pixels)
-    assert checks.no_data(tmp_path / "a.tif").sum() == 400
+    assert checks._no_data(tmp_path / "a.tif").sum() == 400
 
 
 def with_a_fourth_band(data, out, band, only=("train", "val", "test")):

@@ -15,11 +15,11 @@ from sklearn import metrics as sk
 from rvtutorial.core.record import headline
 from rvtutorial.metrics.counting import (
     Counts,
+    _count_arrays,
     add,
     as_classes,
     averages,
     confusion,
-    count_arrays,
     count_rasters,
     first_class,
     overall,
@@ -34,7 +34,7 @@ from rvtutorial.metrics.leaderboard import label_folder
 def test_scores_equal_scikit_learn():
     truth, drawn = labels(1, n=3)
     names = ("building", "road", "background")
-    found = overall(count_arrays(truth, drawn, names))
+    found = overall(_count_arrays(truth, drawn, names))
     for number, name in enumerate(names):
         a, b = truth.ravel() == number, drawn.ravel() == number
         row = found.loc[name]
@@ -62,12 +62,12 @@ def test_confusion_equals_scikit_learn(n, seed):
 
 
 def test_undefined_scores_are_nan_and_say_nothing_else():
-    nothing = count_arrays(np.ones((4, 4), int), np.ones((4, 4), int), NAMES)
+    nothing = _count_arrays(np.ones((4, 4), int), np.ones((4, 4), int), NAMES)
     row = scores(nothing).iloc[0]
     undefined = ["pixel_precision", "pixel_recall", "pixel_f1", "pixel_iou"]
     assert row[undefined].isna().all()
     assert row.pixel_accuracy == row.pixel_specificity == 1
-    missed = count_arrays(np.zeros((4, 4), int), np.ones((4, 4), int), NAMES)
+    missed = _count_arrays(np.zeros((4, 4), int), np.ones((4, 4), int), NAMES)
     row = scores(missed).iloc[0]
     assert np.isnan(row.pixel_precision) and row.pixel_f1 == row.pixel_recall == 0
 
@@ -75,7 +75,7 @@ def test_undefined_scores_are_nan_and_say_nothing_else():
 def test_null_truth_is_left_out_and_null_prediction_is_a_miss():
     truth = np.array([[0, 0, 1, 1, 2, 2]])
     drawn = np.array([[0, 2, 1, 0, 0, 2]])
-    found = count_arrays(truth, drawn, NAMES)
+    found = _count_arrays(truth, drawn, NAMES)
     assert table(found).iloc[0].to_dict() == dict(tp=1, fp=1, fn=1, tn=1, right=2)
     as_class = table(found, null="class").iloc[0]
     assert as_class.to_dict() == dict(tp=1, fp=2, fn=1, tn=2, right=3)
@@ -207,7 +207,7 @@ def test_counts_refuse_what_does_not_fit():
 
 def test_first_class_is_not_background():
     names = ("background", "road", "null")
-    found = count_arrays(np.zeros((2, 2), int), np.zeros((2, 2), int), names)
+    found = _count_arrays(np.zeros((2, 2), int), np.zeros((2, 2), int), names)
     assert first_class(found) == "road"
 
 
@@ -239,7 +239,7 @@ def test_a_large_raster_is_counted_in_little_memory(tmp_path):
 @pytest.mark.parametrize("average", ["macro", "weighted"])
 def test_averages_equal_scikit_learn_and_say_what_is_in_them(average):
     truth, drawn = labels(3)
-    found = averages(count_arrays(truth, drawn, NAMES))
+    found = averages(_count_arrays(truth, drawn, NAMES))
     seen = truth.ravel() != 2
     a, b = truth.ravel()[seen], drawn.ravel()[seen]
     how = dict(labels=[0, 1], average=average)
@@ -253,7 +253,7 @@ def test_averages_equal_scikit_learn_and_say_what_is_in_them(average):
         assert found.loc[average, f"pixel_{ours}"] == expected
     assert found.classes[average] == "building, background"
     assert found.null[average] == "left out" and found.undefined[average] == ""
-    both = averages(count_arrays(truth, drawn, NAMES), null="class").loc[average]
+    both = averages(_count_arrays(truth, drawn, NAMES), null="class").loc[average]
     assert both.classes.endswith("null") and both.null == "counts as a class"
     every = sk.f1_score(truth.ravel(), drawn.ravel(), average=average)
     assert both.pixel_f1 == pytest.approx(every, abs=1e-12)
@@ -261,11 +261,11 @@ def test_averages_equal_scikit_learn_and_say_what_is_in_them(average):
 
 def test_averages_leave_out_what_has_no_value_and_name_it():
     truth = np.array([[0, 0, 1, 1]])
-    found = averages(count_arrays(truth, np.ones((1, 4), int), NAMES))
+    found = averages(_count_arrays(truth, np.ones((1, 4), int), NAMES))
     assert "building: precision" in found.undefined["macro"]
     assert found.pixel_precision["macro"] == 0.5  # of background alone
     assert found.pixel_recall["macro"] == 0.5
-    nothing = averages(count_arrays(np.full((1, 4), 2), truth, NAMES))
+    nothing = averages(_count_arrays(np.full((1, 4), 2), truth, NAMES))
     assert nothing.pixel_f1.isna().all()
 
 
@@ -274,7 +274,7 @@ def test_scores_equal_torchmetrics():
     tm = pytest.importorskip("torchmetrics.functional.classification")
     torch = pytest.importorskip("torch")
     truth, drawn = labels(4)
-    found = count_arrays(truth, drawn, NAMES)
+    found = _count_arrays(truth, drawn, NAMES)
     a, b = (torch.as_tensor(x.ravel().astype("int64")) for x in (truth, drawn))
     seen = a != 2
     each = overall(found)

@@ -102,7 +102,7 @@ def read_weights(run):
 def test_a_training_that_was_cut_goes_on_and_ends_the_same(data, finished, tmp_path):
     cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner, "tell_epoch", lambda *a: os.kill(os.getpid(), 2))
+        patch.setattr(learner, "_tell_epoch", lambda *a: os.kill(os.getpid(), 2))
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(cfg)
     assert run.state == "interrupted" and len(run.log()) == 1
@@ -154,7 +154,7 @@ def test_a_signal_saves_and_exits_with_75(data, finished, tmp_path, name):
 def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
     cfg = configure(data, tmp_path / "b")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner, "tell_epoch", lambda *a: os.kill(os.getpid(), 2))
+        patch.setattr(learner, "_tell_epoch", lambda *a: os.kill(os.getpid(), 2))
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(cfg)
     with pytest.raises(ValueError, match=r"digest is \w{16} .* this one's is \w{16}"):
@@ -492,7 +492,7 @@ def test_raster_visions_own_code_on_request(data, tmp_path):
     assert run.state == "succeeded" and run.results["validation"]["f1"] is not None
     assert "iou" not in run.evaluation("validation")["overall"][0]["metrics"]
     with pytest.raises(ValueError, match="engine must be fast or stock"):
-        pipeline.chosen(run, engine="quick")
+        pipeline._chosen(run, engine="quick")
 
 
 @pytest.mark.slow
@@ -627,7 +627,7 @@ def test_seed_everything_repeats():
 
 def test_settings_are_put_back():
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with pipeline.settings(threads=1):
+    with pipeline._settings(threads=1):
         assert torch.get_num_threads() == 1
         assert torch.are_deterministic_algorithms_enabled()
     assert (
@@ -641,26 +641,26 @@ def test_progress_says_what_is_left():
     line = ProgressLine(4, said.append)
     line.start_t -= 100
     metrics = {"train_loss": 0.5, "val_loss": 0.4, "building_f1": 0.25}
-    learner.tell_epoch(line, 0, metrics)
+    learner._tell_epoch(line, 0, metrics)
     assert said[0].startswith(
         "epoch 1/4  loss 0.500, validation 0.400  building F1 0.250"
     )
     assert said[0].endswith("01:40 passed, 05:00 left")
-    learner.tell_step(line, 1, 0.5, 0.3)
+    learner._tell_step(line, 1, 0.5, 0.3)
     assert len(said) == 1  # not so soon again
     line.last_print_t -= 60
-    learner.tell_step(line, 1, 0.5, 0.3)
+    learner._tell_step(line, 1, 0.5, 0.3)
     assert "epoch 2/4 (50%)" in said[1]
 
 
 def test_fingerprint_ignores_versions_and_order():
     a = {"x": [1, {"scene_groups": [1, 2], "y": 2}], "plugin_versions": {"a": 1}}
     b = {"x": [1, {"scene_groups": [2, 1], "y": 2}], "plugin_versions": {"a": 2}}
-    assert pipeline.fingerprint(a) == pipeline.fingerprint(b)
-    assert pipeline.fingerprint({**a, "z": 1}) != pipeline.fingerprint(a)
+    assert pipeline._fingerprint(a) == pipeline._fingerprint(b)
+    assert pipeline._fingerprint({**a, "z": 1}) != pipeline._fingerprint(a)
     moved = {"a": [{"uri": "a", "x": 1}]}, {"a": [{"uri": "b", "x": 1}]}
-    assert pipeline.fingerprint(moved[0]) != pipeline.fingerprint(moved[1])
-    assert pipeline.fingerprint(moved[0], False) == pipeline.fingerprint(
+    assert pipeline._fingerprint(moved[0]) != pipeline._fingerprint(moved[1])
+    assert pipeline._fingerprint(moved[0], False) == pipeline._fingerprint(
         moved[1], False
     )
 

@@ -183,7 +183,7 @@ def test_what_a_lock_points_to_is_not_emptied(tmp_path, monkeypatch):
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(folder))
     queue.queue_folder()
     (folder / "running.lock").symlink_to(diary)
-    with pytest.raises(OSError) as err, queue.first_in_queue(1, "job"):
+    with pytest.raises(OSError) as err, queue._first_in_queue(1, "job"):
         pass
     assert err.value.errno == errno.ELOOP and diary.read_text() == "dear diary"
     for name in (".run.lock", ".writing.lock", "job.lock"):
@@ -405,8 +405,8 @@ def test_a_job_of_an_array_is_found_by_its_own_number():
         return form.replace("%i", "36_2").replace("%A", "38") + "\n"
 
     owner = {"host": "other", "slurm_job_id": "38"}
-    assert files.alive(owner, squeue)
-    assert not files.alive(owner | {"slurm_job_id": "3"}, squeue)
+    assert files._alive(owner, squeue)
+    assert not files._alive(owner | {"slurm_job_id": "3"}, squeue)
 
 
 @pytest.fixture

@@ -609,15 +609,15 @@ def test_bands_that_are_not_there(tmp_path):
     near_infrared(tmp_path / "d")
     splits = find_splits(tmp_path / "d", "i_{id}.tif", "l_{id}.geojson")
     with pytest.raises(ValueError, match="from 1 to 4"):
-        checks.band_order("5", splits)
-    assert checks.band_order(None, splits) == [0, 1, 2]
+        checks._band_order("5", splits)
+    assert checks._band_order(None, splits) == [0, 1, 2]
     path = splits["train"][0].image
     with rasterio.open(path, "r+") as file:
         ci = rasterio.enums.ColorInterp
         file.colorinterp = [ci.red, ci.green, ci.blue, ci.undefined]
     with pytest.raises(ValueError, match="different bands as alpha.*scene 1: 1,2,3,4"):
-        checks.band_order(None, splits)
-    assert checks.band_order("4,1", splits) == [3, 0]
+        checks._band_order(None, splits)
+    assert checks._band_order("4,1", splits) == [3, 0]
 
 
 def test_alpha_need_not_be_the_last_band(tmp_path):
@@ -625,4 +625,4 @@ def test_alpha_need_not_be_the_last_band(tmp_path):
     ci = rasterio.enums.ColorInterp
     with rasterio.open(path, "r+") as file:
         file.colorinterp = [ci.alpha, ci.red, ci.green, ci.blue]
-    assert checks.band_order(None, {"train": [Scene("a", path)]}) == [1, 2, 3]
+    assert checks._band_order(None, {"train": [Scene("a", path)]}) == [1, 2, 3]

@@ -215,7 +215,7 @@ def task(name, data, root):
 @pytest.mark.parametrize("name", ["object_detection", "chip_classification"])
 def test_other_tasks_are_refused_before_anything_is_written(data, tmp_path, name, how):
     config = task(name, data, tmp_path / "run")
-    for call in (ours, engine.prepare):
+    for call in (ours, engine._prepare):
         options = {"engine": how} if call is ours else {}
         with pytest.raises(ValueError, match=f"another task .{name}"):
             call(config, **options)
@@ -429,9 +429,9 @@ def test_a_black_class_does_not_make_another_configuration(data, tmp_path):
     "Raster Vision would draw the colour of null by lot."
     config = ZOO["rgb_labels"].make(data, tmp_path / "run")
     config.dataset.class_config = ClassConfig(names=["a", "b"], colors=["red", "black"])
-    one, two = engine.prepare(config), engine.prepare(config)
-    assert engine.fingerprint(one) == engine.fingerprint(two)
-    engine.refuse_impossible(one)  # all three differ
+    one, two = engine._prepare(config), engine._prepare(config)
+    assert engine._fingerprint(one) == engine._fingerprint(two)
+    engine._refuse_impossible(one)  # all three differ
     assert one.dataset.class_config.null_class == "null"
 
 
@@ -471,7 +471,7 @@ def test_a_signal_takes_the_folders_of_a_process_along(tmp_path, monkeypatch, na
         with contextlib.suppress(BaseException):
             signal.signal(number, signal.SIG_DFL)
             files.own_folder("names-")
-            with engine.ended_by_signals():
+            with engine._ended_by_signals():
                 os.kill(os.getpid(), number)
                 time.sleep(60)
         os._exit(1)
@@ -483,7 +483,7 @@ def test_a_signal_takes_the_folders_of_a_process_along(tmp_path, monkeypatch, na
 def test_a_handler_that_is_not_pythons_stays(monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda *a: pytest.fail("changed"))
-    with engine.ended_by_signals():
+    with engine._ended_by_signals():
         pass
 
 

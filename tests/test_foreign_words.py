@@ -165,7 +165,7 @@ def test_a_folder_of_any_name_is_read_and_drawn(name, tmp_path):
         assert np.array_equal(counts.matrices, same.matrices)
         scenes.plot_scene(scene)
     viz.plot_predictions(runs, [0], view="errors")
-    assert len(leaderboard.scene_boxes(viz.Run(runs), ["9"]).dropna()) == 1
+    assert len(leaderboard._scene_boxes(viz.Run(runs), ["9"]).dropna()) == 1
 
 
 @pytest.mark.parametrize("name", ["a!b", "s;emi", "q?x", "#h%41", "p!q;r?s", "x.zip"])

@@ -17,7 +17,7 @@ from signals import heeded
 
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.course import lessons
-from rvtutorial.course.lessons import LessonFailed, run_lesson, run_lessons
+from rvtutorial.course.lessons import _LessonFailed, _run_lesson, _run_lessons
 from rvtutorial.hpc import runner
 from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run
@@ -365,7 +365,7 @@ def test_a_full_disk(small_disk, tmp_path):
 def test_a_notebook_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
     from papermill.iorw import papermill_io
 
-    runner.use_atomic_files(tmp_path)
+    runner._use_atomic_files(tmp_path)
     path = tmp_path / "notebook.ipynb"
     papermill_io.write("old", str(path), [".ipynb"])
 
@@ -429,8 +429,8 @@ def test_a_low_limit_of_files_is_raised_where_it_may_be(tmp_path):
 
 def test_figures_of_a_lesson_with_an_odd_name_delete_no_others(tmp_path):
     (tmp_path / "other-01-0.png").write_bytes(b"x")
-    lessons.save_figures(nbformat.v4.new_notebook(), tmp_path, "*")
-    lessons.save_figures(nbformat.v4.new_notebook(), tmp_path, "othe[r]")
+    lessons._save_figures(nbformat.v4.new_notebook(), tmp_path, "*")
+    lessons._save_figures(nbformat.v4.new_notebook(), tmp_path, "othe[r]")
     assert (tmp_path / "other-01-0.png").exists()
 
 
@@ -508,7 +508,7 @@ def lesson(tmp_path_factory):
     nbformat.write(book, path)
     seen = []
     out = home / "out"
-    done = run_lesson(path, out, {"MINE": "yes"}, lambda d, t: seen.append((d, t)))
+    done = _run_lesson(path, out, {"MINE": "yes"}, lambda d, t: seen.append((d, t)))
     return home, done, seen
 
 
@@ -534,8 +534,8 @@ def test_a_lesson_that_stops_says_where(tmp_path):
     path = notebook(
         tmp_path / "02_bad.ipynb", "x = 5", "print('before')\nx / 0", params=None
     )
-    with pytest.raises(LessonFailed) as error:
-        run_lesson(path, tmp_path / "out")
+    with pytest.raises(_LessonFailed) as error:
+        _run_lesson(path, tmp_path / "out")
     text = str(error.value)
     assert text.startswith("02_bad.ipynb, cell 1: ZeroDivisionError: division by zero")
     assert "x / 0" in text and "\x1b" not in text and str(tmp_path / "out") in text
@@ -545,8 +545,8 @@ def test_a_lesson_that_stops_says_where(tmp_path):
 
 def test_a_lesson_whose_kernel_dies_says_so(tmp_path):
     path = notebook(tmp_path / "02_bad.ipynb", "import os\nos._exit(1)", params=None)
-    with pytest.raises(LessonFailed, match="02_bad.ipynb: DeadKernelError"):
-        run_lesson(path, tmp_path / "out")
+    with pytest.raises(_LessonFailed, match="02_bad.ipynb: DeadKernelError"):
+        _run_lesson(path, tmp_path / "out")
 
 
 @pytest.fixture
@@ -572,7 +572,7 @@ def course(tmp_path):
 
 
 def test_all_parts_in_order_and_what_was_made(course, capsys):
-    assert run_lessons(course / "nbs", course / "runs" / "lessons") == 0
+    assert _run_lessons(course / "nbs", course / "runs" / "lessons") == 0
     assert (course / "order").read_text() == "123"
     out = capsys.readouterr().out
     lines = out.splitlines()
@@ -595,21 +595,21 @@ def test_all_parts_in_order_and_what_was_made(course, capsys):
 
 def test_the_first_part_that_fails_stops_the_rest(course, capsys):
     notebook(course / "nbs" / "02_part.ipynb", "1 / 0", params=None)
-    assert run_lessons(course / "nbs", course / "out") == 1
+    assert _run_lessons(course / "nbs", course / "out") == 1
     assert (course / "order").read_text() == "1"
     assert "02_part.ipynb, cell 0: ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_no_parts_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no parts named 01_"):
-        run_lessons(tmp_path, tmp_path / "out")
+        _run_lessons(tmp_path, tmp_path / "out")
 
 
 def test_remaining_time_comes_from_the_last_time():
     parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
-    line = lessons.Progress(parts, {"01_a": 100.0, "02_b": 50.0})
+    line = lessons._Progress(parts, {"01_a": 100.0, "02_b": 50.0})
     assert line.left(0, 0) == 150 and line.left(0, 40) == 110 and line.left(1, 60) == 0
-    assert lessons.clock(3599) == "59:59"
+    assert lessons._clock(3599) == "59:59"
 
 
 class Screen(io.StringIO):
@@ -618,8 +618,8 @@ class Screen(io.StringIO):
 
 
 def test_the_line_is_drawn_again_while_a_cell_works(monkeypatch):
-    line = lessons.Progress([Path("01_a.ipynb")], {}, Screen())
-    with lessons.ticking(line):
+    line = lessons._Progress([Path("01_a.ipynb")], {}, Screen())
+    with lessons._ticking(line):
         line.show(0, 1, 3)
         time.sleep(2.2)
     drawn = line.out.getvalue().split("\r")[1:]
@@ -702,7 +702,7 @@ def test_hello_is_a_job_notebook_without_outputs():
 def test_a_part_that_takes_longer_has_its_cells_left():
     "On a busy machine nothing is left only when nothing is left to do."
     parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
-    line = lessons.Progress(parts, {"01_a": 100.0, "02_b": 50.0}, io.StringIO())
+    line = lessons._Progress(parts, {"01_a": 100.0, "02_b": 50.0}, io.StringIO())
     line.show(0, 2, 10)
     assert line.remaining(20) == 130 and line.remaining(100) == 80 + 50
     assert line.remaining(1e6) == 130  # eight of ten cells, and the other part
@@ -719,7 +719,7 @@ def test_a_part_that_takes_longer_has_its_cells_left():
 
 def test_the_line_shows_the_trainings_of_a_cell():
     looks = iter([("2 queued", None), ("1 running (a: epoch 3 of 8)", 75.0)])
-    line = lessons.Progress(
+    line = lessons._Progress(
         [Path("08_a.ipynb")], {"08_a": 1.0}, Screen(), lambda since: next(looks)
     )
     line.show(0, 0, 4)
@@ -741,33 +741,33 @@ def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "rvtutorial.hpc.batch.start_local", lambda home: str(os.getpid())
     )
-    monkeypatch.setattr("rvtutorial.hpc.queue.is_queue", lambda pid, home="": True)
-    monkeypatch.setattr("rvtutorial.hpc.queue.is_script", lambda pid, home: False)
+    monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": True)
+    monkeypatch.setattr("rvtutorial.hpc.queue._is_script", lambda pid, home: False)
     before = time.time() - 1
-    assert lessons.trainings(tmp_path, before) == ("", None)
+    assert lessons._trainings(tmp_path, before) == ("", None)
     asked = {
         tmp_path / f"r{i}": {"preset": "smoke", "epochs": 4, "seed": i} for i in (1, 2)
     }
     submit_many(asked)
-    assert lessons.trainings(tmp_path, before) == ("2 queued (starting)", None)
+    assert lessons._trainings(tmp_path, before) == ("2 queued (starting)", None)
     (tmp_path / "r1" / "train").mkdir()
     (tmp_path / "r1" / "train" / "log.csv").write_text("epoch,x\n0,1\n1,1\n")
     [home] = (tmp_path / "jobs").iterdir()
     os.utime(home / "tasks.json", (time.time() - 20,) * 2)
-    words, left = lessons.trainings(tmp_path, before - 60)
+    words, left = lessons._trainings(tmp_path, before - 60)
     assert words.startswith("2 queued") and left == pytest.approx(20 / 2 * 8, rel=0.1)
-    assert lessons.trainings(tmp_path, time.time() + 5) == ("", None)
+    assert lessons._trainings(tmp_path, time.time() + 5) == ("", None)
     for i in (1, 2):
         Run(tmp_path / f"r{i}").update("went", state="succeeded")
-    monkeypatch.setattr("rvtutorial.hpc.queue.is_queue", lambda pid, home="": False)
-    assert lessons.trainings(tmp_path, before - 60) == ("", None)
+    monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": False)
+    assert lessons._trainings(tmp_path, before - 60) == ("", None)
 
 
 def test_a_broken_list_of_a_submission_hides_no_others(tmp_path, capsys):
     for name, text in (("a", "{"), ("b", '{"folders": ["/x/r"]}')):
         (tmp_path / "jobs" / name).mkdir(parents=True)
         (tmp_path / "jobs" / name / "tasks.json").write_text(text)
-    found = lessons.submitted_since(tmp_path, 0)
+    found = lessons._submitted_since(tmp_path, 0)
     assert list(found.values()) == [["/x/r"]]
     assert str(tmp_path / "jobs" / "a") in capsys.readouterr().err
 

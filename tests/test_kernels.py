@@ -12,7 +12,7 @@ import pytest
 
 from rvtutorial.core.records import read_json
 from rvtutorial.hpc.job import JobFailed, own_imports
-from rvtutorial.hpc.queue import JobScript, LocalQueue
+from rvtutorial.hpc.queue import LocalQueue, _JobScript
 from rvtutorial.runs import Run
 from rvtutorial.slurm import submit_many
 
@@ -181,7 +181,7 @@ for line in sys.stdin:
     print(f"a word from the site\\nended {number} {number}", flush=True)
 """)
     (tmp_path / "job.sh").write_text(f'exec "{sys.executable}" {tmp_path}/serve.py')
-    one = JobScript(tmp_path, 0, shares=True)
+    one = _JobScript(tmp_path, 0, shares=True)
     yield one
     one.process.kill()
     one.close()

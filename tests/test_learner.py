@@ -28,23 +28,23 @@ from tqdm.auto import tqdm
 
 from rvtutorial.core.progress import ProgressLine
 from rvtutorial.engine import learner
-from rvtutorial.engine.batches import BatchLoader, plan
+from rvtutorial.engine.batches import BatchLoader, _plan
 from rvtutorial.engine.learner import (
     Checkpoint,
     FastLearner,
     Interrupted,
     Options,
     OrderedDDPLearner,
-    Stop,
+    _precision_of,
+    _prepared,
+    _random_state,
+    _set_random_state,
+    _Stop,
+    _tell_epoch,
+    _tell_step,
     pack,
-    precision_of,
-    prepared,
     quiet,
-    random_state,
     seed_everything,
-    set_random_state,
-    tell_epoch,
-    tell_step,
 )
 
 
@@ -149,25 +149,25 @@ def always(one, piece):
 
 
 def test_precision_is_what_the_hardware_multiplies(monkeypatch):
-    assert precision_of("float32") == torch.float32
-    assert precision_of("bfloat16") == torch.bfloat16
+    assert _precision_of("float32") == torch.float32
+    assert _precision_of("bfloat16") == torch.bfloat16
     for flags, expected in (
         ({"avx512_bf16", "fpu"}, torch.bfloat16),
         ({"amx_bf16"}, torch.bfloat16),
         ({"avx512f", "avx2"}, torch.float32),
         (set(), torch.float32),
     ):
-        monkeypatch.setattr(learner, "cpu_flags", lambda flags=flags: frozenset(flags))
-        assert precision_of("auto") == expected
-        assert precision_of("float32") == torch.float32
+        monkeypatch.setattr(learner, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        assert _precision_of("auto") == expected
+        assert _precision_of("float32") == torch.float32
     for native in (True, False):
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda native=native, **kw: native
         )
         expected = torch.bfloat16 if native else torch.float32
-        assert precision_of("auto", "cuda") == expected
+        assert _precision_of("auto", "cuda") == expected
     with pytest.raises(ValueError, match="auto, float32 or bfloat16, got 'half'"):
-        precision_of("half")
+        _precision_of("half")
 
 
 def test_short_numbers_reach_the_convolutions_only(zoo, tmp_path):
@@ -191,8 +191,8 @@ def test_short_numbers_reach_the_convolutions_only(zoo, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_raises_a_flag(number):
-    before = [signal.getsignal(s) for s in Stop.signals]
-    with Stop().listening() as stop:
+    before = [signal.getsignal(s) for s in _Stop.signals]
+    with _Stop().listening() as stop:
         assert not stop
         stop.check()
         os.kill(os.getpid(), number)
@@ -204,11 +204,11 @@ def test_a_signal_raises_a_flag(number):
             os.kill(os.getpid(), number)
             time.sleep(0.01)
             stop.check()
-    assert [signal.getsignal(s) for s in Stop.signals] == before
+    assert [signal.getsignal(s) for s in _Stop.signals] == before
 
 
 def test_the_second_interrupt_does_not_wait():
-    with Stop().listening() as stop:
+    with _Stop().listening() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         assert stop
@@ -217,7 +217,7 @@ def test_the_second_interrupt_does_not_wait():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
-    with Stop().listening() as stop:  # one of each is not two
+    with _Stop().listening() as stop:  # one of each is not two
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
@@ -229,7 +229,7 @@ def test_other_threads_cannot_listen_and_do_not_fail():
     found = []
 
     def work():
-        with Stop().listening() as stop:
+        with _Stop().listening() as stop:
             found.append(bool(stop))
 
     thread = threading.Thread(target=work)
@@ -258,10 +258,10 @@ def draws():
 
 def test_generators_are_put_back():
     seed_everything(1, 2)
-    state = random_state()
+    state = _random_state()
     first = draws()
     assert draws() != first
-    set_random_state(state)
+    _set_random_state(state)
     assert draws() == first
     assert seed_everything(1, 2) != seed_everything(2, 1)
     seed_everything(1, 2)
@@ -275,7 +275,7 @@ def test_a_checkpoint_gives_back_what_it_got(tmp_path):
     kept.save(place={"epoch": 2}, losses=[0.5], parts={"x": torch.arange(3)})
     expected = draws()
     found = kept.load()
-    set_random_state(found["random"])
+    _set_random_state(found["random"])
     assert draws() == expected
     assert found["place"] == {"epoch": 2} and found["losses"] == [0.5]
     assert torch.equal(found["parts"]["x"], torch.arange(3))
@@ -371,7 +371,7 @@ def test_a_checkpoint_of_the_first_version_needs_trust(tmp_path):
         Checkpoint(path, "abc").load()
     state = Checkpoint(path, "abc", trust=True).load()
     assert state["epoch"] == 3
-    set_random_state(state["random"])
+    _set_random_state(state["random"])
     with pytest.raises(ValueError, match="is of another training.*abc.*xyz"):
         Checkpoint(path, "xyz", trust=True).load()
     Checkpoint(path, "abc").save(epoch=4)
@@ -481,16 +481,16 @@ def test_prepared_chips_are_those_of_training(zoo, tmp_path):
         cfg = settings(zoo, tmp_path, **changes)
         one = build(cfg)
         dataset = one.valid_ds
-        items = plan(dataset, False, 0, 2)[:3]
+        items = _plan(dataset, False, 0, 2)[:3]
         sources = [p.scene.raster_source for p in dataset.datasets]
         chips = np.stack([sources[i.part].get_chip(i.window) for i in items])
         x = next(iter(BatchLoader(dataset, 3, 0, train=False)))[0]
-        found = prepared(cfg.data, chips)
+        found = _prepared(cfg.data, chips)
         torch.testing.assert_close(
             found, x if len(x) == 3 else x[:3], rtol=0, atol=1e-6
         )
         cfg.data.img_sz = 32
-        assert prepared(cfg.data, chips).shape == (3, 3, 32, 32)
+        assert _prepared(cfg.data, chips).shape == (3, 3, 32, 32)
         scores = one.scores(chips)
         assert scores.shape == (3, 3, 64, 64) and scores.dtype == np.float32
         np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
@@ -871,18 +871,18 @@ def test_each_epoch_goes_through_the_loader_it_was_given():
 def test_progress_is_one_line_an_epoch():
     lines = []
     line = ProgressLine(4, lines.append, every=30)
-    tell_step(line, 0, 0.5, 0.7)
+    _tell_step(line, 0, 0.5, 0.7)
     assert not lines
     line.start_t -= 20
     metrics = {"train_loss": 0.61, "val_loss": 0.55, "avg_f1": 0.1, "building_f1": 0.4}
-    tell_epoch(line, 0, metrics)
+    _tell_epoch(line, 0, metrics)
     assert lines == [
         "epoch 1/4  loss 0.610, validation 0.550  building F1 0.400  "
         "00:20 passed, 01:00 left"
     ]
     line.last_print_t -= 31
-    tell_step(line, 1, 0.5, 0.7)
-    tell_step(line, 1, 0.6, 0.7)
+    _tell_step(line, 1, 0.5, 0.7)
+    _tell_step(line, 1, 0.6, 0.7)
     assert len(lines) == 2 and lines[1].startswith("epoch 2/4 (50%)  loss 0.700")
     line.close()
     assert len(lines) == 2  # nothing is wiped

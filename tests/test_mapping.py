@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
 
 from rvtutorial.engine import mapfiles, prediction
-from rvtutorial.engine.prediction import Band, Plan, map_images
+from rvtutorial.engine.prediction import _Band, _Plan, map_images
 
 CLASSES = ["building", "background", "null"]
 PLACE = Affine(0.3, 0, 6e5, 0, -0.3, 4e6)
@@ -53,9 +53,9 @@ case = {"height": sides, "width": sides, "chip": st.integers(1, 60), "crop": cro
 def test_every_pixel_is_covered(height, width, chip, stride, crop):
     if crop is not None and 2 * crop >= chip:
         with pytest.raises(ValueError, match="crop_sz must be from 0"):
-            Plan(height, width, chip, stride, crop)
+            _Plan(height, width, chip, stride, crop)
         return
-    plan = Plan(height, width, chip, stride, crop)
+    plan = _Plan(height, width, chip, stride, crop)
     for side, starts in ((height, plan.rows), (width, plan.cols)):
         hits = np.zeros(side, int)
         for start in np.add(starts, plan.crop):
@@ -75,7 +75,7 @@ def test_windows_are_those_of_raster_vision_where_they_cover(
     if 2 * (crop or 0) >= chip:
         return
     theirs = rv_windows(height, width, chip, stride, crop)
-    plan = Plan(height, width, chip, stride, crop)
+    plan = _Plan(height, width, chip, stride, crop)
     hits = np.zeros((height, width), int)
     useful = []
     for y, x in theirs or []:
@@ -290,7 +290,7 @@ def test_where_stock_leaves_a_strip_ours_does_not(tmp_path):
     hit = np.zeros(theirs.shape, bool)
     hit[:, :613, :613] = True  # what stock reaches
     assert (theirs == labels)[hit].all()
-    assert Plan(650, 650, 300, 175, 62).differs
+    assert _Plan(650, 650, 300, 175, 62).differs
 
 
 # ---- seams and exact sums
@@ -306,7 +306,7 @@ def tiled(image, plan, blend, predict):
 
     size = plan.chip_sz
     padded = np.pad(image, ((size, size), (size, size), (0, 0)))
-    band = Band(plan, predict(padded[None, :size, :size]).shape[1], blend, 255, keep)
+    band = _Band(plan, predict(padded[None, :size, :size]).shape[1], blend, 255, keep)
     for y, x in plan:
         chip = padded[y + size : y + 2 * size, x + size : x + 2 * size]
         band.add(y, x, predict(chip[None])[0])
@@ -329,11 +329,11 @@ def box_sum(chips, radius=4):
 def test_tiled_is_untiled_once_crop_sz_covers_the_radius(windows, blend):
     image = np.random.default_rng(0).integers(0, 255, (211, 187, 1)).astype(np.uint8)
     whole = box_sum(image[None])[0]
-    scores, labels = tiled(image, Plan(211, 187, *windows), blend, box_sum)
+    scores, labels = tiled(image, _Plan(211, 187, *windows), blend, box_sum)
     assert (labels == whole.argmax(axis=0)).all()
     if blend == "mean":
         assert (scores == whole).all()
-    too_little = Plan(211, 187, *windows[:2], windows[2] - 2)
+    too_little = _Plan(211, 187, *windows[:2], windows[2] - 2)
     assert (tiled(image, too_little, "mean", box_sum)[0] != whole).any()
 
 
@@ -349,7 +349,7 @@ def jump(scores, plan):
 def test_cosine_leaves_no_seams(stride):
     image = np.random.default_rng(0).integers(0, 255, (300, 1600, 3)).astype(np.uint8)
     image = uniform_filter(image, (5, 5, 0))
-    plan = Plan(300, 1600, 64, stride)
+    plan = _Plan(300, 1600, 64, stride)
     mean, cosine = (
         jump(tiled(image, plan, blend, shaded)[0][0], plan)
         for blend in ("mean", "cosine")
@@ -360,12 +360,12 @@ def test_cosine_leaves_no_seams(stride):
 
 def test_first_class_wins_a_tie():
     scores = np.random.default_rng(0).integers(0, 4, (5, 60, 60)).astype(np.float32)
-    assert (prediction.winners(scores) == scores.argmax(axis=0)).all()
+    assert (prediction._winners(scores) == scores.argmax(axis=0)).all()
 
 
 def test_an_unknown_blend_is_refused():
     with pytest.raises(ValueError, match="blend must be one of mean, votes, cosine"):
-        Band(Plan(8, 8, 4, 4), 2, "median", 255, print)
+        _Band(_Plan(8, 8, 4, 4), 2, "median", 255, print)
 
 
 # ---- new images
@@ -408,7 +408,7 @@ def test_a_new_image_becomes_a_tiled_map(tmp_path):
 def test_scores_of_both_kinds_agree(tmp_path, kind):
     folder, _ = map_one(tmp_path, noise(200, 100), scores=kind, polygons=False)
     scores = read(folder / "scores.tif") / (255 if kind == "uint8" else 1)
-    plan = Plan(200, 100, 64, 32)
+    plan = _Plan(200, 100, 64, 32)
     image = read(tmp_path / "image.tif").transpose(1, 2, 0)
     whole, labels = tiled(image, plan, "cosine", shaded)
     assert np.abs(scores - whole).max() <= (0.5001 / 255 if kind == "uint8" else 0)
@@ -486,7 +486,7 @@ def test_polygons_are_those_of_the_whole_map(tmp_path, monkeypatch):
     from shapely.geometry import shape
 
     monkeypatch.setattr(mapfiles, "BLOCK", 64)
-    monkeypatch.setattr(mapfiles.Polygons, "many", 10)
+    monkeypatch.setattr(mapfiles._Polygons, "many", 10)
     folder, _ = map_one(tmp_path, noise(500, 300))
     labels = read(folder / "labels.tif")[0]
     table = geopandas.read_file(folder / "polygons.gpkg")
@@ -734,9 +734,9 @@ class Sink:
 
 def a_target(log, name="first", fail=None, height=100, chip_sz=32, read=None):
     "A target without files."
-    return prediction.Target(
+    return prediction._Target(
         name=name,
-        plan=Plan(height, 70, chip_sz, 32),
+        plan=_Plan(height, 70, chip_sz, 32),
         read=read or (lambda y, x, size: np.full((size, size, 3), 7, np.uint8)),
         open=lambda: Sink(log, name, fail),
         classes=3,

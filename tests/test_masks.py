@@ -594,7 +594,7 @@ def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
                                    **leaderboard.label_meaning(run, "3"))]  # fmt: skip
     from rvtutorial.figures import maps
 
-    drawn = maps.truth_of(run, maps.run_layers(run, "3"))
+    drawn = maps._truth_of(run, maps.run_layers(run, "3"))
     assert np.array_equal(drawn == 0, there)
     total = again[0].total
     assert building["TP"] == total[0, 0]
@@ -705,8 +705,8 @@ def test_overviews_of_a_mask_are_not_looked_at(tmp_path, how):
     assert axes.get_title() == "scene 1: building on 30% of it"
     frame = maps.frame_of(image)
     for drawn in (
-        maps.read_labels(mask, 128),
-        maps.read_labels(mask, 128, frame),
+        maps._read_labels(mask, 128),
+        maps._read_labels(mask, 128, frame),
     ):
         assert drawn.shape == (128, 128) and set(np.unique(drawn)) == {0, 255}
         assert (drawn > 0).mean() == pytest.approx(0.3, abs=0.02)

@@ -18,31 +18,31 @@ from rasterio.transform import from_origin
 from rvtutorial.core.records import write_json
 from rvtutorial.metrics import calibration, intervals
 from rvtutorial.metrics.calibration import (
+    _count_score_arrays,
     add_scores,
-    count_score_arrays,
     reliability,
     score_summary,
 )
-from rvtutorial.metrics.counting import Counts, add, count_arrays, overall, table
-from rvtutorial.metrics.intervals import bootstrap, neighbours
+from rvtutorial.metrics.counting import Counts, _count_arrays, add, overall, table
+from rvtutorial.metrics.intervals import _bootstrap, neighbours
 from rvtutorial.metrics.leaderboard import (
     RECORD,
     LabelFolder,
+    _counts_from,
+    _exact_ranking_of,
+    _openings,
+    _scene_boxes,
     blocks_of,
     common_counts,
     compare,
-    counts_from,
     counts_of,
-    exact_ranking_of,
     group_seeds,
     label_folder,
     label_meaning,
     leaderboard,
     one_look,
     open_test,
-    openings,
     openings_in_words,
-    scene_boxes,
     scores_of,
 )
 from rvtutorial.runs import Run
@@ -58,8 +58,8 @@ def test_eval_json_is_read_per_scene(tmp_path):
     assert read.scenes == found.scenes and read.classes == NAMES
     assert read.split == "validation"
     assert np.array_equal(read.matrices, found.matrices)
-    assert counts_from({"overall": kept["overall"]}).scenes == ("all",)
-    assert np.array_equal(counts_from(kept["overall"]).total, found.total)
+    assert _counts_from({"overall": kept["overall"]}).scenes == ("all",)
+    assert np.array_equal(_counts_from(kept["overall"]).total, found.total)
 
 
 def test_missing_evaluation_names_file_and_stage(tmp_path):
@@ -69,7 +69,7 @@ def test_missing_evaluation_names_file_and_stage(tmp_path):
     ):
         counts_of(tmp_path / "run", "test")
     with pytest.raises(ValueError, match="no confusion matrix"):
-        counts_from({"per_scene": {"1": [{"class_id": 0, "class_name": "building"}]}})
+        _counts_from({"per_scene": {"1": [{"class_id": 0, "class_name": "building"}]}})
 
 
 def test_compare_takes_common_scenes_and_says_which_it_left():
@@ -110,12 +110,12 @@ def test_null_scores_of_raster_vision_are_not_read(tmp_path):
     assert items[2]["metrics"]["f1"] is None
     for item in items[:3]:
         item["metrics"] = {"f1": None, "precision": None, "recall": None}
-    found = counts_from(json.loads(json.dumps(kept)))
+    found = _counts_from(json.loads(json.dumps(kept)))
     assert found.total.tolist() == [[5, 1, 0], [2, 9, 0], [0, 0, 0]]
     assert overall(found).pixel_f1["building"] == pytest.approx(10 / 13)
     items[3]["conf_mat"][0][1] = None
     with pytest.raises(ValueError, match="scene 1: .*empty places"):
-        counts_from(kept)
+        _counts_from(kept)
 
 
 @pytest.mark.parametrize("state", ["running", "queued", "failed"])
@@ -196,7 +196,7 @@ def test_scores_of_a_run_are_read_with_its_own_labels(plain):
     rows = table(counts_of(plain))
     assert pixels.tolist() == (rows.tp + rows.fn).tolist()
     assert len(reliability(found, bins=10)) == 10
-    exact = exact_ranking_of(plain)
+    exact = _exact_ranking_of(plain)
     assert calibration.roc_auc(exact) == pytest.approx(
         calibration.roc_auc(found.ranking())
     )
@@ -213,9 +213,9 @@ def test_neighbours_are_found_on_the_map(tmp_path):
         drawn = np.where(rng.random(truth.shape) < 0.1 * (i + 1), 1 - truth, truth)
         write_raster(tmp_path / "t" / f"{i}.tif", truth, **place)
         write_raster(tmp_path / "p" / f"{i}.tif", drawn.astype(np.uint8), **place)
-        parts.append(count_arrays(truth, drawn, classes, str(i)))
+        parts.append(_count_arrays(truth, drawn, classes, str(i)))
     folder = LabelFolder(tmp_path / "p", tmp_path / "t", classes)
-    found = scene_boxes(folder, folder.scene_ids())
+    found = _scene_boxes(folder, folder.scene_ids())
     assert neighbours(found).tolist() == [0, 0, 1, 2]
     board = leaderboard({"a": folder, "b": add(parts)})
     assert (
@@ -233,7 +233,7 @@ def test_neighbours_are_found_on_the_map(tmp_path):
 
 
 def test_scenes_without_a_place_stand_alone(plain):
-    found = scene_boxes(Run(plain), ["9", "nothing"])
+    found = _scene_boxes(Run(plain), ["9", "nothing"])
     assert found.loc["9"].notna().all() and found.loc["nothing"].isna().all()
 
 
@@ -244,7 +244,7 @@ def with_classes(names, seed=0):
     order = [names.index("building"), names.index("background")]
     look = np.array(order)
     parts = [
-        count_arrays(look[t], look[d], names, str(i))
+        _count_arrays(look[t], look[d], names, str(i))
         for i, (t, d) in enumerate(zip(truth, drawn, strict=True))
     ]
     return add(parts)
@@ -332,7 +332,7 @@ def test_choice_and_report_are_of_different_splits_and_looks_are_counted(sweep):
     runs = {p.name: p for p in sorted((sweep / "trials").iterdir())}
     assert openings_in_words(sweep) == "the test split was not opened yet"
     chosen = leaderboard(runs)
-    assert not len(openings(sweep)) and "openings" not in chosen
+    assert not len(_openings(sweep)) and "openings" not in chosen
     board = leaderboard(runs, report="test")
     assert list(board.index) == list(chosen.index)
     assert board.pixel_f1.equals(chosen.pixel_f1)
@@ -343,12 +343,12 @@ def test_choice_and_report_are_of_different_splits_and_looks_are_counted(sweep):
         "the test split was opened 2 times, last on 20"
     )
     compare(*runs.values(), metric="iou", split="test")
-    found = openings(runs)
+    found = _openings(runs)
     assert found.what.tolist() == ["leaderboard", "leaderboard", "compare"]
     assert found.metric.tolist() == ["f1", "f1", "iou"]
     assert found.runs[0] == ["lr=1e-3", "lr=2e-3"]
     assert (sweep / RECORD).is_file()  # of the sweep, not of its trials
-    assert len(openings(sweep)) == len(openings(runs["lr=1e-3"])) == 3
+    assert len(_openings(sweep)) == len(_openings(runs["lr=1e-3"])) == 3
 
 
 def test_the_record_is_only_ever_added_to(sweep):
@@ -361,7 +361,7 @@ def test_the_record_is_only_ever_added_to(sweep):
     for look in looks:
         look.join()
     after = (sweep / RECORD).read_text()
-    assert after.startswith(before) and len(openings(sweep)) == 21
+    assert after.startswith(before) and len(_openings(sweep)) == 21
     with open(sweep / RECORD, "a") as file:
         file.write('{"id": "cut sh')
     assert openings_in_words(runs).startswith("the test split was opened 22 times")
@@ -370,7 +370,7 @@ def test_the_record_is_only_ever_added_to(sweep):
 def test_the_record_has_a_place_or_the_split_stays_closed(sweep, tmp_path):
     runs = {p.name: p for p in (sweep / "trials").iterdir()}
     leaderboard(runs, split="test", record=tmp_path / "notes")
-    assert len(openings(tmp_path / "notes")) == 1 and not len(openings(sweep))
+    assert len(_openings(tmp_path / "notes")) == 1 and not len(_openings(sweep))
     (sweep / RECORD).mkdir()  # cannot be written
     with pytest.raises(OSError):
         leaderboard(runs, split="test")
@@ -383,7 +383,7 @@ def test_runs_of_two_folders_are_on_record_in_both(sweep, tmp_path):
     runs = {"a": sweep / "trials" / "lr=1e-3", "b": moved}
     board = leaderboard(runs, split="test")
     assert set(board.openings) == {1}
-    assert len(openings(sweep)) == len(openings(tmp_path / "elsewhere")) == 1
+    assert len(_openings(sweep)) == len(_openings(tmp_path / "elsewhere")) == 1
 
 
 def test_many_runs_are_scored_quickly():
@@ -394,7 +394,7 @@ def test_many_runs_are_scored_quickly():
     start = time.process_time()
     leaderboard(runs, method="bootstrap", n=10_000)
     for rows in runs.values():
-        bootstrap(rows, n=10_000)
+        _bootstrap(rows, n=10_000)
     assert time.process_time() - start < 2
 
 
@@ -416,7 +416,9 @@ def test_runs_are_compared_by_their_scores_too():
                 0.5 - 0.3 * (truth - 0.5) + rng.normal(0, noise / 2, truth.shape), 0, 1
             )
             parts.append(
-                count_score_arrays(truth, np.stack([said, 1 - said]), NAMES[:2], str(i))
+                _count_score_arrays(
+                    truth, np.stack([said, 1 - said]), NAMES[:2], str(i)
+                )
             )
         sets.append(add_scores(parts))
     better, worse = sets
@@ -439,7 +441,7 @@ def test_scores_of_a_run_that_has_no_folder_left_for_its_scenes(plain, tmp_path)
 
     moved = shutil.copytree(plain, tmp_path / "run")
     shutil.rmtree(moved / "predict")
-    found = scene_boxes(Run(moved), ["9", "10"])
+    found = _scene_boxes(Run(moved), ["9", "10"])
     assert found.notna().all().all()
     with pytest.raises(FileNotFoundError, match="has not predicted scene 9 yet"):
         scores_of(moved)
@@ -452,7 +454,7 @@ def test_counts_without_a_folder_say_that_they_leave_no_record(sweep):
     board = leaderboard({"a": some_counts()}, split="test")
     assert board.attrs["note"].startswith("not on record") and board.openings["a"] == 0
     kept = leaderboard({"a": some_counts()}, split="test", record=sweep)
-    assert kept.openings["a"] == 1 == len(openings(Sweep()))
+    assert kept.openings["a"] == 1 == len(_openings(Sweep()))
 
 
 @pytest.fixture(scope="module")
@@ -467,7 +469,7 @@ def scored():
             said = 0.5 - 0.3 * (truth - 0.5) + noise * rng.normal(size=truth.shape)
             said = np.clip(said + 0.2 * hard, 0, 1)
             both = np.stack([said, 1 - said])
-            parts.append(count_score_arrays(truth, both, NAMES[:2], str(i)))
+            parts.append(_count_score_arrays(truth, both, NAMES[:2], str(i)))
         sets[name] = add_scores(parts)
     return sets
 
@@ -498,7 +500,7 @@ def test_comparisons_by_scores_are_corrected_like_those_by_labels(scored):
     names = list(scored)
     pairs = {(a, b): compare(scored[a], scored[b], "roc_auc").p
              for i, a in enumerate(names) for b in names[i + 1:]}  # fmt: skip
-    fixed = dict(zip(pairs, intervals.holm(list(pairs.values())), strict=True))
+    fixed = dict(zip(pairs, intervals._holm(list(pairs.values())), strict=True))
     board = leaderboard(scored, "roc_auc")
     best = board.index[0]
     for name in board.index[1:]:
@@ -547,7 +549,7 @@ def test_a_score_board_says_what_it_left_out_and_records_the_test_split(
     how = dict(split="test", record=tmp_path)
     board = leaderboard(some, "brier", **how)
     assert set(board.scenes) == {3} and "0, 4, 5" in board.verdict.iloc[1]
-    assert openings(tmp_path).metric.tolist() == ["brier"]
+    assert _openings(tmp_path).metric.tolist() == ["brier"]
     again = leaderboard(
         {k: v.only(["1", "2"]) for k, v in some.items()}, "brier", **how
     )
@@ -560,16 +562,16 @@ def test_one_look_is_one_line_for_runs_that_were_seen_already(sweep):
         first = open_test(runs, "f1", what="leaderboard")
         assert open_test(runs, "iou", what="figure") == first
         open_test(list(runs.values())[:1], "f1")
-    assert len(openings(sweep)) == 1
+    assert len(_openings(sweep)) == 1
     with one_look():
         open_test(list(runs.values())[:1], "f1")
         with one_look():  # part of the same look
             open_test(list(runs.values())[:1], "iou")
         open_test(runs, "f1")  # one of them was not seen yet
-    assert len(openings(sweep)) == 3
+    assert len(_openings(sweep)) == 3
     open_test(runs, "f1")
     open_test(runs, "f1")
-    assert len(openings(sweep)) == 5
+    assert len(_openings(sweep)) == 5
 
 
 def test_common_counts_hold_what_figures_need(plain, tmp_path):

@@ -102,7 +102,7 @@ def submit_of(out):
 
 
 def test_the_form_has_the_sites_defaults_and_only_known_fields():
-    doc = ondemand.form("atlas")
+    doc = ondemand._form("atlas")
     atlas = Site.read("atlas")
     got = {
         name: field["value"]
@@ -125,14 +125,14 @@ def test_the_form_has_the_sites_defaults_and_only_known_fields():
     [("02:30:00", 2.5), (100, 1.75), ("1-12:00:00", 36), (1, 0.25), ("00:59:59", 1)],
 )
 def test_hours_are_rounded_up_to_a_quarter(given, hours):
-    doc = ondemand.form(Site(name="x", time=given))
+    doc = ondemand._form(Site(name="x", time=given))
     assert doc["attributes"]["bc_num_hours"]["value"] == hours
 
 
 def test_an_app_is_whole_and_names_no_placeholder(tmp_path):
     app = ondemand.write_app("atlas", tmp_path / "app", cluster="farm")
     names = {str(p.relative_to(app)) for p in app.rglob("*") if p.is_file()}
-    source = ondemand.app_folder()
+    source = ondemand._app_folder()
     wanted = {str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()}
     assert wanted <= names
     form = yaml.safe_load((app / "form.yml").read_text())
@@ -165,9 +165,9 @@ def test_an_app_is_replaced_only_when_told_and_a_stranger_never(tmp_path):
 
 
 def test_the_form_in_the_repository_can_be_edited_by_hand():
-    doc = yaml.safe_load((ondemand.app_folder() / "form.yml").read_text())
+    doc = yaml.safe_load((ondemand._app_folder() / "form.yml").read_text())
     assert set(doc["attributes"]) == set(doc["form"])
-    readme = (ondemand.app_folder() / "README.md").read_text()
+    readme = (ondemand._app_folder() / "README.md").read_text()
     for word in ("cluster", "image", "bc_", "use_image", "use_python", "parent"):
         assert word in readme or word in str(doc)
 
@@ -194,7 +194,7 @@ def test_site_sh_is_the_command_that_container_makes():
         python="/opt/venv/bin/python",
     )
     place = dict(work="/w/my work", session="/s", image="/i/rv.sif", scratch="/t/a b")
-    got = arrays(ondemand.site_commands(site), "use_image", **place)
+    got = arrays(ondemand._site_commands(site), "use_image", **place)
     assert got == exec_command(
         "/i/rv.sif",
         ["/opt/venv/bin/python"],
@@ -214,7 +214,7 @@ def test_variables_of_a_site_wait_for_the_one_who_starts_a_session():
         binds=["~/data:/data", "${GROUP}/in put:/in"],
         python="$VENV/bin/python",
     )
-    text = ondemand.site_commands(site)
+    text = ondemand._site_commands(site)
     place = dict(work="/w", session="/s", image="/i", scratch="/t")
     mine = dict(HOME="/home/ada", USER="ada", GROUP="/g", VENV="/v e")
     got = arrays(text, "use_image", **place, **mine)
@@ -226,16 +226,16 @@ def test_variables_of_a_site_wait_for_the_one_who_starts_a_session():
 
 def test_the_python_of_a_site_belongs_to_its_own_way_to_run():
     place = dict(work="/w", session="/s", image="/i", scratch="/t")
-    inside = ondemand.site_commands(Site(name="x", image="/i", python="/opt/p"))
+    inside = ondemand._site_commands(Site(name="x", image="/i", python="/opt/p"))
     assert arrays(inside, "use_image", **place)[-1] == "/opt/p"
     assert arrays(inside, "use_python", **place) == [sys.executable]
-    host = ondemand.site_commands(Site(name="x", python="/opt/p"))
+    host = ondemand._site_commands(Site(name="x", python="/opt/p"))
     assert arrays(host, "use_image", **place)[-1] == "python"
     assert arrays(host, "use_python", **place) == ["/opt/p"]
 
 
 def test_a_missing_module_ends_the_session_with_its_name(tmp_path):
-    text = ondemand.site_commands(Site(name="x", modules=["no such; touch owned"]))
+    text = ondemand._site_commands(Site(name="x", modules=["no such; touch owned"]))
     done = subprocess.run(
         ["bash", "-c", text + "echo on"], cwd=tmp_path, capture_output=True, text=True
     )
@@ -521,7 +521,7 @@ def test_a_session_lets_in_who_has_the_password_and_leaves_nothing(
     (sockets,) = one.sockets()
     assert stat.S_IMODE(os.stat(sockets).st_mode) & 0o77 == 0 and os.listdir(one.tmp)
     assert {p.name for p in one.work.iterdir()} == {
-        name.split("/")[0] for name in ondemand.lesson_files()
+        name.split("/")[0] for name in ondemand._lesson_files()
     }
     status, text = one.ask("/api/kernels", jar=jar, text='{"name": "python3"}')
     assert status == 201, text
@@ -926,7 +926,7 @@ def test_a_kernel_goes_through_modules_and_the_shell_unharmed(
 def test_the_kernel_of_an_image_is_the_command_that_container_makes(tmp_path):
     (tmp_path / "image" / ".singularity.d").mkdir(parents=True)
     site = Site(name="x", image=str(tmp_path / "image"), binds=["/a:/b:ro"], nv=False)
-    spec = ondemand.kernel_spec(site)
+    spec = ondemand._kernel_spec(site)
     assert spec["interrupt_mode"] == "message"
     words = spec["argv"][spec["argv"].index("apptainer") :]
     assert "--cleanenv" in words and "--contain" not in words and "--nv" not in words
@@ -938,7 +938,7 @@ def test_the_kernel_of_an_image_is_the_command_that_container_makes(tmp_path):
         "-f",
         "{connection_file}",
     ]
-    assert ondemand.kernel_spec(site, image="")["argv"][0] == sys.executable
+    assert ondemand._kernel_spec(site, image="")["argv"][0] == sys.executable
 
 
 def test_no_kernel_for_an_image_that_is_not_there(tmp_path):

@@ -93,7 +93,7 @@ def without(names, pattern):
 
 
 def prepared(name, data, root):
-    return pipeline.prepare(ZOO[name].make(data, root))
+    return pipeline._prepare(ZOO[name].make(data, root))
 
 
 def predicted(cfg):
@@ -384,7 +384,7 @@ def stock_parts(cfg, split, tmp):
 
 def test_mosaics_of_several_scenes_are_kept_apart(data, tmp_path):
     "Stock reads the last one for all of them; the engine reads each scene's own."
-    cfg = pipeline.prepare(ZOO["mosaic"].make(data, tmp_path))
+    cfg = pipeline._prepare(ZOO["mosaic"].make(data, tmp_path))
     classes = cfg.dataset.class_config
 
     def right(build):
@@ -400,7 +400,7 @@ def test_mosaics_of_several_scenes_are_kept_apart(data, tmp_path):
 
 def with_statistics(cfg):
     "A complete configuration; what only the analyze command makes is there."
-    cfg = pipeline.prepare(cfg)
+    cfg = pipeline._prepare(cfg)
     if cfg.analyzers:
         with get_tmp_dir() as tmp, quiet():
             cfg.build(tmp).analyze()

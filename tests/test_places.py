@@ -108,9 +108,9 @@ def test_drawings_are_of_the_same_ground(same_ground, tmp_path):
     image = write_raster(tmp_path / "image.tif", pixels, HERE, UTM)
     frame = maps.frame_of(image)
     assert (maps.read_truth(path, frame) == truth).all()
-    lines = maps.outlines(path, frame)
+    lines = maps._outlines(path, frame)
     whole = write_raster(tmp_path / "whole.tif", truth, HERE, UTM)
-    assert sum(map(len, lines)) == sum(map(len, maps.outlines(whole, frame)))
+    assert sum(map(len, lines)) == sum(map(len, maps._outlines(whole, frame)))
 
 
 def test_runs_get_labels_on_the_grid_of_the_image(same_ground, tmp_path):
@@ -125,7 +125,7 @@ def test_runs_get_labels_on_the_grid_of_the_image(same_ground, tmp_path):
     said = "1:building,0:background"
     assert (scenes.scene_mask(scene, label_values=said) == truth).all()
     values = masks.read_meaning(said, classes.names)
-    made, coding = checks.own_labels(scene, tmp_path, classes, values, holes=False)
+    made, coding = checks._own_labels(scene, tmp_path, classes, values, holes=False)
     with rasterio.open(made) as file:
         ids = np.vectorize(coding.get)(file.read(1))
     assert ((ids == 0) == (truth == 1)).all() and set(np.unique(ids)) == {0, 1}
@@ -166,7 +166,7 @@ def test_what_lies_elsewhere_is_refused_wherever_it_is_read(elsewhere, tmp_path)
     with pytest.raises(ValueError, match=words):
         maps.read_truth(path, frame)
     with pytest.raises(ValueError, match=words):
-        maps.read_layers(image, path)
+        maps._read_layers(image, path)
 
 
 def test_a_finer_raster_is_refused_and_a_rest_as_well(tmp_path):

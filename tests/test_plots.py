@@ -32,11 +32,11 @@ from rvtutorial.course.examples import make_example_runs
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
 from rvtutorial.figures.runs import (
+    _shared_counts,
     in_order,
     open_runs,
-    shared_counts,
 )
-from rvtutorial.figures.sweeps import pareto_front, trial_table
+from rvtutorial.figures.sweeps import _pareto_front, trial_table
 from rvtutorial.metrics import calibration, counting, leaderboard
 from rvtutorial.runs import Run
 from rvtutorial.scenes import find_splits, make_sample_scenes
@@ -219,7 +219,7 @@ def test_a_picture_keeps_to_its_size():
 
 
 def test_scores_of_scenes_are_those_of_metrics(sweep):
-    values = shared_counts(sweep).values("iou")
+    values = _shared_counts(sweep).values("iou")
     for name, run in open_runs(sweep).items():
         expected = leaderboard.scores(leaderboard.counts_of(run), ["iou"]).pixel_iou
         assert values[name].to_numpy() == pytest.approx(expected.to_numpy())
@@ -252,7 +252,7 @@ def test_votes_are_counted(sweep):
 
 def test_the_worst_scenes_are_the_worst(sweep):
     fig = viz.plot_worst(sweep, n=2)
-    means = shared_counts(sweep).values().mean(axis=1).sort_values()
+    means = _shared_counts(sweep).values().mean(axis=1).sort_values()
     titles = [ax.get_title() for ax in fig.axes]
     assert (
         titles[0] == f"scene {means.index[0]}"
@@ -319,7 +319,7 @@ def test_neighbouring_scenes_are_blocks_in_every_figure_with_intervals(tmp_path)
 def test_a_folder_of_labels_is_a_run(sweep, tmp_path):
     theirs = folder_of(sweep, tmp_path / "theirs")
     ours = sweep / "lr=1e-3+batch_sz=4"
-    found = shared_counts({"theirs": theirs, "ours": ours})
+    found = _shared_counts({"theirs": theirs, "ours": ours})
     assert (found.tables["theirs"] == found.tables["ours"]).all(axis=None)
     for draw in (
         viz.plot_scene_scores,
@@ -451,7 +451,7 @@ def test_asking_for_what_there_is_not(sweep):
 def test_the_test_split_is_recorded_and_shown(copied):
     for folder in copied.glob("lr*"):
         shutil.copytree(folder / "eval/validation_scenes", folder / "eval/test_scenes")
-    assert len(leaderboard.openings(copied)) == 0
+    assert len(leaderboard._openings(copied)) == 0
     for i, draw in enumerate(
         (
             viz.plot_scene_scores,
@@ -461,7 +461,7 @@ def test_the_test_split_is_recorded_and_shown(copied):
         )
     ):
         assert "the test split was opened" in words(draw(copied, split="test"))
-        assert len(leaderboard.openings(copied)) == i + 1
+        assert len(leaderboard._openings(copied)) == i + 1
 
 
 # tables
@@ -524,7 +524,7 @@ def test_costs_are_read_from_the_record(sweep, copied):
 )
 def test_the_front_is_what_nobody_beats(points):
     cost, score = np.array(points, float).T
-    found = pareto_front(cost, score)
+    found = _pareto_front(cost, score)
     for i, (c, s) in enumerate(points):
         beaten = any((a <= c and b >= s) and (a, b) != (c, s) for a, b in points)
         assert found[i] != beaten

@@ -40,14 +40,14 @@ from rastervision.core.data.utils import rasterio as utils_rasterio
 
 from rvtutorial.engine import reading
 from rvtutorial.engine.reading import (
-    CannotHold,
-    FastSource,
-    LabelRaster,
-    OpenRasters,
     SceneStore,
+    _CannotHold,
+    _FastSource,
+    _fingerprint_of,
+    _LabelRaster,
+    _OpenRasters,
     attach,
     build_scene,
-    fingerprint_of,
     raster_source,
 )
 
@@ -179,7 +179,7 @@ def agree(config, tmp_path, where=None):
     fast = raster_source(config, str(tmp_path))
     held = raster_source(config, str(tmp_path))
     held.hold(held.read_all())
-    assert isinstance(fast, FastSource)
+    assert isinstance(fast, _FastSource)
     for name in ("shape", "dtype", "bbox", "extent", "num_channels", "channel_order"):
         assert getattr(stock, name) == getattr(fast, name), name
     height, width = stock.extent.size
@@ -341,9 +341,9 @@ def three_sources(tmp_path_factory):
     "Stock, read and held."
     path = tmp_path_factory.mktemp("any") / "a.tif"
     uri = write(path, numbers(), nodata=255)
-    held = FastSource(uri)
+    held = _FastSource(uri)
     held.hold(held.read_all())
-    return RasterioSourceConfig(uris=uri).build(None), FastSource(uri), held
+    return RasterioSourceConfig(uris=uri).build(None), _FastSource(uri), held
 
 
 @settings(max_examples=40, deadline=None)
@@ -367,7 +367,7 @@ def test_beyond_a_bbox_there_is_nothing(tmp_path):
 
 
 def test_what_a_caller_does_to_a_chip_does_not_stay(tmp_path):
-    source = FastSource(write(tmp_path / "a.tif", numbers()))
+    source = _FastSource(write(tmp_path / "a.tif", numbers()))
     source.hold(source.read_all())
     expected = source.get_chip(source.extent).copy()
     chip = source.get_chip(Box(0, 0, 30, 30))
@@ -488,7 +488,7 @@ def labels_agree(config, where=None, quick=None):
         reading._quickly = kept
     if quick is not None:
         assert [r is not None for r in took] == [quick]
-    assert isinstance(ours.raster_source, LabelRaster)
+    assert isinstance(ours.raster_source, _LabelRaster)
     assert theirs.bbox == ours.bbox
     height, width = theirs.extent.size
     found = set()
@@ -745,7 +745,7 @@ def test_label_rasters_of_another_extent_equal_stock(image, tmp_path):
 
 
 def test_a_large_scene_is_drawn_window_by_window(image, tmp_path, monkeypatch):
-    monkeypatch.setattr(LabelRaster, "most", 100)
+    monkeypatch.setattr(_LabelRaster, "most", 100)
     path = geojson(tmp_path / "a.geojson", on_map(blobs()))
     labels_agree(scene_config(image, path, default()))
 
@@ -817,7 +817,7 @@ def test_at_most_64_files_are_open(many, budget, tmp_path):
 
 def test_each_thread_has_its_own_few_rasters(many):
     paths = [c.raster_source.uris for c in many]
-    rasters = OpenRasters(most=3)
+    rasters = _OpenRasters(most=3)
     most, found = [], []
 
     def work():
@@ -842,7 +842,7 @@ def test_each_thread_has_its_own_few_rasters(many):
 
 def test_the_raster_used_last_stays_open(many):
     paths = [c.raster_source.uris for c in many]
-    rasters = OpenRasters(most=2)
+    rasters = _OpenRasters(most=2)
     first, second = rasters.get(paths[0]), rasters.get(paths[1])
     assert rasters.get(paths[0]) is first
     rasters.get(paths[2])
@@ -853,11 +853,11 @@ def test_the_raster_used_last_stays_open(many):
 def test_a_changed_raster_is_opened_anew(tmp_path):
     path = write(tmp_path / "a.tif", numbers())
     window = Box(0, 0, 50, 50)
-    before = FastSource(path).get_chip(window)
+    before = _FastSource(path).get_chip(window)
     later = numbers(seed=1)
     other = write(tmp_path / "b.tif", later)
     os.replace(other, path)  # as a program that writes files carefully does it
-    after = FastSource(path).get_chip(window)
+    after = _FastSource(path).get_chip(window)
     assert not np.array_equal(before, after)
     same(later[:, :50, :50].transpose(1, 2, 0), after)
 
@@ -868,7 +868,9 @@ def test_a_changed_raster_is_opened_anew(tmp_path):
 @pytest.fixture
 def sources(tmp_path):
     "Eight rasters of 36,000 bytes each."
-    return [FastSource(write(tmp_path / f"{i}.tif", numbers(seed=i))) for i in range(8)]
+    return [
+        _FastSource(write(tmp_path / f"{i}.tif", numbers(seed=i))) for i in range(8)
+    ]
 
 
 SIZE = HEIGHT * WIDTH * 3
@@ -910,7 +912,7 @@ def own_memory():
 
 def test_mapped_pixels_take_no_memory_of_ours(tmp_path):
     path = write(tmp_path / "a.tif", numbers(3, height=3000, width=3000))
-    source = FastSource(path)
+    source = _FastSource(path)
     SceneStore(0, tmp_path / "scratch").array(source, source.read_all)
     gc.collect()
 
@@ -932,7 +934,7 @@ def test_another_process_uses_the_same_file(budget, sources, tmp_path):
     store.array(source, source.read_all)
 
     def look():
-        again = FastSource(source.imagery_path)
+        again = _FastSource(source.imagery_path)
         return int(SceneStore(budget, store.folder).array(again, never).sum())
 
     assert in_child(look) == source.read_all().sum()
@@ -940,7 +942,7 @@ def test_another_process_uses_the_same_file(budget, sources, tmp_path):
 
 def prepared(folder, source):
     "What somebody who knows our names would put there: zeros, with the right digest."
-    name, digest = fingerprint_of(source)
+    name, digest = _fingerprint_of(source)
     with open(folder / f"{name}.npy", "wb") as file:
         np.save(file, np.zeros_like(source.read_all()))
         file.write(digest.encode())
@@ -964,7 +966,7 @@ def test_pixels_that_others_have_prepared_are_not_served(
     prepared(store.folder, source)
     assert not SceneStore(0).array(source, never).any()  # so it would have worked
     store.folder.chmod(0o777)  # replaced by another one while a training runs
-    with pytest.raises(CannotHold):
+    with pytest.raises(_CannotHold):
         store.held.clear()
         store.say = lambda text: None
         store.array(source, source.read_all)
@@ -985,7 +987,7 @@ def test_a_link_in_scratch_is_not_followed(sources, tmp_path):
 def test_a_forked_process_opens_its_files_anew(tmp_path):
     # a place in an open file belongs to parent and child together
     paths = [write(tmp_path / f"{i}.tif", numbers(seed=i)) for i in range(2)]
-    sources = [FastSource(p) for p in paths]
+    sources = [_FastSource(p) for p in paths]
     assert reading.RASTERS.held
     assert in_child(lambda: len(reading.RASTERS.held)) == 0
     same(sources[0].read_all(), in_child(sources[0].read_all))
@@ -995,7 +997,7 @@ def test_changed_files_are_read_anew_and_it_is_said_once(tmp_path):
     paths = [write(tmp_path / f"{i}.tif", numbers(seed=i)) for i in range(2)]
     scratch, said = tmp_path / "scratch", []
     for path in paths:
-        source = FastSource(path)
+        source = _FastSource(path)
         SceneStore(0, scratch).array(source, source.read_all)
     reading.RASTERS.close()
     for i, path in enumerate(paths):
@@ -1003,12 +1005,12 @@ def test_changed_files_are_read_anew_and_it_is_said_once(tmp_path):
         os.utime(path, ns=(1, 1))
     store = SceneStore(0, scratch, say=said.append)
     for i, path in enumerate(paths):
-        source = FastSource(path)
+        source = _FastSource(path)
         found = store.array(source, source.read_all)
         same(numbers(seed=7 + i).transpose(1, 2, 0), np.asarray(found))
     assert len(said) == 1 and str(scratch) in said[0] and "changed" in said[0]
     assert len(list(scratch.glob("*.npy"))) == 2  # replaced, not added
-    source = FastSource(paths[0])
+    source = _FastSource(paths[0])
     SceneStore(0, scratch, say=said.append).array(source, never)
     assert len(said) == 1
 
@@ -1107,14 +1109,14 @@ def test_a_mosaic_stays_within_the_budget(tmp_path):
         write(tmp_path / "a.tif", numbers()),
         write(tmp_path / "b.tif", numbers(seed=1), transform=NORTH_UP * step),
     ]
-    source = FastSource(paths, tmp_dir=str(tmp_path))
+    source = _FastSource(paths, tmp_dir=str(tmp_path))
     expected = source.get_chip(Box(5, 5, 45, 45))
     store = SceneStore(0, tmp_path / "scratch")
     for chip in use(source, store):
         same(expected, chip)
     assert source.pixels is None
     store = SceneStore(1, tmp_path / "scratch")
-    source = FastSource(paths, tmp_dir=str(tmp_path))
+    source = _FastSource(paths, tmp_dir=str(tmp_path))
     use(source, store)
     assert store.used == source.pixels.nbytes == 2 * SIZE
 

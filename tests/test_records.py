@@ -17,12 +17,12 @@ from rvtutorial.cli import cli
 from rvtutorial.core.records import (
     RUN,
     Unreadable,
-    misfit,
+    _misfit,
     read_json,
     reserve_disk,
     write_json,
 )
-from rvtutorial.course.lessons import runs_table
+from rvtutorial.course.lessons import _runs_table
 from rvtutorial.metrics.leaderboard import leaderboard
 from rvtutorial.runs import Run, find_runs
 from rvtutorial.slurm import Job, submit
@@ -117,7 +117,7 @@ def test_one_bad_run_json_is_one_row(runs, name):
     assert "unreadable" in said("status", runs)
     assert "unreadable: " in repr(Run(runs / "other"))
     assert [run.state for run in find_runs(runs)] == ["succeeded", "unreadable"]
-    table = runs_table(runs).set_index("run")["state"]
+    table = _runs_table(runs).set_index("run")["state"]
     assert table["good"] == "succeeded" and table["other"].startswith("unreadable: ")
     board = leaderboard({name: Run(runs / name) for name in ("other", "good")})
     assert list(board.index) == ["good", "other"] and board.pixel_f1["good"] > 0
@@ -145,7 +145,7 @@ def test_a_bad_file_of_raster_vision_is_one_row(runs, file, name):
     }
     assert rows["good"]["state"] == "succeeded"
     board = leaderboard({name: Run(runs / name) for name in ("good", "other")})
-    assert board.pixel_f1["good"] > 0 and len(runs_table(runs)) == 2
+    assert board.pixel_f1["good"] > 0 and len(_runs_table(runs)) == 2
     if file.startswith("eval") and name != "a folder":
         assert board.verdict["other"].startswith("unreadable: ")
         assert "eval.json" in rows["other"]["why"]
@@ -280,8 +280,8 @@ def test_good_records_of_all_kinds_are_good():
     went = dict(state="running", why=None, job=job, attempts=[attempt], stages=[])
     scores = dict(f1=None, iou=0.5, accuracy=1)
     good = dict(schema=1, went=went, results={"validation": scores}, more={"x": [1]})
-    assert misfit(good, RUN) is None and misfit({}, RUN) is None
-    assert "'iou' must be a number" in misfit({"results": {"test": {"iou": "x"}}}, RUN)
+    assert _misfit(good, RUN) is None and _misfit({}, RUN) is None
+    assert "'iou' must be a number" in _misfit({"results": {"test": {"iou": "x"}}}, RUN)
 
 
 def test_the_last_record_on_a_full_disk(tmp_path):

@@ -373,13 +373,13 @@ def with_test_scenes(sweep, folder):
 def test_a_report_is_one_look_at_the_test_split(sweep, tmp_path):
     ours = with_test_scenes(sweep, tmp_path / "s")
     write_report(ours, tmp_path / "a.html", progress=False)
-    assert len(leaderboard.openings(ours)) == 0, "validation is no look"
+    assert len(leaderboard._openings(ours)) == 0, "validation is no look"
     out = write_report(ours, tmp_path / "a.html", split="test", progress=False)
-    assert len(leaderboard.openings(ours)) == 1
+    assert len(leaderboard._openings(ours)) == 1
     assert "The test split was opened once" in words(out)
     assert "5 whole test scenes" in words(out)
     leaderboard.open_test({"x": ours / "lr=1e-3"}, "f1")
-    assert len(leaderboard.openings(ours)) == 2, "others are recorded as before"
+    assert len(leaderboard._openings(ours)) == 2, "others are recorded as before"
 
 
 # --- which scenes, and what their pictures show
@@ -432,7 +432,7 @@ def test_a_layer_shows_what_was_found_missed_and_drawn_in_error(tmp_path):
 
 def test_pixels_without_a_label_are_neither_right_nor_wrong():
     truth, drawn = np.array([[2, 2, 1, 0]]), np.array([[True, False, True, True]])
-    codes = maps.error_codes(drawn, truth)
+    codes = maps._error_codes(drawn, truth)
     assert codes.tolist() == [[0, 0, 1, 3]]
     assert maps.errors_in_words(codes, "x") == (
         "100% of the x pixels found, 50% of what was drawn is wrong"
@@ -445,10 +445,10 @@ def test_a_scene_that_is_stored_south_first_stands_north_up(tmp_path):
 
     boxes, shape = [(2, 3, 8, 10)], (40, 50)
     image, label = make_scene(tmp_path / "d", "9", boxes, shape)
-    view = maps.read_layers(image, label, "9")
+    view = maps._read_layers(image, label, "9")
     turned = Affine(2.7e-06, 0, -115.2, 0, 2.7e-06, 36.2 - 40 * 2.7e-06)
     write_raster(image, np.zeros((3, *shape), np.uint16), turned)
-    flipped = maps.read_layers(image, label, "9")
+    flipped = maps._read_layers(image, label, "9")
     south = (np.arange(40)[:, None] >= 20) * np.ones((1, 50), np.uint8)
     for layers, row in ((view, -1), (flipped, 0)):
         found = pixels(report.painted(south, layers.frame, 200, ""))[..., 3] > 0

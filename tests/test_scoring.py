@@ -296,7 +296,7 @@ def test_bytes_are_compared_as_stock_compares_them(dtype):
         labels.pixel_scores, labels.pixel_hits = stock * hits, hits
         with np.errstate(all="ignore"):
             expected = labels.get_label_arr(whole, 7)
-        assert (scoring.from_scores(scores, hits, null=7) == expected).all()
+        assert (scoring._from_scores(scores, hits, null=7) == expected).all()
 
 
 def test_without_hits_each_pixel_was_seen_once(case):
@@ -437,7 +437,7 @@ def test_blocks_add_up(data):
     ids = arrays(np.uint8, (side, 5), elements=st.integers(0, 3))
     truth, drawn = data.draw(ids), data.draw(ids)
     rows = data.draw(st.integers(1, 50))
-    cuts = scoring.blocks_of(truth.shape, rows)
+    cuts = scoring._blocks_of(truth.shape, rows)
     cuts = [slice(block.ymin, block.ymax) for block in cuts]
     total = sum(confusion(truth[c], drawn[c], 4) for c in cuts)
     expected = confusion_matrix(truth.ravel(), drawn.ravel(), labels=range(4))
@@ -465,7 +465,7 @@ def test_memory_does_not_grow_with_height(case):
         built = scene.build(classes)
         tracemalloc.start()
         try:
-            scoring.count_scene(built, classes, rows=100)
+            scoring._count_scene(built, classes, rows=100)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

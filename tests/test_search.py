@@ -16,19 +16,19 @@ from rvtutorial.sweeps.space import (
     KINDS,
     Distribution,
     Halving,
-    around,
+    _around,
+    _chance,
+    _draw,
+    _open_study,
+    _replay,
+    _values_between,
     ask,
-    between,
-    chance,
     distribution,
-    draw,
     draws,
     enlist,
     halving,
-    open_study,
     promoted,
     propose,
-    replay,
     tell,
 )
 
@@ -79,7 +79,7 @@ def test_every_distribution_is_what_its_name_says(kind):
     from scipy.stats import ks_2samp
 
     space = distribution({"distribution": kind, **GIVEN[kind]})
-    ours = [space.at(chance(0, i, "x")) for i in range(4000)]
+    ours = [space.at(_chance(0, i, "x")) for i in range(4000)]
     theirs = reference(kind, np.random.default_rng(1), 4000)
     assert ks_2samp(ours, theirs).statistic < 0.04
     line = [space.at(u) for u in np.linspace(0, 1 - 1e-9, 50)]
@@ -90,7 +90,7 @@ def test_all_documented_distributions_are_known():
     assert set(GIVEN) | {"constant", "categorical"} == set(KINDS)
     assert distribution({"distribution": "constant", "value": 3}).at(0.7) == 3
     weighted = distribution({"values": ["a", "b"], "probabilities": [0.9, 0.1]})
-    found = [weighted.at(chance(0, i, "x")) for i in range(1000)]
+    found = [weighted.at(_chance(0, i, "x")) for i in range(1000)]
     assert 860 < found.count("a") < 940
     assert distribution({"min": 1, "max": 3}).kind == "int_uniform"
     assert distribution({"min": 1, "max": 3.0}).kind == "uniform"
@@ -131,11 +131,11 @@ def test_impossible_distributions_are_refused(wrong, message):
 
 
 def test_chance_is_even_and_its_values_are_fixed():
-    found = np.array([chance(0, i, "lr") for i in range(20000)])
+    found = np.array([_chance(0, i, "lr") for i in range(20000)])
     assert abs(found.mean() - 0.5) < 0.01 and 0 <= found.min() < found.max() < 1
     assert np.bincount((found * 10).astype(int)).min() > 1800
     # these numbers are in sweeps that people have run: they may never change
-    assert [round(chance(*key), 6) for key in [(0, 0, "lr"), (1, 7, "batch_sz")]] == [
+    assert [round(_chance(*key), 6) for key in [(0, 0, "lr"), (1, 7, "batch_sz")]] == [
         0.944398,
         0.126077,
     ]
@@ -143,9 +143,9 @@ def test_chance_is_even_and_its_values_are_fixed():
 
 def test_trial_37_is_the_same_alone_in_company_and_in_another_process():
     spaces = {"lr": RATES, "batch_sz": distribution({"values": [4, 8]})}
-    alone = draw(spaces, 37, seed=5)
+    alone = _draw(spaces, 37, seed=5)
     assert (
-        draw({**spaces, "seed": distribution({"min": 0, "max": 9})}, 37, 5)["lr"]
+        _draw({**spaces, "seed": distribution({"min": 0, "max": 9})}, 37, 5)["lr"]
         == alone["lr"]
     )
     code = (
@@ -225,7 +225,7 @@ def test_a_replay_spends_what_the_ladder_says(n, seed):
     rng = np.random.default_rng(seed)
     curves = {str(i): list(rng.random(8)) for i in range(n)}
     ladder = Halving((1, 3, 8))
-    name, spent = replay(curves, ladder)
+    name, spent = _replay(curves, ladder)
     assert spent == ladder.epochs(n) and name in curves
 
 
@@ -251,7 +251,7 @@ def test_a_trial_keeps_its_values_and_others_get_their_own(tmp_path):
     tell(tmp_path, {names[0]: 0.7, names[1]: None})
     tell(tmp_path, {names[0]: 0.1, names[1]: 0.9})  # too late
     assert ask(tmp_path, names[0], spaces) == first[0]
-    study = open_study(tmp_path)
+    study = _open_study(tmp_path)
     assert len(study.trials) == 4 and study.best_value == 0.7
     with pytest.raises(KeyError, match="no trial trial-9"):
         ask(tmp_path, "trial-9", spaces)
@@ -263,7 +263,7 @@ def test_killed_between_two_values_it_asks_only_for_the_rest(tmp_path):
     both = ask(
         tmp_path, "a", {"lr": RATES, "epochs": distribution({"min": 1, "max": 9})}
     )
-    assert both["lr"] == lr and len(open_study(tmp_path).trials) == 1
+    assert both["lr"] == lr and len(_open_study(tmp_path).trials) == 1
 
 
 def test_many_at_one_time_and_half_a_line(tmp_path):
@@ -298,28 +298,28 @@ def test_it_learns(tmp_path):
 
 
 def test_between_gives_round_numbers_strictly_between():
-    assert between(1e-3, 1e-2) == [2e-3, 5e-3]
-    assert between(1e-3, 1.5e-3) == []
-    assert between(4, 8, log=False, whole=True) == [6]
-    assert between(4, 5, log=False, whole=True) == []
-    assert between(8, 64, whole=True) == [16, 32]
+    assert _values_between(1e-3, 1e-2) == [2e-3, 5e-3]
+    assert _values_between(1e-3, 1.5e-3) == []
+    assert _values_between(4, 8, log=False, whole=True) == [6]
+    assert _values_between(4, 5, log=False, whole=True) == []
+    assert _values_between(8, 64, whole=True) == [16, 32]
 
 
 @given(st.floats(1e-8, 1e3), st.floats(1.001, 1e5))
 def test_between_never_gives_an_end(low, factor):
-    found = between(low, low * factor)
+    found = _values_between(low, low * factor)
     assert found == sorted(set(found))
     assert all(low < value < low * factor for value in found)
 
 
 def test_around_the_best_of_the_first_course():
-    new, why = around([1e-5, 1e-4, 1e-3, 1e-2], 1e-3)
+    new, why = _around([1e-5, 1e-4, 1e-3, 1e-2], 1e-3)
     assert new == [2e-4, 5e-4, 2e-3, 5e-3] and "inside" in why
-    new, why = around([1e-5, 1e-4, 1e-3, 1e-2], 1e-2)
+    new, why = _around([1e-5, 1e-4, 1e-3, 1e-2], 1e-2)
     assert max(new) == 0.1 and min(new) > 1e-3 and "highest" in why
-    new, why = around([1e-5, 1e-4], 1e-5)
+    new, why = _around([1e-5, 1e-4], 1e-5)
     assert min(new) == 1e-6 and "lowest" in why
-    assert around([4, 8, 12], 12)[0] == [10, 14, 16]
+    assert _around([4, 8, 12], 12)[0] == [10, 14, 16]
 
 
 def board(*names, tied=()):

@@ -18,7 +18,7 @@ from rvtutorial.core.names import packaged
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.hpc import batch, queue, scheduler, sites
 from rvtutorial.hpc import job as jobs
-from rvtutorial.hpc.job import merge, parameters
+from rvtutorial.hpc.job import _merge, parameters
 from rvtutorial.hpc.scheduler import SLURM, WORDS
 from rvtutorial.runs import Run
 from rvtutorial.slurm import Job, JobFailed, Site, SlurmError, submit, submit_many
@@ -104,7 +104,7 @@ def test_broken_toml_names_the_file(tmp_path):
 
 
 def test_a_site_is_found_as_path_then_own_then_packaged(tmp_path, monkeypatch):
-    assert sites.find_site("atlas") == packaged("sites", "atlas")
+    assert sites._find_site("atlas") == packaged("sites", "atlas")
     own = tmp_path / "config" / "rvtutorial" / "sites"
     own.mkdir(parents=True)
     (own / "atlas.toml").write_text('account = "mine"\n')
@@ -500,7 +500,7 @@ def test_two_turns_of_one_run(tmp_path):
 def test_the_local_queue_ends_what_takes_too_long(script, ends, monkeypatch):
     monkeypatch.setattr(queue, "KILL_WAIT", 0.3)
     child = subprocess.Popen(["bash", "-c", script], start_new_session=True)
-    assert queue.end_in_time(child, 0.9, 0.5) == ends
+    assert queue._end_in_time(child, 0.9, 0.5) == ends
 
 
 def test_a_lost_number_is_found_by_the_name(cluster, tmp_path, quick, monkeypatch):
@@ -544,7 +544,7 @@ def test_a_queue_that_is_killed_is_seen(tmp_path):
         ["bash", "-c", "exit 0"]
     )  # the next submission is not blocked
     assert done.returncode == 0
-    with queue.first_in_queue(time.time_ns()):
+    with queue._first_in_queue(time.time_ns()):
         pass
 
 
@@ -575,9 +575,9 @@ def test_a_member_that_is_killed_leaves_nothing_behind(tmp_path):
     pid = second / "pid"
     wait_for(lambda: pid.exists() and pid.read_text(), 60)
     kernel = Path(f"/proc/{pid.read_text()}")
-    assert kernel.exists() and jobs.at_work(second)
+    assert kernel.exists() and jobs._at_work(second)
     os.kill(Run(second).manifest["went"]["attempts"][-1]["pid"], signal.SIGKILL)
-    wait_for(lambda: not jobs.at_work(second), 1)
+    wait_for(lambda: not jobs._at_work(second), 1)
     with pytest.raises(JobFailed):
         job.wait(progress=False, timeout=40)
     assert [*job.states().values()] == ["succeeded", "failed", "succeeded"]
@@ -589,14 +589,14 @@ def test_processes_that_are_no_queue(tmp_path):
     over = subprocess.Popen(["true"])
     time.sleep(0.2)
     for pid in (over.pid, 2, 2**22 + 1, 2**70, None, "x", os.getpid()):
-        assert not queue.is_queue(pid) and not queue.is_script(pid, tmp_path), pid
+        assert not queue._is_queue(pid) and not queue._is_script(pid, tmp_path), pid
     over.wait()
     sleep = "import time; time.sleep(60)"
     args = [sys.executable, "-c", sleep, "rvtutorial.hpc.queue", str(tmp_path)]
     one = subprocess.Popen(args)
     # one that is just being started shows no command yet, and may be any
-    wait_for(lambda: not queue.is_queue(one.pid, tmp_path / "other"), 5)
-    assert queue.is_queue(one.pid) and queue.is_queue(one.pid, tmp_path)
+    wait_for(lambda: not queue._is_queue(one.pid, tmp_path / "other"), 5)
+    assert queue._is_queue(one.pid) and queue._is_queue(one.pid, tmp_path)
     one.kill(), one.wait()
 
 
@@ -625,7 +625,7 @@ def test_the_earlier_ticket_goes_first(tmp_path):
         "with first_in_queue(int(sys.argv[1])):\n"
         "    open(sys.argv[2], 'a').write(sys.argv[1]); time.sleep(0.3)"
     )
-    with queue.first_in_queue(1):
+    with queue._first_in_queue(1):
         others = []
         for number in (4, 3, 2):
             args = [sys.executable, "-c", code, str(number), str(tmp_path / "order")]
@@ -683,7 +683,7 @@ def test_states_from_record_and_queue(state, attempt, word, reason, expected):
     went["attempts"] = [{**OURS, "state": attempt}] if attempt else []
     if attempt == "failed" and state == "queued":  # an earlier submission's attempt
         went["attempts"][0]["submission"] = "earlier"
-    assert merge(went, word, reason)[0] == expected
+    assert _merge(went, word, reason)[0] == expected
 
 
 def test_every_word_of_slurm_has_one_of_ours():
@@ -699,7 +699,7 @@ def test_every_word_of_slurm_has_one_of_ours():
 def test_the_tail_of_a_log_draws_out_bars(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"a\n" * 100_000 + b" 10%\r 50%\r100%\r\nlast \xff\n")
-    assert jobs.tail(path, 2) == "100%\nlast \ufffd"
+    assert jobs._tail(path, 2) == "100%\nlast \ufffd"
 
 
 # --- a pretended Slurm --------------------------------------------------------------

@@ -30,7 +30,7 @@ from rvtutorial.sweep import (
     run_sweep,
 )
 from rvtutorial.sweeps import trials as at_work
-from rvtutorial.sweeps.space import open_study
+from rvtutorial.sweeps.space import _open_study
 from rvtutorial.sweeps.sweepfile import (
     SweepFile,
     Trial,
@@ -40,10 +40,10 @@ from rvtutorial.sweeps.sweepfile import (
     write_record,
 )
 from rvtutorial.sweeps.trials import (
-    gpus,
+    _gpus,
+    _refuse_full_disk,
+    _run_size,
     prepare_trial,
-    refuse_full_disk,
-    run_size,
     worked,
 )
 
@@ -567,9 +567,9 @@ def test_bayes_asks_when_a_trial_starts_and_learns_from_the_finished(tmp_path, q
         runs[name].update("results", validation=f1)
     runs["trial-3"].path.mkdir()
     prepare_trial(runs["trial-3"].path, queue[0]["trial-3"])
-    states = [t.state.name for t in open_study(tmp_path).trials]
+    states = [t.state.name for t in _open_study(tmp_path).trials]
     assert states == ["COMPLETE", "FAIL", "RUNNING", "WAITING"]
-    assert open_study(tmp_path).best_value == 0.8
+    assert _open_study(tmp_path).best_value == 0.8
     again = Sweep(tmp_path)  # the values are on record
     assert again.trials[1].parameters == {k: given[k] for k in ("lr", "batch_sz")}
     assert again.trials[3].parameters == {} and "lr" in again.trials[2].parameters
@@ -640,7 +640,7 @@ def test_a_training_that_ended_by_itself_counts_with_its_last_epoch(tmp_path, qu
     for i, run in enumerate(runs.values()):
         reach(run, 2, 0.5 + 0.1 * i)
     reach(runs["lr=1e-2"], 1, 0.95, state="succeeded")
-    found = at_work.rung_scores(tmp_path, sweep.plan, sweep.trials, 2)
+    found = at_work._rung_scores(tmp_path, sweep.plan, sweep.trials, 2)
     assert found["lr=1e-2"] == 0.95 and found["lr=1e-3"] == 0.7
 
 
@@ -653,7 +653,7 @@ def test_turns_of_a_queue_that_is_gone(tmp_path, queue):
         reach(run, 1, float(name[3:]), state="queued")
         run.update("went", paused=1, job=gone)
     assert set(sweep.status()["state"]) == {"lost"}
-    at_work.who_goes_on(tmp_path, sweep.plan, sweep.trials, 0)
+    at_work._who_goes_on(tmp_path, sweep.plan, sweep.trials, 0)
     run_sweep(tmp_path, EARLY, BASE)
     again = {name for handed in queue[3:] for name in handed if name[:2] == "lr"}
     assert again == {"lr=1e-2", "lr=1e-3"}
@@ -678,7 +678,7 @@ def test_a_full_disk_is_no_verdict_on_a_trial(tmp_path, queue):
     for why, state in [("the disk is full", "RUNNING"), ("the loss is nan", "FAIL")]:
         run.update("went", state="failed", why=why)
         assert prepare_trial(run.path, {}) == given
-        assert open_study(learns.folder).trials[0].state.name == state
+        assert _open_study(learns.folder).trials[0].state.name == state
 
 
 def test_a_target_that_is_reached_ends_the_sweep(tmp_path, queue):
@@ -742,14 +742,14 @@ def test_a_sweep_that_does_not_fit_leaves_no_folder(tmp_path, queue, monkeypatch
     ],
 )
 def test_sizes_against_runs_that_were_measured(asked, pixels, measured):
-    each, extra = run_size(Hyperparams.of(**asked), pixels)
+    each, extra = _run_size(Hyperparams.of(**asked), pixels)
     assert each == pytest.approx(measured, rel=0.2)
     assert extra > each / 5
 
 
 def test_room_says_yes():
-    room = at_work.Room(2, 1e9, 1e9, 3e9)
-    refuse_full_disk(Path("."), SweepFile({}, {}), [], room)
+    room = at_work._Room(2, 1e9, 1e9, 3e9)
+    _refuse_full_disk(Path("."), SweepFile({}, {}), [], room)
 
 
 @pytest.mark.parametrize(
@@ -760,7 +760,7 @@ def test_room_says_yes():
     ],
 )  # fmt: skip
 def test_gpus_of_a_request(gres, count):
-    assert gpus(gres) == count
+    assert _gpus(gres) == count
 
 
 def test_progress_counts_time_and_gpus(tmp_path, queue):

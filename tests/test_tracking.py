@@ -12,11 +12,11 @@ from rvtutorial.core.finding import named_runs
 from rvtutorial.runs import Run
 from rvtutorial.sweeps import trials as tracking
 from rvtutorial.sweeps.trials import (
-    history,
-    outcome,
-    run_table,
-    to_csv,
-    track,
+    _history,
+    _outcome,
+    _run_table,
+    _to_csv,
+    _track,
 )
 
 
@@ -37,16 +37,16 @@ def runs(tmp_path):
 
 
 def test_history_has_numbers_only(runs):
-    table = history(Run(runs[0]))
+    table = _history(Run(runs[0]))
     assert table["train_time"].tolist() == [5.0] * 3
     assert not len(table.select_dtypes(object).columns)
     assert table["building_f1"].iloc[-1] == 0.9
-    assert len(history(Run(runs[2]))) == 0
+    assert len(_history(Run(runs[2]))) == 0
 
 
 def test_outcome_and_summary(runs):
-    assert outcome(Run(runs[0])) == {"validation/f1": 0.9}
-    table = run_table(runs)
+    assert _outcome(Run(runs[0])) == {"validation/f1": 0.9}
+    table = _run_table(runs)
     assert table.loc["lr=0.01", "class_weights"] == "[1, 2]"
     assert "img_sz" not in table and table.loc["new", "state"] == "unfinished"
 
@@ -70,17 +70,17 @@ def test_what_counts_as_runs(runs, tmp_path):
 
 def test_csv_holds_all_runs_and_can_be_written_again(runs, tmp_path):
     for _ in range(2):
-        curves, table = (pd.read_csv(path) for path in to_csv(runs, tmp_path / "out"))
+        curves, table = (pd.read_csv(path) for path in _to_csv(runs, tmp_path / "out"))
     assert len(curves) == 6 and set(curves["run"]) == {"lr=0.01", "lr=0.001"}
     assert table["validation/f1"].tolist()[:2] == [0.9, 0.7]
-    assert to_csv(runs[2], tmp_path / "none")[0].exists()
+    assert _to_csv(runs[2], tmp_path / "none")[0].exists()
 
 
 def test_tensorboard_reads_back_what_the_log_says(runs, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for _ in range(2):  # written twice, there once
-        made = tracking.to_tensorboard(runs[:2], tmp_path / "tb")
+        made = tracking._to_tensorboard(runs[:2], tmp_path / "tb")
     events = EventAccumulator(str(made[0])).Reload()
     scalars = events.Scalars("validation/building_f1")
     log = Run(runs[0]).log()
@@ -107,9 +107,9 @@ def test_a_name_never_leads_out_of_the_folder(name, runs, tmp_path):
     name = str(tmp_path / "home" / "x") if name == "/x" else name
     before = sorted(p for p in tmp_path.rglob("*"))
     place = kept / "out"
-    made = track({name: runs[0]}, place, csv=False, tensorboard=True)["tensorboard"]
+    made = _track({name: runs[0]}, place, csv=False, tensorboard=True)["tensorboard"]
     for _ in range(2):
-        again = track({name: runs[0]}, place, csv=False, tensorboard=True)
+        again = _track({name: runs[0]}, place, csv=False, tensorboard=True)
         assert again["tensorboard"] == made
     assert made[0].parent == place / "tensorboard" and list(made[0].glob("events*"))
     assert set(before) <= set(tmp_path.rglob("*"))
@@ -119,7 +119,7 @@ def test_a_name_never_leads_out_of_the_folder(name, runs, tmp_path):
 
 def test_a_run_named_by_its_parent_folder_stays(runs, tmp_path):
     out = tmp_path / "out" / "tensorboard"
-    track([runs[0] / ".."], tmp_path / "out", csv=False, tensorboard=True)
+    _track([runs[0] / ".."], tmp_path / "out", csv=False, tensorboard=True)
     assert all(r.is_dir() for r in runs)
     assert {p.name for p in out.iterdir()} == {"lr=0.01", "lr=0.001"}  # runs in there
 
@@ -128,28 +128,28 @@ def test_only_event_files_are_replaced(runs, tmp_path):
     "TensorBoard's files into the folder of the runs themselves: the runs stay."
     before = {p: p.read_bytes() for p in runs[0].rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match="only a folder of event files is replaced"):
-        tracking.to_tensorboard(runs[:1], tmp_path)
+        tracking._to_tensorboard(runs[:1], tmp_path)
     assert before == {p: p.read_bytes() for p in runs[0].rglob("*") if p.is_file()}
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / runs[0].name).symlink_to(runs[0])
     with pytest.raises(ValueError, match="link"):
-        tracking.to_tensorboard(runs[:1], tmp_path / "out")
+        tracking._to_tensorboard(runs[:1], tmp_path / "out")
 
 
 def test_switches(runs, tmp_path):
-    made = track(runs, tmp_path / "a")
+    made = _track(runs, tmp_path / "a")
     assert list(made) == ["csv"]
     assert (
-        track(runs, tmp_path / "b", csv=False) == {} and not (tmp_path / "b").exists()
+        _track(runs, tmp_path / "b", csv=False) == {} and not (tmp_path / "b").exists()
     )
     with pytest.raises(ValueError, match="online is for Weights & Biases"):
-        track(runs, tmp_path / "b", online=True)
+        _track(runs, tmp_path / "b", online=True)
 
 
 def test_without_wandb_the_error_says_what_to_do(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb"):
-        track(runs, tmp_path, wandb=True)
+        _track(runs, tmp_path, wandb=True)
     assert "WANDB_ERROR_REPORTING" not in os.environ
 
 
@@ -167,6 +167,6 @@ def test_wandb_writes_offline_whatever_the_environment_says(
 ):
     pytest.importorskip("wandb", reason="an extra that is not installed here")
     monkeypatch.setenv("WANDB_MODE", "online")
-    made = track(runs[:1], tmp_path / "w", csv=False, wandb=True)["wandb"]
+    made = _track(runs[:1], tmp_path / "w", csv=False, wandb=True)["wandb"]
     assert made[0].name.startswith("offline-run-") and list(made[0].glob("*.wandb"))
     assert os.environ["WANDB_MODE"] == "online"

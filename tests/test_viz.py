@@ -248,7 +248,7 @@ def test_raster_labels_and_their_values(tmp_path):
     run = fake_run(tmp_path / "run", {"5": (image, label, boxes, (40, 50))}, shift=0)
     paint = images(viz.plot_predictions(run, "5", view="errors"))[1]
     (line,) = [
-        line for line in maps.outlines(label, maps.frame_of(image)) if len(line) == 5
+        line for line in maps._outlines(label, maps.frame_of(image)) if len(line) == 5
     ][:1]
     assert line.shape == (5, 2)
     found = np.isclose(paint, (0x56 / 255, 0xB4 / 255, 0xE9 / 255)).all(axis=-1)
@@ -337,7 +337,7 @@ def test_labels_in_another_projection_land_on_the_image(tmp_path):
     moved = tmp_path / "moved.gpkg"
     gpd.read_file(label).to_crs("EPSG:32611").to_file(moved)
     frame = maps.frame_of(image)
-    (a,), (b,) = maps.outlines(label, frame), maps.outlines(moved, frame)
+    (a,), (b,) = maps._outlines(label, frame), maps._outlines(moved, frame)
     assert np.allclose(a, b, atol=1e-3)
 
 
@@ -345,9 +345,9 @@ def test_outlines_of_raster_labels_are_those_of_the_polygons(tmp_path):
     image, label = make_scene(tmp_path, "3", [(5, 6, 10, 12)])
     frame = maps.frame_of(image)
     raster = write_raster(tmp_path / "l.tif", truth_of([(5, 6, 10, 12)], (40, 50)))
-    (line,) = maps.outlines(label, frame)
+    (line,) = maps._outlines(label, frame)
     corners = {tuple(corner) for corner in line.round(2)}
-    rings = maps.outlines(raster, frame)
+    rings = maps._outlines(raster, frame)
     assert any({tuple(corner) for corner in ring.round(2)} == corners for ring in rings)
 
 
@@ -356,10 +356,10 @@ def test_real_polygons_of_vegas(shared_data):
     (image,), (label,) = folder.glob("images/*.tif"), folder.glob("labels/*.geojson")
     frame = maps.frame_of(image)
     assert frame.step == pytest.approx((0.243, 0.3), abs=0.002)
-    assert len(maps.outlines(label, frame)) >= 50  # 49 buildings, one in two parts
+    assert len(maps._outlines(label, frame)) >= 50  # 49 buildings, one in two parts
     truth = maps.read_truth(label, frame)
     assert (truth == 0).mean() == pytest.approx(0.285, abs=0.004)
-    picture = maps.read_layers(image, label).picture
+    picture = maps._read_layers(image, label).picture
     assert (np.abs(picture.mean(axis=(0, 1)) - 0.5) < 0.2).all()
 
 
@@ -377,10 +377,10 @@ def test_real_masks_of_rio(shared_data):
 
 
 def count_rasters_of_itself(mask, names, values):
-    from rvtutorial.metrics.counting import as_classes, count_arrays
+    from rvtutorial.metrics.counting import _count_arrays, as_classes
 
-    labels = as_classes(maps.read_labels(mask), values, nodata=0, null_id=2)
-    return count_arrays(labels, labels, names)
+    labels = as_classes(maps._read_labels(mask), values, nodata=0, null_id=2)
+    return _count_arrays(labels, labels, names)
 
 
 def test_truth_is_cut_to_whole_pixels_as_raster_vision_does(tmp_path):
@@ -395,7 +395,7 @@ def test_truth_is_cut_to_whole_pixels_as_raster_vision_does(tmp_path):
     )
     write_boxes(label, [])
     assert (maps.read_truth(label, frame, rest=1) == 1).all()
-    assert maps.outlines(label, frame) == []
+    assert maps._outlines(label, frame) == []
 
 
 def test_pictures_are_stretched_band_by_band(tmp_path):
@@ -417,7 +417,7 @@ def test_pictures_are_stretched_band_by_band(tmp_path):
 def test_labels_are_thinned_out_and_never_mixed(tmp_path):
     labels = np.zeros((900, 1200), np.uint8)
     labels[:, 600:] = 2
-    found = maps.read_labels(write_raster(tmp_path / "l.tif", labels), max_size=100)
+    found = maps._read_labels(write_raster(tmp_path / "l.tif", labels), max_size=100)
     assert found.shape == (75, 100) and set(np.unique(found)) == {0, 2}
 
 

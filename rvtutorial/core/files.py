@@ -57,7 +57,7 @@ def private_places(
     return places
 
 
-def private_folder(
+def _private_folder(
     name: str,  # Such as rvtutorial: the user is added
 ) -> Path:  # The same in every process, as long as nobody else is in the way
     """A folder of this user alone (mode 0700), made if need be.
@@ -69,7 +69,7 @@ def private_folder(
 
 
 def lasting_folder(
-    name: str,  # As of `private_folder`
+    name: str,  # As of `_private_folder`
 ) -> Path | None:  # None where every place is taken by others, or cannot be written to
     "A folder of this user alone that every process finds, made if need be."
     first, *others = private_places(name)
@@ -119,7 +119,7 @@ def remove_own_folders() -> None:
 def scratch_folder() -> Path:
     "RVTUTORIAL_SCRATCH as it is, or a private folder in the system's temporary one."
     named = os.environ.get("RVTUTORIAL_SCRATCH")
-    return Path(named) if named else private_folder("rvtutorial")
+    return Path(named) if named else _private_folder("rvtutorial")
 
 
 def scratch_places() -> list[Path]:
@@ -160,7 +160,7 @@ def open_plain(
 LONGEST = 255  # bytes of a name on the usual file systems
 
 
-def shortened(
+def _shortened(
     name: str,
     most: int = LONGEST,  # Bytes
 ) -> str:  # The end of the name, with its suffix, where all of it is too long
@@ -228,7 +228,7 @@ class Busy(RuntimeError):
     "Another live process works in this folder."
 
 
-def alive(
+def _alive(
     owner: dict,  # What `held` has written into a lock
     answer: Callable = lambda words: None,  # What a command prints, None if it fails
 ) -> bool:
@@ -370,7 +370,7 @@ def _myself() -> dict:
 @contextlib.contextmanager
 def held(
     path: str | Path,  # The lock, a file in the folder it is for
-    answer: Callable = lambda words: None,  # As in `alive`
+    answer: Callable = lambda words: None,  # As in `_alive`
     keep: bool = False,  # Leave it afterwards, empty
 ) -> Iterator[None]:
     """Hold a lock while the context lasts; Busy, with who holds it, when a live process does.
@@ -381,7 +381,7 @@ def held(
     path, pid = Path(path), os.getpid()
 
     def taken() -> bool:
-        return bool(owner := _owner(path)) and alive(owner, answer)
+        return bool(owner := _owner(path)) and _alive(owner, answer)
 
     try:
         lock = _acquire(path, 2.0, taken, 0.05)  # somebody may just be looking at it
@@ -394,7 +394,7 @@ def held(
             left or is_other(owner.get("folder"), path.parent.absolute())
         ):
             owner = {}
-        if owner and alive(owner, answer):
+        if owner and _alive(owner, answer):
             raise Busy(_in_use(path, owner))
         mine = _myself() | {"folder": str(path.parent.absolute())}
         with open_plain(path, write=True) as file:
@@ -422,7 +422,7 @@ def _in_use(path: Path, owner: dict) -> str:
 @contextlib.contextmanager
 def writing(
     folder: str | Path,  # Made if need be
-    answer: Callable = lambda words: None,  # As in `alive`
+    answer: Callable = lambda words: None,  # As in `_alive`
 ) -> Iterator[None]:
     "Be the only one who writes into a folder; Busy, with who does, where somebody else does."
     folder = Path(folder).expanduser().absolute()
@@ -613,7 +613,7 @@ def atomic_path(
     refuse_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     begin = f".{secrets.token_hex(4)}."
-    partial = path.with_name(begin + shortened(path.name, LONGEST - len(begin)))
+    partial = path.with_name(begin + _shortened(path.name, LONGEST - len(begin)))
     try:
         yield partial
         with open(partial, "rb+") as file:

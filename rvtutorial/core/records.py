@@ -28,7 +28,7 @@ class Unreadable(ValueError):
         self.path, self.why = Path(path), why
 
 
-def moment(value) -> bool:
+def _moment(value) -> bool:
     "Whether a value is a time with its zone, as `datetime.isoformat` writes it."
     try:
         return datetime.fromisoformat(value).tzinfo is not None
@@ -36,7 +36,7 @@ def moment(value) -> bool:
         return False
 
 
-def turn(value) -> bool:
+def _turn(value) -> bool:
     "Whether a value is a run's place in a queue: submission, number in it, parameters."
     kinds = ((str, type(None)), (int, type(None)), (dict, type(None)))
     whole = isinstance(value, list) and len(value) == len(kinds)
@@ -45,11 +45,11 @@ def turn(value) -> bool:
 
 NUMBER = (int, float)
 _ATTEMPT = {
-    "started": moment, "ended": moment, "state": str, "why": str, "host": str,
+    "started": _moment, "ended": _moment, "state": str, "why": str, "host": str,
     "pid": int, "submission": str, "index": int, "slurm": dict, 
 }  # fmt: skip
 _TURN = {"submission": str, "index": int, "params": dict}
-_JOB = {**_TURN, "notebook": str, "site": str, "epochs": NUMBER, "earlier": [turn]}
+_JOB = {**_TURN, "notebook": str, "site": str, "epochs": NUMBER, "earlier": [_turn]}
 _WENT = {
     "state": str, "why": str, "paused": int, "job": _JOB, "attempts": [_ATTEMPT],
     "stages": [{"name": str, "seconds": NUMBER}], "trained": {"bundle": str},
@@ -88,7 +88,7 @@ CONFIG = {  # pipeline-config.json
 }  # fmt: skip
 
 
-def misfit(
+def _misfit(
     value,  # Read from JSON
     form,  # A type, several, a test, words, or a dictionary or list of forms
     place: str = "it",  # What to call the value
@@ -113,7 +113,7 @@ def misfit(
     else:
         fits = value is None or _is(value, form)
         return None if fits else _instead(place, _named(form), value)
-    return next((bad for item in inside if (bad := misfit(*item))), None)
+    return next((bad for item in inside if (bad := _misfit(*item))), None)
 
 
 def _is(value, form) -> bool:
@@ -129,8 +129,8 @@ def _is(value, form) -> bool:
 def _named(form) -> str:
     "A form in words."
     names = {dict: "a dictionary", list: "a list", str: "a text", int: "a whole number"}
-    names |= {NUMBER: "a number", (str, int): "a text", moment: "a time with its zone"}
-    names[turn] = "a submission, a number and parameters"
+    names |= {NUMBER: "a number", (str, int): "a text", _moment: "a time with its zone"}
+    names[_turn] = "a submission, a number and parameters"
     known = isinstance(form, type) or form in names
     return names[form] if known else "one of " + ", ".join(form)
 
@@ -144,7 +144,7 @@ def _instead(place: str, wanted: str, value) -> str:
 def read_json(
     path: str | Path,  # The file to read
     default=...,  # Returned when there is no such file; without it that is an error
-    form=None,  # As `misfit` takes it; None: whatever is there
+    form=None,  # As `_misfit` takes it; None: whatever is there
     needed: tuple = (),  # Keys that must not be missing
 ):  # What the file holds
     "Read JSON; raises `Unreadable` for a file that is broken, closed, or of another form."
@@ -241,7 +241,7 @@ def _refuse_other(found, path: Path, form, needed: tuple) -> None:
     if type(schema) is int and schema > SCHEMA:
         why = "of a newer rvtutorial; update it"
         raise Unreadable(path, why, f"{path} is {why}")
-    wrong = misfit(found, form)
+    wrong = _misfit(found, form)
     lacks = [] if wrong else [key for key in needed if found.get(key) is None]
     if wrong or lacks:
         raise Unreadable(path, wrong or f"it has no {lacks[0]!r}")

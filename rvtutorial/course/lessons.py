@@ -35,11 +35,11 @@ from rvtutorial.core.records import write_json
 from rvtutorial.runs import Workspace, find_runs
 
 
-class LessonFailed(RuntimeError):
+class _LessonFailed(RuntimeError):
     "A lesson stopped at an error; the message holds the cell and the traceback."
 
 
-def skip_flags(notebook: Path) -> set[str]:
+def _skip_flags(notebook: Path) -> set[str]:
     "Directives that mean: not here. Read from `tst_flags` in the nearest settings.ini."
     settings = configparser.ConfigParser(interpolation=None)
     for folder in Path(notebook).resolve().parents:
@@ -49,7 +49,7 @@ def skip_flags(notebook: Path) -> set[str]:
     return set(words.split())
 
 
-def skipped(
+def _skipped(
     cell: dict,  # Cell of a notebook
     flags: set[str],  # Such as {"gpu", "slow"}
 ) -> bool:  # True: leave it alone
@@ -60,7 +60,7 @@ def skipped(
     return any(re.fullmatch(r"eval:\s*false", d) or d in flags for d in said)
 
 
-def lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
+def _lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
     "A client of nbclient that skips what is marked and calls `after` behind each cell."
     from nbclient import NotebookClient
 
@@ -69,7 +69,7 @@ def lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
 
         async def async_execute_cell(self, cell, cell_index, **given):
             try:
-                if cell.cell_type == "code" and not skipped(cell, flags):
+                if cell.cell_type == "code" and not _skipped(cell, flags):
                     return await super().async_execute_cell(cell, cell_index, **given)
                 return cell
             finally:
@@ -91,7 +91,7 @@ def lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
     return client
 
 
-def save_notebook(book, path: Path) -> None:
+def _save_notebook(book, path: Path) -> None:
     "Write a notebook in one step."
     import nbformat
 
@@ -99,7 +99,7 @@ def save_notebook(book, path: Path) -> None:
         part.write_text(nbformat.writes(book), encoding="utf-8")
 
 
-def save_figures(
+def _save_figures(
     book,  # An executed notebook
     folder: Path,  # Where the image files go
     stem: str,  # How their names begin
@@ -122,7 +122,7 @@ def save_figures(
     return made
 
 
-def failed_cell(book, name: str, error: Exception) -> str:
+def _failed_cell(book, name: str, error: Exception) -> str:
     "Which cell stopped a lesson, what it says, and where it happened."
     for number, cell in enumerate(book.cells):
         meant = "raises-exception" in cell["metadata"].get("tags", [])
@@ -134,7 +134,7 @@ def failed_cell(book, name: str, error: Exception) -> str:
     return f"{name}: {type(error).__name__}: {error}"
 
 
-def run_lesson(
+def _run_lesson(
     notebook: str | Path,  # A part, or another notebook
     out_folder: str | Path,  # Where the executed copy goes, and where it runs
     env: dict | None = None,  # More environment variables for its kernel
@@ -144,7 +144,7 @@ def run_lesson(
 
     Cells with the directives `eval: false`, `gpu` or `slow` or the tag `skip-execution`
     keep the outputs they have. Figures are written as files into `figures/` beside the
-    copy. Raises `LessonFailed` with cell and traceback; the copy is saved up to there.
+    copy. Raises `_LessonFailed` with cell and traceback; the copy is saved up to there.
     """
     refuse_limits()
     import nbformat
@@ -155,22 +155,22 @@ def run_lesson(
     sockets, total = socket_folder(), len(book.cells)
 
     def after(index):
-        save_notebook(book, path)
+        _save_notebook(book, path)
         if progress:
             progress(index + 1, total)
 
-    client = lesson_client(book, sockets, out, skip_flags(notebook), after)
+    client = _lesson_client(book, sockets, out, _skip_flags(notebook), after)
     try:
         client.execute(env=kernel_env(sockets, env))
     except Exception as error:
         if client.stopped:
             raise KeyboardInterrupt from None
-        message = failed_cell(book, notebook.name, error)
-        raise LessonFailed(f"{message}\n\nExecuted so far: {path}") from None
+        message = _failed_cell(book, notebook.name, error)
+        raise _LessonFailed(f"{message}\n\nExecuted so far: {path}") from None
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
-        save_notebook(book, path)
-        save_figures(book, out / "figures", notebook.stem)
+        _save_notebook(book, path)
+        _save_figures(book, out / "figures", notebook.stem)
     return path
 
 
@@ -186,17 +186,17 @@ SECONDS = {
 }
 
 
-def clock(seconds: float) -> str:  # Such as 3:07
+def _clock(seconds: float) -> str:  # Such as 3:07
     "Minutes and seconds."
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def trainings(
+def _trainings(
     runs: Path,  # Folder of all runs
     since: float,  # Time of the clock
 ) -> tuple[str, float | None]:  # In words, and seconds that are left; None: not known
     "How far the jobs are that were submitted after a time, at the speed so far."
-    new = submitted_since(runs, since)
+    new = _submitted_since(runs, since)
     details = Job([folder for part in new.values() for folder in part]).details()
     if not any(d["state"] in LIVE for d in details):
         return "", None
@@ -208,7 +208,7 @@ def trainings(
     return summary(details), worked / done * (total - done) if done else None
 
 
-class Progress:
+class _Progress:
     "One line that says which part runs, how long it has taken and how long it will."
 
     def __init__(
@@ -216,7 +216,7 @@ class Progress:
         parts: list[Path],
         durations: dict,  # Seconds that each took the last time, by its name
         out=None,  # A file; None: the screen
-        look=lambda since: ("", None),  # As `trainings`, for the part that runs
+        look=lambda since: ("", None),  # As `_trainings`, for the part that runs
     ):
         self.out, self.parts, self.look = out or sys.stdout, parts, look
         self.clock, self.looked, self.seen = time.time(), -math.inf, ("", None)
@@ -270,8 +270,8 @@ class Progress:
         jobs = "" if last else self.glance()
         text = (
             f"part {part + 1} of {len(self.parts)}  {self.parts[part].stem:<27}"
-            f" cell {done:>2} of {total:<2}  elapsed {clock(now - self.start)}"
-            f"  about {clock(self.remaining(now - self.begun))} left"
+            f" cell {done:>2} of {total:<2}  elapsed {_clock(now - self.start)}"
+            f"  about {_clock(self.remaining(now - self.begun))} left"
         ) + (f"  [{jobs}]" if jobs else "")
         live = self.out.isatty()
         self.out.write(f"\r\x1b[K{text}" if live else text)
@@ -280,7 +280,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def ticking(line: Progress):
+def _ticking(line: _Progress):
     "Draw a line again and again while the context lasts."
 
     def tick():
@@ -296,7 +296,7 @@ def ticking(line: Progress):
         thread.join()
 
 
-def minutes(went: dict) -> float | None:
+def _minutes(went: dict) -> float | None:
     "How long a run worked, all its attempts together."
     spans = [
         datetime.fromisoformat(a["ended"]) - datetime.fromisoformat(a["started"])
@@ -306,7 +306,7 @@ def minutes(went: dict) -> float | None:
     return sum(s.total_seconds() for s in spans) / 60 if spans else None
 
 
-def runs_table(
+def _runs_table(
     folder: str | Path,  # Folder of run folders
 ):  # DataFrame: run, state, val F1, val IoU, minutes, path
     "All runs below a folder in one table; scores are those of whole validation scenes."
@@ -321,7 +321,7 @@ def runs_table(
                 run.manifest.get("went", {}),
             )
             row |= {"val F1": val.get("f1"), "val IoU": val.get("iou")}
-            row |= {"minutes": minutes(went)}
+            row |= {"minutes": _minutes(went)}
         except Unreadable as error:
             row |= {"state": f"unreadable: {error}", "val F1": None, "val IoU": None}
             row |= {"minutes": None}
@@ -331,7 +331,7 @@ def runs_table(
     return table.astype(dict.fromkeys(numbers, float)) if rows else table
 
 
-def find_parts(folder: Path, only: list[str] | None = None) -> list[Path]:
+def _find_parts(folder: Path, only: list[str] | None = None) -> list[Path]:
     "The notebooks of the parts, in order."
     parts = sorted(folder.glob("0[1-8]_*.ipynb"))
     parts = [p for p in parts if not only or p.name.startswith(tuple(only))]
@@ -340,7 +340,7 @@ def find_parts(folder: Path, only: list[str] | None = None) -> list[Path]:
     return parts
 
 
-def run_lessons(
+def _run_lessons(
     folder_of_parts: str | Path,  # Folder with 01_... to 08_...
     out: str | Path,  # Where the executed copies go
     home: str | Path | None = None,  # RVTUTORIAL_HOME of the lessons
@@ -349,35 +349,35 @@ def run_lessons(
     "Execute the parts in order, stop at the first that fails, and show what was made."
     folder, out = Path(folder_of_parts).resolve(), Path(out).resolve()
     home = Path(home or folder.parent).resolve()
-    parts, durations = find_parts(folder, only), read_json(out / "durations.json", {})
+    parts, durations = _find_parts(folder, only), read_json(out / "durations.json", {})
     if (folder / "images").is_dir():
         shutil.copytree(folder / "images", out / "images", dirs_exist_ok=True)
-    look, since = partial(trainings, home / "runs"), time.time()
-    line = Progress(parts, durations, look=look)
+    look, since = partial(_trainings, home / "runs"), time.time()
+    line = _Progress(parts, durations, look=look)
     try:
-        with ticking(line):
-            run_parts(line, out, {"RVTUTORIAL_HOME": str(home)}, durations)
-    except LessonFailed as error:
+        with _ticking(line):
+            _run_parts(line, out, {"RVTUTORIAL_HOME": str(home)}, durations)
+    except _LessonFailed as error:
         print(f"\n\n{error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        stopped = cancel_since(home / "runs", since)
+        stopped = _cancel_since(home / "runs", since)
         print(f"\n\ninterrupted; {stopped} jobs were cancelled", file=sys.stderr)
         return 130
-    print(closing_text(home / "runs", out, time.monotonic() - line.start))
+    print(_closing_text(home / "runs", out, time.monotonic() - line.start))
     return EXIT_OK
 
 
-def run_parts(line: Progress, out: Path, env: dict, durations: dict) -> None:
+def _run_parts(line: _Progress, out: Path, env: dict, durations: dict) -> None:
     "Execute one part after the other and note how long each takes."
     for number, part in enumerate(line.parts):
         line.show(number)
-        run_lesson(part, out, env, lambda d, t, n=number: line.show(n, d, t))
+        _run_lesson(part, out, env, lambda d, t, n=number: line.show(n, d, t))
         durations[part.stem] = round(time.monotonic() - line.begun, 1)
         write_json(out / "durations.json", durations)
 
 
-def submitted_since(runs: Path, since: float) -> dict[Path, list[str]]:
+def _submitted_since(runs: Path, since: float) -> dict[Path, list[str]]:
     "The lists of submissions that were made after a time, and their run folders."
     new = [p for p in runs.rglob("jobs/*/tasks.json") if p.stat().st_mtime >= since]
     found = {}
@@ -389,18 +389,18 @@ def submitted_since(runs: Path, since: float) -> dict[Path, list[str]]:
     return found
 
 
-def cancel_since(runs: Path, since: float) -> int:
+def _cancel_since(runs: Path, since: float) -> int:
     "Cancel the jobs that were submitted after a time (of the clock); their number."
-    folders = [f for part in submitted_since(runs, since).values() for f in part]
+    folders = [f for part in _submitted_since(runs, since).values() for f in part]
     live = [f for f in folders if not Job(f).done]
     if live:
         Job(live).cancel()
     return len(live)
 
 
-def closing_text(runs: Path, out: Path, seconds: float) -> str:
+def _closing_text(runs: Path, out: Path, seconds: float) -> str:
     "What was made, and where to look."
-    table = runs_table(runs) if runs.is_dir() else None
+    table = _runs_table(runs) if runs.is_dir() else None
     text = "no runs were made"
     if table is not None and len(table):
         text = table.to_string(
@@ -408,7 +408,7 @@ def closing_text(runs: Path, out: Path, seconds: float) -> str:
         )
     figures = len(list((out / "figures").glob("*")))
     return (
-        f"\nAll parts done in {clock(seconds)}. Runs (scores are those of whole validation scenes):\n\n"
+        f"\nAll parts done in {_clock(seconds)}. Runs (scores are those of whole validation scenes):\n\n"
         f"{text}\n\nexecuted notebooks  {out}\n"
         f"figures ({figures})        {out / 'figures'}\nrun folders         {runs}"
     )
@@ -425,7 +425,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", help="such as 01 04")
     given = parser.parse_args(argv)
     try:
-        return run_lessons(given.parts, given.out, home, given.only)
+        return _run_lessons(given.parts, given.out, home, given.only)
     except (ValueError, OSError, SlurmError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED

@@ -25,7 +25,7 @@ from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.runs import Hyperparams, Workspace
 
-__all__ = ["data_folder", "input_range", "labels_of_run", "look_at_data", "shape_of"]
+__all__ = ["data_folder", "labels_of_run", "look_at_data"]
 __all__ += ["shown_as_bands"]
 
 
@@ -42,7 +42,7 @@ def data_folder(
     return Path(scenes.ensure_data(SimpleNamespace(preset=preset, data=folder)))
 
 
-def shape_of(
+def _shape_of(
     image: str | Path,  # A raster
 ) -> tuple[int, int, int]:  # Rows, columns, bands (an alpha band does not count)
     "How large an image is, without reading its pixels."
@@ -51,7 +51,7 @@ def shape_of(
         return file.height, file.width, bands
 
 
-def read_bands(
+def _read_bands(
     bands: str | list | None,  # Such as "3,2,1", counted from 1 as QGIS does; None: all
     available: int,  # Bands of the images
     image: str | Path | None = None,  # Which of them, for the message
@@ -72,8 +72,8 @@ def read_bands(
     return order
 
 
-def band_order(
-    bands: str | list | None,  # As `read_bands` takes them
+def _band_order(
+    bands: str | list | None,  # As `_read_bands` takes them
     splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
 ) -> list[int]:  # Counted from 0
     """Which bands the network sees: those asked for, else all but alpha.
@@ -84,7 +84,7 @@ def band_order(
     every = [scene for found in splits.values() for scene in found]
     found = {scene.id: image_info(scene.image) for scene in every}
     if bands is not None:
-        return read_bands(bands, min(info.bands for info in found.values()))
+        return _read_bands(bands, min(info.bands for info in found.values()))
     orders = {}
     for name, info in found.items():
         left = tuple(b for b in range(info.bands) if b not in info.alphas)
@@ -119,17 +119,17 @@ def shown_as_bands(
             info = image_info(scene.image)
         except (ValueError, FileNotFoundError):
             return scene  # the check of all scenes says what is wrong with it
-        wanted = read_bands(bands, info.bands, scene.image)
+        wanted = _read_bands(bands, info.bands, scene.image)
         if not {*info.alphas} & {*wanted}:
             return scene
         out = Path(folder) / f"{scene.id}.vrt"
-        without_alpha(scene.image, out)
+        _without_alpha(scene.image, out)
         return scenes.Scene(scene.id, out, scene.label, scene.split)
 
     return {name: [view(scene) for scene in found] for name, found in splits.items()}
 
 
-def without_alpha(
+def _without_alpha(
     image: Path,  # A raster
     out: Path,  # The VRT file to write
 ) -> None:
@@ -157,21 +157,21 @@ def look_at_data(
     asked = where.get("bands")
     with tempfile.TemporaryDirectory() as tmp:
         shown = shown_as_bands(splits, asked, tmp)  # every image has those bands
-        order = None if asked is None else read_bands(asked, sys.maxsize)
+        order = None if asked is None else _read_bands(asked, sys.maxsize)
         try:
             more = dict(classes=classes.names[:-1], zeros=zeros, order=order)
             table = scenes.check_scenes(shown, **labels, **more)
         except scenes.DataError as err:
             raise _about_images(err, shown, splits) from None
         _refuse_untrainable(hp, table, len(splits["train"]))
-        order = band_order(asked, splits)
-        limits = input_range(shown["train"], hp.scaling, order, zeros)
-    shapes = {s.id: shape_of(s.image) for found in splits.values() for s in found}
+        order = _band_order(asked, splits)
+        limits = _input_range(shown["train"], hp.scaling, order, zeros)
+    shapes = {s.id: _shape_of(s.image) for found in splits.values() for s in found}
     holes = set(table.id[table.no_data > 0])
     values = masks.read_meaning(where.get("label_values"), classes.names)
     found = {"splits": splits, "shapes": shapes, "holes": holes}
     found |= {"order": order, "values": values, "limits": limits}
-    return found | {"fills": fills_of(splits, order)}
+    return found | {"fills": _fills_of(splits, order)}
 
 
 def _refuse_untrainable(hp, table, train):
@@ -195,7 +195,7 @@ def _about_images(error, shown, splits):
     return scenes.DataError(problems.split("\n"))
 
 
-def fills_of(
+def _fills_of(
     splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
     order: list | None = None,  # Used bands, counted from 0; None: all but alpha
 ) -> list[int] | None:  # Such as [-9999]; None: no floats
@@ -220,7 +220,7 @@ def fills_of(
 PERCENTILES = (1, 99)
 
 
-def input_range(
+def _input_range(
     train: list,  # The training scenes, and no others
     how: str,  # percentiles, none, or LO,HI
     channel_order: list,  # Bands, counted from 0
@@ -236,7 +236,7 @@ def input_range(
     return [low] * len(channel_order), [high] * len(channel_order)
 
 
-def no_data(
+def _no_data(
     image: str | Path,  # A raster
     zeros: str | None = None,  # Patches of 0 in all bands: "empty" (None), "data"
     order: list | None = None,  # Used bands, counted from 0; None: all but alpha
@@ -247,7 +247,7 @@ def no_data(
     return empty if empty.any() else None
 
 
-def burn_null(
+def _burn_null(
     label: Path,  # GeoJSON in longitude and latitude; changed in place
     image: Path,  # Gives the pixel grid
     empty: np.ndarray,  # (rows, columns), True where there is no data
@@ -267,7 +267,7 @@ def burn_null(
     write_json(label, made)
 
 
-def own_labels(
+def _own_labels(
     scene: scenes.Scene,  # Image and labels as they were found
     folder: Path,  # Where this run keeps its labels
     classes,  # ClassConfig
@@ -280,7 +280,7 @@ def own_labels(
 ) -> tuple[Path, dict | None]:  # The label file, and what the numbers of a raster mean
     "Labels as Raster Vision needs them, with `null` where there is no data."
     names, null = classes.names, classes.null_class_id
-    empty = no_data(scene.image, zeros, order) if holes else None
+    empty = _no_data(scene.image, zeros, order) if holes else None
     if is_raster(scene.label):
         info, mask = image_info(scene.image), masks.look_at_mask(scene.label)
         check_grid(scene.label, info)
@@ -295,7 +295,7 @@ def own_labels(
         return found, None
     with atomic_path(out) as partial:
         shutil.copyfile(found, partial)
-        burn_null(partial, scene.image, empty, null)
+        _burn_null(partial, scene.image, empty, null)
     return out, None
 
 
@@ -308,7 +308,7 @@ def labels_of_run(folder, hp, where, found, splits, classes) -> dict:
         marked = hp.null == "ignore" and split != "train"
         for s in some:
             holes = marked and s.id in found["holes"]
-            made[s.id] = own_labels(
+            made[s.id] = _own_labels(
                 s, place, classes, found["values"], holes=holes, **how
             )
     return made

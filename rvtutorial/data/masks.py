@@ -96,7 +96,7 @@ def is_coloured(
 
 
 @dataclass(frozen=True)
-class Mask:
+class _Mask:
     "How a label raster stores its classes."
 
     path: Path
@@ -117,7 +117,7 @@ class Mask:
 
 def look_at_mask(
     path: Path,  # A label raster
-) -> Mask:  # From its header
+) -> _Mask:  # From its header
     "See how a label raster stores its classes; ValueError for bands that are no labels."
     from rasterio.enums import ColorInterp, MaskFlags
 
@@ -143,7 +143,7 @@ def look_at_mask(
         if scaled:
             notes.append("scale and offset of the labels not followed")
         plain = f.count == 1 and f.dtypes[0] == "uint8" and palette is None
-        return Mask(
+        return _Mask(
             Path(path), bands, f.dtypes[bands[0] - 1], f.nodata, palette,
             plain and not notes, f.crs, f.transform, tuple(notes),
         )  # fmt: skip
@@ -193,7 +193,7 @@ def _key(value, coloured):
 
 
 def count_values(
-    mask: Mask,  # From `look_at_mask`
+    mask: _Mask,  # From `look_at_mask`
     coloured: bool | None = None,  # As colours; None: if the file holds colours
     most: int = MOST,  # More different values are no classes
 ) -> dict:  # Value or "#RRGGBB" -> pixels, most frequent first
@@ -276,8 +276,8 @@ def line_to_add(
     return f'label_values="{",".join(f"{v}:{said[v]}" for v in values)}"'
 
 
-def unexplained(
-    mask: Mask,  # A label raster
+def _unexplained(
+    mask: _Mask,  # A label raster
     found: dict,  # Value -> pixels, from `count_values`
     values: dict,  # Value -> class id, from `read_meaning`
 ) -> str | None:  # None: every pixel has a class
@@ -306,7 +306,7 @@ def unexplained(
 def explain(
     path: Path,  # A label raster
     values: dict,  # Value -> class id, from `read_meaning`
-) -> tuple[Mask, dict]:  # How the file stores its classes; value -> pixels
+) -> tuple[_Mask, dict]:  # How the file stores its classes; value -> pixels
     """Read a label raster whole and see that every pixel has a class.
 
     Raises ValueError that names the file, the values or colours, and how often they occur.
@@ -321,7 +321,7 @@ def explain(
             'numbers: name the colours, such as label_values="#3C1098:building,..."'
         )
     found = count_values(mask, coloured, MOST + len(values))
-    if problem := unexplained(mask, found, values):
+    if problem := _unexplained(mask, found, values):
         raise ValueError(problem)
     return mask, found
 
@@ -418,7 +418,7 @@ def read_classes(
 
 
 def as_stock_reads(
-    mask: Mask,  # A label raster
+    mask: _Mask,  # A label raster
     values: dict,  # Value -> class id, from `read_meaning`
     image: ImageInfo,  # Its image
 ) -> bool:  # False: a copy is needed

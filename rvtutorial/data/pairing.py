@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'UNSAID', 'EXPAND', 'SAMPLES', 'Scene', 'matches', 'find_scenes',
-           'find_splits', 'split_scenes', 'write_table', 'outlines', 'leaks', 'DataError', 'scene_mask', 'read_all',
-           'labelled_share', 'raster_facts', 'label_facts', 'odd_ones', 'raster_problems', 'alpha_note', 'scene_row',
-           'palette_problems', 'label_rings', 'building_sizes', 'band_histograms', 'sampled_range', 'dataset_digest',
-           'clean_labels']
+           'find_splits', 'split_scenes', 'write_table', 'outlines', 'leaks', 'DataError', 'scene_mask', 'odd_ones',
+           'raster_problems', 'scene_row', 'palette_problems', 'label_rings', 'building_sizes', 'band_histograms',
+           'sampled_range', 'dataset_digest', 'clean_labels']
 
 # %% ../../nbs/data/pairing.ipynb #9c60d3a6
 import hashlib
@@ -412,7 +411,7 @@ def scene_mask(
     return rasterize(shapes, shape, transform=info.transform, dtype="uint8")
 
 # %% ../../nbs/data/pairing.ipynb #acb6b4af
-def read_all(path, zeros="empty", bands=None):
+def _read_all(path, zeros="empty", bands=None):
     "What of an image is empty (`validity.Emptiness`), all of it read; ValueError when cut off."
     from rasterio.errors import RasterioError
 
@@ -431,7 +430,7 @@ def read_all(path, zeros="empty", bands=None):
             ) from err
 
 
-def labelled_share(frame, info):
+def _labelled_share(frame, info):
     "Share of the pixels of an image that lie in any of the shapes, drawn strip by strip."
     from affine import Affine
     from rasterio.features import rasterize
@@ -450,7 +449,7 @@ def labelled_share(frame, info):
     return found / (info.width * info.height)
 
 # %% ../../nbs/data/pairing.ipynb #b075179c
-def raster_facts(scene, info, classes, label_values):
+def _raster_facts(scene, info, classes, label_values):
     "Share of the class looked for, notes, and what the label raster holds."
     notes = check_grid(scene.label, info)
     names = [*map(str, classes), masks.NULL]
@@ -467,18 +466,18 @@ def raster_facts(scene, info, classes, label_values):
     return share, [*notes, *mask.notes, f"classes {told}"], (mask, found)
 
 
-def label_facts(scene, info, class_field, classes, label_values=None, layer=None):
+def _label_facts(scene, info, class_field, classes, label_values=None, layer=None):
     "Kind of labels, number of polygons, share of the class looked for, notes, the raster."
     if scene.label is None:
         return "none", 0, float("nan"), ["no labels"], None
     if is_raster(scene.label):
-        share, notes, raster = raster_facts(scene, info, classes, label_values)
+        share, notes, raster = _raster_facts(scene, info, classes, label_values)
         return "raster", 0, share, notes, raster
     frame, notes = read_shapes(scene.label, info, layer)
     aim = target_class(classes)
     ids = np.array(class_ids(frame, class_field, classes, scene.label), int)
     drawn = frame[ids == aim] if class_field else frame
-    share = labelled_share(drawn, info)
+    share = _labelled_share(drawn, info)
     notes = notes + ([] if len(frame) else ["no buildings"])
     return "vector", len(frame), share, notes, None
 
@@ -532,7 +531,7 @@ def raster_problems(
     return [f"{text} Add for example {line}{more}"]
 
 # %% ../../nbs/data/pairing.ipynb #10d08924
-def alpha_note(
+def _alpha_note(
     alpha: Sequence[int],  # Bands tagged alpha, counted from 0
     bands: int,  # Of the image
 ) -> str:
@@ -560,18 +559,18 @@ def scene_row(
             info = image_info(scene.image)
             if order is not None and max(order) >= info.bands:
                 raise ValueError(f"has {info.bands} bands and no band {max(order) + 1}")
-            empty = read_all(scene.image, zeros, order)
+            empty = _read_all(scene.image, zeros, order)
             side = round(float(np.mean(pixel_size(info))), 3)
             with open_image(scene.image) as f:
                 palette = masks.palette_of(f)
         with named(scene.label):
-            facts = label_facts(scene, info, class_field, classes, **how)
+            facts = _label_facts(scene, info, class_field, classes, **how)
             kind, count, share, notes, raster = facts
     except (ValueError, FileNotFoundError) as err:
         return None, f"{scene.split or 'scene'} {scene.id}: {err}"
     notes = [*empty.notes, *notes]
     if info.alphas:
-        notes = [*notes, alpha_note(info.alphas, info.bands)]
+        notes = [*notes, _alpha_note(info.alphas, info.bands)]
     if not info.georeferenced and not any("no georeference" in n for n in notes):
         notes = [*notes, "no georeference"]
     if palette is not None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from rvtutorial.data.synthetic import IMAGE_NAME, LABEL_NAME, check_numbers
 
-__all__ = ["BUCKET", "PREFIX", "KEYS", "Fetched", "fetch_spacenet"]
+__all__ = ["BUCKET", "PREFIX", "KEYS", "fetch_spacenet"]
 
 BUCKET = "spacenet-dataset"
 PREFIX = "spacenet/SN2_buildings/train/AOI_2_Vegas/"
@@ -27,7 +27,7 @@ KEYS = {  # our name of a file: its key in the bucket
 
 
 @dataclass(frozen=True)
-class Fetched:
+class _Fetched:
     "What `fetch_spacenet` did."
 
     folder: Path
@@ -217,7 +217,7 @@ def fetch_spacenet(
     retries: int = 5,  # Attempts for each file
     workers: int = 8,  # Files at a time
     progress: bool = True,  # Show a bar
-) -> Fetched:  # What is there now; it says so when that is less than asked
+) -> _Fetched:  # What is there now; it says so when that is less than asked
     """Fetch real SpaceNet 2 tiles of Las Vegas (about 2.6 MB each) under the course's names.
 
     Call again to go on after an interruption: whole files stay, others come anew. Raises
@@ -245,4 +245,4 @@ def fetch_spacenet(
             f"call again to go on. The first:\n  {shown}"
         )
     got = {s: len(n) for s, n in ids.items()}
-    return Fetched(folder, asked, got, found, sum(map(bool, done)), sum(done))
+    return _Fetched(folder, asked, got, found, sum(map(bool, done)), sum(done))

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAVES', 'SURFACES', 'NAMES', 'ROOFS', 'YARDS', 'ROUGH', 'VERSION', 'IMAGE_NAME', 'LABEL_NAME', 'EMPTY_ID', 'STRIP_ID',
-           'SAMPLES', 'band_waves', 'Plan', 'plan_scene', 'Light', 'render', 'footprints', 'make_sample_scenes',
-           'check_numbers', 'ensure_data']
+           'SAMPLES', 'make_sample_scenes', 'check_numbers', 'ensure_data']
 
 # %% ../../nbs/data/synthetic.ipynb #d3fb604f
 import glob
@@ -47,7 +46,7 @@ ROOFS = {
 YARDS = ("sand", "gravel", "clay", "concrete", "mulch", "grass", "dry")
 
 # %% ../../nbs/data/synthetic.ipynb #b476d886
-def band_waves(
+def _band_waves(
     bands: int,  # Number of bands, at least 1
 ) -> list[float]:  # Wavelength of each band in nm; 0 stands for panchromatic
     "Which wavelengths the bands see: 1 is panchromatic, 3 is red, green, blue."
@@ -83,7 +82,7 @@ def _box(x, y, length, width, angle):
 
 
 @dataclass
-class Plan:
+class _Plan:
     "What stands and lies in one scene; all coordinates and lengths in pixels."
 
     size: int  # Side of the scene
@@ -350,13 +349,13 @@ def _style(rng):
     )  # fmt: skip
 
 
-def plan_scene(
+def _plan_scene(
     rng: np.random.Generator,  # Source of all chance
     size: int,  # Side of the scene in pixels
     empty: bool = False,  # Streets, parks and bare land, but no building
-) -> Plan:  # Polygons, parts of buildings and trees, in pixels
+) -> _Plan:  # Polygons, parts of buildings and trees, in pixels
     "Plan a neighbourhood: streets, blocks, lots, and what stands on them."
-    plan, style = Plan(size), _style(rng)
+    plan, style = _Plan(size), _style(rng)
     if empty:
         style.update(blocks=(0, 0, 1))
     angle = rng.choice((rng.normal(0, 0.05), rng.uniform(-np.pi / 4, np.pi / 4)))
@@ -384,7 +383,7 @@ def plan_scene(
 
 # %% ../../nbs/data/synthetic.ipynb #b00f0a16
 @dataclass
-class Light:
+class _Light:
     "Sun and air over one scene."
 
     azimuth: float  # Radians clockwise from north
@@ -558,10 +557,10 @@ def _add_trees(plan, light, surface, gain, bright, noise):
     bright[rows, cols] = np.clip(0.8 + 0.6 * towards, 0.3, 1.5)
 
 
-def render(
-    plan: Plan,  # What is there
-    light: Light,  # Sun and air
-    waves: list[float],  # Wavelength of each band, see `band_waves`
+def _render(
+    plan: _Plan,  # What is there
+    light: _Light,  # Sun and air
+    waves: list[float],  # Wavelength of each band, see `_band_waves`
     rng: np.random.Generator,  # Texture and instrument noise
 ) -> np.ndarray:  # (bands, size, size), uint16, 1 to 2047
     "Turn a plan into the numbers of an 11-bit sensor."
@@ -588,8 +587,8 @@ def render(
     return out
 
 # %% ../../nbs/data/synthetic.ipynb #f8b01766
-def footprints(
-    plan: Plan,  # What is there
+def _footprints(
+    plan: _Plan,  # What is there
     inside=None,  # Polygon to which the footprints are cut; None: the scene
 ) -> list:  # Shapely polygons in pixels, in the order of the plan
     "Outlines of the buildings as an annotator would draw them."
@@ -673,10 +672,10 @@ def _write_scene(folder, number, split, size, waves, crs, seed):
     if strip:
         inside = shapely.Polygon([(0, 0), *edge, (0, size)])
     for _ in range(50):  # a small scene may fall into a park
-        plan = plan_scene(rng, size, empty)
-        if empty or footprints(plan, inside):
+        plan = _plan_scene(rng, size, empty)
+        if empty or _footprints(plan, inside):
             break
-    image = render(plan, Light.draw(rng), waves, rng)
+    image = _render(plan, _Light.draw(rng), waves, rng)
     if strip:
         beyond = np.array([*edge, (size, size), (size, 0)])
         image[:, _burn([(beyond, 1)], size) > 0] = 0
@@ -685,7 +684,7 @@ def _write_scene(folder, number, split, size, waves, crs, seed):
                    crs=crs, transform=place, compress="deflate", zlevel=1, predictor=2)  # fmt: skip
     with rasterio.open(folder / IMAGE_NAME.format(id=number), "w", **profile) as f:
         f.write(image)
-    text = _geojson(footprints(plan, inside), place, crs)
+    text = _geojson(_footprints(plan, inside), place, crs)
     (folder / LABEL_NAME.format(id=number)).write_text(text)
 
 # %% ../../nbs/data/synthetic.ipynb #20933973
@@ -768,7 +767,7 @@ def make_sample_scenes(
     check_numbers(asked)
     if folder.exists() and _same(folder, asked):
         return folder
-    system, waves = CRS.from_user_input(crs), band_waves(bands)
+    system, waves = CRS.from_user_input(crs), _band_waves(bands)
     splits = [
         s
         for s, n in zip(("train", "val", "test"), counts, strict=True)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CACHE', 'LIMIT', 'PATCH', 'ZEROS', 'colour_bands', 'alpha_bands', 'windows_of', 'declared_nodata', 'no_numbers',
-           'stands_for', 'cleared', 'in_patches', 'all_zero', 'check_zeros', 'Validity', 'valid', 'Emptiness',
-           'emptiness', 'fill_values']
+           'stands_for', 'cleared', 'all_zero', 'check_zeros', 'Validity', 'valid', 'emptiness', 'fill_values']
 
 # %% ../../nbs/data/validity.ipynb #b314fb4c
 from collections.abc import Iterator
@@ -127,7 +126,7 @@ def cleared(
 PATCH = 64  # Pixels that hang together; a smaller dark speck is a shadow
 
 
-def in_patches(
+def _in_patches(
     zero: np.ndarray,  # bool (height, width)
     smallest: int = PATCH,  # Pixels
     beyond: tuple = (
@@ -300,11 +299,11 @@ class Validity:
         if shape:
             high, wide = self.dataset.shape
             size = high * wide if window is None else window.height * window.width
-            return in_patches(zero, max(1, round(PATCH * zero.size / size)))
+            return _in_patches(zero, max(1, round(PATCH * zero.size / size)))
         top, left = int(window.row_off), int(window.col_off)
         bottom, right = top + int(window.height), left + int(window.width)
         high, wide = self.dataset.shape
-        found = in_patches(
+        found = _in_patches(
             zero, PATCH, (top > 0, left > 0, bottom < high, right < wide)
         )
         return self._seen_whole(top, left, bottom, right) if found is None else found
@@ -318,7 +317,7 @@ class Validity:
         wide = min(right + more, self.dataset.width) - x
         around = Window(x, y, wide, min(bottom + more, self.dataset.height) - y)
         zero = self._zero(self._read(self.bands, around, None), around)
-        return in_patches(zero)[top - y : bottom - y, left - x : right - x]
+        return _in_patches(zero)[top - y : bottom - y, left - x : right - x]
 
 # %% ../../nbs/data/validity.ipynb #15b7a19a
 def valid(
@@ -342,7 +341,7 @@ def _percent(share):
 
 
 @dataclass
-class Emptiness:
+class _Emptiness:
     "How much of a raster holds no data, and why."
 
     pixels: int = 0  # Of the raster
@@ -372,11 +371,11 @@ def emptiness(
     dataset,  # An open raster
     bands: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
     zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
-) -> Emptiness:  # In bounded memory, whatever the size of the raster
+) -> _Emptiness:  # In bounded memory, whatever the size of the raster
     "What of a raster holds no data, and why; reads all of it."
     import rasterio
 
-    look, found = Validity(dataset, bands, zeros), Emptiness()
+    look, found = Validity(dataset, bands, zeros), _Emptiness()
     found.pixels = dataset.width * dataset.height
     with rasterio.Env(GDAL_CACHEMAX=CACHE):
         for window in windows_of(dataset):

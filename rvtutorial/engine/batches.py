@@ -45,7 +45,7 @@ def seed_of(
 
 
 @contextlib.contextmanager
-def seeded(
+def _seeded(
     *key: int | None,  # Such as (seed, purpose, epoch); no seed: nothing is changed
 ):
     "Inside, python, numpy and torch are seeded by a key; afterwards all is as before."
@@ -66,7 +66,7 @@ def seeded(
 
 # %% ../../nbs/engine/batches.ipynb #9ac61193
 @dataclass(frozen=True)
-class Item:
+class _Item:
     "One chip of an epoch."
 
     part: int  # Which of the data sets
@@ -75,40 +75,40 @@ class Item:
     seed: int | None = None  # Of its augmentation
 
 
-def parts_of(
+def _parts_of(
     dataset,  # A data set of Raster Vision
 ) -> tuple[list, list[tuple[int, int]]]:  # Its parts, and (part, index) of every item
     "Take concatenations and subsets of data sets apart, also those within each other."
     if isinstance(dataset, Subset):
-        parts, places = parts_of(dataset.dataset)
+        parts, places = _parts_of(dataset.dataset)
         return parts, [places[i] for i in dataset.indices]
     if not isinstance(dataset, ConcatDataset):
         return [dataset], [(0, i) for i in range(len(dataset))]
     parts, places = [], []
     for member in dataset.datasets:
-        found, there = parts_of(member)
+        found, there = _parts_of(member)
         places += [(len(parts) + p, i) for p, i in there]
         parts += found
     return parts, places
 
 # %% ../../nbs/engine/batches.ipynb #64b1e28e
-def plan(
+def _plan(
     dataset,  # A data set of Raster Vision
     shuffle: bool,  # In random order?
     *key: int | None,  # Such as (seed, purpose, epoch)
-) -> list[Item]:  # One for each chip of the epoch
+) -> list[_Item]:  # One for each chip of the epoch
     """Draw everything that is random in an epoch: order, windows, seeds of augmentation.
 
     Raises ValueError when a scene's area of interest has no room for a window.
     """
-    parts, places = parts_of(dataset)
-    with seeded(*key):
+    parts, places = _parts_of(dataset)
+    with _seeded(*key):
         order = torch.randperm(len(places)).tolist() if shuffle else range(len(places))
         seeds = torch.randint(2**31, (len(places),)).tolist()
         found = []
         for n in order:
             p, i = places[n]
-            found.append(Item(p, i, _window(parts[p], i), seeds[n]))
+            found.append(_Item(p, i, _window(parts[p], i), seeds[n]))
     return found
 
 
@@ -129,7 +129,7 @@ def _window(part, index):
         ) from err
 
 # %% ../../nbs/engine/batches.ipynb #b398e57c
-class SharedResize(SemanticSegmentationRandomWindowGeoDataset):
+class _SharedResize(SemanticSegmentationRandomWindowGeoDataset):
     "Stock's random windows; scenes of one configuration share one pipeline of transforms."
 
     def append_resize_transform(self, transform, out_size):
@@ -152,7 +152,7 @@ def _windows_of(data, scene, transform):
     names = "size_lims h_lims w_lims padding max_windows max_sample_attempts"
     names += " efficient_aoi_sampling within_aoi"
     options = {name: getattr(how, name) for name in names.split()}
-    return SharedResize(scene, out_size=how.size, transform=transform, **options)
+    return _SharedResize(scene, out_size=how.size, transform=transform, **options)
 
 # %% ../../nbs/engine/batches.ipynb #dea941a2
 def window_datasets(
@@ -181,7 +181,7 @@ def window_datasets(
         data.train_sz is not None or data.train_sz_rel is not None
     ):
         share = dict(size=data.train_sz, fraction=data.train_sz_rel)
-        with seeded(seed, 3):
+        with _seeded(seed, 3):
             return data.random_subset_dataset(whole, **share)
     return whole
 
@@ -189,7 +189,7 @@ def window_datasets(
 _CORNERS = np.arange(4).reshape(2, 2)
 
 
-def turned(
+def _turned(
     chip: np.ndarray,  # (height, width, ...)
     symmetry: int,  # 0..7: 1 swaps the axes, then 2 mirrors rows, then 4 columns
 ) -> np.ndarray:  # A view
@@ -199,7 +199,7 @@ def turned(
     return chip[:, ::-1] if symmetry & 4 else chip
 
 
-_NAMES = {turned(_CORNERS, s).tobytes(): s for s in range(8)}
+_NAMES = {_turned(_CORNERS, s).tobytes(): s for s in range(8)}
 _MOVES = {  # each as often as another
     "RandomRotate90": [lambda a, k=k: np.rot90(a, k) for k in (0, 1, 2, 3)],
     "HorizontalFlip": [lambda a: a[:, ::-1]],
@@ -207,9 +207,9 @@ _MOVES = {  # each as often as another
 }
 
 
-def symmetries(
+def _symmetries(
     augmentors: tuple,  # Of RandomRotate90, HorizontalFlip, VerticalFlip
-) -> list[int]:  # A power of two of them, each 0..7 as `turned` takes it
+) -> list[int]:  # A power of two of them, each 0..7 as `_turned` takes it
     "All ways in which stock's augmentors can act, each as likely as another."
     ways = [_CORNERS]
     for name in augmentors:
@@ -285,11 +285,11 @@ def _scaling(transform, dtype):
     return tuple(scale.tolist()), tuple(shift.tolist())
 
 # %% ../../nbs/engine/batches.ipynb #c3b28b29
-class Collator:
+class _Collator:
     """Makes finished batches of planned items: chips and labels as tensors on a device.
 
     A batch lies in memory that is used again after `buffers` others: one that is made,
-    two that wait (`prefetched`), one that the network works on.
+    two that wait (`_prefetched`), one that the network works on.
     """
 
     def __init__(
@@ -302,7 +302,7 @@ class Collator:
     ):
         self.parts, self.how, self.device = parts, how, torch.device(device)
         self.cuda = self.device.type == "cuda"
-        self.ways = symmetries(how.augmentors)
+        self.ways = _symmetries(how.augmentors)
         self.scale = _row_of(how.scale, how.size, 1.0)
         self.shift = _row_of(how.shift, how.size, 0.0)
         self.batch_sz, self.turn = batch_sz, 0  # turn: the buffer in use
@@ -332,7 +332,7 @@ class Collator:
             ]
         return [t[: len(images)] for t in self.buffers[self.turn]]
 
-    def raw(self, items: list[Item]) -> tuple:
+    def raw(self, items: list[_Item]) -> tuple:
         "Chips as they come from the scenes, (n, size, size, bands), and their labels."
         images, labels = self._raw_buffer(items)
         for n, item in enumerate(items):
@@ -367,7 +367,7 @@ class Collator:
             if self.shift is not None:
                 row += self.shift
 
-    def __call__(self, items: list[Item]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, items: list[_Item]) -> tuple[torch.Tensor, torch.Tensor]:
         return self.finish(*self.raw(items))
 
 # %% ../../nbs/engine/batches.ipynb #be0f5875
@@ -407,9 +407,9 @@ def _copy_into(chip, way, place):
         chip = cv2.transpose(chip) if way & 1 else chip  # far faster than numpy
         if way & 4:
             chip = cv2.flip(chip, -1 if way & 2 else 1)
-        place[...] = turned(chip.reshape(place.shape), way & 2 if not way & 4 else 0)
+        place[...] = _turned(chip.reshape(place.shape), way & 2 if not way & 4 else 0)
     else:
-        place[...] = turned(chip, way)
+        place[...] = _turned(chip, way)
 
 
 _OPENCV_TYPES = tuple(
@@ -417,14 +417,14 @@ _OPENCV_TYPES = tuple(
 )
 
 # %% ../../nbs/engine/batches.ipynb #c9ffc5d7
-class PlannedDataset(Dataset):
+class _PlannedDataset(Dataset):
     "A data set of Raster Vision that is asked for items of a plan."
 
     def __init__(self, dataset):
-        self.parts, _ = parts_of(dataset)
-        self.transforms = [albumentations_of(part) for part in self.parts]
+        self.parts, _ = _parts_of(dataset)
+        self.transforms = [_albumentations_of(part) for part in self.parts]
 
-    def __getitem__(self, item: Item):
+    def __getitem__(self, item: _Item):
         part = self.parts[item.part]
         transform = self.transforms[item.part]
         if transform is not None and item.seed is not None:
@@ -436,7 +436,7 @@ class PlannedDataset(Dataset):
         return part[item.index]
 
 
-def albumentations_of(
+def _albumentations_of(
     part,  # A data set of Raster Vision
 ):  # What it does to its chips; None: nothing that has a seed
     "The albumentations pipeline of a data set, which keeps it in the closure `transform`."
@@ -446,7 +446,7 @@ def albumentations_of(
     return pipeline if hasattr(pipeline, "set_random_state") else None
 
 # %% ../../nbs/engine/batches.ipynb #5d2c5cae
-def prefetched(
+def _prefetched(
     makes,  # Iterable of functions; each makes a batch
     depth: int = 2,  # Batches that may be ready
 ):  # Iterator of batches
@@ -501,7 +501,7 @@ class BatchLoader:
         self.train, self.device = train, torch.device(device)
         self.collator = None
         if how is not None:
-            self.collator = Collator(parts_of(dataset)[0], how, batch_sz, device)
+            self.collator = _Collator(_parts_of(dataset)[0], how, batch_sz, device)
         else:
             cuda, more = (
                 self.device.type == "cuda",
@@ -509,7 +509,7 @@ class BatchLoader:
             )
             self.sampler = []  # filled for each epoch; the workers stay
             self.loader = DataLoader(
-                PlannedDataset(dataset),
+                _PlannedDataset(dataset),
                 batch_sampler=self.sampler,
                 num_workers=workers,
                 pin_memory=cuda,
@@ -522,10 +522,10 @@ class BatchLoader:
         # a last batch of one chip breaks batch normalisation: stock drops it too
         return n // self.batch_sz + (n % self.batch_sz > (1 if self.train else 0))
 
-    def items(self, epoch: int) -> list[list[Item]]:
+    def items(self, epoch: int) -> list[list[_Item]]:
         "The batches of an epoch before anything is read."
         key = (self.seed, 1, epoch) if self.train else (self.seed, 2)
-        found = plan(self.dataset, self.train, *key)
+        found = _plan(self.dataset, self.train, *key)
         size = self.batch_sz
         return [found[i * size : (i + 1) * size] for i in range(len(self))]
 
@@ -542,7 +542,7 @@ class BatchLoader:
         lists = self.items(number)[start:]
         if self.collator is not None:
             makes = ((lambda items=items: self.collator(items)) for items in lists)
-            made = prefetched(makes)
+            made = _prefetched(makes)
         else:
             self.sampler[:] = lists
             made = iter(self.loader)

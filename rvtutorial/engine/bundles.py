@@ -34,7 +34,7 @@ with quiet():
     from rastervision.pytorch_learner import SemanticSegmentationLearnerConfig
     from rastervision.pytorch_learner.utils.torch_hub import get_hubconf_dir_from_cfg
 
-__all__ = ["INPUTS", "OUR_CODE", "Model", "Source", "open_model", "inputs_of"]
+__all__ = ["INPUTS", "OUR_CODE", "Model", "open_model", "inputs_of"]
 __all__ += ["odd_ranges", "refuse_other_task"]
 
 OUR_CODE = {  # SHA-256 of every version of `models/unet.py`, which is a bundle's hubconf.py
@@ -71,7 +71,7 @@ def refuse_other_task(
 # --- code
 
 
-def code_in(
+def _code_in(
     folder: Path,  # Where the bundle of a training lies unpacked
     trees: Iterable[dict],  # Its configurations, as JSON
     known: Iterable[str] = (),  # SHA-256 of more files that may run
@@ -155,7 +155,7 @@ class Model:
         found.ensure_null_class()
         return list(found.names)
 
-    def source(self) -> "Source | None":  # None where nothing is said about it
+    def source(self) -> "_Source | None":  # None where nothing is said about it
         "How the images of its first validation scene are read, as `Predictor` does it."
         data = self.config.get("dataset") or {}
         if not data:
@@ -164,7 +164,7 @@ class Model:
         scenes = [scene for name in names for scene in data.get(name) or []]
         if not scenes:
             return None
-        return Source(build_config(scenes[0]["raster_source"]), self.root)
+        return _Source(build_config(scenes[0]["raster_source"]), self.root)
 
 
 def open_model(
@@ -193,7 +193,7 @@ def open_model(
     if not trees:
         raise ValueError(f"{path} says nothing of its network ({names[0]} is missing)")
     _without_caches(training)
-    code = code_in(training, trees, known)
+    code = _code_in(training, trees, known)
     if code and not trust:
         raise ValueError(
             f"{model} carries code that would run here: {', '.join(code[:5])}. Code of "
@@ -271,7 +271,7 @@ def _noted(model):
 
 
 @dataclass
-class Source:
+class _Source:
     "How the images of a model are read, from Raster Vision's configuration of one of them."
 
     config: RasterSourceConfig
@@ -442,14 +442,14 @@ def _values_of(config):
             with unplaced_allowed(), rasterio.open(paths[0]) as file:
                 bands = colour_bands(file) if order is None else order
                 kinds += [file.dtypes[i] for i in bands]
-                ranges.append(value_ranges(file, bands))
+                ranges.append(_value_ranges(file, bands))
         except (RasterioError, IndexError):
             return None
     whole = None if any(r is None for r in ranges) else np.concatenate(ranges)
     return kinds[0] if len(set(kinds)) == 1 else None, len(kinds), whole
 
 
-def value_ranges(
+def _value_ranges(
     file,  # An open raster
     bands: list[int],  # Counted from 0
     places: int = 4,  # Windows along each side
@@ -488,7 +488,7 @@ def odd_ranges(
                 known = inputs["dtype"]  # None: training images differ in it
                 if known and any(file.dtypes[i] != known for i in chosen):
                     continue  # refused for its type
-                here = value_ranges(file, chosen)
+                here = _value_ranges(file, chosen)
         except (RasterioError, IndexError):
             continue  # whoever maps it says what is wrong
         if here is None or len(here) != len(low):

@@ -43,7 +43,7 @@ CACHE = 16 * 2**20  # Bytes that GDAL may keep of all files; rasterio counts byt
 SCORES = ("float32", "float16", "uint8")
 
 
-def tiled(
+def _tiled(
     profile: dict,  # height, width, crs, transform
     dtype: str,  # Of the pixels
     count: int = 1,  # Bands
@@ -65,7 +65,7 @@ def tiled(
 
 
 @cache
-def fast_compression() -> dict:  # Options of rasterio.open
+def _fast_compression() -> dict:  # Options of rasterio.open
     "For scores, which are many and do not shrink much: ZSTD where GDAL has it."
     tiny = {"height": 16, "width": 16, "count": 1, "dtype": "uint8", "driver": "GTiff"}
     tiny["transform"] = Affine.scale(2)
@@ -81,7 +81,7 @@ def fast_compression() -> dict:  # Options of rasterio.open
 # --- writing
 
 
-def check_whole(
+def _check_whole(
     path: str | Path,  # A tiled GeoTIFF
 ) -> None:
     "OSError unless all blocks of a file and of its overviews lie within it."
@@ -142,7 +142,7 @@ class _Raster:
         if self.overviews and steps:
             with rasterio.open(self.path, "r+") as file:
                 file.build_overviews(steps, Resampling.nearest)
-        check_whole(self.path)
+        _check_whole(self.path)
 
     def close(self):
         "Close the file as it is."
@@ -201,7 +201,7 @@ def _in_pixels(transform):
     return transform.a == transform.e == 1 and transform.b == transform.d == 0
 
 
-class Polygons:
+class _Polygons:
     """Outlines of classes, strip by strip, in a GeoPackage.
 
     Without a CRS areas are NaN. Without any place on Earth points are in pixels of the
@@ -431,7 +431,7 @@ class SceneMask(_ImageFile):
         return valid
 
 
-def cache_for(
+def _cache_for(
     file,  # An open raster
     chip_sz: int,  # Pixels along one side of a chip
 ) -> int:  # Bytes, at most 2 GiB
@@ -467,7 +467,7 @@ class Outputs:
                 f"scores must be None or one of {known}, got {self.scores!r}"
             )
         if self.scores:
-            tiled(self.profile, self.scores)
+            _tiled(self.profile, self.scores)
 
     @property
     def names(self) -> list[str]:
@@ -491,7 +491,7 @@ def _packed(rows, dtype):
 def _labels_file(out, path):
     "labels.tif, with one band of class ids or three of colours."
     count = 1 if out.colors is None else 3
-    profile = tiled(out.profile, "uint8", count, nodata=out.nodata)
+    profile = _tiled(out.profile, "uint8", count, nodata=out.nodata)
     tags = {"classes": json.dumps(out.classes), **out.tags}
     return _Raster(path, profile, colors=out.colors, overviews=True, tags=tags)
 
@@ -499,8 +499,8 @@ def _labels_file(out, path):
 def _scores_file(out, path):
     "scores.tif, with one band for each class."
     near = {"predictor": 3 if out.scores.startswith("float") else 2}
-    profile = tiled(out.profile, out.scores, len(out.classes))
-    return _Raster(path, profile | fast_compression() | near, names=out.classes)
+    profile = _tiled(out.profile, out.scores, len(out.classes))
+    return _Raster(path, profile | _fast_compression() | near, names=out.classes)
 
 
 def _hits_file(out, path):
@@ -511,7 +511,7 @@ def _hits_file(out, path):
 def _polygons_file(out, path):
     "polygons.gpkg."
     names = {out.classes.index(name): name for name in out.polygons}
-    return Polygons(path, names, out.profile["transform"], out.profile.get("crs"))
+    return _Polygons(path, names, out.profile["transform"], out.profile.get("crs"))
 
 
 _FILES = {"labels.tif": _labels_file, "scores.tif": _scores_file}
@@ -734,7 +734,7 @@ def look_at(
                 found |= {"transform": file.transform, "crs": None}
                 if file.crs:  # as text: threads must not share the object
                     found["crs"] = file.crs.to_wkt(version="WKT2_2019")
-                cache = cache_for(file, chip_sz)
+                cache = _cache_for(file, chip_sz)
     except RasterioError as err:
         raise ValueError(f"{uri} cannot be read as an image: {err}") from err
     if max(wanted) >= count:

@@ -91,7 +91,7 @@ __all__ = ["paths", "predict", "run"]
 # --- the configuration
 
 
-def prepare(
+def _prepare(
     config: PipelineConfig,  # Such as `get_config` returns
 ) -> PipelineConfig:  # Complete and checked; the one given is not changed
     """What Raster Vision makes of a configuration before it runs it.
@@ -121,7 +121,7 @@ def _name_null(classes):
         classes.colors.append(free)
 
 
-def fingerprint(
+def _fingerprint(
     config: PipelineConfig
     | dict,  # A configuration, or what pipeline-config.json holds
     places: bool = True,  # Does it count where files lie?
@@ -162,7 +162,7 @@ def _place(uri):
 
 
 def paths(
-    cfg: PipelineConfig,  # Complete, as `prepare` returns it
+    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
     ddp: bool = False,  # Train on several GPUs?
 ) -> pd.DataFrame:  # Index: the part of a run; columns: path, why
     """Which code runs each part of a configuration.
@@ -239,8 +239,8 @@ def _why_predict_stock(cfg):
 # --- what cannot be run
 
 
-def refuse_impossible(
-    cfg: PipelineConfig,  # Complete, as `prepare` returns it
+def _refuse_impossible(
+    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
     stock: bool = False,  # Is all of it run by Raster Vision's own code?
 ) -> None:
     """ValueError for what would only fail, or be wrong in silence, after the training.
@@ -255,7 +255,7 @@ def refuse_impossible(
         _refuse_without_place(mapped_scenes)
 
 
-def refuse_remote(config: PipelineConfig) -> None:
+def _refuse_remote(config: PipelineConfig) -> None:
     "ValueError when a run is to live on another machine."
     for name in ("root_uri", "train_uri"):
         uri = getattr(config, name, None) or ""
@@ -304,7 +304,7 @@ def _refuse_without_place(scenes):
 
 
 @dataclass
-class Work:
+class _Work:
     "What the stages of a run need."
 
     cfg: PipelineConfig
@@ -321,7 +321,7 @@ class Work:
         return self.pipeline.tmp_dir
 
 
-def train_stage(work: Work) -> None:
+def _train_stage(work: _Work) -> None:
     "Train from the last checkpoint on, or from the first epoch."
     cfg, options = work.cfg, work.options
     if options.checkpoint.too_old:
@@ -334,8 +334,8 @@ def train_stage(work: Work) -> None:
         )
         os.replace(options.checkpoint.path, aside)
     if not options.checkpoint.path.exists():
-        clear_folder(work, cfg.train_uri)
-    options.inputs = note_inputs(work)
+        _clear_folder(work, cfg.train_uri)
+    options.inputs = _note_inputs(work)
     learner_cfg = cfg.backend.get_learner_config(cfg)
     more = dict(tmp_dir=work.tmp_dir)
     if work.ddp:
@@ -354,7 +354,7 @@ def train_stage(work: Work) -> None:
     _count_work(work.folder, learner)
 
 
-def note_inputs(work: Work) -> dict | None:
+def _note_inputs(work: _Work) -> dict | None:
     "Write into `run.json` what the network is shown, for those who predict with it."
     scenes = work.cfg.dataset.train_scenes or work.cfg.dataset.validation_scenes
     with warnings.catch_warnings():
@@ -364,7 +364,7 @@ def note_inputs(work: Work) -> dict | None:
     return found
 
 
-def clear_folder(work: Work, uri: str) -> None:
+def _clear_folder(work: _Work, uri: str) -> None:
     """Delete what an earlier attempt of a stage has left, if the run has made it.
 
     ValueError when a folder outside the run's own holds files that are not of this run.
@@ -373,7 +373,7 @@ def clear_folder(work: Work, uri: str) -> None:
         return
     place = Path(os.path.realpath(uri))
     known = work.folder.manifest["went"].get("folders", [])
-    if not is_own(work.cfg, uri) and str(place) not in known:
+    if not _is_own(work.cfg, uri) and str(place) not in known:
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise ValueError(
                 f"{place} is to be emptied for this run, and holds files that it has not "
@@ -383,7 +383,7 @@ def clear_folder(work: Work, uri: str) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def is_own(cfg: PipelineConfig, uri: str) -> bool:
+def _is_own(cfg: PipelineConfig, uri: str) -> bool:
     "Whether a folder lies in that of the run, and holds nothing of another stage."
     place, root = (Path(os.path.realpath(p)) for p in (uri, cfg.root_uri))
     names = ("analyze", "chip", "train", "predict", "eval", "bundle")
@@ -406,8 +406,8 @@ def _count_work(folder, learner):
 # --- maps of scenes
 
 
-def map_file(
-    cfg: PipelineConfig,  # Complete, as `prepare` returns it
+def _map_file(
+    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
     scene,  # One of its SceneConfigs
 ) -> Path:  # It need not be there
     "Where the labels of a scene are written."
@@ -415,7 +415,7 @@ def map_file(
     return Path(named or Path(cfg.predict_uri, scene.id), "labels.tif")
 
 
-class Maps:
+class _Maps:
     """The maps that a run has made itself, as its `run.json` says.
 
     A map that is there is not enough: another run, or plain Raster Vision, may have
@@ -433,13 +433,13 @@ class Maps:
     def begin(self, made_by: list) -> None:
         "Forget the maps of another model, or of other settings."
         if self.known.get("made_by") != made_by:
-            clear_maps(self.cfg)
+            _clear_maps(self.cfg)
             self.known, self.unknown = {"made_by": made_by, "scenes": {}}, False
             self.write()
 
     def done(self, scene) -> bool:
         "Whether all files of a scene's map are there, and are those that this run wrote."
-        path, store = map_file(self.cfg, scene), scene.label_store
+        path, store = _map_file(self.cfg, scene), scene.label_store
         smooth = getattr(store, "smooth_output", False)
         names = ["labels.tif", *["scores.tif", "pixel_hits.npy"] * smooth]
         if not all(path.with_name(name).exists() for name in names):
@@ -454,7 +454,7 @@ class Maps:
 
     def note(self, scene, seconds: float = 1.0) -> None:
         "Note that a map is complete; `run.json` is written now, or at the next map."
-        path = map_file(self.cfg, scene)
+        path = _map_file(self.cfg, scene)
         if path.exists():
             now = path.stat()
             known = [now.st_size, now.st_mtime_ns, _digest(path)]
@@ -479,45 +479,45 @@ def _inside(path, root):
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
-def clear_maps(cfg: PipelineConfig) -> None:
+def _clear_maps(cfg: PipelineConfig) -> None:
     "Delete the maps of all scenes, wherever they lie, and nothing else outside the run."
-    if is_own(cfg, cfg.predict_uri):
+    if _is_own(cfg, cfg.predict_uri):
         shutil.rmtree(cfg.predict_uri, ignore_errors=True)
     for scene in _mapped(cfg):
-        clear_map(cfg, scene)
+        _clear_map(cfg, scene)
 
 
-def clear_map(cfg: PipelineConfig, scene) -> None:
+def _clear_map(cfg: PipelineConfig, scene) -> None:
     "Delete the map of one scene."
-    place = map_file(cfg, scene).parent
+    place = _map_file(cfg, scene).parent
     names = ("labels.tif", "scores.tif", "pixel_hits.npy")
     outlines = place.glob("vector_output/class-*.json")
     for path in [*(place / name for name in names), *outlines]:
         path.unlink(missing_ok=True)
 
 
-def predict_stage(work: Work) -> None:
+def _predict_stage(work: _Work) -> None:
     "Map validation and test scenes; what is there of others is replaced."
-    cfg, bundle = work.cfg, products(work.cfg, "train")[0]
+    cfg, bundle = work.cfg, _products(work.cfg, "train")[0]
     learner = FastLearner.from_model_bundle(
-        str(safe_bundle(work)), work.tmp_dir, options=copy.copy(work.options)
+        str(_safe_bundle(work)), work.tmp_dir, options=copy.copy(work.options)
     )
-    stat, maps = bundle.stat(), Maps(cfg, work.folder)
+    stat, maps = bundle.stat(), _Maps(cfg, work.folder)
     made_by = [stat.st_size, stat.st_mtime_ns, work.blend, str(learner.dtype)]
     if not _why_predict_stock(cfg):
         maps.begin(made_by)
-        map_scenes(work, learner, maps)
+        _map_scenes(work, learner, maps)
         return
-    predict_as_stock(work, learner)
+    _predict_as_stock(work, learner)
 
 
-def safe_bundle(work: Work) -> Path:
+def _safe_bundle(work: _Work) -> Path:
     """The bundle of a run's training, or a copy of it without compiled code.
 
     ValueError when this run has not trained it and it carries code of others, unless
     that is trusted, or is that by which the configuration defines its network.
     """
-    bundle = products(work.cfg, "train")[0]
+    bundle = _products(work.cfg, "train")[0]
     trained = (work.folder.manifest["went"].get("trained") or {}).get("bundle")
     if work.options.checkpoint.trust or trained == _digest(bundle):
         return bundle
@@ -537,20 +537,20 @@ def _code_of(cfg):
     return {hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def predict_as_stock(work: Work, learner: SemanticSegmentationLearner) -> None:
+def _predict_as_stock(work: _Work, learner: SemanticSegmentationLearner) -> None:
     "Let Raster Vision predict, which adds to scores that it finds: so none are there."
     backend = work.cfg.backend.build(work.cfg, work.tmp_dir)
     backend.learner, work.pipeline.backend = learner, backend
-    clear_maps(work.cfg)
+    _clear_maps(work.cfg)
     work.pipeline.predict()
-    maps = Maps(work.cfg, work.folder)
+    maps = _Maps(work.cfg, work.folder)
     maps.known = {"made_by": None, "scenes": {}}
     for scene in _mapped(work.cfg):
         maps.note(scene)
     maps.write()
 
 
-def map_scenes(work: Work, learner: FastLearner, maps: Maps) -> None:
+def _map_scenes(work: _Work, learner: FastLearner, maps: _Maps) -> None:
     "Map all scenes that have no complete map, in one stream of windows."
     cfg, stop = work.cfg, work.options.stop
     scenes = _mapped(cfg)
@@ -573,7 +573,7 @@ def map_scenes(work: Work, learner: FastLearner, maps: Maps) -> None:
 def _target(work, config, maps):
     "A scene as a target of a stream of windows."
     classes = work.cfg.dataset.class_config
-    clear_map(work.cfg, config)  # of others: with their scores no store can be built
+    _clear_map(work.cfg, config)  # of others: with their scores no store can be built
     scene = build_scene(config, classes, work.tmp_dir, labels=False)
     smooth = config.label_store.smooth_output
     how = work.cfg.predict_options
@@ -588,9 +588,9 @@ def _target(work, config, maps):
 # --- evaluation, bundle, and stages of stock
 
 
-def eval_stage(work: Work) -> None:
+def _eval_stage(work: _Work) -> None:
     "Compare maps with labels."
-    clear_folder(work, work.cfg.eval_uri)
+    _clear_folder(work, work.cfg.eval_uri)
     try:
         scoring.evaluate(work.cfg, work.tmp_dir, build_scene, tell=work.out)
     except scoring.LeftToStock:
@@ -598,7 +598,7 @@ def eval_stage(work: Work) -> None:
         work.pipeline.eval()
 
 
-def bundle_stage(work: Work) -> None:
+def _bundle_stage(work: _Work) -> None:
     "Put the model and the configuration into one file."
     cfg = work.cfg
     if "://" in cfg.bundle_uri:
@@ -614,45 +614,45 @@ def bundle_stage(work: Work) -> None:
         pack(place, Path(cfg.get_model_bundle_uri()))
 
 
-def chip_stage(work: Work) -> None:
+def _chip_stage(work: _Work) -> None:
     "Cut chips anew: stock adds a second set to what it finds."
-    clear_folder(work, work.cfg.chip_uri)
+    _clear_folder(work, work.cfg.chip_uri)
     work.pipeline.chip()
 
 
-def stock_stage(work: Work, name: str) -> None:
+def _stock_stage(work: _Work, name: str) -> None:
     "A stage as Raster Vision runs it, but never on top of an older one."
     if name in ("chip", "train", "eval"):
-        clear_folder(work, getattr(work.cfg, f"{name}_uri"))
+        _clear_folder(work, getattr(work.cfg, f"{name}_uri"))
     if name == "train":
-        note_inputs(work)
+        _note_inputs(work)
     if name == "eval":
         scoring.refuse_missing(_mapped(work.cfg))
     if work.options.seed is not None:
         seed_everything(work.options.seed)  # all that can be seeded from outside
     if name == "predict":
-        bundle = str(safe_bundle(work))
+        bundle = str(_safe_bundle(work))
         learner = SemanticSegmentationLearner.from_model_bundle(bundle, work.tmp_dir)
-        predict_as_stock(work, learner)
+        _predict_as_stock(work, learner)
     else:
         getattr(work.pipeline, name)()
 
 
 STAGES = {
     "analyze": lambda work: work.pipeline.analyze(),
-    "chip": chip_stage,
-    "train": train_stage,
-    "predict": predict_stage,
-    "eval": eval_stage,
-    "bundle": bundle_stage,
+    "chip": _chip_stage,
+    "train": _train_stage,
+    "predict": _predict_stage,
+    "eval": _eval_stage,
+    "bundle": _bundle_stage,
 }
 
 
 # --- what is done
 
 
-def products(
-    cfg: PipelineConfig,  # Complete, as `prepare` returns it
+def _products(
+    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
     stage: str,  # train, predict, eval or bundle
 ) -> list[Path]:  # Empty for a stage that is always done again
     "The files without which a stage is not done."
@@ -661,24 +661,24 @@ def products(
     groups |= {"test_scenes": cfg.dataset.test_scenes}
     return {
         "train": [Path(cfg.train_uri) / "model-bundle.zip"],
-        "predict": [map_file(cfg, scene) for scene in scenes],
+        "predict": [_map_file(cfg, scene) for scene in scenes],
         "eval": [Path(cfg.eval_uri) / g / "eval.json" for g, s in groups.items() if s],
         "bundle": [Path(cfg.get_model_bundle_uri())],
     }.get(stage, [])
 
 
-def stages_done(
+def _stages_done(
     run: Run,  # A run folder
-    cfg: PipelineConfig,  # Complete, as `prepare` returns it
+    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
 ) -> list[dict]:  # Name and seconds of each, in order
     "The stages of a run that need not be done again."
     scenes = _mapped(cfg)
     done = []
     for stage in run.manifest.get("went", {}).get("stages", []):
-        files = products(cfg, stage["name"])
+        files = _products(cfg, stage["name"])
         if not files or not all(f.exists() for f in files):
             break
-        if stage["name"] == "predict" and not all(map(Maps(cfg, run).done, scenes)):
+        if stage["name"] == "predict" and not all(map(_Maps(cfg, run).done, scenes)):
             break
         done.append(stage)
     return done
@@ -692,7 +692,7 @@ PACKAGES = (
 )
 
 
-def version(package: str) -> str | None:
+def _version(package: str) -> str | None:
     "Version of an installed package, None if it is not installed."
     try:
         return importlib.metadata.version(package)
@@ -700,7 +700,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def git_state(
+def _git_state(
     folder: Path,  # Any folder of a checkout
 ) -> str | None:  # Commit, with + when files were changed since; None outside git
     "The commit of the code that runs."
@@ -718,20 +718,20 @@ def git_state(
     return commit.stdout.strip() + dirty if commit.returncode == 0 else None
 
 
-def made_with() -> dict:
+def _made_with() -> dict:
     "Versions, device, threads, commit and container of this process."
     cuda = torch.cuda.is_available()
     return {
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "threads": torch.get_num_threads(),
-        "git": git_state(Path(__file__).parent) if "__file__" in globals() else None,
+        "git": _git_state(Path(__file__).parent) if "__file__" in globals() else None,
         "container": os.environ.get("APPTAINER_CONTAINER"),
     }
 
 
-def report(
+def _report(
     folder: Run,  # A run
     meters: dict,  # Stage -> Meter
 ) -> dict:  # As it is written to run.json
@@ -752,15 +752,15 @@ def report(
 # --- a run
 
 
-def open_run(
-    cfg: PipelineConfig,  # Complete, as `prepare` returns it
+def _open_run(
+    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
     seed=...,  # A number, None: not seeded, or nothing: what the run was asked for
 ) -> tuple[Run, int | None]:  # The run folder, and the seed that holds
     """The folder of a run, if it holds this configuration or nothing; else ValueError.
 
     What `rastervision run` has trained from this configuration counts as trained.
     """
-    run, digest = Run(cfg.root_uri), fingerprint(cfg)
+    run, digest = Run(cfg.root_uri), _fingerprint(cfg)
     asked = run.manifest.get("asked") or {}
     if not asked:
         theirs = _trained_by_stock(run, cfg, digest)
@@ -777,7 +777,7 @@ def open_run(
     there = run.path / "pipeline-config.json"
     if there.exists() and run.manifest["went"].get("stages"):
         places = "data" not in asked  # get_config has compared the data by their digest
-        if fingerprint(read_json(there), places) != fingerprint(cfg, places):
+        if _fingerprint(read_json(there), places) != _fingerprint(cfg, places):
             raise ValueError(
                 f"{run.path} holds a run with another configuration: see {there.name}; "
                 f"give this one a folder of its own"
@@ -788,12 +788,12 @@ def open_run(
 def _trained_by_stock(run, cfg, digest):
     "Whether plain Raster Vision has finished the training of this very configuration."
     there = read_json(run.path / "pipeline-config.json", None)
-    trained = all(path.exists() for path in products(cfg, "train"))
-    return bool(there) and trained and fingerprint(there) == digest
+    trained = all(path.exists() for path in _products(cfg, "train"))
+    return bool(there) and trained and _fingerprint(there) == digest
 
 
 @contextlib.contextmanager
-def numpy_int0():
+def _numpy_int0():
     """Inside, numpy has the name `int0`, which numpy 2 took away.
 
     Raster Vision 0.31.1 was made for numpy 1.26 and draws buildings with it
@@ -811,7 +811,7 @@ def numpy_int0():
 
 
 @contextlib.contextmanager
-def settings(threads: int | None = None, ddp: bool = False):
+def _settings(threads: int | None = None, ddp: bool = False):
     "One device unless `ddp`, repeatable kernels where torch has them, and a number of threads."
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
@@ -822,7 +822,7 @@ def settings(threads: int | None = None, ddp: bool = False):
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:
-        with numpy_int0():
+        with _numpy_int0():
             yield
     finally:
         torch.use_deterministic_algorithms(before[1], warn_only=True)
@@ -834,7 +834,7 @@ def settings(threads: int | None = None, ddp: bool = False):
 
 
 @contextlib.contextmanager
-def kept_memory():
+def _kept_memory():
     """Inside, freed memory stays with the process; where the C library is not glibc, nothing.
 
     This concerns the whole process, for the time of a run. It stays because each step of a
@@ -863,7 +863,7 @@ def kept_memory():
 
 
 @contextlib.contextmanager
-def attempt(run: Run):
+def _attempt(run: Run):
     """Keep the state of a run in `run.json`, whatever happens.
 
     In a job its own process does that: here only the memory is noted.
@@ -903,7 +903,7 @@ DEFAULTS = {
 }
 
 
-def chosen(
+def _chosen(
     folder: Run,  # The run
     **given,  # Options of the call; None: not given
 ) -> dict:  # Every option of DEFAULTS
@@ -917,7 +917,7 @@ def chosen(
 
 
 @cache
-def shared_store() -> SceneStore:
+def _shared_store() -> SceneStore:
     "The pixels that all runs of this process share."
     store = SceneStore(say=print)
     with contextlib.suppress(OSError):
@@ -957,26 +957,26 @@ def run(
     such as that of a changed copy, predicts only if it carries no other code of others
     than the configuration names, or with `trust=True`. Raises ValueError when the folder holds another run or the loss is no longer a
     number, when code is not trusted, and, before anything is written, for other tasks
-    and for what could not be finished (`refuse_impossible`); FileNotFoundError when a label or a prediction is
+    and for what could not be finished (`_refuse_impossible`); FileNotFoundError when a label or a prediction is
     missing, `files.Busy` when another process is at work in the folder.
     """
-    refuse_remote(config)
-    cfg = prepare(config)
+    _refuse_remote(config)
+    cfg = _prepare(config)
     for scene in cfg.dataset.all_scenes:  # each gets a folder of that name
         refuse_outside(cfg.predict_uri, scene.id, "the id of a scene")
     given = dict(engine=engine, precision=precision, onnx=onnx, keep=keep)
-    how = chosen(Run(cfg.root_uri), **given, patience=patience, monitor=monitor)
+    how = _chosen(Run(cfg.root_uri), **given, patience=patience, monitor=monitor)
     engine = how.pop("engine")
-    refuse_impossible(cfg, engine == "stock")
+    _refuse_impossible(cfg, engine == "stock")
     if pause and (engine == "stock" or ddp):
         raise ValueError("pause needs the fast engine on one device")
-    folder, seed = open_run(cfg, seed)
-    digest = hashlib.sha256(repr([fingerprint(cfg, False), seed, how]).encode())
+    folder, seed = _open_run(cfg, seed)
+    digest = hashlib.sha256(repr([_fingerprint(cfg, False), seed, how]).encode())
     options = Options(
         seed=seed,
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
-        store=store or shared_store(),
+        store=store or _shared_store(),
         pause=pause,
         checkpoint=Checkpoint(
             folder.path / "checkpoint.pt", digest.hexdigest()[:16], trust
@@ -986,17 +986,17 @@ def run(
     out = print if progress else _say_nothing
     allow_open_files(len(cfg.dataset.all_scenes))
     alone = writing(folder.path, answer)
-    with alone, attempt(folder), settings(threads, ddp), get_tmp_dir() as tmp:
+    with alone, _attempt(folder), _settings(threads, ddp), get_tmp_dir() as tmp:
         cache = rasterio.Env(GDAL_CACHEMAX=64 * 2**20)
-        with options.stop.listening(), cache, kept_memory():
-            folder.update("made_with", **made_with())
-            remove_partials(folder.path)
+        with options.stop.listening(), cache, _kept_memory():
+            folder.update("made_with", **_made_with())
+            _remove_partials(folder.path)
             with atomic_path(cfg.get_config_uri()) as path:
                 save_pipeline_config(cfg, str(path))
             with quiet():
                 pipeline = cfg.build(tmp)
-            work = Work(cfg, pipeline, folder, options, out, blend, ddp)
-            run_stages(work, commands, engine == "stock")
+            work = _Work(cfg, pipeline, folder, options, out, blend, ddp)
+            _run_stages(work, commands, engine == "stock")
     return folder.path
 
 
@@ -1009,7 +1009,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def remove_partials(
+def _remove_partials(
     folder: Path,  # A run folder
 ) -> None:
     "Delete what a killed process had not finished writing: the names of `atomic_path`."
@@ -1020,11 +1020,11 @@ def remove_partials(
             path.unlink(missing_ok=True)
 
 
-def run_stages(work: Work, commands, stock: bool) -> None:
+def _run_stages(work: _Work, commands, stock: bool) -> None:
     "All stages that were asked for, one after the other."
     with quiet():
-        wanted = ordered(commands, work.pipeline.commands)
-    done = {stage["name"] for stage in stages_done(work.folder, work.cfg)}
+        wanted = _ordered(commands, work.pipeline.commands)
+    done = {stage["name"] for stage in _stages_done(work.folder, work.cfg)}
     if {"chip", "train", "eval"} & {*wanted} - done:  # these read labels
         for text in hidden_classes(work.cfg.dataset):
             (_say if work.out is _say_nothing else work.out)(text)
@@ -1034,13 +1034,13 @@ def run_stages(work: Work, commands, stock: bool) -> None:
         for part, why in table.query("path == 'stock'").why.items():
             work.out(f"{part}: Raster Vision's own code ({why})")
     for name in wanted:
-        run_stage(name, work, stock)
+        _run_stage(name, work, stock)
         work.options.stop.check()
-    for name, numbers in report(work.folder, work.options.meters).items():
+    for name, numbers in _report(work.folder, work.options.meters).items():
         work.out(f"{name}: {numbers['chips_per_s']} chips/s. {numbers['in_words']}")
 
 
-def ordered(
+def _ordered(
     commands: list | str | None,  # What was asked for
     every: list[str],  # All stages of the configuration, in order
 ) -> list[str]:  # The stages to run, in order
@@ -1053,10 +1053,10 @@ def ordered(
     return [name for name in every if name in commands]
 
 
-def run_stage(name: str, work: Work, stock: bool = False) -> None:
+def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
     "Run one stage unless it is done, and write down that it is."
     folder, out, start = work.folder, work.out, time.perf_counter()
-    done = stages_done(folder, work.cfg)
+    done = _stages_done(folder, work.cfg)
     if name in [d["name"] for d in done]:
         out(f"{name}: done already")
         return
@@ -1066,13 +1066,13 @@ def run_stage(name: str, work: Work, stock: bool = False) -> None:
     if name == "train" and out is not _say_nothing:
         work.options.tell = ProgressLine(work.cfg.backend.solver.num_epochs, out)
     with quiet(stdout=name != "train"):
-        stage = STAGES[name] if not stock else partial(stock_stage, name=name)
+        stage = STAGES[name] if not stock else partial(_stock_stage, name=name)
         stage(work)
-    if name == "train" and (bundle := products(work.cfg, name)[0]).exists():
+    if name == "train" and (bundle := _products(work.cfg, name)[0]).exists():
         # what code it carries is that of this configuration
         folder.update("went", trained={"bundle": _digest(bundle)})
     if name == "eval":
-        write_results(folder)
+        _write_results(folder)
     seconds = round(time.perf_counter() - start, 2)
     folder.update("went", stages=[*earlier, {"name": name, "seconds": seconds}])
     if name == "train":
@@ -1080,7 +1080,7 @@ def run_stage(name: str, work: Work, stock: bool = False) -> None:
     out(f"{name}: {seconds:.1f} s")
 
 
-def write_results(folder: Run) -> None:
+def _write_results(folder: Run) -> None:
     "Copy the headline scores of whole scenes into `run.json`."
     for split in ("validation", "test"):
         if folder.path.joinpath("eval", f"{split}_scenes", "eval.json").exists():
@@ -1134,7 +1134,7 @@ def predict(
         line.reach(done)
 
     alone = writing(out, answer)
-    with ended_by_signals(), alone, tempfile.TemporaryDirectory() as tmp, settings():
+    with _ended_by_signals(), alone, tempfile.TemporaryDirectory() as tmp, _settings():
         with quiet(stdout=False):
             opened = open_model(Path(model), Path(tmp), trust)
             options = Options(precision=precision)
@@ -1144,7 +1144,7 @@ def predict(
         data, how = learner.cfg.data, opened.predicts
         if blend == "cosine" or chip_sz not in (None, how.get("chip_sz")):
             how = {k: v for k, v in how.items() if k not in ("stride", "crop_sz")}
-        source = source_of(opened, data, bands)
+        source = _source_of(opened, data, bands)
         _say_what_is_odd(prediction.find_images(images, out), opened, source["bands"])
         with quiet(stdout=False):
             counts = prediction.map_images(
@@ -1159,7 +1159,7 @@ def predict(
                 scores=scores,
                 polygons=polygons,
                 batch_sz=batch_sz or how.get("batch_sz") or 8,
-                zeros=check_zeros(zeros or asked_zeros(Path(model))),
+                zeros=check_zeros(zeros or _asked_zeros(Path(model))),
                 tell=tell if progress else None,
                 **source,
             )
@@ -1169,7 +1169,7 @@ def predict(
 _MAPPED = "{n_fmt}px mapped, {rate_noinv_fmt}, {percentage:.0f}%, {remaining} left"
 
 
-def asked_zeros(
+def _asked_zeros(
     model: Path,  # A run folder, or a bundle, of which nothing is known
 ) -> str | None:
     "What a run was told of patches of zeros (`zeros` of `get_config`)."
@@ -1182,7 +1182,7 @@ class _Ended(BaseException):
 
 
 @contextlib.contextmanager
-def ended_by_signals():
+def _ended_by_signals():
     "SIGTERM and SIGHUP end what happens inside as Ctrl-C does: nothing half is left."
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -1214,7 +1214,7 @@ def ended_by_signals():
         raise SystemExit(128 + came[0])
 
 
-def source_of(
+def _source_of(
     model: Model,  # As `open_model` returns it
     data,  # Data configuration of its learner
     bands: list[int] | None = None,  # Bands that were asked for, counted from 0

@@ -33,7 +33,7 @@ from rvtutorial.engine.mapfiles import (
 )
 
 # %% ../../nbs/engine/prediction.ipynb #7be4c3db
-def rv_starts(
+def _rv_starts(
     side: int,  # Pixels along one side of the image
     chip_sz: int,  # Pixels along one side of a chip
     stride: int,  # Pixels from one chip to the next
@@ -53,7 +53,7 @@ def rv_starts(
     return list(range(first, end - chip_sz + 1, stride))
 
 
-def first_gap(
+def _first_gap(
     starts: list[int],  # First pixel of each window, ascending
     side: int,  # Pixels along one side of the image
     chip_sz: int,  # Pixels along one side of a chip
@@ -68,7 +68,7 @@ def first_gap(
     return reached if reached < side else None
 
 # %% ../../nbs/engine/prediction.ipynb #0b47cfe3
-def cover(
+def _cover(
     side: int,  # Pixels along one side of the image
     chip_sz: int,  # Pixels along one side of a chip
     stride: int,  # Pixels from one chip to the next
@@ -76,8 +76,8 @@ def cover(
 ) -> list[int]:  # First pixel of each window
     "Raster Vision's windows where they cover a side, else those and what is missing."
     crop = crop_sz or 0
-    starts = rv_starts(side, chip_sz, stride, crop_sz)
-    if first_gap(starts, side, chip_sz, crop) is None:
+    starts = _rv_starts(side, chip_sz, stride, crop_sz)
+    if _first_gap(starts, side, chip_sz, crop) is None:
         return starts
     step = min(stride, chip_sz - 2 * crop)
     if step < stride or not starts:
@@ -87,7 +87,7 @@ def cover(
 
 # %% ../../nbs/engine/prediction.ipynb #27badf10
 @dataclass(frozen=True)
-class Plan:
+class _Plan:
     """The windows of one image, row by row; all pixels are covered unless there are AOIs.
 
     Raises ValueError for a chip of which nothing would be left.
@@ -129,7 +129,7 @@ class Plan:
 
     def _starts(self, side):
         "Windows along one side, without those of which no pixel would be kept."
-        starts = cover(side, self.chip_sz, self.stride, self.crop_sz)
+        starts = _cover(side, self.chip_sz, self.stride, self.crop_sz)
         inner = (self.crop, self.crop + self.kept)
         return [s for s in starts if s + inner[1] > 0 and s + inner[0] < side]
 
@@ -147,10 +147,10 @@ class Plan:
     def differs(self) -> str:
         "How the windows differ from Raster Vision's; empty when they do not."
         for side, name in ((self.height, "row"), (self.width, "column")):
-            starts = rv_starts(side, self.chip_sz, self.stride, self.crop_sz)
-            gap = first_gap(starts, side, self.chip_sz, self.crop)
+            starts = _rv_starts(side, self.chip_sz, self.stride, self.crop_sz)
+            gap = _first_gap(starts, side, self.chip_sz, self.crop)
             if gap is not None:
-                more = len(cover(side, self.chip_sz, self.stride, self.crop_sz))
+                more = len(_cover(side, self.chip_sz, self.stride, self.crop_sz))
                 return (
                     f"chip_sz {self.chip_sz}, stride {self.stride} and crop_sz "
                     f"{self.crop_sz} leave out pixels of an image of {self.height} x "
@@ -197,7 +197,7 @@ class Plan:
 BLENDS = ("mean", "votes", "cosine")
 
 
-def cosine_weights(
+def _cosine_weights(
     size: int,  # Pixels along one side of what is kept of a chip
     floor: float = 1e-3,  # Weight at the edge; above zero, so that borders have some
 ) -> np.ndarray:  # float32 (size,), up to 1 in the middle
@@ -206,7 +206,7 @@ def cosine_weights(
     return (floor + (1 - floor) * (1 - np.cos(angle)) / 2).astype(np.float32)
 
 
-def winners(
+def _winners(
     scores: np.ndarray,  # (classes, height, width), finite
 ) -> np.ndarray:  # uint8 (height, width): the first of the best, as np.argmax does
     "The class with the highest score; ten times faster than argmax over few classes."
@@ -219,7 +219,7 @@ def winners(
 
 # %% ../../nbs/engine/prediction.ipynb #63d377fb
 @dataclass
-class Rows:
+class _Rows:
     "Finished rows of a map; what they hold is overwritten when `emit` returns."
 
     top: int  # The first of them
@@ -234,13 +234,15 @@ class Rows:
         return self.sums / np.where(self.hits > 0, self.weights, 1).astype(np.float32)
 
 # %% ../../nbs/engine/prediction.ipynb #e334eb91
-class Band:
+class _Band:
     """Sums of predictions over the rows that are not yet finished.
 
-    `emit` is called with `Rows`, from top to bottom, without gaps.
+    `emit` is called with `_Rows`, from top to bottom, without gaps.
     """
 
-    def __init__(self, plan: Plan, classes: int, blend: str, null: int, emit: Callable):
+    def __init__(
+        self, plan: _Plan, classes: int, blend: str, null: int, emit: Callable
+    ):
         if blend not in BLENDS:
             raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {blend!r}")
         self.plan, self.blend, self.null, self.emit = plan, blend, null, emit
@@ -249,7 +251,7 @@ class Band:
         self.sums = np.zeros((classes, height, plan.width), np.float32)
         self.hits = np.zeros((height, plan.width), np.uint32)
         if blend == "cosine":
-            side = cosine_weights(plan.kept)
+            side = _cosine_weights(plan.kept)
             self.window = np.outer(side, side)
             self.weights = np.zeros((height, plan.width), np.float32)
 
@@ -264,7 +266,7 @@ class Band:
         place = np.s_[..., top - self.top : bottom - self.top, left:right]
         kept = scores[..., crop : crop + plan.kept, crop : crop + plan.kept][inside]
         if self.blend == "votes":
-            winner = winners(kept)
+            winner = _winners(kept)
             kept = np.stack([winner == i for i in range(len(kept))])
         elif self.blend == "cosine":
             kept = kept * self.window[inside]
@@ -287,17 +289,17 @@ class Band:
     def _rows(self, n):
         "The first n rows of the band, finished."
         sums, hits = self.sums[:, :n], self.hits[:n]
-        labels = np.where(hits > 0, winners(sums), np.uint8(self.null))
+        labels = np.where(hits > 0, _winners(sums), np.uint8(self.null))
         weights = self.weights[:n] if self.blend == "cosine" else hits
-        return Rows(self.top, labels, hits, sums, weights)
+        return _Rows(self.top, labels, hits, sums, weights)
 
 # %% ../../nbs/engine/prediction.ipynb #102eb635
 @dataclass
-class Target:
+class _Target:
     "One image to be mapped."
 
     name: str  # In messages
-    plan: Plan  # Its windows
+    plan: _Plan  # Its windows
     read: Callable  # (row, column, size) -> chip (size, size, bands), zero outside
     open: Callable  # () -> what takes Rows: put(rows), finish(), abort()
     classes: int  # Bands of the scores
@@ -429,7 +431,7 @@ class _Stream:
                     if sink is None:
                         sink = self.timed("writing", target.open)
                         names = target.classes, target.blend, target.null
-                        band = Band(target.plan, *names, sink.put)
+                        band = _Band(target.plan, *names, sink.put)
                     if y is not None:
                         if x is not None:
                             self.timed("writing", band.add, y, x, next(scores))
@@ -489,7 +491,7 @@ def _noted(state, predict, events, chips):
 
 # %% ../../nbs/engine/prediction.ipynb #972c2f92
 def stream(
-    targets: Iterable[Target],  # Images; a generator is asked in the reading thread
+    targets: Iterable[_Target],  # Images; a generator is asked in the reading thread
     predict: Callable,  # chips (n, h, w, bands) -> new float32 scores (n, classes, h, w)
     batch_sz: int = 8,  # Chips in a call of `predict`, across the borders of images
     prefetch: int = 2,  # Batches that wait before and after `predict`
@@ -539,7 +541,7 @@ def scene_target(
     options,  # Its SemanticSegmentationPredictOptions: chip_sz, stride, crop_sz
     blend: str | None = None,  # None: mean for smooth output, votes for discrete
     done: Callable | None = None,  # Called when all files of the map are complete
-) -> Target:  # Writes what the label store would write, tiled and compressed
+) -> _Target:  # Writes what the label store would write, tiled and compressed
     """What Raster Vision predicts for a scene, as a target of a stream.
 
     Raises ValueError for a label store that only Raster Vision can serve.
@@ -549,13 +551,13 @@ def scene_target(
         what = "no label store" if store is None else "vector or remote output"
         raise ValueError(f"scene {scene.id} has {what}: predict it with Raster Vision")
     aois = tuple(scene.aoi_polygons_bbox_coords)
-    plan = Plan(*scene.extent.size, *plan_for, options.crop_sz, aois)
-    outputs, source = outputs_of(store, scene), scene.raster_source
-    return Target(
+    plan = _Plan(*scene.extent.size, *plan_for, options.crop_sz, aois)
+    outputs, source = _outputs_of(store, scene), scene.raster_source
+    return _Target(
         name=f"scene {scene.id}",
         plan=plan,
         read=lambda y, x, size: source.get_chip(_box(y, x, size)),
-        open=lambda: MapFiles(outputs, holes_of(source), done),
+        open=lambda: MapFiles(outputs, _holes_of(source), done),
         classes=len(outputs.classes),
         blend=blend or ("mean" if store.smooth_output else "votes"),
         null=outputs.null,
@@ -569,7 +571,7 @@ def _box(y, x, size):
     return Box(y, x, y + size, x + size)
 
 # %% ../../nbs/engine/prediction.ipynb #c2059839
-def outputs_of(
+def _outputs_of(
     store,  # A SemanticSegmentationLabelStore
     scene,  # Its scene
 ) -> Outputs:  # The same files
@@ -618,13 +620,13 @@ class _AnyOf:
             raster.close()
 
 
-def holes_of(
+def _holes_of(
     source,  # A raster source of Raster Vision
 ):  # A SceneMask or several; None where no file can be asked
     "Where a scene has no data."
     parts = getattr(source, "raster_sources", None)
     if parts is not None:
-        found = [holes_of(part) for part in parts]
+        found = [_holes_of(part) for part in parts]
         alike = all(part.extent == source.extent for part in parts)
         return _AnyOf(found) if alike and None not in found else None
     path = getattr(source, "imagery_path", None)
@@ -670,7 +672,7 @@ def map_images(
             polygons=wanted if polygons else [],
         )  # fmt: skip
         shape = profile["height"], profile["width"]
-        plan = Plan(*shape, chip_sz, stride or max(1, chip_sz // 2), crop_sz)
+        plan = _Plan(*shape, chip_sz, stride or max(1, chip_sz // 2), crop_sz)
         source = {"bands": bands, "shape": shape, "zeros": check_zeros(zeros)}
         target = _image_target(uri, plan, outputs, source, prepare)
         targets.append(replace(target, blend=blend, cache=cache))
@@ -681,7 +683,7 @@ def map_images(
 def _image_target(uri, plan, outputs, source, prepare):
     "An image as a target of a stream."
     raster = Raster(uri, **source, prepare=prepare)
-    return Target(
+    return _Target(
         name=uri,
         plan=plan,
         read=raster.read,

@@ -79,7 +79,7 @@ __all__ += ["hidden_classes", "raster_source", "slow_reason"]
 # --- open files
 
 
-class OpenRasters(threading.local):
+class _OpenRasters(threading.local):
     "The rasters that this thread used last; the others are closed."
 
     def __init__(self, most: int = 16):
@@ -124,14 +124,14 @@ def _state_of(path):
         return now.st_ino, now.st_size, now.st_mtime_ns
 
 
-RASTERS = OpenRasters()
+RASTERS = _OpenRasters()
 os.register_at_fork(after_in_child=RASTERS.leave)
 
 
 # --- windows of a raster
 
 
-def read_inside(
+def _read_inside(
     dataset,  # An open raster
     bands,  # Bands, counted from 1
     window: Box,  # In pixels of the raster, wholly inside it
@@ -150,7 +150,7 @@ def read_inside(
     return pixels.transpose(1, 2, 0)
 
 
-def cut(
+def _cut(
     pixels: np.ndarray,  # (height, width, ...): a whole scene
     window: Box,  # In pixels of the scene; may hang over
 ) -> np.ndarray:  # (height, width, ...) of the window: a view where nothing hangs over
@@ -184,7 +184,7 @@ def crs_transformer_of(
     return mine
 
 
-class Held:
+class _Held:
     "Pixels of a whole extent that are held in memory, or in a file of a store."
 
     pixels = None  # (height, width, ...), held; nobody may write into it
@@ -206,12 +206,12 @@ class Held:
         "Hold the pixels now if so many windows were served; it is tried once."
         store, self.uses = self.store, self.uses + 1
         if store is not None and self.uses > after:
-            with contextlib.suppress(CannotHold):
+            with contextlib.suppress(_CannotHold):
                 self.hold(store.array(self, self.read_all))
             self.store = None
 
 
-class FastSource(Held, RasterioSource):
+class _FastSource(_Held, RasterioSource):
     "Raster Vision's source of a raster file, read without detours and closed after use."
 
     def __init__(
@@ -267,8 +267,8 @@ class FastSource(Held, RasterioSource):
         there = window.to_global_coords(self.bbox)
         inside = there.intersection(Box(0, 0, dataset.height, dataset.width))
         with _env(self.session):
-            found = read_inside(dataset, bands, inside)
-        return cut(found, there.to_local_coords(inside))
+            found = _read_inside(dataset, bands, inside)
+        return _cut(found, there.to_local_coords(inside))
 
     def _get_chip(self, window, bands=None, out_shape=None):
         """As stock does it: without `bands`, all those of the file.
@@ -281,19 +281,19 @@ class FastSource(Held, RasterioSource):
         every = self.bands_to_read
         bands = range(1, self.num_channels_raw + 1) if bands is None else bands
         if self.pixels is not None and (bands is every or list(bands) == list(every)):
-            found = cut(self.pixels, window)  # stock's transformers write into chips
+            found = _cut(self.pixels, window)  # stock's transformers write into chips
             return found.copy() if self.raster_transformers else found
         inside = window.intersection(self.extent)
         if inside.height < 1 or inside.width < 1:
             empty = np.zeros((0, 0, len(bands)), self.dtype_raw)
-            return cut(empty, window)
-        return cut(self._inside(inside, bands), window.to_local_coords(inside))
+            return _cut(empty, window)
+        return _cut(self._inside(inside, bands), window.to_local_coords(inside))
 
 
 # --- polygons of labels (drawn here: Raster Vision loops over features in Python)
 
 
-def label_polygons(
+def _label_polygons(
     config: RasterizedSourceConfig,  # Vector labels
     classes,  # ClassConfig
     crs_transformer,  # Of the image
@@ -430,7 +430,7 @@ def _parts(shapes, ids):
     return parts, ids[of]
 
 
-def as_geojson(
+def _as_geojson(
     shapes: np.ndarray,  # Polygons
 ) -> list:  # The same for rasterio, as dictionaries where possible
     "Polygons as GeoJSON, all at once: asking each of them takes longer than drawing it."
@@ -445,7 +445,7 @@ def as_geojson(
     ]
 
 
-class LabelRaster(Held, RasterSource):
+class _LabelRaster(_Held, RasterSource):
     """Polygons of a scene as a raster of class ids.
 
     They are drawn once for the whole extent, but for what sticks out of it; a larger scene
@@ -493,7 +493,7 @@ class LabelRaster(Held, RasterSource):
         if any(corner):
             moved = shapely.transform(moved, lambda points: points - corner)
         return rasterize(
-            list(zip(as_geojson(moved), self.ids[which].tolist(), strict=True)),
+            list(zip(_as_geojson(moved), self.ids[which].tolist(), strict=True)),
             out_shape=size,
             fill=self.background,
             dtype=np.uint8,
@@ -511,7 +511,7 @@ class LabelRaster(Held, RasterSource):
         if self.whole and self.pixels is None:
             self.hold(self.read_all())
         if self.whole and not len(self.odd) and window in self.extent:
-            return cut(self.pixels, window)[..., None]
+            return _cut(self.pixels, window)[..., None]
         return self._drawn(window)[..., None]
 
     def _drawn(self, window):
@@ -527,8 +527,8 @@ class LabelRaster(Held, RasterSource):
             return draw(np.arange(len(self.ids)))
         inside = window.intersection(self.extent)
         if inside.size == window.size:
-            return cut(self.pixels, window)
-        out, found = draw(self.near), cut(self.pixels, inside)
+            return _cut(self.pixels, window)
+        out, found = draw(self.near), _cut(self.pixels, inside)
         if found.size:
             top, left = inside.ymin - window.ymin, inside.xmin - window.xmin
             out[top : top + found.shape[0], left : left + found.shape[1]] = found
@@ -565,7 +565,7 @@ def raster_source(
     bbox = None if config.bbox is None else Box(*config.bbox)
     if type(config) is RasterioSourceConfig:
         streaming, order = config.allow_streaming, config.channel_order
-        return FastSource(config.uris, steps, streaming, order, bbox, tmp_dir)
+        return _FastSource(config.uris, steps, streaming, order, bbox, tmp_dir)
     if type(config) is MultiRasterSourceConfig and not config.temporal:
         return MultiRasterSource(
             [raster_source(c, tmp_dir) for c in config.raster_sources],
@@ -577,7 +577,7 @@ def raster_source(
     return config.build(tmp_dir)
 
 
-def label_source(
+def _label_source(
     config,  # Of labels
     classes,  # ClassConfig
     image: RasterSource,  # Of the same scene
@@ -588,11 +588,13 @@ def label_source(
         return config.build(classes, image.crs_transformer, image.bbox, tmp_dir)
     labels = config.raster_source
     if type(labels) is RasterizedSourceConfig:
-        shapes, ids = label_polygons(labels, classes, image.crs_transformer)
+        shapes, ids = _label_polygons(labels, classes, image.crs_transformer)
         how = labels.rasterizer_config
         rest = how.background_class_id
         more = (rest, image.crs_transformer, image.bbox, how.all_touched)
-        return SemanticSegmentationLabelSource(LabelRaster(shapes, ids, *more), classes)
+        return SemanticSegmentationLabelSource(
+            _LabelRaster(shapes, ids, *more), classes
+        )
     return SemanticSegmentationLabelSource(raster_source(labels, tmp_dir), classes)
 
 
@@ -617,7 +619,7 @@ def build_scene(
         place = dict(crs_transformer=image.crs_transformer, bbox=image.bbox)
         known, store = None, None
         if labels and config.label_source is not None:
-            known = label_source(config.label_source, classes, image, tmp_dir)
+            known = _label_source(config.label_source, classes, image, tmp_dir)
         if predictions and config.label_store is not None:
             store = config.label_store.build(classes, **place, tmp_dir=tmp_dir)
         areas = []
@@ -625,7 +627,7 @@ def build_scene(
             areas = get_polygons_from_uris(config.aoi_uris, image.crs_transformer)
     except (FileNotFoundError, rasterio.RasterioIOError, *_UNREADABLE) as err:
         raise FileNotFoundError(f"scene {config.id}: {err}") from err
-    if known is None or not isinstance(known.raster_source, LabelRaster):
+    if known is None or not isinstance(known.raster_source, _LabelRaster):
         return Scene(config.id, image, known, store, areas)
     scene = Scene(config.id, image, None, store, areas)
     scene.label_source = known  # drawn on the image's own grid: nothing to match
@@ -672,11 +674,11 @@ def _class_of(value, steps, names):
 # --- pixels that are held
 
 
-def fingerprint_of(
+def _fingerprint_of(
     source,  # A FastSource that is not part of a mosaic, or a LabelRaster
 ) -> tuple[str, str] | None:  # A name, and a digest of its state; None: unknown
     "What pixels were made from: the same name and another digest means changed data."
-    if isinstance(source, FastSource):
+    if isinstance(source, _FastSource):
         if len(source.uris) != 1 or not Path(source.imagery_path).is_file():
             return None
         path = Path(source.imagery_path).resolve()
@@ -705,7 +707,7 @@ def _mapped(file):
     return pixels.reshape(shape)
 
 
-class CannotHold(OSError):
+class _CannotHold(OSError):
     "There is neither memory nor scratch for the pixels of a scene."
 
 
@@ -740,7 +742,7 @@ class SceneStore:
         make,  # Called without arguments for the pixels, when they are not here
     ) -> np.ndarray:  # Must not be changed
         "The pixels of a source's whole extent. Raises CannotHold."
-        known = fingerprint_of(source)
+        known = _fingerprint_of(source)
         with self.lock:
             if known in self.held:
                 return self.held[known]
@@ -757,14 +759,14 @@ class SceneStore:
             self.used += pixels.nbytes
             return pixels
         if known is None:
-            raise CannotHold("a mosaic has no file of its own")
+            raise _CannotHold("a mosaic has no file of its own")
         try:
             return self._to_file(*known, pixels)
         except OSError as err:
             text = f"{self.folder} cannot hold scenes ({err}): they are read again"
             more = "for every chip; set RVTUTORIAL_SCRATCH to another folder"
             self._once("full", f"{text} {more}")
-            raise CannotHold from err
+            raise _CannotHold from err
 
     def _once(self, what, text):
         "Say something, but not for every scene."
@@ -831,6 +833,6 @@ def attach(
     sources = [*getattr(image, "raster_sources", [image])]
     sources += [getattr(labels, "raster_source", None)]
     for source in sources:
-        if isinstance(source, Held):
+        if isinstance(source, _Held):
             source.keep_in(store)
     return scene

@@ -56,7 +56,7 @@ from ..metrics.counting import confusion
 from ..core.files import atomic_path
 
 # %% ../../nbs/engine/scoring.ipynb #9a4ebb6c
-class ScoreItem(ClassEvaluationItem):
+class _ScoreItem(ClassEvaluationItem):
     "The scores of one class, with IoU and accuracy."
 
     def to_json(self) -> dict:
@@ -69,18 +69,18 @@ class ScoreItem(ClassEvaluationItem):
         return out
 
 
-class Score(SemanticSegmentationEvaluation):
+class _Score(SemanticSegmentationEvaluation):
     "An evaluation that is made from counts; merging, averaging and writing are stock's."
 
     def add_up(
         self,
         counts: np.ndarray,  # (classes, classes), rows are labels
-    ) -> "Score":  # Itself
+    ) -> "_Score":  # Itself
         "Take the counts of a scene."
         self.reset()
         self.conf_mat = counts.astype(float)  # stock writes 12.0, not 12
         for number, name in enumerate(self.class_config.names):
-            item = ScoreItem.from_multiclass_conf_mat(self.conf_mat, number, name)
+            item = _ScoreItem.from_multiclass_conf_mat(self.conf_mat, number, name)
             self.class_to_eval_item[number] = item
         with np.errstate(invalid="ignore", divide="ignore"):
             self.compute_avg()
@@ -91,13 +91,13 @@ class Score(SemanticSegmentationEvaluation):
         with np.errstate(invalid="ignore", divide="ignore"):
             return super().to_json()
 
-    def merge(self, other: "Score", scene_id: str | None = None) -> None:
+    def merge(self, other: "_Score", scene_id: str | None = None) -> None:
         "Add the counts of another scene."
         with np.errstate(invalid="ignore", divide="ignore"):
             super().merge(other, scene_id)
 
 # %% ../../nbs/engine/scoring.ipynb #0bd0e98d
-def as_votes(
+def _as_votes(
     ids: np.ndarray,  # Class ids as they are read, any number type
     classes: int,  # How many classes there are
 ) -> np.ndarray:  # uint8, below `classes`
@@ -106,7 +106,7 @@ def as_votes(
     return np.where(ids < classes, ids, 0).astype(np.uint8)
 
 # %% ../../nbs/engine/scoring.ipynb #45e7c7ad
-def from_scores(
+def _from_scores(
     scores: np.ndarray,  # (rows, columns, classes), uint8 or float32
     hits: np.ndarray,  # (rows, columns): how often each pixel was predicted
     null: int,  # Class of pixels that were never predicted
@@ -125,7 +125,7 @@ def from_scores(
         return smooth.get_label_arr(whole, null)
 
 # %% ../../nbs/engine/scoring.ipynb #2d864552
-def blocks_of(
+def _blocks_of(
     size: tuple[int, int],  # Rows and columns of a scene
     rows: int = 512,  # Rows of a block
 ) -> Iterator[Box]:  # From top to bottom; the last one may be lower
@@ -135,7 +135,7 @@ def blocks_of(
         yield Box(top, 0, min(top + rows, height), width)
 
 # %% ../../nbs/engine/scoring.ipynb #3f5c5034
-def outside(
+def _outside(
     polygons: list,  # AOIs in pixels, cut to the scene
     block: Box,  # Which rows
 ) -> np.ndarray:  # (rows, columns), bool
@@ -146,7 +146,7 @@ def outside(
     return rasterize(moved, block.size, fill=1, dtype=np.uint8).astype(bool)
 
 
-def cut_to(
+def _cut_to(
     extent: Box,  # Of a scene
     polygons: list,  # AOIs in pixels
 ) -> list:  # Fewer and smaller ones
@@ -155,7 +155,7 @@ def cut_to(
     return [part for part in parts if not part.is_empty]
 
 # %% ../../nbs/engine/scoring.ipynb #5ffdbca1
-def check_prediction(
+def _check_prediction(
     scene: Scene,  # With a label store
 ) -> None:
     """Look at the raster that is compared: labels, or scores when they were asked for.
@@ -183,13 +183,13 @@ def _by(size):
     return f"{size[0]} x {size[1]}"
 
 # %% ../../nbs/engine/scoring.ipynb #8be9847b
-def map_reader(
+def _map_reader(
     scene: Scene,  # With a prediction
     null: int,  # Class of pixels without prediction
     as_stock: bool = True,  # Also where stock reads beside the map
 ) -> Callable[[Box], np.ndarray]:  # From a block to class ids
     "Read what was predicted; FileNotFoundError and ValueError when it cannot be compared."
-    check_prediction(scene)
+    _check_prediction(scene)
     store, smooth = scene.label_store, scene.label_store.smooth_output
     source = store.score_source if smooth else store.label_source.raster_source
     if not as_stock:
@@ -202,7 +202,7 @@ def map_reader(
         seen = np.ones(block.size, np.uint8)
         if hits is not None:  # mapped anew for each block, so that no page is kept
             seen = np.load(hits, mmap_mode="r")[block.ymin : block.ymax].copy()
-        return from_scores(source.get_chip(block), seen, null)
+        return _from_scores(source.get_chip(block), seen, null)
 
     return read
 
@@ -224,7 +224,7 @@ def _hits_file(store, size):
 CACHE = 64_000_000  # bytes that GDAL may keep; it takes 5 % of the memory otherwise
 
 
-def label_reader(
+def _label_reader(
     scene: Scene,  # With a label source
 ) -> Callable[[Box], np.ndarray]:  # From a block to class ids
     "Read labels; ValueError when they lie on another grid than the image."
@@ -243,7 +243,7 @@ def label_reader(
     return source.get_label_arr
 
 # %% ../../nbs/engine/scoring.ipynb #7845802e
-def count_scene(
+def _count_scene(
     scene: Scene,  # With labels and a prediction
     class_config: ClassConfig,  # With a null class
     rows: int = 512,  # Rows of a block
@@ -259,20 +259,20 @@ def count_scene(
     classes, null = len(class_config), class_config.null_class_id
     if scene.label_source is None:
         raise FileNotFoundError(f"scene {scene.id} has no labels to compare with")
-    truth, predicted = label_reader(scene), map_reader(scene, null, as_stock)
+    truth, predicted = _label_reader(scene), _map_reader(scene, null, as_stock)
     polygons = scene.aoi_polygons if as_stock else scene.aoi_polygons_bbox_coords
-    inside = cut_to(scene.extent, polygons)
+    inside = _cut_to(scene.extent, polygons)
     counts = np.zeros((classes, classes), np.int64)
-    for block in blocks_of(scene.extent.size, rows):
-        ids = [as_votes(read(block), classes) for read in (truth, predicted)]
+    for block in _blocks_of(scene.extent.size, rows):
+        ids = [_as_votes(read(block), classes) for read in (truth, predicted)]
         if polygons:
-            off = outside(inside, block)
+            off = _outside(inside, block)
             ids = [np.where(off, null, side) for side in ids]
         counts += confusion(*ids, classes)
     return counts
 
 # %% ../../nbs/engine/scoring.ipynb #0bc1eb5b
-def groups_to_score(
+def _groups_to_score(
     cfg: RVPipelineConfig,  # Complete: `update` was called
     tell: Callable[[str], None] = say_once,  # Told about groups that are left out
 ) -> dict[str, list[SceneConfig]]:  # Name of a group -> its scenes, in order
@@ -395,9 +395,9 @@ def _write(cfg, groups, counts):
     classes, written = cfg.dataset.class_config, []
     for evaluator in cfg.evaluators:
         for name, scenes in groups.items():
-            total = Score(classes)
+            total = _Score(classes)
             for scene in scenes:
-                total.merge(Score(classes).add_up(counts[scene.id]), scene.id)
+                total.merge(_Score(classes).add_up(counts[scene.id]), scene.id)
             uri = evaluator.get_output_uri(name)
             if "://" in uri:
                 total.save(uri)
@@ -424,7 +424,7 @@ def evaluate(
     reason = why_stock(cfg)
     if reason:
         raise LeftToStock(f"{reason}: evaluated by Raster Vision, not in blocks")
-    groups = groups_to_score(cfg, tell)
+    groups = _groups_to_score(cfg, tell)
     scenes = {scene.id: scene for group in groups.values() for scene in group}
     refuse_missing(list(scenes.values()))
     classes = cfg.dataset.class_config
@@ -434,7 +434,7 @@ def evaluate(
             try:
                 built = build_scene(scene, classes, tmp_dir)
                 _tell_of_faults(scene, built, as_stock, tell)
-                counts[name] = count_scene(built, classes, rows, as_stock)
+                counts[name] = _count_scene(built, classes, rows, as_stock)
             except (NotReadableError, rasterio.errors.RasterioIOError) as err:
                 raise OSError(f"scene {name} cannot be read: {err}") from err
     return _write(cfg, groups, counts)

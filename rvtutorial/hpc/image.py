@@ -228,7 +228,7 @@ def readable(
 FREEZE = "/opt/rvtutorial/freeze.txt"  # where an image lists its packages
 
 
-def read_freeze(text: str) -> dict[str, str]:
+def _read_freeze(text: str) -> dict[str, str]:
     "Package names and versions from lines such as `numpy==2.4.0`."
     pairs = (line.split("==") for line in text.splitlines() if "==" in line)
     return {name.strip().lower(): version.strip() for name, version in pairs}
@@ -248,7 +248,7 @@ def image_versions(
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
-    return read_freeze(done.stdout)
+    return _read_freeze(done.stdout)
 
 
 DECISIVE = ("rastervision", "torch", "torchvision", "numpy", "rasterio")

@@ -144,7 +144,7 @@ def _is_code(cell: dict) -> bool:
     return cell.get("cell_type") == "code"
 
 
-def scalar(name: str, value):
+def _scalar(name: str, value):
     "A parameter's value as JSON carries it; ValueError where it could not arrive whole."
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     value = value.item() if hasattr(value, "item") else value
@@ -187,7 +187,7 @@ def check_params(
                 f"{name!r} is no parameter of {Path(notebook).stem}; "
                 f"{near_match(name, known)}"
             )
-    params = {name: scalar(name, value) for name, value in params.items()}
+    params = {name: _scalar(name, value) for name, value in params.items()}
     hyperparams(known, params)
     return params
 
@@ -233,7 +233,7 @@ def _own_attempt(went: dict) -> dict:
     return attempts[-1] if same else {}
 
 
-def merge(
+def _merge(
     went: dict,  # Section `went` of run.json
     word: str | None,  # The queue's word in ours; None: it knows nothing of this job
     reason: str = "",  # Why a job waits, in the queue's words
@@ -316,7 +316,7 @@ def ask(
     return found | {(home, None): ("unreadable", why) for home, why in broken.items()}
 
 
-def at_work(
+def _at_work(
     folder: Path,  # Run folder
     elsewhere: bool = True,  # Believe a lock of another machine, which nobody can try
 ) -> bool:
@@ -338,7 +338,7 @@ def queued_for(job: dict) -> list:
     ]
 
 
-def own_submissions(
+def _own_submissions(
     folder: Path,  # Run folder
     job: dict,  # What its record says of its job
     known: dict,  # Folders of each submission; filled as they are read
@@ -366,7 +366,7 @@ def own_submissions(
     return job | ({"earlier": own[1:]} if "earlier" in job else {}), None
 
 
-def epochs(
+def _epochs(
     folder: Path,  # Run folder
 ) -> tuple[int, int | None]:  # Done and asked for; None where that is not known
     "How far a training is."
@@ -402,18 +402,18 @@ def _state_of(folder: Path, job: dict, known: dict) -> tuple[str, str]:
         word, reason = "unreadable", job["trouble"]
     # a queue that was killed leaves a member at work; a node that is gone leaves a lock
     told = home is None or went.get("state") in (*LIVE, "interrupted")
-    if told and word in (None, "unreadable") and at_work(folder, home is None):
+    if told and word in (None, "unreadable") and _at_work(folder, home is None):
         word, reason = "running", f"unreadable: {reason}" if word else ""
     if word is None and job.get("copy_of") and went.get("state") in LIVE:
         place = job["copy_of"]
         return "interrupted", f"copied or moved from {place}, to which its job belongs"
-    return merge(went, word, reason)
+    return _merge(went, word, reason)
 
 
 # --- cancelling, and logs
 
 
-def cancel_members(home: Path, members: list[int]) -> None:
+def _cancel_members(home: Path, members: list[int]) -> None:
     "Take members of one submission out of the queue, or stop them."
     doc = submitted(home)
     home.mkdir(parents=True, exist_ok=True)
@@ -440,7 +440,7 @@ def _scancel(job: str | None, home: Path, members: list[int]) -> None:
         raise SlurmError(f"{' '.join(command)} failed; try it in a terminal")
 
 
-def tail(path: Path, lines: int) -> str:
+def _tail(path: Path, lines: int) -> str:
     "The last lines of a text file, without reading all of it; bars are drawn out."
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 65536))
@@ -449,7 +449,7 @@ def tail(path: Path, lines: int) -> str:
     return "\n".join(rows[-lines:])
 
 
-def end_of_log(folder: Path, lines: int) -> str:
+def _end_of_log(folder: Path, lines: int) -> str:
     "The end of a run's log; where its notebook never began, of what came before."
     job = {}
     with contextlib.suppress(Unreadable):
@@ -458,7 +458,7 @@ def end_of_log(folder: Path, lines: int) -> str:
     outs = [*home.glob(f"slurm-*_{index}.out"), home / f"local-{index}.out"]
     logs = [folder / "job.log", *outs, home / "queue.log"]
     logs = [path for path in logs if path.is_file() and path.stat().st_size]
-    return tail(max(logs, key=os.path.getmtime), lines) if logs else ""
+    return _tail(max(logs, key=os.path.getmtime), lines) if logs else ""
 
 
 # --- a line that follows several runs
@@ -505,7 +505,7 @@ def in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-class Progress:
+class _Progress:
     "A progress line over the epochs of several runs."
 
     def __init__(self, details: list[dict], progress: bool = True):
@@ -554,7 +554,7 @@ class Job:
         for folder in self.folders:
             try:
                 job = Run(folder).manifest.get("went", {}).get("job") or {}
-                job, original = own_submissions(folder, job, known)
+                job, original = _own_submissions(folder, job, known)
                 found[folder] = job | ({"copy_of": original} if original else {})
             except Unreadable as error:
                 found[folder] = {"trouble": str(error)}
@@ -569,7 +569,7 @@ class Job:
             row = dict(folder=folder, done=0, epochs=None)
             try:
                 row["state"], row["why"] = _state_of(folder, job, known)
-                row["done"], row["epochs"] = epochs(folder)
+                row["done"], row["epochs"] = _epochs(folder)
             except Unreadable as error:
                 row |= dict(state="unreadable", why=str(error))
             found.append(row)
@@ -592,7 +592,7 @@ class Job:
     ) -> "Job":
         "Wait until nothing is queued or running; raise `JobFailed` for what failed."
         start = time.monotonic()
-        with Progress(self.details(), progress) as line:
+        with _Progress(self.details(), progress) as line:
             while not line.over:
                 if timeout is not None and time.monotonic() - start > timeout:
                     raise TimeoutError(f"still at work after {timeout} s:\n{self!r}")
@@ -606,7 +606,7 @@ class Job:
         self.settle()
         failed = [d for d in line.details if d["state"] not in FINE]
         if failed:
-            raise JobFailed("\n\n".join(failure(self, d) for d in failed))
+            raise JobFailed("\n\n".join(_failure(self, d) for d in failed))
         return self
 
     def settle(self) -> None:
@@ -631,7 +631,7 @@ class Job:
         errors = {}
         for home, members in homes.items():
             try:
-                cancel_members(Path(home), members)
+                _cancel_members(Path(home), members)
             except (Unreadable, SlurmError, Busy, OSError) as error:  # the others first
                 errors[home] = error
         for folder, job in jobs.items():
@@ -645,7 +645,7 @@ class Job:
     def log(self, folder: str | Path | None = None, lines: int = 20) -> str:
         "The last lines that a run wrote, wherever it wrote them."
         folder = run_folder(folder) if folder else self.folders[0]
-        return end_of_log(folder, lines)
+        return _end_of_log(folder, lines)
 
     def __repr__(self):
         width, rows = max(len(f.name) for f in self.folders), []
@@ -657,7 +657,7 @@ class Job:
         return "\n".join(rows)
 
 
-def failure(job: Job, detail: dict) -> str:
+def _failure(job: Job, detail: dict) -> str:
     "What went wrong with a run, the end of its log, and where to look further."
     folder, why = detail["folder"], detail["why"] and f" ({detail['why']})"
     text = f"{folder.name}: {detail['state']}{why}\n{job.log(folder, 12)}"

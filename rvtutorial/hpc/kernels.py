@@ -93,7 +93,7 @@ def share_imports(
     os.environ |= _quiet()
 
 
-class ForkedKernel(_CONTEXT.Process):
+class _ForkedKernel(_CONTEXT.Process):
     "A kernel from the forkserver, with the methods of a Popen."
 
     stdin = stdout = stderr = None
@@ -126,7 +126,7 @@ def _provisioner() -> dict:  # Metadata of a kernel's specification
             peak = _CONTEXT.RawValue("q", 0)
             env, folder = given.get("env") or {**os.environ}, given.get("cwd")
             order = (cmd[3:], env, str(folder or os.getcwd()), peak)
-            self.process = ForkedKernel(target=_run_kernel, args=order)
+            self.process = _ForkedKernel(target=_run_kernel, args=order)
             self.process.start()
             self.process.peak = peak
             self.pid = self.pgid = self.process.pid  # it leads a session

@@ -75,7 +75,7 @@ def _command(pid) -> list[str] | None:
         return None
 
 
-def is_queue(pid, home: str | Path = "") -> bool:
+def _is_queue(pid, home: str | Path = "") -> bool:
     "Whether a process is the queue of a submission, or of any; not a later one of its number."
     command = _command(pid)
     if (
@@ -88,7 +88,7 @@ def is_queue(pid, home: str | Path = "") -> bool:
     return bool(names & {*command}) and str(home) in [*command, ""]
 
 
-def is_script(pid, home: Path) -> bool:
+def _is_script(pid, home: Path) -> bool:
     "Whether a process is the job script of a submission, which lives as long as a member."
     return str(home / "job.sh") in (_command(pid) or [])
 
@@ -111,19 +111,19 @@ def queue_folder() -> Path:
     return found
 
 
-def ticket_of(since: int, pid: int) -> Path:
+def _ticket_of(since: int, pid: int) -> Path:
     "Where a process that waits in the queue puts its ticket."
     return queue_folder() / f"{since:020}-{pid}.ticket"
 
 
 @contextlib.contextmanager
-def first_in_queue(
+def _first_in_queue(
     since: int,  # Time of submission, in nanoseconds
     label: str = "",  # What others are told who wait behind
     waiting=lambda ahead: None,  # Called five times a second with the label in front
 ):
     "Wait until all jobs queued before `since` are over, then hold the queue."
-    mine = ticket_of(since, os.getpid())
+    mine = _ticket_of(since, os.getpid())
     new = Path(f"{mine}.new")
     with locked(new, 0), contextlib.ExitStack() as stack:
         new.write_text(f"{label}\n")
@@ -149,7 +149,7 @@ def first_in_queue(
 def _ahead(mine: Path) -> str | None:
     "The label of the first ticket before ours that is held, or whose owner is starting."
     for path in sorted(mine.parent.glob("*.ticket")):
-        if path < mine and (is_locked(path) or is_queue(path.stem.split("-")[1])):
+        if path < mine and (is_locked(path) or _is_queue(path.stem.split("-")[1])):
             with contextlib.suppress(FileNotFoundError):
                 return path.read_text().strip() or "another job"
     return None
@@ -160,7 +160,7 @@ def _ahead(mine: Path) -> str | None:
 FULL = "the disk is full"
 
 
-def is_full(folder: Path) -> bool:  # Not even room for 64 kB
+def _is_full(folder: Path) -> bool:  # Not even room for 64 kB
     "Whether the disk of a folder, or somebody's share of it, is full."
     probe = folder / ".probe"
     try:
@@ -177,13 +177,13 @@ def is_full(folder: Path) -> bool:  # Not even room for 64 kB
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # CUDA and ROCm do not work after a fork
 
 
-def may_share() -> bool:
+def _may_share() -> bool:
     "Whether the members of a submission can share their imports; `RVTUTORIAL_FRESH=1`: no."
     fresh = os.environ.get("RVTUTORIAL_FRESH", "") not in ("", "0")
     return not (fresh or addresses_gb() < 8 or any(map(os.path.exists, DRIVERS)))
 
 
-class JobScript:
+class _JobScript:
     "The job script of a submission: for one member, or for all, each told by a line."
 
     def __init__(self, home: Path, member: int, shares: bool):
@@ -247,8 +247,8 @@ class JobScript:
 KILL_WAIT = 30  # Seconds between SIGTERM and SIGKILL, Slurm's default
 
 
-def end_in_time(
-    script,  # A `JobScript` or a Popen, leader of its group
+def _end_in_time(
+    script,  # A `_JobScript` or a Popen, leader of its group
     seconds: float | None,  # Longest run time
     warn: float,  # Seconds before its end that the job is warned
 ) -> tuple[int, bool]:  # Exit code, and whether it had to be stopped
@@ -279,7 +279,7 @@ class LocalQueue:
         )
         folders = self.tasks["folders"]
         self.members = [dict(state="PENDING", reason="") for _ in folders]
-        self.shares = len(folders) > 1 and may_share()
+        self.shares = len(folders) > 1 and _may_share()
         more = f" and {len(folders) - 1} more" if folders[1:] else ""
         self.label = Path(folders[0]).name + more
 
@@ -301,10 +301,10 @@ class LocalQueue:
             say_once(str(error))  # it is asked at every turn
             return False
 
-    def start(self, member: int) -> "JobScript":
+    def start(self, member: int) -> "_JobScript":
         "Begin a member; the job script is started where none runs that can take it."
         if self.script is None or self.script.is_over:
-            self.script = JobScript(self.home, member, self.shares)
+            self.script = _JobScript(self.home, member, self.shares)
         self.script.run(member)
         self.running = member
         return self.script
@@ -321,13 +321,13 @@ class LocalQueue:
             self.note([member], state="RUNNING", reason="", restart=restart)
             self.stop_cancelled()
             limit, warn = self.tasks.get("seconds"), self.tasks.get("warn", 0)
-            code, stopped = end_in_time(script, limit, warn)
+            code, stopped = _end_in_time(script, limit, warn)
             if code != 75 or self.cancelled(member):
                 break
         self.running, code = None, code if code >= 0 else 128 - code  # as a shell says
         state = "TIMEOUT" if stopped else "FAILED"
         state = "CANCELLED" if self.cancelled(member) else state
-        reason = FULL if code and state == "FAILED" and is_full(self.home) else ""
+        reason = FULL if code and state == "FAILED" and _is_full(self.home) else ""
         state = state if code else "COMPLETED"
         self.note([member], state=state, code=code, reason=reason)
 
@@ -367,7 +367,7 @@ class LocalQueue:
         since = (self.home / "tasks.json").stat().st_mtime_ns
         with reserve_disk(self.home):
             try:
-                with first_in_queue(since, self.label, self.wait_behind):
+                with _first_in_queue(since, self.label, self.wait_behind):
                     unmet = self.unmet()
                     for member in everyone:
                         if not unmet and not self.cancelled(member):
@@ -390,7 +390,7 @@ def start_local(home: Path) -> str:
             start_new_session=True,  # outlives this notebook's kernel
         )  # fmt: skip
     # its place in the queue is that of its submission, however slowly it starts
-    ticket_of((home / "tasks.json").stat().st_mtime_ns, process.pid).touch()
+    _ticket_of((home / "tasks.json").stat().st_mtime_ns, process.pid).touch()
     return str(process.pid)
 
 
@@ -405,9 +405,9 @@ def ask_local(
         starting *= len(folders_of(home) or ())
         doc = dict(pid=job.get("id"), host=job.get("host"), members=starting)
     over = ()  # States that are no longer true
-    if doc["host"] == socket.gethostname() and not is_queue(doc["pid"], home):
+    if doc["host"] == socket.gethostname() and not _is_queue(doc["pid"], home):
         over = ("PENDING", "RUNNING")
-        if is_script(doc.get("script"), home):  # the queue was killed alone
+        if _is_script(doc.get("script"), home):  # the queue was killed alone
             over = ("PENDING",)
     found = {}
     for index, member in enumerate(doc["members"]):
@@ -423,9 +423,9 @@ def cancel_local(home: Path, members: list[int]) -> None:
     if queue.get("host") != socket.gethostname():
         return
     with contextlib.suppress(ProcessLookupError):
-        if is_queue(queue.get("pid"), home):
+        if _is_queue(queue.get("pid"), home):
             os.kill(queue["pid"], signal.SIGUSR1)
-        elif is_script(queue.get("script"), home):  # the queue was killed alone
+        elif _is_script(queue.get("script"), home):  # the queue was killed alone
             states = [member.get("state") for member in queue.get("members", [])]
             if "RUNNING" in [states[m] for m in members if m < len(states)]:
                 os.kill(queue["script"], signal.SIGTERM)

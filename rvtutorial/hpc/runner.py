@@ -51,12 +51,12 @@ from rvtutorial.slurm import submit
 EXIT_OK, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED = 0, 1, 75, 143
 
 
-def now() -> str:  # Such as 2026-11-20T08:15:00+00:00
+def _now() -> str:  # Such as 2026-11-20T08:15:00+00:00
     "The time, in a form that sorts and that every language reads."
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def activity(pid: int) -> tuple[float, bool]:
+def _activity(pid: int) -> tuple[float, bool]:
     "CPU seconds of a process and its children, and whether one of them waits for a disk."
     seconds, waiting = 0.0, False
     with contextlib.suppress(psutil.Error):
@@ -69,14 +69,14 @@ def activity(pid: int) -> tuple[float, bool]:
     return seconds, waiting
 
 
-class Stop(BaseException):
+class _Stop(BaseException):
     "Raised when a signal asks a job to leave at once."
 
 
 GRACE = {signal.SIGUSR1: 90, signal.SIGTERM: 10, signal.SIGHUP: 10, signal.SIGINT: 10}
 
 
-class Signals:
+class _Signals:
     """Notes the signals of a job while the context lasts, and passes the first one to the kernel.
 
     From then on SIGALRM looks every two seconds whether the kernel still works.
@@ -106,9 +106,9 @@ class Signals:
             if len(self.got) == 1:
                 self.kill(signal.SIGINT)
         elif self.armed and not self.at_work():
-            raise Stop(self.got[0])
+            raise _Stop(self.got[0])
         if self.armed and self.process is None:
-            raise Stop(self.got[0])
+            raise _Stop(self.got[0])
         signal.alarm(2)
 
     def kill(self, number):
@@ -119,7 +119,7 @@ class Signals:
 
     def at_work(self) -> bool:
         "Whether there is time left, and the kernel has used the last two seconds."
-        before, (self.seconds, waiting) = self.seconds, activity(self.process.pid)
+        before, (self.seconds, waiting) = self.seconds, _activity(self.process.pid)
         used = waiting or self.seconds - before > 0.02
         return used and time.monotonic() < self.deadline
 
@@ -131,7 +131,7 @@ class Signals:
     def check(self, **_):
         "Before each cell: leave if a signal came meanwhile."
         if self.got:
-            raise Stop(self.got[0])
+            raise _Stop(self.got[0])
 
     @property
     def exit_code(self) -> int:
@@ -139,8 +139,8 @@ class Signals:
         return EXIT_REQUEUE if self.got[:1] == ["SIGUSR1"] else EXIT_TERMINATED
 
 
-def use_engine(
-    signals: Signals,  # Knows which kernel to interrupt
+def _use_engine(
+    signals: _Signals,  # Knows which kernel to interrupt
     sockets: Path,  # Short folder for the sockets
 ) -> str:  # The engine's name
     "Register an engine with papermill that starts kernels in our way."
@@ -162,7 +162,7 @@ def use_engine(
     return "rvtutorial"
 
 
-def use_atomic_files(
+def _use_atomic_files(
     folder: Path,  # Notebooks below it are written in one step
 ) -> None:
     "Let papermill replace a notebook only when the new one is wholly on disk."
@@ -184,12 +184,12 @@ def lock(folder: str | Path):  # A context
     return held(Path(folder) / "job.lock", answer, keep=True)
 
 
-def attempt_record(submission: str | None, index: int | None) -> dict:
+def _attempt_record(submission: str | None, index: int | None) -> dict:
     "What is known when an attempt begins."
     names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
     slurm = {n.lower(): os.environ.get(f"SLURM_{n}") for n in names}
     return dict(
-        started=now(),
+        started=_now(),
         state="running",
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -201,7 +201,7 @@ def attempt_record(submission: str | None, index: int | None) -> dict:
     )
 
 
-def why_failed(error: BaseException, signals: Signals) -> str:
+def _why_failed(error: BaseException, signals: _Signals) -> str:
     "One line on what ended a job."
     name = type(error).__name__
     if name == "PapermillExecutionError":
@@ -220,21 +220,21 @@ def run_notebook(
     notebook: Path,  # The job notebook
     folder: Path,  # Run folder: the executed notebook goes there
     params: dict,  # Scalars by name
-    signals: Signals,  # Interrupts the kernel
+    signals: _Signals,  # Interrupts the kernel
 ) -> None:
     "Run a job notebook by papermill; raises what ended it."
     refuse_limits()
     import papermill
 
     sockets = socket_folder()
-    use_atomic_files(folder)
+    _use_atomic_files(folder)
     plain = [str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, folder)]
     try:
         papermill.execute_notebook(
             plain[0],
             plain[1] + "/notebook.ipynb",
             parameters=params,
-            engine_name=use_engine(signals, sockets),
+            engine_name=_use_engine(signals, sockets),
             kernel_name="python3",
             language="python",
             progress_bar=False,
@@ -248,8 +248,8 @@ def run_notebook(
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-def execute(
-    notebook: Path, folder: Path, params: dict, signals: Signals
+def _execute(
+    notebook: Path, folder: Path, params: dict, signals: _Signals
 ) -> tuple[str, str | None, int, str]:  # State, reason, exit code, traceback
     "Run a job notebook and say how it went, whatever happens."
     try:
@@ -257,19 +257,19 @@ def execute(
         signals.check()
         run_notebook(notebook, folder, params, signals)
         return "succeeded", None, EXIT_OK, ""
-    except (Stop, Exception) as error:
+    except (_Stop, Exception) as error:
         signals.armed = False
         if signals.got:
             return "interrupted", signals.got[0], signals.exit_code, ""
         known = type(error).__name__ == "PapermillExecutionError"  # it is in the log
         known |= isinstance(error, TooLittle)
         text = "" if known else traceback.format_exc()
-        return "failed", why_failed(error, signals), EXIT_FAILED, text
+        return "failed", _why_failed(error, signals), EXIT_FAILED, text
     finally:
         signals.armed = False
 
 
-def run_params(notebook: Path, folder: Path) -> dict:
+def _run_params(notebook: Path, folder: Path) -> dict:
     "The parameters of a run folder, with the folder itself where the notebook asks for it."
     path = Path(folder) / "params.json"
     if not path.exists():
@@ -283,14 +283,14 @@ def run_params(notebook: Path, folder: Path) -> dict:
     return params
 
 
-def keep_failed_notebook(folder: Path, attempts: list) -> None:
+def _keep_failed_notebook(folder: Path, attempts: list) -> None:
     "Put aside the notebook of an attempt that did not succeed."
     path = folder / "notebook.ipynb"
     if path.exists() and attempts and attempts[-1]["state"] != "succeeded":
         os.replace(path, folder / f"notebook.attempt{len(attempts)}.ipynb")
 
 
-def stamp_notebook(path: Path, **words) -> None:
+def _stamp_notebook(path: Path, **words) -> None:
     "Write into a notebook's metadata how it ended: papermill's own status is too kind."
     with contextlib.suppress(OSError, ValueError):
         book = json.loads(path.read_text(encoding="utf-8"))
@@ -298,41 +298,41 @@ def stamp_notebook(path: Path, **words) -> None:
         write_json(path, book)
 
 
-def attempt(
+def _attempt(
     folder: Path,  # Run folder, locked by us
     notebook: Path,  # Job notebook
-    record: dict,  # Made by `attempt_record`
-    signals: Signals,  # Interrupts the kernel
+    record: dict,  # Made by `_attempt_record`
+    signals: _Signals,  # Interrupts the kernel
 ) -> int:  # Exit code
     "One attempt: record its beginning, run it, record its end."
     run = Run(folder)
     went = run.manifest.get("went", {})
     attempts = [*went.get("attempts", []), record]
-    keep_failed_notebook(folder, attempts[:-1])
-    given, params = read_json(folder / "params.json"), run_params(notebook, folder)
+    _keep_failed_notebook(folder, attempts[:-1])
+    given, params = read_json(folder / "params.json"), _run_params(notebook, folder)
     job = went.get("job") or {}
     if job.get("submission") in (None, record["submission"]):  # not queued again since
         job = dict(job, notebook=str(notebook), params=given)
     run.update("went", state="running", why=None, attempts=attempts, job=job)
     with reserve_disk(folder):  # for the record of how it ended
-        state, why, code, text = execute(notebook, folder, params, signals)
+        state, why, code, text = _execute(notebook, folder, params, signals)
         paused = run.manifest["went"].get("paused") if state == "succeeded" else None
         if paused:
             state, why = "paused", f"paused after {paused} epochs, as asked"
-        record.update(ended=now(), state=state, why=why)
+        record.update(ended=_now(), state=state, why=why)
         peak = peak_memory(signals.process)
         end = dict(state=state, why=why, attempts=attempts, peak_memory_mb=peak)
         run.update_last("went", **end)
-    stamp_notebook(
+    _stamp_notebook(
         folder / "notebook.ipynb", state=state, why=why, attempt=len(attempts)
     )
     with contextlib.suppress(OSError):
-        print(f"{text}{now()} {state}" + (f": {why}" if why else ""), flush=True)
+        print(f"{text}{_now()} {state}" + (f": {why}" if why else ""), flush=True)
     return code
 
 
 @contextlib.contextmanager
-def log_to(path: Path):
+def _log_to(path: Path):
     "Send all that this process and its children print to a file, line by line."
     sys.stdout.flush(), sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
@@ -360,21 +360,21 @@ def run_job(
     folder = Path(folder).resolve()
     asked = (Run(folder).manifest.get("went", {}).get("job") or {}).get("notebook")
     notebook = job_notebook(notebook or asked or "train_rastervision")
-    run_params(notebook, folder)  # there, and readable
+    _run_params(notebook, folder)  # there, and readable
     try:
-        with Signals() as signals, lock(folder):
-            if done_or_other(folder, notebook):
+        with _Signals() as signals, lock(folder):
+            if _done_or_other(folder, notebook):
                 return EXIT_OK
-            print(f"{now()} {notebook.stem} in {folder}, log in job.log", flush=True)
-            with log_to(folder / "job.log"):
-                record = attempt_record(submission, index)
-                return attempt(folder, notebook, record, signals)
+            print(f"{_now()} {notebook.stem} in {folder}, log in job.log", flush=True)
+            with _log_to(folder / "job.log"):
+                record = _attempt_record(submission, index)
+                return _attempt(folder, notebook, record, signals)
     except (Busy, ValueError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
 
 
-def done_or_other(folder: Path, notebook: Path) -> bool:
+def _done_or_other(folder: Path, notebook: Path) -> bool:
     "True when a run is done; ValueError when the folder holds one with other values."
     given = read_json(folder / "params.json", {})
     other = differences(folder, given, notebook)
@@ -386,7 +386,7 @@ def done_or_other(folder: Path, notebook: Path) -> bool:
     return False
 
 
-def read_tasks(tasks: str | Path) -> dict:
+def _read_tasks(tasks: str | Path) -> dict:
     "The members of a submission; FileNotFoundError where it is gone."
     doc = read_json(tasks, None, records.TASKS, ("folders", "notebook"))
     if doc is None:
@@ -394,9 +394,9 @@ def read_tasks(tasks: str | Path) -> dict:
     return doc
 
 
-def serve(tasks: str | Path) -> int:
+def _serve(tasks: str | Path) -> int:
     "Run the members whose numbers come in line by line, and answer how each has ended."
-    doc, home = read_tasks(tasks), Path(tasks).resolve().parent
+    doc, home = _read_tasks(tasks), Path(tasks).resolve().parent
     hook = (doc.get("before") or "").partition(":")[0]
     hooks = [hook] if hook.startswith("rvtutorial.") else []
     share_imports([*own_imports(home / doc["notebook"]), *hooks])
@@ -407,7 +407,7 @@ def serve(tasks: str | Path) -> int:
     for line in sys.stdin:
         number = int(line)
         _listen(signal.SIG_DFL)  # from here on a signal is meant for this member
-        with log_to(home / f"local-{number}.out"):
+        with _log_to(home / f"local-{number}.out"):
             gone = number in cancelled_members(home)  # its signal may have come before
             code = EXIT_TERMINATED if gone else main(["member", tasks, number])
         _listen(signal.SIG_IGN)
@@ -421,19 +421,19 @@ def _listen(how) -> None:
         signal.signal(number, how)
 
 
-def run_member(tasks: str | Path, index: int | str) -> int:
+def _run_member(tasks: str | Path, index: int | str) -> int:
     "Run one member of a submission: its number picks the folder from tasks.json."
-    doc, index = read_tasks(tasks), int(index)
+    doc, index = _read_tasks(tasks), int(index)
     home, folder = Path(tasks).resolve().parent, Path(doc["folders"][index])
     if Run(folder).state != "succeeded" and "params" in doc:
-        params = ask_before(doc.get("before"), folder, doc["params"][index])
+        params = _ask_before(doc.get("before"), folder, doc["params"][index])
         if params is None:
             return EXIT_OK
         write_json(folder / "params.json", params)
     return run_job(folder, home / doc["notebook"], str(home), index)
 
 
-def ask_before(before: str | None, folder: Path, params: dict) -> dict | None:
+def _ask_before(before: str | None, folder: Path, params: dict) -> dict | None:
     """The parameters of a run after `before` was asked; None if the run is not needed.
 
     So a trial's values can be chosen when it begins, and a second round can look at the
@@ -452,7 +452,7 @@ def ask_before(before: str | None, folder: Path, params: dict) -> dict | None:
     paused = run.manifest.get("went", {}).get("paused")
     state = "paused" if paused else "skipped"
     run.update("went", state=state, why=str(said or "not needed"))
-    print(f"{now()} {folder.name} {state}: {said}", flush=True)
+    print(f"{_now()} {folder.name} {state}: {said}", flush=True)
     return None
 
 
@@ -461,14 +461,14 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["member"]:
-            return serve(argv[1]) if argv[2:] == ["serve"] else run_member(*argv[1:3])
-        return main_submit(argv[1:]) if argv[:1] == ["submit"] else main_run(argv)
+            return _serve(argv[1]) if argv[2:] == ["serve"] else _run_member(*argv[1:3])
+        return _main_submit(argv[1:]) if argv[:1] == ["submit"] else _main_run(argv)
     except (ValueError, OSError, SlurmError, JobFailed) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
 
 
-def main_run(argv: list[str]) -> int:
+def _main_run(argv: list[str]) -> int:
     "`python -m rvtutorial.hpc.runner RUN_FOLDER [--notebook N]`."
     parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner")
     parser.add_argument("folder", help="run folder with params.json")
@@ -477,7 +477,7 @@ def main_run(argv: list[str]) -> int:
     return run_job(given.folder, given.notebook)
 
 
-def main_submit(argv: list[str]) -> int:
+def _main_submit(argv: list[str]) -> int:
     "`python -m rvtutorial.hpc.runner submit RUN_FOLDER [--site S] [--notebook N] [name=value ...]`."
     parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner submit")
     parser.add_argument("folder", help="run folder, made if need be")

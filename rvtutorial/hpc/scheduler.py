@@ -72,7 +72,7 @@ def minutes(
     return (int(days or 0) * 24 + hours) * 60 + mins + secs / 60
 
 
-def megabytes(
+def _megabytes(
     text: str,  # Such as "16G" or "800M", as `Site` has checked it
 ) -> float:
     "A site's memory in megabytes."
@@ -80,7 +80,7 @@ def megabytes(
     return float(number) * 1024.0 ** ("KMGT".index(unit.upper()) - 1)
 
 
-def devices(
+def _devices(
     text: str,  # Such as "gpu:2,shard:1" or "gpu:a100:4(S:0)"
 ) -> list[tuple[str, str, int]]:  # Name, type or "", count
     "Generic resources, as they are asked for and as nodes offer them."
@@ -96,7 +96,7 @@ _NODES = "%R|%l|%c|%m|%T|%G"  # partition, time limit, cores, memory, state, dev
 _NODE = re.compile(r"([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|(\w[^|\s]*)\|([^|]*)")
 
 
-def count(
+def _count(
     text: str,  # Such as "64", "64+", "1K" or "1.5K"
 ) -> int:
     "A number as Slurm prints it; ValueError for what is none."
@@ -106,7 +106,7 @@ def count(
     return round(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
-def read_nodes(
+def _read_nodes(
     text: str,  # Lines of sinfo -h -e -o "%R|%l|%c|%m|%T|%G"
 ) -> list[dict]:  # partition, minutes, limit, cpus, mem (MB), state, gres
     "What kinds of nodes there are, and how long a job may have them; other lines are skipped."
@@ -115,8 +115,8 @@ def read_nodes(
         with contextlib.suppress(ValueError):  # a notice of the site
             partition, limit, cpus, mem, state, gres = found.groups()
             about = dict(partition=partition, minutes=minutes(limit), limit=limit)
-            about |= dict(cpus=count(cpus), mem=count(mem), state=state)
-            rows.append(about | {"gres": devices(gres)})
+            about |= dict(cpus=_count(cpus), mem=_count(mem), state=state)
+            rows.append(about | {"gres": _devices(gres)})
     return rows
 
 
@@ -133,14 +133,14 @@ def _checks(site: Site) -> dict:
     return {
         "time": lambda n: not site.time or minutes(site.time) <= n["minutes"],
         "cpus": lambda n: not site.cpus or site.cpus <= n["cpus"],
-        "mem": lambda n: not site.mem or megabytes(site.mem) <= n["mem"],
-        "gres": lambda n: not site.gres or _has(n, devices(site.gres)),
+        "mem": lambda n: not site.mem or _megabytes(site.mem) <= n["mem"],
+        "gres": lambda n: not site.gres or _has(n, _devices(site.gres)),
     }
 
 
-def misfit(
+def _misfit(
     site: Site,  # What is asked for
-    nodes: list[dict],  # From `read_nodes`
+    nodes: list[dict],  # From `_read_nodes`
 ) -> str | None:  # None: some node has it all
     "Why no node can run what a site asks for, with the field to change."
     names = sorted({node["partition"] for node in nodes})
@@ -175,9 +175,9 @@ def _offer(nodes: list[dict], field: str) -> str:
 _AWAY = {"down", "drained", "draining", "fail", "failing", "future", "inval", "error"}
 
 
-def absent(
+def _absent(
     site: Site,  # What is asked for
-    nodes: list[dict],  # From `read_nodes`
+    nodes: list[dict],  # From `_read_nodes`
 ) -> str | None:  # None: some node that fits takes jobs, or none fits at all
     """What the nodes that fit are, in Slurm's words, when none of them takes jobs.
 
@@ -194,7 +194,7 @@ def absent(
     return ", ".join(sorted(states)) if states and states <= _AWAY else None
 
 
-def associations(
+def _associations(
     cluster: str = "",  # Its name; empty: the one we are on
 ) -> list[tuple[str, str, list[str]]]:  # Account, partition, QOS
     "What this user may charge and ask for; empty where no accounts are kept."
@@ -211,7 +211,7 @@ def associations(
 def _not_yours(site: Site) -> str | None:
     "Why a site's account or quality of service is not this user's; None: it may be."
     cluster = cluster_of(site.extra)
-    known = associations(cluster) if site.account or site.qos else []
+    known = _associations(cluster) if site.account or site.qos else []
     accounts = sorted({account for account, _, _ in known})
     mine = [row for row in known if site.account in (None, row[0])]
     levels = sorted({level for _, _, levels in mine for level in levels})
@@ -229,14 +229,14 @@ def refuse_request(site: Site) -> None:
     is refused. Warns when the only nodes that fit are down or drained.
     """
     asked = on_cluster(cluster_of(site.extra), "sinfo", "-h", "-e", "-o", _NODES)
-    nodes = read_nodes(answer(asked) or "")
-    wrong = _not_yours(site) or (misfit(site, nodes) if nodes else None)
+    nodes = _read_nodes(answer(asked) or "")
+    wrong = _not_yours(site) or (_misfit(site, nodes) if nodes else None)
     if wrong:
         raise SlurmError(
             f"not queued: {wrong}. Change {wrong.split()[0]} in the file of site "
             f"{site.name}"
         )
-    state = absent(site, nodes)
+    state = _absent(site, nodes)
     if state:
         warnings.warn(
             f"the job will wait: every node that fits is {state} (sinfo -R says why)",
@@ -269,7 +269,7 @@ def array_limit(
     return max(1, int(found[1])) if found else MAX_ARRAY
 
 
-def explain(
+def _explain(
     said: str,  # Slurm's words
 ) -> str:  # One sentence, empty where we know no more than Slurm
     "What to change after a refusal."
@@ -311,7 +311,7 @@ def _number_of(name: str, text: str | None, among: tuple) -> str | None:
     )
 
 
-def read_ids(
+def _read_ids(
     text: str,  # What sbatch --parsable prints, among other lines
 ) -> list[str]:  # Such as "123", or "123;gpu" with the name of the cluster
     "All that may be the job id in what sbatch says: a notice may be a number, too."
@@ -321,12 +321,12 @@ def read_ids(
     return list(dict.fromkeys(ids))
 
 
-def read_id(
+def _read_id(
     text: str,  # What sbatch --parsable prints, among other lines
     name: str = "",  # Of the submission, by which Slurm is asked where it could be several
 ) -> str | None:  # Such as "123", or "123;gpu" with the name of the cluster
     "The job id in what sbatch says; None where there is none."
-    ids = read_ids(text)
+    ids = _read_ids(text)
     if len(ids) > 1 and name:
         numbers = tuple(split_id(job)[0] for job in ids)
         known, _ = split_id(find_job(name, split_id(ids[-1])[1], numbers) or "")
@@ -355,7 +355,7 @@ def _sbatch(args: list[str]) -> tuple[str | None, str, bool]:
         return None, "socket timed out: sbatch did not answer within 60 s", True
     said = done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}"
     if not done.returncode:  # it was taken, number or not
-        return read_id(done.stdout, _option(args, "job-name")), said, True
+        return _read_id(done.stdout, _option(args, "job-name")), said, True
     silent = re.search(_SILENT, said, re.I)
     return None, said, bool(silent) and "connect failure" not in said
 
@@ -398,7 +398,7 @@ def run_sbatch(
     more = (
         "Nothing is lost: submit the same again when Slurm answers."
         if silent
-        else explain(said)
+        else _explain(said)
     )
     raise SlurmError(
         f"sbatch refused: {said}\n{more}\nThe command was: {shlex.join(args)}"
@@ -410,7 +410,7 @@ def _option(args: list[str], key: str) -> str:
     return next((a.partition("=")[2] for a in args if a.startswith(f"--{key}=")), "")
 
 
-def read_states(
+def _read_states(
     text: str,  # Lines of squeue -h -r -t all -o "%F|%K|%T|%r"
 ) -> dict[tuple[str, int], tuple[str, str]]:  # (id, member) -> our word, reason
     "What squeue says of the members of arrays."
@@ -466,7 +466,7 @@ def _states_on(cluster: str, numbers: list[str]) -> dict | None:
     "States of the members of some jobs of one cluster, None if it does not answer."
     asked = ["squeue", "-h", "-r", "-t", "all", "-j", ",".join(numbers)]
     recent = answer(on_cluster(cluster, *asked, "-o", "%F|%K|%T|%r"))
-    found = read_states(recent or "")
+    found = _read_states(recent or "")
     rest = sorted(set(numbers) - {job for job, _ in found})
     if not rest:
         return found
@@ -479,7 +479,7 @@ def _states_on(cluster: str, numbers: list[str]) -> dict | None:
     return older | found
 
 
-def ask_slurm(
+def _ask_slurm(
     ids: list[str],  # Job ids, with the name of their cluster where they have one
 ) -> dict[
     tuple, tuple[str, str]
@@ -500,7 +500,7 @@ def ask_slurm(
     return found
 
 
-class Watcher:
+class _Watcher:
     "Asks Slurm about all jobs of this process together, and not too often."
 
     def __init__(self, every: float = 5.0):  # Seconds between two questions
@@ -527,7 +527,7 @@ class Watcher:
     def _ask(self):
         self.at = time.monotonic()
         try:
-            self.reply = ask_slurm(sorted(self.ids))
+            self.reply = _ask_slurm(sorted(self.ids))
         except SlurmError:
             self.silent += 1
             self.since = self.since or time.monotonic()
@@ -550,4 +550,4 @@ class Watcher:
         self.__init__(self.every)
 
 
-SLURM = Watcher()
+SLURM = _Watcher()

@@ -120,7 +120,7 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
         "A site by its name or its file; a Site is passed through."
         if isinstance(name, cls):
             return name
-        path = find_site(name)
+        path = _find_site(name)
         try:
             given = tomllib.loads(path.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as err:
@@ -163,7 +163,7 @@ def site_files() -> dict[str, Path]:
     return found
 
 
-def find_site(
+def _find_site(
     name: str | Path,  # A name such as "atlas", or the path of a file
 ) -> Path:  # The file
     "Where a site file is: a path, the user's own folder, the package."
@@ -214,7 +214,7 @@ def on_cluster(
     return [program, *(["-M", cluster] if cluster else []), *args]
 
 
-def one_words(
+def _one_words(
     text: str | None,  # What a command of Slurm printed
 ) -> list[str]:  # Sorted
     "The names in a list with one in each line; a notice of several words is skipped."
@@ -225,10 +225,10 @@ def one_words(
 def accounts() -> list[str]:  # Empty where there is no Slurm, or it keeps no accounts
     "The accounts that you may charge."
     asked = ["sacctmgr", "-Pns", "show", "user", "format=account", "where"]
-    return one_words(answer([*asked, f"user={getpass.getuser()}"]))
+    return _one_words(answer([*asked, f"user={getpass.getuser()}"]))
 
 
-def wanted_version(package: str) -> str | None:
+def _wanted_version(package: str) -> str | None:
     "The version of a package that this one was made for, where it asks for exactly one."
     for line in importlib.metadata.requires("rvtutorial") or []:
         found = re.match(rf"{re.escape(package)}\s*==\s*([\w.]+)", line)
@@ -237,9 +237,9 @@ def wanted_version(package: str) -> str | None:
     return None
 
 
-def installed(package: str) -> tuple[str, bool, str, str]:
+def _installed(package: str) -> tuple[str, bool, str, str]:
     "One row of the check: is a package here, in the version that is wanted?"
-    wanted = wanted_version(package)
+    wanted = _wanted_version(package)
     try:
         found = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -253,7 +253,7 @@ def installed(package: str) -> tuple[str, bool, str, str]:
     return (package, right, found, "" if right else f"the text is true for {wanted}")
 
 
-def has_folder(what: str, path: str | Path | None, write: bool = False):
+def _has_folder(what: str, path: str | Path | None, write: bool = False):
     "One row of the check: is a folder or file there, and can it be written to?"
     if path is None:
         return (what, True, "not set", "")
@@ -269,20 +269,20 @@ def has_folder(what: str, path: str | Path | None, write: bool = False):
     return (what, right, str(path), "" if right else "it cannot be written to")
 
 
-def enough_room(folder: Path, least: float = 2.0) -> tuple[str, bool, str, str]:
+def _enough_room(folder: Path, least: float = 2.0) -> tuple[str, bool, str, str]:
     "One row of the check: are there some gigabytes left for runs?"
     free = shutil.disk_usage(folder).free / 1e9
     remedy = "" if free >= least else f"at least {least:.0f} GB are needed for runs"
     return ("free disk", free >= least, f"{free:.0f} GB", remedy)
 
 
-def has_program(name: str, remedy: str) -> tuple[str, bool, str, str]:
+def _has_program(name: str, remedy: str) -> tuple[str, bool, str, str]:
     "One row of the check: is a program there?"
     path = shutil.which(name)
     return (name, bool(path), path or "missing", "" if path else remedy)
 
 
-def fits(image: Path) -> tuple[str, bool, str, str]:
+def _fits(image: Path) -> tuple[str, bool, str, str]:
     "One row of the check: is an image whole, and does it hold what is installed here?"
     try:
         path = check_image(image)
@@ -294,7 +294,9 @@ def fits(image: Path) -> tuple[str, bool, str, str]:
     return ("image", True, f"{path}, rvtutorial {inside.get('rvtutorial')}", "")
 
 
-def knows(what: str, value: str | None, known: list[str]) -> tuple[str, bool, str, str]:
+def _knows(
+    what: str, value: str | None, known: list[str]
+) -> tuple[str, bool, str, str]:
     "One row of the check: does Slurm know a name?"
     if value is None or not known:
         return (what, True, value or "not set", "" if known else "Slurm could not say")
@@ -308,20 +310,20 @@ def check_site(
     "Look whether this machine has what a site's jobs need."
     import pandas as pd
 
-    rows = [enough_room(Path.cwd())]
-    rows += [has_folder("data", site.data), has_folder("scratch", site.scratch, True)]
+    rows = [_enough_room(Path.cwd())]
+    rows += [_has_folder("data", site.data), _has_folder("scratch", site.scratch, True)]
     if site.image:
-        rows += [fits(Path(os.path.expandvars(site.image)))]
-        rows += [has_program("apptainer", "name its module in the site file")]
-        rows += [has_folder("binds", bind.split(":")[0]) for bind in site.binds]
+        rows += [_fits(Path(os.path.expandvars(site.image)))]
+        rows += [_has_program("apptainer", "name its module in the site file")]
+        rows += [_has_folder("binds", bind.split(":")[0]) for bind in site.binds]
     else:
         rows += [
-            installed(p) for p in ("rastervision", "torch", "papermill", "ipykernel")
+            _installed(p) for p in ("rastervision", "torch", "papermill", "ipykernel")
         ]
     if site.queue == "slurm":
         away = "use a terminal or a session of the cluster, or the site local"
-        rows += [has_program(name, away) for name in ("sbatch", "squeue")]
+        rows += [_has_program(name, away) for name in ("sbatch", "squeue")]
         asked = on_cluster(cluster_of(site.extra), "sinfo", "-h", "-o", "%R")
-        rows += [knows("partition", site.partition, one_words(answer(asked)))]
-        rows += [knows("account", site.account, accounts())]
+        rows += [_knows("partition", site.partition, _one_words(answer(asked)))]
+        rows += [_knows("account", site.account, accounts())]
     return pd.DataFrame(rows, columns=["what", "ok", "found", "remedy"])

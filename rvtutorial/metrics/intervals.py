@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'FEWEST_SCENES', 'METHODS', 'SAME', 'LOWER_IS_BETTER', 'NO_SCORE', 'why_no_interval', 'Interval', 'Judged',
-           'check_method', 'interval_of', 'bootstrap', 'jackknife', 'Comparison', 'difference_of', 'difference', 'holm',
-           'compare_with', 'compare_all', 'board_of', 'judged_board', 'neighbours']
+           'check_method', 'interval_of', 'jackknife', 'Comparison', 'difference', 'compare_with', 'compare_all',
+           'board_of', 'judged_board', 'neighbours']
 
 # %% ../../nbs/metrics/intervals.ipynb #d25c88a6
 from collections.abc import Mapping, Sequence
@@ -291,7 +291,7 @@ def _middle(drawn, level):
     return float(low), float(high)
 
 # %% ../../nbs/metrics/intervals.ipynb #0085230f
-def bootstrap(
+def _bootstrap(
     counts: pd.DataFrame
     | Counts
     | np.ndarray,  # A row of tp, fp, fn, tn, right a scene
@@ -450,7 +450,7 @@ def _pair(names, a, b, name, level, notes=(), **more):
     return Comparison(*found, p=p, blocks=a.blocks, seeds=seeds, notes=notes, **more)
 
 
-def difference_of(
+def _difference_of(
     a: tuple,  # A value, (scenes,) the value without each; perhaps that of each seed
     b: tuple,  # The same of another run, scene by scene
     name: str,  # What the value is
@@ -494,7 +494,7 @@ def difference(
     return _pair(names, *both, metric_name(metric), level)
 
 # %% ../../nbs/metrics/intervals.ipynb #463ca32e
-def holm(
+def _holm(
     p: Sequence[float],  # p-values of one family; NaN where there is none
 ) -> np.ndarray:  # Corrected, in the same order
     "Correct for many comparisons (Holm 1979): valid whatever depends on what."
@@ -532,7 +532,7 @@ def _corrected(judged, most=2**22):
             rest = slice(start, min(start + each, len(judged)))
             gap = (moved[i] - moved[rest], value[i] - value[rest])
             found.append(_chances(*gap, seeds[i] + seeds[rest], judged[0].method))
-    return holm(np.concatenate(found))
+    return _holm(np.concatenate(found))
 
 
 def compare_with(

@@ -83,7 +83,7 @@ def _failed_itself(state: str, why: str | None) -> bool:
     return state in BROKEN and not _FULL.search(why or "")
 
 
-def sweep_lock(
+def _sweep_lock(
     folder: Path,  # The sweep folder; made if need be
 ):  # A context
     "Hold a sweep folder, however long another process does."
@@ -95,7 +95,7 @@ class _NotYet(RuntimeError):
     "A decision lacks the result of a trial that is not over."
 
 
-def rung_scores(
+def _rung_scores(
     folder: Path,  # The sweep folder
     plan: SweepFile,
     trials: list[Trial],  # Those on this rung
@@ -115,19 +115,19 @@ def rung_scores(
     return found
 
 
-def who_goes_on(
+def _who_goes_on(
     folder: Path,  # The sweep folder
     plan: SweepFile,
     trials: list[Trial],  # All of them
     place: int,  # Of the rung at which is decided, from 0
 ) -> list[str]:  # Names
     "The trials that go beyond a rung; decided once, and kept in rungs.json."
-    with sweep_lock(folder):
+    with _sweep_lock(folder):
         book = read_json(folder / "rungs.json", {}, records.RUNGS)
         alive = trials
         for rung in plan.ladder.rungs[: place + 1]:
             if str(rung) not in book:
-                scores = rung_scores(folder, plan, alive, rung)
+                scores = _rung_scores(folder, plan, alive, rung)
                 going = promoted(scores, plan.ladder.keeps(len(alive)))
                 book[str(rung)] = {"scores": scores, "go on": going}
                 write_json(folder / "rungs.json", book)
@@ -182,7 +182,7 @@ def _left_behind(
     place = rungs.index(pause or rungs[-1])
     try:
         for i in range(place):
-            if name not in who_goes_on(folder, plan, trials, i):
+            if name not in _who_goes_on(folder, plan, trials, i):
                 return f"not among the best after {rungs[i]} epochs"
     except _NotYet as err:
         return f"waits for a decision: {err}"
@@ -195,7 +195,7 @@ def _values_for(folder: Path, plan: SweepFile, trials: list[Trial], name: str) -
     Raises ValueError for values that contradict each other.
     """
     enlist(folder, [trial.name for trial in trials])
-    tell(folder, results(folder, plan, trials))
+    tell(folder, _results(folder, plan, trials))
     startup = max(3, min(10, len(trials) // 3))
     own = ask(folder, name, plan.spaces, plan.seed, startup)
     try:
@@ -208,13 +208,13 @@ def _values_for(folder: Path, plan: SweepFile, trials: list[Trial], name: str) -
 
 def _note_values(folder: Path, name: str, own: dict) -> None:
     "Write the values that a trial was given into trials.csv."
-    with sweep_lock(folder):
+    with _sweep_lock(folder):
         plan, trials = read_record(folder)
         trials = [replace(t, parameters=own) if t.name == name else t for t in trials]
         write_record(folder, plan, trials)
 
 
-def results(
+def _results(
     folder: Path,  # The sweep folder
     plan: SweepFile,
     trials: list[Trial],
@@ -229,7 +229,7 @@ def results(
     return found
 
 
-def submissions(
+def _submissions(
     folder: Path,  # The sweep folder
     plan: SweepFile,
     trials: list[Trial],  # Those to run
@@ -263,7 +263,7 @@ def _needs_hook(plan: SweepFile) -> bool:
     return bool(plan.early) or plan.target is not None or plan.method == "bayes"
 
 
-def submit_trials(
+def _submit_trials(
     folder: Path,  # The sweep folder, whose record is written
     plan: SweepFile,
     trials: list[Trial],  # Those to run
@@ -278,7 +278,7 @@ def submit_trials(
     if plan.method == "bayes":
         enlist(folder, [trial.name for trial in every])
     job = None
-    for runs in submissions(folder, plan, trials):
+    for runs in _submissions(folder, plan, trials):
         order = {"after": job} if job else {}
         order |= {"before": HOOK} if _needs_hook(plan) else {}
         job = submit_many(runs, site=site, notebook=_program(plan), **order)
@@ -324,12 +324,12 @@ def record_and_submit(
     compare: bool | None = None,  # Submit a comparison behind; None: on Slurm only
 ) -> None:
     "Put what is new on record, then submit what is not done."
-    with sweep_lock(folder):
+    with _sweep_lock(folder):
         there = (folder / "trials.csv").is_file()
         known = read_record(folder)[1] if there else []
         trials = checked_trials(folder, plan, asked, known, reuse)
         write_record(folder, plan, trials)
-        job = submit_trials(folder, plan, trials, trials, site)
+        job = _submit_trials(folder, plan, trials, trials, site)
     if job and (Site.read(site).queue == "slurm" if compare is None else compare):
         _submit_comparison(folder, trials, site)
 
@@ -342,10 +342,10 @@ def resume_sweep(
     only: Iterable[str] | None = None,  # Names of some trials
 ) -> None:
     "Submit what is not done."
-    with sweep_lock(folder):
+    with _sweep_lock(folder):
         site = site or last_site(folder, trials)
         some = [t for t in trials if only is None or t.name in only]
-        job = submit_trials(folder, plan, some, trials, site)
+        job = _submit_trials(folder, plan, some, trials, site)
     if job and Site.read(site).queue == "slurm":
         _submit_comparison(folder, trials, site)
 
@@ -408,7 +408,7 @@ LABELS_LEFT, SCORES_LEFT = 0.1, 0.4
 
 
 @dataclass(frozen=True)
-class Room:
+class _Room:
     "What the runs of a sweep need of a disk, and what it has."
 
     runs: int  # Still to be made
@@ -431,7 +431,7 @@ def _size(n: float) -> str:
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
-def run_size(
+def _run_size(
     hp: Hyperparams,
     pixels: int = 0,  # Of all validation and test scenes together
     classes: int = 3,  # With null
@@ -471,21 +471,21 @@ def room_for(
     folder: Path,  # The sweep folder; need not exist
     plan: SweepFile,
     trials: list[Trial],
-) -> Room:
+) -> _Room:
     "What the trials that have not begun need, and what the disk has."
     runs = [Run(t.path(folder)) for t in trials if t.folder == t.name]
     new = [r for r in runs if not (r.path / "train").exists()]
     own = [complete(plan.fixed, t.parameters) for t in trials[:1]]
-    each, extra = run_size(own[0], _predicted_pixels(plan.fixed)) if own else (0, 0)
+    each, extra = _run_size(own[0], _predicted_pixels(plan.fixed)) if own else (0, 0)
     there = next(p for p in (folder, *folder.parents) if p.is_dir())
-    return Room(len(new), each, extra, shutil.disk_usage(there).free)
+    return _Room(len(new), each, extra, shutil.disk_usage(there).free)
 
 
-def refuse_full_disk(
+def _refuse_full_disk(
     folder: Path,  # The sweep folder; need not exist
     plan: SweepFile,
     trials: list[Trial],
-    room: Room | None = None,  # None: look
+    room: _Room | None = None,  # None: look
 ) -> None:
     "Raise ValueError when the runs of a sweep cannot fit on the disk."
     room = room or room_for(folder, plan, trials)
@@ -508,11 +508,11 @@ def checked_trials(
     notebook = job_notebook(_program(plan))
     for trial in trials:
         check_params(notebook, job_params(plan.fixed | trial.parameters))
-    refuse_full_disk(folder, plan, trials)
+    _refuse_full_disk(folder, plan, trials)
     return trials
 
 
-def gpus(
+def _gpus(
     gres: str | None,  # As a site file has it: "gpu:1", "gpu:a100:2"
 ) -> int:
     "How many GPUs a job asks for."
@@ -577,7 +577,7 @@ def gpu_minutes(
     total = 0.0
     for run in (run for run in runs if not _trouble(run)):
         device = (run.manifest.get("made_with") or {}).get("device", "cpu")
-        count = gpus(_site_of(run).get("gres")) or int(str(device).startswith("cuda"))
+        count = _gpus(_site_of(run).get("gres")) or int(str(device).startswith("cuda"))
         total += count * worked(run) / 60
     return total
 
@@ -721,7 +721,7 @@ def follow(
 # --- runs for other programs: CSV, TensorBoard, Weights & Biases
 
 
-def history(
+def _history(
     run: Run,
 ) -> pd.DataFrame:  # One line an epoch; numbers only, times in seconds
     "The curves of a run; without lines when it has not trained yet."
@@ -746,7 +746,7 @@ def _asked_of(run: Run) -> dict:
     return {k: v for k, v in plain.items() if given[k] is not None}
 
 
-def outcome(
+def _outcome(
     run: Run,
 ) -> dict[str, float]:  # Such as validation/f1
     "The scores of a run on whole scenes; empty before it is evaluated."
@@ -758,40 +758,40 @@ def outcome(
     return found
 
 
-def run_table(
+def _run_table(
     runs,  # As `named_runs` takes them
 ) -> pd.DataFrame:  # Index: run
     "One line a run: state, hyperparameters, and scores on whole scenes."
     rows = {}
     for name, run in named_runs(runs).items():
         try:
-            rows[name] = {"state": run.state, **_asked_of(run), **outcome(run)}
+            rows[name] = {"state": run.state, **_asked_of(run), **_outcome(run)}
         except Unreadable as error:
             rows[name] = {"state": f"unreadable: {error}"}
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.rename_axis("run")
 
 
-def to_csv(
+def _to_csv(
     runs,  # As `named_runs` takes them
     folder: str | Path,  # Where the two files go
 ) -> list[Path]:  # history.csv and summary.csv
     "Write the curves of all runs below each other, and the list of runs."
     folder, found = Path(folder), named_runs(runs)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [history(run).assign(run=name) for name, run in found.items()]
+    parts = [_history(run).assign(run=name) for name, run in found.items()]
     curves = pd.concat([part for part in parts if len(part)] or parts[:1])
     curves = curves[["run", *(c for c in curves.columns if c != "run")]]
     with atomic_path(folder / "history.csv") as path:
         curves.to_csv(path, index=False)
     with atomic_path(folder / "summary.csv") as path:
-        run_table(found).to_csv(path)
+        _run_table(found).to_csv(path)
     return [folder / "history.csv", folder / "summary.csv"]
 
 
-def times(
+def _times(
     run: Run,
-    curves: pd.DataFrame,  # From `history`
+    curves: pd.DataFrame,  # From `_history`
 ) -> list[float]:  # Seconds since 1970, one an epoch
     "When the epochs ended, as far as can be told from the run's start."
     attempts = run.manifest.get("went", {}).get("attempts") or [{}]
@@ -802,7 +802,7 @@ def times(
     return list(begun + each.fillna(0).cumsum())
 
 
-def to_tensorboard(
+def _to_tensorboard(
     runs,  # As `named_runs` takes them
     folder: str | Path,  # For `tensorboard --logdir`; each run gets a folder in it
 ) -> list[Path]:  # The folders of the runs
@@ -848,17 +848,17 @@ def _write_events(run: Run, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ImportError("event files need torch and tensorboard") from None
-    curves = history(run)
+    curves = _history(run)
     with SummaryWriter(folder) as writer:
         for row, when in zip(
-            curves.to_dict("records"), times(run, curves), strict=True
+            curves.to_dict("records"), _times(run, curves), strict=True
         ):
             step = int(row.pop("epoch"))
             for name, value in row.items():
                 if pd.notna(value):
                     writer.add_scalar(_grouped(name), value, step, walltime=when)
-        if outcome(run):
-            writer.add_hparams(_asked_of(run), outcome(run), run_name=".")
+        if _outcome(run):
+            writer.add_hparams(_asked_of(run), _outcome(run), run_name=".")
 
 
 def _grouped(name: str) -> str:
@@ -900,7 +900,7 @@ def _run_id(run: Run) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def to_wandb(
+def _to_wandb(
     runs,  # As `named_runs` takes them
     folder: str | Path,  # Where the offline runs go, in a folder `wandb`
     project: str = "rvtutorial",
@@ -924,16 +924,16 @@ def to_wandb(
                 project=project, name=name, id=_run_id(run), dir=str(folder), mode=mode,
                 config=_asked_of(run), settings=settings, reinit="finish_previous",
             )  # fmt: skip
-            for row in history(run).to_dict("records"):
+            for row in _history(run).to_dict("records"):
                 step = int(row.pop("epoch"))
                 begun.log({_grouped(k): v for k, v in row.items() if pd.notna(v)}, step)
-            begun.summary.update(outcome(run) | {"state": run.state})
+            begun.summary.update(_outcome(run) | {"state": run.state})
             made.append(Path(begun.dir).parent)
             begun.finish()
     return made
 
 
-def track(
+def _track(
     runs,  # A run, a path, a list of them, name -> run, or a sweep
     folder: str | Path,  # Where the files go
     csv: bool = True,
@@ -947,9 +947,9 @@ def track(
         raise ValueError("online is for Weights & Biases: add wandb=True")
     folder, found, made = Path(folder), named_runs(runs), {}
     if csv:
-        made["csv"] = to_csv(found, folder)
+        made["csv"] = _to_csv(found, folder)
     if tensorboard:
-        made["tensorboard"] = to_tensorboard(found, folder / "tensorboard")
+        made["tensorboard"] = _to_tensorboard(found, folder / "tensorboard")
     if wandb:
-        made["wandb"] = to_wandb(found, folder, project, online)
+        made["wandb"] = _to_wandb(found, folder, project, online)
     return made

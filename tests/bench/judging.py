@@ -50,8 +50,8 @@ def soft_scores(side, seed=0):
 
 def count():
     "One line for each kind of score."
-    from rvtutorial.metrics.calibration import add_scores, count_score_arrays
-    from rvtutorial.metrics.counting import add, count_arrays
+    from rvtutorial.metrics.calibration import _count_score_arrays, add_scores
+    from rvtutorial.metrics.counting import _count_arrays, add
 
     truth, scores = soft_scores(SIDE)
     drawn = scores.argmax(axis=0).astype(np.uint8)
@@ -60,15 +60,15 @@ def count():
 
         def work(given=given):
             ids = [str(i) for i in range(SCENES)]
-            add([count_arrays(truth, drawn, CLASSES, i) for i in ids])
-            add_scores([count_score_arrays(truth, given, CLASSES, i) for i in ids])
+            add([_count_arrays(truth, drawn, CLASSES, i) for i in ids])
+            add_scores([_count_score_arrays(truth, given, CLASSES, i) for i in ids])
 
         print(f"count {name}", turns(work), flush=True)
 
 
 def resample():
     "Twenty runs, each with its interval and its difference from the best."
-    from rvtutorial.metrics.intervals import bootstrap
+    from rvtutorial.metrics.intervals import _bootstrap
     from rvtutorial.metrics.leaderboard import leaderboard
 
     rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def resample():
 
     def intervals():
         for rows in runs.values():
-            bootstrap(rows, **draws)
+            _bootstrap(rows, **draws)
 
     print("intervals", turns(intervals))
     print("board", turns(lambda: leaderboard(runs, method="bootstrap", **draws)))

@@ -21,7 +21,9 @@ from rvtutorial.engine.learner import FastLearner, Options, quiet
 
 def learner_of(root, data, **settings):
     "A learner of the engine with everything it needs."
-    cfg = pipeline.prepare(get_config("inprocess", root / "run", data=data, **settings))
+    cfg = pipeline._prepare(
+        get_config("inprocess", root / "run", data=data, **settings)
+    )
     options = Options(store=reading.SceneStore())
     with quiet():
         return FastLearner(
