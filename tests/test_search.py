@@ -149,8 +149,8 @@ def test_trial_37_is_the_same_alone_in_company_and_in_another_process():
         == alone["lr"]
     )
     code = (
-        "from rvtutorial.sweeps.space import *\n"
-        "print(draw({'lr': Distribution('log_uniform_values', 1e-5, 1e-1)}, 37, 5))"
+        "from rvtutorial.sweeps.space import Distribution, _draw\n"
+        "print(_draw({'lr': Distribution('log_uniform_values', 1e-5, 1e-1)}, 37, 5))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
