@@ -761,8 +761,7 @@ def _clean_command(paths, rules, scores, files, yes):
 
     from rvtutorial import housekeeping as keep
 
-    chosen = list(rules or keep.chosen_rules()) + ["scores"] * scores
-    plan = keep.look(paths or [_all_runs()], list(dict.fromkeys(chosen)))
+    plan = keep.look(paths or [_all_runs()], rules, scores)
     found = keep.clean(plan) if yes else plan
     doc = {"deleted": yes, "bytes": found.size, "rules": found.rows()}
     doc["files"] = [
