@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -130,6 +130,9 @@ _preset = click.option(
     type=click.Choice(["sample", "smoke", "version1", "version2"]), show_envvar=True,
     help="Whose scenes are meant.",
 )  # fmt: skip
+_parameters = click.argument(
+    "params", nargs=-1, metavar="[NAME=VALUE]...", shell_complete=_parameter_names
+)
 _wait = click.option("--wait", is_flag=True, help="Come back when it is over.")
 _timeout = click.option(
     "--timeout", type=click.FloatRange(0), metavar="SECONDS",
@@ -137,6 +140,14 @@ _timeout = click.option(
 )  # fmt: skip
 _folder = click.Path(path_type=Path, file_okay=False)
 _paths = click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+
+
+def _choice(*names: str, words: str, help: str, default: str | None = None):
+    "An option that takes one of some words."
+    kind, shown = click.Choice(words.split()), default is not None
+    return click.option(
+        *names, type=kind, default=default, show_default=shown, help=help
+    )
 
 
 def _workspace(**said: str):
@@ -227,9 +238,8 @@ def _samples_command(folder, preset, **changes):
     make_sample_scenes(
         folder, progress=sys.stderr.isatty(), **{**SAMPLES[preset], **changes}
     )
-    counts = {
-        s: len(list((folder / s).glob("*.tif"))) for s in ("train", "val", "test")
-    }
+    splits = ("train", "val", "test")
+    counts = {s: len(list((folder / s).glob("*.tif"))) for s in splits}
     counted = ", ".join(f"{number} {split}" for split, number in counts.items())
     return _Answer(f"{folder}: {counted} scenes", {"folder": str(folder), **counts})
 
@@ -270,26 +280,17 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
 @click.option("--classes", help="Names, such as building,background.")
 @click.option("--label-values", help="Raster labels: 255:building,0:background.")
 @click.option("--layer", help="Layer of vector labels.")
-@click.option(
-    "--zeros",
-    type=click.Choice(["empty", "data"]),
-    help="Patches of 0 in all bands: no data (empty), or data.",
-)
-@click.option(
-    "--only", type=click.Choice(["data", "site"]), help="Leave out the other."
-)
-def _check_command(
-    data, preset, site, image_pattern, label_pattern, class_field, classes,
-    label_values, layer, zeros, only,
-):  # fmt: skip
+@_choice("--zeros", words="empty data",
+         help="Patches of 0 in all bands: no data (empty), or data.")  # fmt: skip
+@_choice("--only", words="data site", help="Leave out the other.")
+def _check_command(data, preset, site, classes, only, **how):
     "Check a data set (a folder or a table of scenes) and what the jobs of a site need."
     from rvtutorial.hpc.sites import Site, check_site
 
-    pattern = {"image_pattern": image_pattern, "label_pattern": label_pattern}
-    pattern = {name: text for name, text in pattern.items() if text}
-    how = {"class_field": class_field, "classes": classes and classes.split(",")}
-    how |= {"label_values": label_values, "layer": layer, "zeros": zeros}
     how = {name: given for name, given in how.items() if given}
+    how |= {"classes": classes.split(",")} if classes else {}
+    names = ("image_pattern", "label_pattern")
+    pattern = {name: how.pop(name) for name in names if name in how}
     doc, lines = {"ok": True, "problems": []}, []
     if only != "data":
         doc["site"] = check_site(Site.read(site)).to_dict("records")
@@ -361,9 +362,7 @@ def _wait_for(waiting, states, timeout: float | None = None) -> int:
 
 @cli.command("train", short_help="Train, predict and evaluate one run as a job.")
 @click.argument("folder", metavar="RUN_FOLDER")
-@click.argument(
-    "params", nargs=-1, metavar="[NAME=VALUE]...", shell_complete=_parameter_names
-)
+@_parameters
 @_site
 @click.option("--notebook", default="train_rastervision", show_default=True,
               help="Job notebook, by name or path.")  # fmt: skip
@@ -413,22 +412,22 @@ def _short(rows: list[dict]) -> list[dict]:
 @click.argument("model", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option("-o", "--out", required=True, type=_folder, help="Folder of the maps.")
-@click.option("--scores", type=click.Choice(["uint8", "float16", "float32"]),
-              help="Also write the scores of the classes.")  # fmt: skip
+@_choice("--scores", words="uint8 float16 float32",
+         help="Also write the scores of the classes.")  # fmt: skip
 @click.option(
     "--polygons/--no-polygons", default=True, help="Also write polygons.gpkg."
 )
 @click.option("--chip-sz", type=int, help="Pixels along a side of a chip.")
 @click.option("--stride", type=int, help="Pixels from one chip to the next.")
 @click.option("--crop-sz", type=int, help="Pixels discarded along each edge of a chip.")
-@click.option("--blend", type=click.Choice(["cosine", "mean", "votes"]), default="cosine",
-              show_default=True, help="How overlapping chips are joined.")  # fmt: skip
+@_choice("--blend", words="cosine mean votes", default="cosine",
+         help="How overlapping chips are joined.")  # fmt: skip
 @click.option("--bands", help="Such as 3,2,1, counted from 1.")
-@click.option("--zeros", type=click.Choice(["empty", "data"]),
-              help="Patches that are 0 in all bands; as the run by default.")  # fmt: skip
+@_choice("--zeros", words="empty data",
+         help="Patches that are 0 in all bands; as the run by default.")  # fmt: skip
 @click.option("--batch-sz", type=int, help="Chips that are predicted together.")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
-              default="auto", show_default=True, help="Numbers to compute with.")  # fmt: skip
+@_choice("--precision", words="auto float32 bfloat16", default="auto",
+         help="Numbers to compute with.")  # fmt: skip
 @click.option("--trust", is_flag=True, help="Run code that the model carries.")
 def _predict_command(model, images, out, bands, **how):
     """Map IMAGES (files, folders, globs, or URIs) with a trained model.
@@ -465,14 +464,11 @@ def _predict_command(model, images, out, bands, **how):
 def _plan_answer(sweep) -> _Answer:
     "The trials of a sweep, started or not, and what its runs need of the disk."
     room = sweep.room()
-    rows = [
-        {
-            "trial": t.name,
-            "values": t.parameters,
-            "there": t.path(sweep.folder).is_dir(),
-        }
-        for t in sweep.trials
-    ]
+    rows = []
+    for trial in sweep.trials:
+        there = trial.path(sweep.folder).is_dir()
+        row = {"trial": trial.name, "values": trial.parameters, "there": there}
+        rows.append(row)
     doc = {"folder": str(sweep.folder), "trials": rows, "dry_run": True}
     doc["disk"] = {"runs": room.runs, "bytes": round(room.needed), "free": room.free}
     words = {True: "there already", False: "new"}
@@ -505,9 +501,7 @@ def _existing(folder: Path, action: str | None, extend: str | None, site, dry: b
 @click.argument(
     "plan", metavar="FILE.yaml|SWEEP_FOLDER", type=click.Path(path_type=Path)
 )
-@click.argument(
-    "params", nargs=-1, metavar="[NAME=VALUE]...", shell_complete=_parameter_names
-)
+@_parameters
 @click.option("-o", "--out", type=_folder, help="Sweep folder  [default: runs/FILE]")
 @_site
 @click.option("--dry-run", "dry", is_flag=True, help="Show trials and disk use only.")
@@ -563,9 +557,7 @@ def _sweep_doc(folder: Path) -> dict:
     except (ValueError, OSError) as error:
         why = _one_line(error)
         return doc | {"error": why, "text": f"{folder.name}: {why}"}
-    doc |= {"states": now.states, "best": now.best, "elapsed": now.elapsed}
-    doc |= {"remaining": now.remaining, "gpu_minutes": now.gpu_minutes}
-    return doc | {"text": f"{folder.name}: {now!r}"}
+    return {**doc, **asdict(now), "text": f"{folder.name}: {now!r}"}
 
 
 def _look(paths: list[Path]) -> tuple[str, dict]:
@@ -613,25 +605,26 @@ def _finished(paths: Iterable[Path], split: str = "validation") -> dict:
     "Name -> run for all that have succeeded or are unreadable; says what is left out."
     from rvtutorial.runs import Run
 
-    done, out, some = {}, [], False
+    done, out, broken = {}, {}, {}
     for name, path in _run_folders(paths).items():
         run = Run(path)
         judged = (run.path / f"eval/{split}_scenes/eval.json").is_file()
-        good = judged and run.state == "succeeded"
-        some |= good
-        if good or run.state == "unreadable":
+        state = run.state if judged or run.state != "succeeded" else "not evaluated"
+        if state == "succeeded":
             done[name] = run
-        if not good:
-            why = "not evaluated" if run.state == "succeeded" else run.state
-            why = f"unreadable: {run.trouble}" if run.trouble else why
-            out.append((name, f"{name} ({why})"))
-    if not some:
-        listed = ", ".join(words for _, words in out)
+        else:
+            out[name] = (
+                f"{name} ({f'unreadable: {run.trouble}' if run.trouble else state})"
+            )
+        if state == "unreadable":
+            broken[name] = run
+    if not done:
+        listed = ", ".join(out.values())
         raise ValueError(f"nothing to compare on {split} scenes: {listed}")
-    out = [words for name, words in out if name not in done]
+    out = [words for name, words in out.items() if name not in broken]
     if out:
         click.echo(f"left out: {', '.join(out)}", err=True)
-    return done
+    return done | broken
 
 
 def _maps(paths, truth: str, classes: str, values: str | None, split: str) -> dict:
@@ -675,16 +668,14 @@ def _board_text(board, form: str) -> str:
 @click.option("--metric", default="f1", show_default=True,
               help="f1, iou, precision, recall, specificity or accuracy; of runs that kept "
                    "scores roc_auc, average_precision, brier or ece.")  # fmt: skip
-@click.option("--split", type=click.Choice(["validation", "test"]), default="validation",
-              show_default=True, help="Scenes that decide; looking at test is recorded.")  # fmt: skip
-@click.option(
-    "--report", "also", type=click.Choice(["test"]), help="Show this split too."
-)
+@_choice("--split", words="validation test", default="validation",
+         help="Scenes that decide; looking at test is recorded.")  # fmt: skip
+@_choice("--report", "also", words="test", help="Show this split too.")
 @click.option("--class", "--of", "class_name", metavar="NAME",
               help="The class that is scored.")  # fmt: skip
 @click.option("--seeds", is_flag=True, help="Runs that differ in their seed are one.")
-@click.option("--method", type=click.Choice(["jackknife", "bootstrap"]),
-              default="jackknife", show_default=True, help="Of the intervals.")  # fmt: skip
+@_choice("--method", words="jackknife bootstrap", default="jackknife",
+         help="Of the intervals.")  # fmt: skip
 @click.option("--data", type=_folder, help="Where labels are now, to count scores.")
 @click.option("--truth", metavar="FOLDER",
               help="Labels of PATHS that are no runs, such as truth/{id}.geojson.")  # fmt: skip
@@ -692,8 +683,8 @@ def _board_text(board, form: str) -> str:
               help="With --truth: names in the order of the class numbers.")  # fmt: skip
 @click.option("--values", metavar="V=N,...",
               help="With --truth: value in its rasters = class number.")  # fmt: skip
-@click.option("--format", "form", type=click.Choice(["table", "csv", "markdown", "latex"]),
-              default="table", show_default=True)  # fmt: skip
+@_choice("--format", "form", words="table csv markdown latex", default="table",
+         help="Of the table.")  # fmt: skip
 def _compare_command(
     paths, metric, seeds, form, split, also, truth, classes, values, **how
 ):
@@ -727,8 +718,7 @@ def _compare_command(
 @click.option("-o", "--out", default="report.html", show_default=True,
               type=click.Path(path_type=Path, dir_okay=False), help="The file.")  # fmt: skip
 @click.option("--title", help="What stands on top.")
-@click.option("--split", default="validation", show_default=True,
-              type=click.Choice(["validation", "test"]), help="Which scenes.")  # fmt: skip
+@_choice("--split", words="validation test", default="validation", help="Which scenes.")
 @click.option("--scenes", type=click.IntRange(1), help="Maps of so many; else three.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False),
               help="Where images and labels are now, if they were moved.")  # fmt: skip

@@ -203,13 +203,14 @@ class SweepFolder:
 
     def room(self) -> "_Room":
         "What the runs that have not begun need of the disk, and what it has."
-        runs = [self._run(trial) for trial in self._own()]
-        new, each, extra = [r for r in runs if not (r.path / "train").exists()], 0, 0
+        places = [trial.path(self.folder) for trial in self._own()]
+        new = sum(not (place / "train").exists() for place in places)
+        each, extra = 0, 0
         if self.trials:
             hp = complete(self.fixed, self.trials[0].parameters)
             each, extra = _run_size(hp, _predicted_pixels(self.fixed))
         there = next(p for p in (self.folder, *self.folder.parents) if p.is_dir())
-        return _Room(len(new), each, extra, shutil.disk_usage(there).free)
+        return _Room(new, each, extra, shutil.disk_usage(there).free)
 
     # --- running them
 
@@ -281,7 +282,7 @@ class SweepFolder:
         if plan.method == "bayes":
             Journal(self.folder).enlist([trial.name for trial in self.trials])
         asks = plan.early or plan.target is not None or plan.method == "bayes"
-        for runs in self._submissions([t for t in some if t.folder == t.name]):
+        for runs in [*self._submissions([t for t in some if t.folder == t.name])]:
             order = {"after": job} if job else {}
             order |= {"before": HOOK} if asks else {}
             job = submit_many(runs, site=site, notebook=self._program, **order)
@@ -373,17 +374,6 @@ class SweepFolder:
                 alive = [t for t in alive if t.name in book[str(rung)]["go on"]]
         return [trial.name for trial in alive]
 
-    def _left_behind(self, name: str, pause: int | None) -> str | None:
-        "Why a trial does not go on to the rung that it is asked for, if it does not."
-        rungs = self.plan.ladder.rungs
-        try:
-            for i in range(rungs.index(pause or rungs[-1])):
-                if name not in self._who_goes_on(i):
-                    return f"not among the best after {rungs[i]} epochs"
-        except _NotYet as err:
-            return f"waits for a decision: {err}"
-        return None
-
     def _values_for(self, name: str) -> dict:
         "Tell the journal what is finished, then ask it for a trial's values."
         plan, journal, found = self.plan, Journal(self.folder), {}
@@ -429,23 +419,22 @@ class SweepFolder:
         details = Job([run.path for run in runs.values()]).details()
         states = [detail["state"] for detail in details]
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
-        sound = {name: run for name, run in runs.items() if not _trouble(run)}
-        own = [sound[t.name] for t in now._own() if t.name in sound]
-        scored = {}
+        own = [self._run(trial) for trial in now._own()]
+        scored, best = {}, ""
         for name, run in runs.items():
             with contextlib.suppress(Unreadable):
-                scored[name] = _final_score(run, plan.metric)
-        scored, best = {n: v for n, v in scored.items() if v is not None}, ""
+                value = _final_score(run, plan.metric)
+                scored |= {} if value is None else {name: value}
         if scored:
-            best = max(scored, key=scored.get)
-            interval = jackknife(table(counts_of(runs[best])), plan.metric)
-            best = f"{best}: {interval!r}"
-        seconds, left = sum(map(worked, own)), None
+            name = max(scored, key=scored.get)
+            interval = jackknife(table(counts_of(runs[name])), plan.metric)
+            best = f"{name}: {interval!r}"
+        seconds, left = sum(worked(run) for run, _ in _readable(own)), None
         done = sum(d["done"] for d in details)
         planned = sum(d["epochs"] or 0 for d in details)
         planned = plan.ladder.epochs(len(details)) if plan.early else planned
         if done and seconds:  # the epochs that are left at the speed of those done
-            site = next(map(_site_of, sound.values()), {})
+            site = next((site for _, site in _readable(runs.values())), {})
             abreast = min(site.get("parallel") or 1, len(details))
             abreast = abreast if site.get("queue") == "slurm" else 1
             left = max(0, planned - done) * seconds / done / abreast
@@ -485,11 +474,16 @@ def prepare_trial(
     "What a trial's job asks of the sweep folder when it begins."
     folder = Path(folder)
     sweep, name = SweepFolder(folder.parent), folder.name
-    out = sweep._target_reached()
-    if not out and sweep.plan.early:
-        out = sweep._left_behind(name, params.get("pause"))
-    if out:
-        return out
+    if reached := sweep._target_reached():
+        return reached
+    if sweep.plan.early:
+        rungs = sweep.plan.ladder.rungs
+        try:
+            for place in range(rungs.index(params.get("pause") or rungs[-1])):
+                if name not in sweep._who_goes_on(place):
+                    return f"not among the best after {rungs[place]} epochs"
+        except _NotYet as err:
+            return f"waits for a decision: {err}"
     if sweep.plan.method == "bayes":
         own = sweep._values_for(name)
         with _sweep_lock(sweep.folder):
@@ -619,13 +613,11 @@ def _site_of(run: Run) -> dict:
     return submitted(job.get("submission") or run.path).get("site") or {}
 
 
-def _trouble(run: Run) -> bool:
-    "Whether the records of a run or of its submission cannot be read."
-    try:
-        _site_of(run)
-    except Unreadable:
-        return True
-    return False
+def _readable(runs: Iterable[Run]) -> Iterable[tuple[Run, dict]]:
+    "Runs whose records can be read, and the site that each was submitted to."
+    for run in runs:
+        with contextlib.suppress(Unreadable):
+            yield run, _site_of(run)
 
 
 def gpu_minutes(
@@ -633,9 +625,9 @@ def gpu_minutes(
 ) -> float:
     "Minutes times GPUs of some runs; a run on a GPU that nobody asked for counts one."
     total = 0.0
-    for run in (run for run in runs if not _trouble(run)):
+    for run, site in _readable(runs):
         device = (run.manifest.get("made_with") or {}).get("device", "cpu")
-        count = _gpus(_site_of(run).get("gres")) or int(str(device).startswith("cuda"))
+        count = _gpus(site.get("gres")) or int(str(device).startswith("cuda"))
         total += count * worked(run) / 60
     return total
 
