@@ -527,14 +527,14 @@ def test_one_parameter_in_two_groups_of_a_dictionary():
 
 def test_progress_on_a_terminal_in_a_file_and_not_at_all(tmp_path, queue, capsys):
     sweep = run_sweep(tmp_path, grid(lr=RATES), BASE)
-    now = at_work.SweepProgress({"running": 1}, "", 60, 30, 2)
-    after = at_work.SweepProgress({"succeeded": 1}, "", 90, 0, 3)
+    now = at_work._Progress({"running": 1}, "", 60, 30, 2)
+    after = at_work._Progress({"succeeded": 1}, "", 90, 0, 3)
     looks = iter([now, now, after])
     sweep.progress = lambda: next(looks)
     found = sweep.follow(every=0)
     lines = capsys.readouterr().err.splitlines()
     assert found is after and len(lines) == 2  # one for each change
-    assert lines[0] == "1 running; 1:00 worked; about 0:30 left; 2 GPU-minutes"
+    assert lines[0] == "1 running; 01:00 worked; about 00:30 left; 2 GPU-minutes"
     sweep.progress = lambda: after
     sweep.follow(quiet=True)
     assert capsys.readouterr().err == ""

@@ -81,15 +81,12 @@ class _Yaml(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
 
 
+_POWER = r"([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+"
 for _tag, _pattern, _first in [
     ("null", r"~|null|", ["~", "n", ""]),
     ("bool", r"true|false", list("tf")),
     ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?([0-9]+\.?[0-9]*[eE][-+]?[0-9]+|[0-9]+\.[0-9]*|\.[0-9]+([eE][-+]?[0-9]+)?)",
-        list("-+.0123456789"),
-    ),
+    ("float", rf"[-+]?({_POWER}|[0-9]+\.[0-9]*|\.[0-9]+)", list("-+.0123456789")),
 ]:
     _whole = re.compile(rf"^(?:{_pattern})$")
     _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, _first)
@@ -222,9 +219,7 @@ def complete(
     Raises ValueError for unknown names, bad values, and values that contradict.
     """
     asked = {**fixed, **trial}
-    key = repr(
-        sorted(asked.items(), key=str)
-    )  # thousands of trials are asked about often
+    key = repr(sorted(asked.items(), key=str))  # thousands are asked about often
     if key not in _COMPLETE:
         known = {key: value for key, value in asked.items() if key not in SETTINGS}
         if len(_COMPLETE) >= 20_000:
@@ -258,6 +253,28 @@ class SweepFile:
         if self.method == "random":
             return draws(self.spaces, self.run_cap, self.seed)
         return grid(**self.tried)[: self.run_cap] if self.tried else [{}]
+
+    @classmethod
+    def expand(
+        cls,
+        trials,  # A list of dictionaries, a SweepFile, or a sweep file's path or content
+        base: dict | None = None,  # What is the same in all trials
+    ) -> tuple["SweepFile", list[dict]]:  # The plan, with what stays cast; the trials
+        "What a sweep is asked to do; raises ValueError where file and base disagree."
+        if isinstance(trials, (str, Path, Mapping)):
+            trials = read_sweep(trials)
+        is_file = isinstance(trials, SweepFile)
+        plan, base = trials if is_file else cls({}, {}), base or {}
+        clash = [k for k in base if k in plan.fixed and base[k] != plan.fixed[k]]
+        if clash:
+            raise ValueError(f"the sweep file and base disagree on {', '.join(clash)}")
+        fixed = {**plan.fixed, **base}
+        if fixed.get("data") is not None:
+            fixed["data"] = os.path.abspath(os.path.expanduser(fixed["data"]))
+        whole = complete(fixed, {}).asdict()
+        plan = replace(plan, fixed={k: whole.get(k, v) for k, v in fixed.items()})
+        plan.ladder  # noqa: B018, raises where the base has too few epochs
+        return plan, plan.trials() if is_file else list(trials)
 
     @property
     def spaces(self) -> dict[str, Distribution]:
@@ -613,24 +630,3 @@ def _trials(rows: list[dict], folder: Path, plan: SweepFile) -> list[Trial]:
             own = {key: given[key] for key in plan.tried if key in given}
         trials.append(Trial(name, place, own))
     return trials
-
-
-def expand(
-    trials,  # A list of dictionaries, a SweepFile, or a sweep file's path or content
-    base: dict | None = None,  # What is the same in all trials
-) -> tuple[SweepFile, list[dict]]:  # The plan, with what stays cast; and the trials
-    "What a sweep is asked to do; raises ValueError where file and base disagree."
-    if isinstance(trials, (str, Path, Mapping)):
-        trials = read_sweep(trials)
-    is_file = isinstance(trials, SweepFile)
-    plan, base = trials if is_file else SweepFile({}, {}), base or {}
-    clash = [k for k in base if k in plan.fixed and base[k] != plan.fixed[k]]
-    if clash:
-        raise ValueError(f"the sweep file and base disagree on {', '.join(clash)}")
-    fixed = {**plan.fixed, **base}
-    if fixed.get("data") is not None:
-        fixed["data"] = os.path.abspath(os.path.expanduser(fixed["data"]))
-    whole = complete(fixed, {}).asdict()
-    plan = replace(plan, fixed={k: whole.get(k, v) for k, v in fixed.items()})
-    plan.ladder  # noqa: B018, raises where the base has too few epochs
-    return plan, plan.trials() if is_file else list(trials)

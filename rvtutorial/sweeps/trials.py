@@ -16,6 +16,7 @@ from unittest import mock
 
 import pandas as pd
 from humanize import naturalsize
+from tqdm import tqdm
 
 from rvtutorial.core import records
 from rvtutorial.core.files import atomic_path, locked, safe_name
@@ -137,7 +138,7 @@ class SweepFolder:
         reuse: Iterable = (),  # Runs that may stand in for a trial
     ) -> "SweepFolder":
         "The sweep that starting these trials leads to; nothing is written."
-        plan, asked = sweepfile.expand(trials, base)
+        plan, asked = SweepFile.expand(trials, base)
         plan.new_trials(asked, [])
         if not is_sweep(Path(folder)):
             return cls(folder, plan)._with(plan, asked, reuse)
@@ -259,7 +260,7 @@ class SweepFolder:
             how = "a number of trials" if method == "bayes" else "a list of trials"
             raise ValueError(f"a sweep of method {method} is extended by {how}")
         else:
-            new, asked = sweepfile.expand(trials)
+            new, asked = SweepFile.expand(trials)
             self._refuse_other(replace(plan, fixed={**plan.fixed, **new.fixed}))
         with _sweep_lock(self.folder):
             wider = type(self)(self.folder)._with(plan, asked, reuse)
@@ -403,16 +404,14 @@ class SweepFolder:
             run, stages = runs[trial.name], []
             if detail["state"] != "unreadable" and not run.trouble:
                 stages = run.manifest.get("went", {}).get("stages") or []
+            seconds = sum(stage.get("seconds") or 0 for stage in stages)
             row = {"state": detail["state"], "epochs": detail["done"]}
-            row |= {"of": detail["epochs"]}
-            row["seconds"] = round(
-                sum(stage.get("seconds") or 0 for stage in stages), 1
-            )
+            row |= {"of": detail["epochs"], "seconds": round(seconds, 1)}
             row |= trial.parameters if trial.name.startswith("trial-") else {}
             rows.append(row | {"folder": trial.folder, "why": detail["why"]})
         return pd.DataFrame(rows, index=pd.Index(runs, name="trial"))
 
-    def progress(self) -> "SweepProgress":
+    def progress(self) -> "_Progress":
         "States, best so far with its interval, time worked and left, GPU-minutes."
         now = type(self)(self.folder)  # jobs may have noted more meanwhile
         runs, plan = now.runs(), now.plan
@@ -438,14 +437,14 @@ class SweepFolder:
             abreast = min(site.get("parallel") or 1, len(details))
             abreast = abreast if site.get("queue") == "slurm" else 1
             left = max(0, planned - done) * seconds / done / abreast
-        return SweepProgress(counts, best, seconds, left, gpu_minutes(own))
+        return _Progress(counts, best, seconds, left, gpu_minutes(own))
 
     def follow(
         self,
         every: float = 1.0,  # Seconds between two looks
         timeout: float | None = None,  # Seconds; the sweep itself goes on
         quiet: bool = False,
-    ) -> "SweepProgress":  # The last one
+    ) -> "_Progress":  # The last one
         "Show the progress until it is over; TimeoutError when that takes too long."
         start, before, live = time.monotonic(), None, sys.stderr.isatty()
         line = Line() if in_notebook() and not quiet else None
@@ -633,7 +632,7 @@ def gpu_minutes(
 
 
 @dataclass(frozen=True)
-class SweepProgress:
+class _Progress:
     "How a sweep is getting on; prints as one line."
 
     states: dict  # State -> how many trials
@@ -650,18 +649,11 @@ class SweepProgress:
     def __repr__(self):
         parts = [", ".join(f"{n} {state}" for state, n in self.states.items())]
         parts += [f"best so far {self.best}"] if self.best else []
-        parts += [f"{_clock(self.elapsed)} worked"]
+        parts += [f"{tqdm.format_interval(self.elapsed)} worked"]
         if not self.over and self.remaining is not None:
-            parts += [f"about {_clock(self.remaining)} left"]
+            parts += [f"about {tqdm.format_interval(self.remaining)} left"]
         parts += [f"{self.gpu_minutes:.0f} GPU-minutes"] if self.gpu_minutes else []
         return "; ".join(parts)
-
-
-def _clock(seconds: float) -> str:
-    "1:05 or 2:03:10."
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 # --- runs for other programs: CSV, TensorBoard, Weights & Biases
