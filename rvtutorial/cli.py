@@ -347,17 +347,19 @@ def _state_rows(runs: dict[str, Path]) -> list[dict]:
     return rows
 
 
-def _wait_for(waiting, states, timeout: float | None = None) -> int:
-    "Wait for jobs with `waiting`, then make an exit code of `states()`."
+def _wait_for(one, job, wait: bool, timeout: float | None) -> int:
+    "Wait for a job or a sweep, if that was asked for; an exit code of its states."
     from rvtutorial.hpc.job import JobFailed
 
+    if not wait and timeout is None:
+        return FINE
     note = "stopped looking; the jobs go on: `rvtutorial status` shows them"
     click.get_current_context().meta["stopped"] = note
     try:
-        waiting(timeout=timeout)
+        one.wait(timeout=timeout)
     except (JobFailed, TimeoutError) as error:
         click.echo(str(error), err=True)
-    return _code_of(states())
+    return _code_of(job.states().values())
 
 
 @cli.command("train", short_help="Train, predict and evaluate one run as a job.")
@@ -390,9 +392,7 @@ def _train_command(folder, params, site, notebook, after, wait, timeout):
         raise click.UsageError(str(error)) from None
     behind = [Job(run) for run in after]
     job = submit(folder, asked, site=site, notebook=notebook, after=behind or None)
-    code = FINE
-    if wait or timeout is not None:
-        code = _wait_for(job.wait, lambda: job.states().values(), timeout)
+    code = _wait_for(job, job, wait, timeout)
     rows = _state_rows({job.folders[0].name: job.folders[0]})
     if rows[0]["state"] not in ("queued", "running"):
         code = _code_of([rows[0]["state"]])  # over, or the queue is gone already
@@ -539,8 +539,8 @@ def _sweep_command(plan, params, out, site, dry, action, extend, wait, timeout):
     if isinstance(found, _Answer):
         return found
     code = FINE
-    if (wait or timeout is not None) and action != "stop":
-        code = _wait_for(found.wait, lambda: found.job.states().values(), timeout)
+    if action != "stop":
+        code = _wait_for(found, found.job, wait, timeout)
     rows = _state_rows({trial.name: trial.path(found.folder) for trial in found.trials})
     doc = _sweep_doc(found.folder)
     text = f"{_text_table(_short(rows))}\n{doc.pop('text')}"

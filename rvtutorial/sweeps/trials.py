@@ -545,21 +545,18 @@ _WEIGHTS = {  # Bytes of a network's weights for three classes, as a file holds 
 }
 
 
-def _run_size(
-    hp: Hyperparams,
-    pixels: int = 0,  # Of all validation and test scenes together
-    classes: int = 3,  # With null
-) -> tuple[float, float]:  # Bytes that stay, and bytes more while it trains
-    """How large a run folder gets; other networks count as the largest one.
+def _run_size(hp: Hyperparams, pixels: int) -> tuple[float, float]:
+    """Bytes of a run folder that stay, and bytes more while it trains.
 
-    Stock Raster Vision keeps no best weights and compresses no rasters.
+    Other networks count as the largest one, pixels are those of all validation and test
+    scenes. Stock Raster Vision keeps no best weights and compresses no rasters.
     """
     key = (hp.model, hp.backbone if hp.model == "deeplabv3" else None)
     weights, stock = _WEIGHTS.get(key, max(_WEIGHTS.values())), hp.engine == "stock"
     copies = (1 if stock else 2) + (4 if hp.onnx else 2)
     # compression leaves 0.03 to 0.18 of labels and 0.24 to 0.6 of scores, measured
     labels, part = (1, 1) if stock else (0.1, 0.4)
-    scores = {"none": 0, "uint8": 1, "float32": 4}[hp.scores] * classes * part
+    scores = {"none": 0, "uint8": 1, "float32": 4}[hp.scores] * 3 * part  # classes
     hits = 1 if scores else 0  # how often each pixel was predicted, uncompressed
     others = 0.3e6  # notebook, logs, configurations
     rasters = pixels * (labels + scores + hits)
