@@ -503,12 +503,6 @@ class Trial:
         "The run folder, given the sweep folder."
         return Path(os.path.normpath(sweep / self.folder))
 
-    @property
-    def place_in_order(self) -> list:
-        "To sort by: numbers by size and before words, parameter by parameter."
-        found = [(isinstance(v, (int, float)), v) for v in self.parameters.values()]
-        return [(0, v, "") if number else (1, 0, str(v)) for number, v in found]
-
 
 def _as_text(value) -> str:
     "A value for a cell of trials.csv; `_as_value` is the way back."

@@ -108,8 +108,15 @@ class SweepFolder:
         self.plan, self.trials, self.fixed = plan, list(trials), plan.fixed
 
     def in_order(self) -> list[Trial]:
-        "The trials in the order of their values."
-        return sorted(self.trials, key=lambda trial: trial.place_in_order)
+        "The trials in the order of their values: numbers by size and before words."
+
+        def place(trial):
+            found = [
+                (isinstance(v, (int, float)), v) for v in trial.parameters.values()
+            ]
+            return [(0, v, "") if number else (1, 0, str(v)) for number, v in found]
+
+        return sorted(self.trials, key=place)
 
     def runs(self, finished: bool = False) -> dict[str, Run]:
         "The run of each trial by the trial's name, in the order of its values."
