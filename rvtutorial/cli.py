@@ -139,7 +139,8 @@ _timeout = click.option(
     help="Wait no longer; the jobs go on.",
 )  # fmt: skip
 _folder = click.Path(path_type=Path, file_okay=False)
-_paths = click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+_path = click.Path(path_type=Path)
+_paths = click.argument("paths", nargs=-1, type=_path)
 
 
 def _choice(*names: str, words: str, help: str, default: str | None = None):
@@ -271,7 +272,7 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
 
 
 @cli.command("check", short_help="Check a data set and a site.")
-@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=_path)
 @_preset
 @_site
 @click.option("--image-pattern", help="Image files, with one {id}.")
@@ -409,14 +410,12 @@ def _short(rows: list[dict]) -> list[dict]:
 
 
 @cli.command("predict", short_help="Map images with a trained model.")
-@click.argument("model", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
+@click.argument("model", metavar="RUN_OR_BUNDLE", type=_path)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option("-o", "--out", required=True, type=_folder, help="Folder of the maps.")
 @_choice("--scores", words="uint8 float16 float32",
          help="Also write the scores of the classes.")  # fmt: skip
-@click.option(
-    "--polygons/--no-polygons", default=True, help="Also write polygons.gpkg."
-)
+@click.option("--polygons/--no-polygons", default=True, help="Also polygons.gpkg.")
 @click.option("--chip-sz", type=int, help="Pixels along a side of a chip.")
 @click.option("--stride", type=int, help="Pixels from one chip to the next.")
 @click.option("--crop-sz", type=int, help="Pixels discarded along each edge of a chip.")
@@ -498,16 +497,12 @@ def _existing(folder: Path, action: str | None, extend: str | None, site, dry: b
 
 
 @cli.command("sweep", short_help="Run the trials of a sweep file.")
-@click.argument(
-    "plan", metavar="FILE.yaml|SWEEP_FOLDER", type=click.Path(path_type=Path)
-)
+@click.argument("plan", metavar="FILE.yaml|SWEEP_FOLDER", type=_path)
 @_parameters
 @click.option("-o", "--out", type=_folder, help="Sweep folder  [default: runs/FILE]")
 @_site
 @click.option("--dry-run", "dry", is_flag=True, help="Show trials and disk use only.")
-@click.option(
-    "--stop", "action", flag_value="stop", help="Stop it; going on is possible."
-)
+@click.option("--stop", "action", flag_value="stop", help="It can go on later.")
 @click.option("--retry", "action", flag_value="retry", help="Only what has failed.")
 @click.option("--extend", metavar="N|FILE|next",
               help="Add trials: a number, a sweep file, or a proposal.")  # fmt: skip
@@ -571,9 +566,7 @@ def _look(paths: list[Path]) -> tuple[str, dict]:
 
 @cli.command("status", short_help="Say how runs and sweeps are.")
 @_paths
-@click.option(
-    "--watch", "live", is_flag=True, help="Until nothing is at work any more."
-)
+@click.option("--watch", "live", is_flag=True, help="Until nothing is at work.")
 @click.option("--every", type=click.FloatRange(0.1), default=2.0, show_default=True,
               metavar="SECONDS", help="Between two looks of --watch.")  # fmt: skip
 @click.option("--exit-code", is_flag=True,
@@ -720,8 +713,7 @@ def _compare_command(
 @click.option("--title", help="What stands on top.")
 @_choice("--split", words="validation test", default="validation", help="Which scenes.")
 @click.option("--scenes", type=click.IntRange(1), help="Maps of so many; else three.")
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False),
-              help="Where images and labels are now, if they were moved.")  # fmt: skip
+@click.option("--data", type=_folder, help="Where images and labels are now.")
 def _report_command(paths, out, title, **more):
     "Write one HTML file about runs or a sweep, to send to somebody."
     from rvtutorial.core.finding import is_sweep

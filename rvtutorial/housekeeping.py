@@ -136,13 +136,12 @@ def _is_submission(home: Path, folder: Path) -> bool:
     if not _lies_inside(home, folder):
         return False
     try:
-        doc, job = (read_json(home / f"{name}.json") for name in ("tasks", "job"))
-        members, queue, book = doc["folders"], job["queue"], doc.get("notebook")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        tasks = read_json(home / "tasks.json", form=records.TASKS, needed=("folders",))
+        read_json(home / "job.json", form=records.SUBMITTED, needed=("queue",))
+    except (OSError, ValueError):
         return False
-    named = isinstance(members, list) and all(isinstance(m, str) for m in members)
-    ours = named and members and queue in ("local", "slurm")
-    return bool(ours) and (home / "job.sh").is_file() and _only_ours(home, book)
+    whole = tasks["folders"] and (home / "job.sh").is_file()
+    return bool(whole) and _only_ours(home, tasks.get("notebook"))
 
 
 def _only_ours(home: Path, notebook: str | None = None) -> bool:
