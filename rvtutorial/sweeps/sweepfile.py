@@ -138,7 +138,10 @@ _MOST, _DEEPEST = 100_000, 50  # Values of a sweep file, aliases written out; le
 
 def _refuse_endless(item, places: _Places, path: tuple, above: tuple, count) -> None:
     "ValueError for what holds itself or grows beyond all bounds, and for odd keys."
-    inside = item if isinstance(item, (Mapping, list, tuple)) else ()
+    keys = list(item) if isinstance(item, Mapping) else []
+    inside = [((*path, key), item[key]) for key in keys]
+    if isinstance(item, (list, tuple)):
+        inside = [(path, one) for one in item]
     with places.at(*path):
         if any(item is one for one in above):
             raise ValueError("this holds itself (an alias inside its own anchor)")
@@ -147,17 +150,11 @@ def _refuse_endless(item, places: _Places, path: tuple, above: tuple, count) -> 
                 f"too much: more than {_MOST:,} values, or {_DEEPEST} levels, once "
                 "every alias is written out"
             )
-        odd = [
-            k for k in inside if isinstance(item, Mapping) and not isinstance(k, str)
-        ]
-        if odd:
-            raise ValueError(f"the key {odd[0]!r} is no text")
-    above = (*above, item) if inside else above
-    for one in inside:
-        if isinstance(item, Mapping):
-            _refuse_endless(item[one], places, (*path, one), above, count)
-        else:
-            _refuse_endless(one, places, path, above, count)
+        for key in keys:
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is no text")
+    for here, one in inside:
+        _refuse_endless(one, places, here, (*above, item), count)
 
 
 def _load(source: Path | str | Mapping) -> tuple[Mapping, _Places]:
@@ -257,7 +254,7 @@ class SweepFile:
     @classmethod
     def expand(
         cls,
-        trials,  # A list of dictionaries, a SweepFile, or a sweep file's path or content
+        trials,  # Dictionaries, a SweepFile, or a sweep file's path or content
         base: dict | None = None,  # What is the same in all trials
     ) -> tuple["SweepFile", list[dict]]:  # The plan, with what stays cast; the trials
         "What a sweep is asked to do; raises ValueError where file and base disagree."

@@ -94,7 +94,7 @@ HOOK = "rvtutorial.sweeps.trials:prepare_trial"
 
 
 class SweepFolder:
-    "A sweep folder: its plan and its trials, what is still to be run, and how far it is."
+    "A sweep folder: its plan and trials, what is still to be run, and how far it is."
 
     def __init__(
         self,
@@ -302,7 +302,7 @@ class SweepFolder:
             submit(place, sweep, site, "compare_runs", after=behind)
 
     def _submissions(self, own: list[Trial]) -> Iterable[dict[Path, dict]]:
-        "Run folder -> parameters of each submission that is still to be made, in order."
+        "Run folder -> parameters of each submission that is to be made, in order."
         ladder, book = self.plan.ladder, {}
         if ladder:
             book = read_json(self.folder / "rungs.json", {}, records.RUNGS)
@@ -322,7 +322,7 @@ class SweepFolder:
                 }
 
     def _note_final_states(self, reached: str | None) -> None:
-        "Say of trials that need no further turn, whose queue is gone, how they have ended."
+        "Say how trials have ended that need no further turn and whose queue is gone."
         for detail in Job([t.path(self.folder) for t in self._own()]).details():
             run = Run(detail["folder"])
             if detail["state"] not in ("lost", "cancelled") or run.state not in LIVE:
@@ -730,21 +730,32 @@ def _to_csv(runs: dict[str, Run], folder: Path) -> list[Path]:
 
 
 def _to_tensorboard(runs: dict[str, Run], folder: Path) -> list[Path]:
-    "Write a folder of event files for each run, under a name that leads nowhere else."
+    "Write event files, in a folder for each run under a name that leads nowhere else."
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError("event files need torch and tensorboard") from None
     made = []
     for name, run in runs.items():
-        place = folder / safe_name(name)
-        part = place.with_name(f".{place.name}.part")
-        _delete_events(place)
-        _delete_events(part)
-        _write_events(run, part)
-        os.replace(part, place)
-        made.append(place)
+        made.append(folder / safe_name(name))
+        _delete_events(made[-1])
+        curves = _history(run)  # epochs end when they did, as far as can be told
+        start = (run.manifest.get("went", {}).get("attempts") or [{}])[0].get("started")
+        begun = datetime.fromisoformat(start).timestamp() if start else 0.0
+        spent = [curves[c] for c in ("train_time", "valid_time") if c in curves]
+        each = sum(spent) if spent else pd.Series(1.0, curves.index)
+        times = begun + each.fillna(0).cumsum()
+        with SummaryWriter(made[-1]) as writer:
+            for (step, values), when in zip(_epochs(curves), times, strict=True):
+                for label, value in values.items():
+                    writer.add_scalar(label, value, step, walltime=when)
+            if _outcome(run):
+                writer.add_hparams(_asked_of(run), _outcome(run), run_name=".")
     return made
 
 
 def _delete_events(folder: Path) -> None:
-    "Delete a folder of event files; ValueError, and all stays, where it holds anything else."
+    "Delete a folder of event files; ValueError, and all stays, for anything else."
     if not os.path.lexists(folder):
         return
     found = [] if folder.is_symlink() else sorted(folder.rglob("*"))
@@ -757,27 +768,6 @@ def _delete_events(folder: Path) -> None:
             f"another folder for TensorBoard's files"
         )
     shutil.rmtree(folder)
-
-
-def _write_events(run: Run, folder: Path) -> None:
-    "The event files of one run, with times as far as can be told from its start."
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ImportError("event files need torch and tensorboard") from None
-    curves = _history(run)
-    attempts = run.manifest.get("went", {}).get("attempts") or [{}]
-    start = attempts[0].get("started")
-    begun = datetime.fromisoformat(start).timestamp() if start else 0.0
-    spent = [curves[c] for c in ("train_time", "valid_time") if c in curves]
-    each = sum(spent) if spent else pd.Series(1.0, curves.index)
-    times = begun + each.fillna(0).cumsum()
-    with SummaryWriter(folder) as writer:
-        for (step, values), when in zip(_epochs(curves), times, strict=True):
-            for name, value in values.items():
-                writer.add_scalar(name, value, step, walltime=when)
-        if _outcome(run):
-            writer.add_hparams(_asked_of(run), _outcome(run), run_name=".")
 
 
 def _to_wandb(
