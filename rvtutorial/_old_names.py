@@ -96,7 +96,7 @@ def old_attributes(module: str):
     return find
 
 
-class OldNames(MetaPathFinder, Loader):
+class _OldNames(MetaPathFinder, Loader):
     "Finds a module under its old name: it is the same module object."
 
     def find_spec(self, fullname, path=None, target=None):
@@ -128,4 +128,4 @@ class OldNames(MetaPathFinder, Loader):
         return compile(f"import runpy; {run}", fullname, "exec")
 
 
-sys.meta_path.insert(0, OldNames())
+sys.meta_path.insert(0, _OldNames())

@@ -281,9 +281,9 @@ def test_a_sweep_file_that_cannot_be_is_refused_with_its_place(name, tmp_path):
 def test_a_dictionary_that_holds_itself_is_refused():
     ring: dict = {"method": "grid"}
     ring["parameters"] = ring
-    with pytest.raises(ValueError, match="sweep: this holds itself"):
+    with pytest.raises(ValueError, match="sweep, parameters: this holds itself"):
         read_sweep(ring)
-    with pytest.raises(ValueError, match="the key None in parameters is no text"):
+    with pytest.raises(ValueError, match="sweep, parameters: the key None is no text"):
         read_sweep({"parameters": {None: {"value": 1}}})
 
 

@@ -802,12 +802,12 @@ def _rates_and_seeds(answer):  # A dictionary, or YAML text
 
 def _trials_of(answer) -> list[tuple]:
     "(what was asked for, all hyperparameters) of each trial of an answer."
-    from rvtutorial.sweeps.sweepfile import complete, expand, trial_names
+    from rvtutorial.sweeps.sweepfile import SweepFile, complete, trial_names
 
     if isinstance(answer, (list, tuple)) and all(isinstance(t, dict) for t in answer):
-        plan, asked = expand(list(answer))  # as `grid` gives them
+        plan, asked = SweepFile.expand(list(answer))  # as `grid` gives them
     else:
-        plan, asked = expand(_read_sweep_text(answer))
+        plan, asked = SweepFile.expand(_read_sweep_text(answer))
     trial_names(asked)  # refuses a trial that is asked for twice
     return [({**plan.fixed, **trial}, complete(plan.fixed, trial)) for trial in asked]
 
