@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from .reading import attach, build_scene
+from .reading import build_scene
 
 # %% ../../nbs/engine/batches.ipynb #130bc1c6
 with warnings.catch_warnings():  # importing Raster Vision switches all of them off
@@ -174,7 +174,7 @@ def window_datasets(
     found = []
     for config in getattr(scenes, names[split]):
         scene = build_scene(config, scenes.class_config, tmp_dir, predictions=False)
-        scene = scene if store is None else attach(scene, store)
+        scene = scene if store is None else store.attach(scene)
         found.append(_windows_of(data, scene, transform))
     whole = ConcatDataset(found or [[]])
     if split == "train" and (

@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from rvtutorial.engine.learner import INPUTS, pack, quiet
 from rvtutorial.engine.mapfiles import colour_bands
 from rvtutorial.data.places import unplaced_allowed
-from rvtutorial.engine.reading import MultiRasterSourceConfig, raster_source
+from rvtutorial.engine.reading import MultiRasterSourceConfig
 from rvtutorial.core.records import read_json
 
 with quiet():

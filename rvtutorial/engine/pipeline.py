@@ -61,7 +61,6 @@ from rvtutorial.engine.learner import (
 from rvtutorial.engine.reading import (
     SceneStore,
     build_scene,
-    crs_transformer_of,
     hidden_classes,
     slow_reason,
 )
@@ -74,6 +73,7 @@ from rvtutorial.runs import Run
 
 from rastervision.core.data import (  # isort: skip  after the modules that keep it quiet
     IdentityCRSTransformer,
+    RasterioCRSTransformer,
     SemanticSegmentationLabelStoreConfig,
 )
 from rastervision.core.data.utils import color_to_triple
@@ -291,7 +291,7 @@ def _refuse_without_place(scenes):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 with rasterio.open(uris if isinstance(uris, str) else uris[0]) as file:
-                    place = crs_transformer_of(file)
+                    place = RasterioCRSTransformer.from_dataset(file)
             if isinstance(place, IdentityCRSTransformer):
                 raise ValueError(
                     f"scene {scene.id}: {file.name} has no georeference, and Raster "
