@@ -311,7 +311,8 @@ def test_ranges_count_where_training_scenes_differ_in_type(tmp_path, data):
     about = bundles.inputs_of(both)
     assert about["dtype"] is None and about["bands"] == 3
     far = picture(tmp_path, data, 30, "float32")
-    (odd,) = bundles.odd_ranges([str(floats), str(far)], None, about)
+    model = bundles.Model(tmp_path, {}, {}, None, about)
+    (odd,) = model.odd_ranges([str(floats), str(far)], None)
     assert far.name in odd
     joined = SimpleNamespace(raster_sources=both)  # one scene of two files
     about = bundles.inputs_of([joined])
@@ -330,7 +331,7 @@ def test_a_model_is_taken_from_its_own_folder_only(tmp_path, monkeypatch):
     for config in ({}, there):
         (copy / "pipeline-config.json").write_text(json.dumps(config))
         with pytest.raises(FileNotFoundError, match="holds no trained model"):
-            bundles.open_model(copy, tmp_path / "unpacked")
+            bundles.Model.open(copy, tmp_path / "unpacked")
 
 
 # --- code

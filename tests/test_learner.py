@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from rvtutorial.core.progress import ProgressLine
 from rvtutorial.engine import learner
-from rvtutorial.engine.batches import BatchLoader, _plan
+from rvtutorial.engine.batches import BatchLoader, _plan, seed_everything
 from rvtutorial.engine.learner import (
     Checkpoint,
     FastLearner,
@@ -44,7 +44,6 @@ from rvtutorial.engine.learner import (
     _tell_step,
     pack,
     quiet,
-    seed_everything,
 )
 
 
@@ -157,7 +156,9 @@ def test_precision_is_what_the_hardware_multiplies(monkeypatch):
         ({"avx512f", "avx2"}, torch.float32),
         (set(), torch.float32),
     ):
-        monkeypatch.setattr(learner, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(
+            learner.Path, "read_text", lambda _, flags=flags: " ".join(flags)
+        )
         assert _precision_of("auto") == expected
         assert _precision_of("float32") == torch.float32
     for native in (True, False):
