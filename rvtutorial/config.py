@@ -216,13 +216,21 @@ def make_solver(
     hp: Hyperparams,  # lr, epochs, batch_sz, one_cycle, class_weights, null
     classes: ClassConfig,  # The classes
 ) -> SolverConfig:  # Builds loss, optimizer and schedule
-    "How the network is trained."
+    "How the network is trained; raises ValueError for a wrong number of weights."
+    weights, names = hp.class_weights and list(hp.class_weights), classes.names[:-1]
+    if weights and len(weights) == len(names):
+        weights.append(0.0 if hp.null == "ignore" else 1.0)
+    if weights is not None and len(weights) != len(classes):
+        raise ValueError(
+            f"class_weights must be {len(names)} numbers, for {', '.join(names)}, "
+            f"got {len(hp.class_weights)}: {','.join(f'{w:g}' for w in hp.class_weights)}"
+        )
     return SolverConfig(
         lr=hp.lr,
         num_epochs=hp.epochs,
         batch_sz=hp.batch_sz,
         one_cycle=hp.one_cycle,
-        class_loss_weights=inputs.class_weights(hp, classes),
+        class_loss_weights=weights,
         ignore_class_index=classes.null_class_id if hp.null == "ignore" else None,
     )
 
@@ -255,8 +263,8 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     inputs.allow_open_files(len(shapes))
     order = found["order"]
     solver, windows = make_solver(hp, classes), make_windows(hp, splits, shapes)
-    asked = inputs.what_is_asked(hp, preset, where, splits, windows)
-    with inputs.begun(output_uri, asked) as run:  # nothing is written before this
+    asked = hp, preset, where, splits, windows
+    with inputs.begun(output_uri, *asked) as run:  # nothing is written before this
         shown = checks.shown_as_bands(splits, where["bands"], run.path / "images")
         labels = checks.labels_of_run(run.path, hp, where, found, shown, classes)
         dataset = make_dataset(shown, classes, labels, order, hp.scores, found["fills"])

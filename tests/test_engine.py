@@ -392,7 +392,7 @@ def test_a_hidden_class_is_said_before_labels_are_read(
 ):
     asked = []
     monkeypatch.setattr(
-        pipeline, "hidden_classes", lambda data: asked.append(data) or ["a tag"]
+        pipeline, "_hidden_classes", lambda data: asked.append(data) or ["a tag"]
     )
     cfg = configure(data, copied.path)
     pipeline.run(cfg, progress=False)  # nothing is left to do

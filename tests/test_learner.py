@@ -34,7 +34,6 @@ from rvtutorial.engine.learner import (
     FastLearner,
     Interrupted,
     Options,
-    OrderedDDPLearner,
     _precision_of,
     _prepared,
     _random_state,
@@ -42,7 +41,6 @@ from rvtutorial.engine.learner import (
     _Stop,
     _tell_epoch,
     _tell_step,
-    pack,
     quiet,
 )
 
@@ -842,7 +840,9 @@ def test_a_score_can_be_monitored(zoo, tmp_path):
 
 
 def test_each_epoch_goes_through_the_loader_it_was_given():
-    one = OrderedDDPLearner.__new__(OrderedDDPLearner)
+    from rvtutorial.engine.pipeline import _OrderedDDPLearner
+
+    one = _OrderedDDPLearner.__new__(_OrderedDDPLearner)
     seen = []
     one.model, one.device = nn.Conv2d(1, 1, 1), torch.device("cpu")
     one.train_step = lambda batch, i: (
@@ -910,7 +910,7 @@ def test_packing(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "x.txt").write_text("1")
     (tmp_path / "a" / "b" / "y.txt").write_text("2")
-    pack(tmp_path / "a", tmp_path / "a.zip")
+    FastLearner.pack(tmp_path / "a", tmp_path / "a.zip")
     with zipfile.ZipFile(tmp_path / "a.zip") as bundle:
         assert bundle.namelist() == ["b/y.txt", "x.txt"]
         assert bundle.read("b/y.txt") == b"2" and bundle.testzip() is None

@@ -18,7 +18,7 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from rvtutorial.engine.learner import INPUTS, pack, quiet
+from rvtutorial.engine.learner import INPUTS, FastLearner, quiet
 from rvtutorial.engine.mapfiles import colour_bands
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.core.records import read_json
@@ -34,7 +34,7 @@ with quiet():
     from rastervision.pytorch_learner import SemanticSegmentationLearnerConfig
     from rastervision.pytorch_learner.utils.torch_hub import get_hubconf_dir_from_cfg
 
-__all__ = ["INPUTS", "OUR_CODE", "Model", "inputs_of", "refuse_other_task"]
+__all__ = ["INPUTS", "OUR_CODE", "Model"]
 
 OUR_CODE = {  # SHA-256 of every version of `models/unet.py`, which is a bundle's hubconf.py
     "f335d3a4ccd4fd3d19dd1147a60e995e45385771243bf82d20b8571c22bb8ee5",
@@ -42,29 +42,6 @@ OUR_CODE = {  # SHA-256 of every version of `models/unet.py`, which is a bundle'
     "2ace2995c4d84eaa83dbc689cc8738fd6fb3465a14003d7020bcb49131001db4",
     "913f82104cccc2b3a92c7bc7e92101f6a3e6dd9749f66e604e06f0084faf4e35",
 }
-
-
-# --- tasks
-
-
-def refuse_other_task(
-    type_hint: str | None,  # Of a serialized configuration
-    what,  # In the message: what the configuration is of
-    known: type = SemanticSegmentationConfig,  # What it has to be
-) -> None:
-    "ValueError unless a configuration is for semantic segmentation."
-    try:
-        kind = registry.get_config(type_hint)
-    except Exception as err:  # whatever the registry raises for a name it does not know
-        text = (
-            f"{what}: {type_hint!r} is no configuration that Raster Vision knows here"
-        )
-        raise ValueError(text) from err
-    if not issubclass(kind, known):
-        raise ValueError(
-            f"{what} is for another task ({type_hint}): this package trains, predicts "
-            f"and evaluates semantic segmentation; use `rastervision run` for this one"
-        )
 
 
 # --- code
@@ -157,20 +134,38 @@ class Model:
                 f"allow it with trust=True (in a terminal: --trust)"
             )
         if tree:
-            refuse_other_task(tree.get("type_hint"), model)
+            cls.refuse_other_task(tree.get("type_hint"), model)
         learner = trees[0]
         if "learner" in learner:  # early bundles have that of a pipeline around it
             learner = trees[0]["learner"]
             learner |= {"plugin_versions": trees[0].get("plugin_versions")}
         learner = _upgraded(learner, names[0])
         task = SemanticSegmentationLearnerConfig
-        refuse_other_task(learner.get("type_hint"), model, task)
-        pack(training, tmp / "training.zip")
+        cls.refuse_other_task(learner.get("type_hint"), model, task)
+        FastLearner.pack(training, tmp / "training.zip")
         inputs = read_json(training / INPUTS, None)
         if not inputs:
             inputs = read_json(model / "run.json", {}).get("went", {}).get("inputs")
         tree = _upgraded(tree, path)
         return cls(tmp / "training.zip", tree, learner, root, inputs)
+
+    @staticmethod
+    def refuse_other_task(
+        type_hint: str | None,  # Of a serialized configuration
+        what,  # In the message: what the configuration is of
+        known: type = SemanticSegmentationConfig,  # What it has to be
+    ) -> None:
+        "ValueError unless a configuration is for semantic segmentation."
+        try:
+            kind = registry.get_config(type_hint)
+        except Exception as err:  # whatever the registry raises for an unknown name
+            text = f"{what}: {type_hint!r} is no configuration that Raster Vision knows here"
+            raise ValueError(text) from err
+        if not issubclass(kind, known):
+            raise ValueError(
+                f"{what} is for another task ({type_hint}): this package trains, predicts "
+                f"and evaluates semantic segmentation; use `rastervision run` for this one"
+            )
 
     @property
     def predicts(self) -> dict:  # chip_sz, stride, crop_sz, batch_sz; empty: not said
@@ -203,6 +198,31 @@ class Model:
         if not scenes:
             return None
         return _Source(build_config(scenes[0]["raster_source"]), self.root)
+
+    @staticmethod
+    def inputs_of(
+        configs: list,  # Raster sources of training scenes
+    ) -> dict | None:  # None where none can be read
+        """What images hold before any transformer: dtype, bands, and the range of each band.
+
+        `dtype` is None when scenes differ in it, or the files of a scene.
+        `low` and `high` hold, for each band that is read, the least and the largest 2 % and
+        98 % quantile of a scene.
+        """
+        chosen = configs[:: max(1, len(configs) // SCENES)][:SCENES]
+        found = [one for one in map(_values_of, chosen) if one]
+        if not found:
+            return None
+        dtypes, counts, ranges = zip(*found, strict=True)
+        one = dtypes[0] if len(set(dtypes)) == 1 else None
+        about = {"dtype": one, "bands": counts[0]}
+        seen = np.array([r for r in ranges if r is not None and len(r) == counts[0]])
+        if len(seen):  # (scenes, bands, low and high)
+            about["low"], about["high"] = (
+                np.stack([seen[..., i].min(0), seen[..., i].max(0)], -1).tolist()
+                for i in (0, 1)
+            )
+        return about
 
     def odd_ranges(
         self,
@@ -394,31 +414,6 @@ def _paths(config):
 
 SCENES = 8  # as many training scenes are looked at
 MOST = 4.0  # times brighter or darker than any training scene: worth a warning
-
-
-def inputs_of(
-    configs: list,  # Raster sources of training scenes
-) -> dict | None:  # None where none can be read
-    """What images hold before any transformer: dtype, bands, and the range of each band.
-
-    `dtype` is None when scenes differ in it, or the files of a scene.
-    `low` and `high` hold, for each band that is read, the least and the largest 2 % and
-    98 % quantile of a scene.
-    """
-    chosen = configs[:: max(1, len(configs) // SCENES)][:SCENES]
-    found = [one for one in map(_values_of, chosen) if one]
-    if not found:
-        return None
-    dtypes, counts, ranges = zip(*found, strict=True)
-    one = dtypes[0] if len(set(dtypes)) == 1 else None
-    about = {"dtype": one, "bands": counts[0]}
-    seen = np.array([r for r in ranges if r is not None and len(r) == counts[0]])
-    if len(seen):  # (scenes, bands, low and high)
-        about["low"], about["high"] = (
-            np.stack([seen[..., i].min(0), seen[..., i].max(0)], -1).tolist()
-            for i in (0, 1)
-        )
-    return about
 
 
 def _values_of(config):

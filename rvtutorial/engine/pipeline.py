@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -40,38 +41,31 @@ from rvtutorial.core.names import near_match
 from rvtutorial.core.progress import ProgressLine
 from rvtutorial.core.record import headline
 from rvtutorial.core.records import read_json
-from rvtutorial.data.validity import check_zeros
+from rvtutorial.data.places import unplaced_allowed
+from rvtutorial.data.validity import check_zeros, declared_nodata
 from rvtutorial.engine import prediction, scoring, speed
 from rvtutorial.engine.batches import BatchTransform, seed_everything
-from rvtutorial.engine.bundles import Model, inputs_of, refuse_other_task
+from rvtutorial.engine.bundles import Model
 from rvtutorial.engine.learner import (
     Checkpoint,
     FastLearner,
     Interrupted,
     Options,
-    OrderedDDPLearner,
     Paused,
-    pack,
     quiet,
 )
-from rvtutorial.engine.reading import build_scene, hidden_classes, slow_reason
+from rvtutorial.engine.reading import build_scene, slow_reason
 from rvtutorial.engine.store import SceneStore
 from rvtutorial.runs import Run
 
-from rastervision.core.data import (  # isort: skip  after the modules that keep it quiet
-    IdentityCRSTransformer,
-    RasterioCRSTransformer,
-    SemanticSegmentationLabelStoreConfig,
-)
-from rastervision.core.data.utils import color_to_triple
+from rastervision.core import data as rv  # isort: skip  after what keeps it quiet
+from rastervision.core.data.utils import color_to_triple, listify_uris
 from rastervision.core.rv_pipeline import SemanticSegmentationConfig
 from rastervision.pipeline.config import build_config, save_pipeline_config
 from rastervision.pipeline.file_system import get_tmp_dir
 from rastervision.pipeline.pipeline_config import PipelineConfig
-from rastervision.pytorch_learner import (
-    SemanticSegmentationGeoDataConfig,
-    SemanticSegmentationLearner,
-)
+from rastervision.pytorch_learner import SemanticSegmentationGeoDataConfig
+from rastervision.pytorch_learner import SemanticSegmentationLearner as StockLearner
 
 __all__ = ["paths", "predict", "run"]
 
@@ -83,7 +77,7 @@ def _prepare(config: PipelineConfig) -> PipelineConfig:
 
     ValueError unless it is for semantic segmentation. The one given is not changed.
     """
-    refuse_other_task(getattr(config, "type_hint", None), "the configuration")
+    Model.refuse_other_task(getattr(config, "type_hint", None), "the configuration")
     config = copy.deepcopy(config)
     classes = config.dataset.class_config
     taken, black = {_triple(color) for color in classes.colors}, (0, 0, 0)
@@ -170,6 +164,10 @@ def _mapped(cfg):
     return cfg.dataset.validation_scenes + cfg.dataset.test_scenes
 
 
+def _is_temporal(scene):
+    return getattr(scene.raster_source, "temporal", False)
+
+
 def _path(why_stock):
     return ("stock", why_stock) if why_stock else ("fast", "")
 
@@ -183,14 +181,10 @@ def _chips_path(cfg):
     if _chips_cut(cfg):
         return "stock", "chips were cut beforehand"
     data = cfg.backend.data
-    if any(_temporal(s) for s in data.scene_dataset.train_scenes):
+    if any(map(_is_temporal, data.scene_dataset.train_scenes)):
         return "plain", "a time series"
     how = BatchTransform.of(data, "uint8", augment=True)
     return ("plain", how) if isinstance(how, str) else ("fast", "")
-
-
-def _temporal(scene):
-    return getattr(scene.raster_source, "temporal", False)
 
 
 def _why_predict_stock(cfg):
@@ -201,11 +195,11 @@ def _why_predict_stock(cfg):
         return "a remote folder"
     for scene in _mapped(cfg):
         store = scene.label_store
-        if type(store) is not SemanticSegmentationLabelStoreConfig:
+        if type(store) is not rv.SemanticSegmentationLabelStoreConfig:
             return f"{type(store).__name__} is not ours to write"
         if store.vector_output:
             return "vector outputs"
-        if _temporal(scene):
+        if _is_temporal(scene):
             return "a time series"
     return None
 
@@ -252,16 +246,50 @@ def _refuse_without_place(scenes):
         parts = getattr(source, "raster_sources", [source])
         uris = getattr(parts[getattr(source, "primary_source_idx", 0)], "uris", None)
         with contextlib.suppress(rasterio.RasterioIOError, IndexError, TypeError):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                with rasterio.open(uris if isinstance(uris, str) else uris[0]) as file:
-                    place = RasterioCRSTransformer.from_dataset(file)
-            if isinstance(place, IdentityCRSTransformer):
+            uri = uris if isinstance(uris, str) else uris[0]
+            with unplaced_allowed(), rasterio.open(uri) as file:
+                place = rv.RasterioCRSTransformer.from_dataset(file)
+            if isinstance(place, rv.IdentityCRSTransformer):
                 raise ValueError(
                     f"scene {scene.id}: {file.name} has no georeference, and Raster "
                     f"Vision's own code cannot save a map of it: use engine='fast' and "
                     f"label stores without vector output"
                 )
+
+
+def _hidden_classes(dataset) -> list[str]:
+    """What Raster Vision does to label rasters whose declared no-data value is a class.
+
+    It reads such pixels as 0, and then takes them for the class that 0 means.
+    """
+    hidden, names = [], dataset.class_config.names
+    for scene in dataset.all_scenes:
+        source = getattr(scene.label_source, "raster_source", None)
+        if type(source) is not rv.RasterioSourceConfig:
+            continue
+        steps = [getattr(t, "mapping", None) or {} for t in source.transformers]
+        for uri in listify_uris(source.uris):
+            value = declared_nodata(uri)
+            meant = _class_of(value, steps, names)
+            read = _class_of(0, steps, names)
+            if value and meant is not None and meant != read:
+                hidden.append((uri, value, meant, read or "0"))
+    if not hidden:
+        return []
+    uri, value, meant, read = hidden[0]
+    return [
+        f"{len(hidden)} label rasters, such as {uri}, declare {value:g} as no data, which "
+        f"is the class {meant}: Raster Vision reads such pixels as {read}. Take the tag "
+        "away (gdal_edit.py -unsetnodata) if they are meant"
+    ]
+
+
+def _class_of(value, steps, names):
+    "The name of the class that a number becomes, None if it becomes none."
+    for mapping in steps:
+        value = mapping.get(value, value)
+    whole = value is not None and math.isfinite(value) and int(value) == value
+    return names[int(value)] if whole and 0 <= value < len(names) else None
 
 
 # --- the stages
@@ -278,6 +306,20 @@ class _Work:
     out: object  # Takes a line of text
     blend: str = "mean"
     ddp: bool = False
+
+
+class _OrderedDDPLearner(StockLearner):
+    """Raster Vision's training on several GPUs, with a new order of chips in each epoch.
+
+    Its `train_epoch` goes through another loader than the one whose order it has just set.
+    """
+
+    def train_epoch(self, optimizer, dataloader=None, step_scheduler=None):
+        before, self.train_dl = self.train_dl, dataloader or self.train_dl
+        try:
+            return super().train_epoch(optimizer, None, step_scheduler)
+        finally:
+            self.train_dl = before
 
 
 def _train_stage(work: _Work) -> None:
@@ -298,7 +340,7 @@ def _train_stage(work: _Work) -> None:
     learner_cfg = cfg.backend.get_learner_config(cfg)
     more = dict(tmp_dir=work.pipeline.tmp_dir)
     if work.ddp:
-        OrderedDDPLearner(learner_cfg, **more).main()
+        _OrderedDDPLearner(learner_cfg, **more).main()
         return
     more |= dict(options=options)
     if cfg.source_bundle_uri is None:
@@ -319,9 +361,7 @@ def _train_stage(work: _Work) -> None:
 def _note_inputs(work):
     "Write into `run.json` what the network is shown, for those who predict with it."
     scenes = work.cfg.dataset.train_scenes or work.cfg.dataset.validation_scenes
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        found = inputs_of([scene.raster_source for scene in scenes])
+    found = Model.inputs_of([scene.raster_source for scene in scenes])
     work.folder.update("went", inputs=found)
     return found
 
@@ -471,8 +511,8 @@ def _safe_bundle(work: _Work) -> Path:
     definition = getattr(work.cfg.backend.model, "external_def", None)
     place, known = Path(getattr(definition, "uri", None) or work.cfg.root_uri), set()
     if not _inside(place, work.cfg.root_uri):
-        files_there = [path for path in place.rglob("*") if path.is_file()]
-        known = {hashlib.sha256(path.read_bytes()).hexdigest() for path in files_there}
+        code_files = [path for path in place.rglob("*") if path.is_file()]
+        known = {hashlib.sha256(path.read_bytes()).hexdigest() for path in code_files}
     folder = Path(tempfile.mkdtemp(dir=work.pipeline.tmp_dir))
     return Model.open(bundle, folder, known=known).bundle
 
@@ -492,13 +532,29 @@ def _predict_as_stock(work, learner) -> None:
 
 def _map_scenes(work, learner, maps) -> None:
     "Map all scenes that have no complete map, in one stream of windows."
-    cfg, stop = work.cfg, work.options.stop
-    scenes = _mapped(cfg)
+    cfg, stop, how = work.cfg, work.options.stop, work.cfg.predict_options
+    more = cfg.dataset.class_config, work.pipeline.tmp_dir
+
+    def targets():
+        for config in _mapped(cfg):
+            if maps.done(config):
+                continue
+            _clear_map(
+                cfg, config
+            )  # of others: with their scores no store can be built
+            scene = build_scene(config, *more, labels=False)
+            blend = work.blend if config.label_store.smooth_output else None
+            done = partial(maps.note, config)
+            target = prediction.scene_target(scene, how, blend, done)
+            if target.plan.differs:
+                work.out(f"scene {config.id}: {target.plan.differs}")
+            yield target
+
     try:
         counts = prediction.stream(
-            (_target(work, scene, maps) for scene in scenes if not maps.done(scene)),
+            targets(),
             learner.scores,
-            batch_sz=cfg.predict_options.batch_sz,
+            batch_sz=how.batch_sz,
             tell=lambda done, of_all: stop.check(),
         )
     finally:
@@ -508,19 +564,6 @@ def _map_scenes(work, learner, maps) -> None:
     meter.count(counts["chips"], counts["pixels"])
     meter.add("compute", counts["seconds"]["computing"])
     meter.add("wait", counts["seconds"]["waiting"])
-
-
-def _target(work, config, maps):
-    "A scene as a target of a stream of windows."
-    _clear_map(work.cfg, config)  # of others: with their scores no store can be built
-    more = work.cfg.dataset.class_config, work.pipeline.tmp_dir
-    scene = build_scene(config, *more, labels=False)
-    blend = work.blend if config.label_store.smooth_output else None
-    how, done = work.cfg.predict_options, partial(maps.note, config)
-    target = prediction.scene_target(scene, how, blend, done)
-    if target.plan.differs:
-        work.out(f"scene {config.id}: {target.plan.differs}")
-    return target
 
 
 # --- evaluation, bundle, and stages of stock
@@ -549,7 +592,7 @@ def _bundle_stage(work: _Work) -> None:
         if Path(cfg.analyze_uri).exists():
             shutil.copytree(cfg.analyze_uri, place / "analyze")
         shutil.copy(cfg.get_config_uri(), place / "pipeline-config.json")
-        pack(place, Path(cfg.get_model_bundle_uri()))
+        FastLearner.pack(place, Path(cfg.get_model_bundle_uri()))
 
 
 def _chip_stage(work: _Work) -> None:
@@ -570,9 +613,7 @@ def _stock_stage(work: _Work, name: str) -> None:
         seed_everything(work.options.seed)  # all that can be seeded from outside
     if name == "predict":
         bundle = str(_safe_bundle(work))
-        learner = SemanticSegmentationLearner.from_model_bundle(
-            bundle, work.pipeline.tmp_dir
-        )
+        learner = StockLearner.from_model_bundle(bundle, work.pipeline.tmp_dir)
         _predict_as_stock(work, learner)
     else:
         getattr(work.pipeline, name)()
@@ -608,8 +649,8 @@ def _stages_done(run, cfg) -> list[dict]:
     "The stages of a run that need not be done again: name and seconds of each, in order."
     scenes, done = _mapped(cfg), []
     for stage in run.manifest.get("went", {}).get("stages", []):
-        files = _products(cfg, stage["name"])
-        if not files or not all(f.exists() for f in files):
+        made = _products(cfg, stage["name"])
+        if not made or not all(path.exists() for path in made):
             break
         if stage["name"] == "predict" and not all(map(_Maps(cfg, run).done, scenes)):
             break
@@ -808,14 +849,8 @@ def _attempt(run: Run):
     state("succeeded")
 
 
-DEFAULTS = {
-    "engine": "fast",
-    "precision": "auto",
-    "onnx": False,
-    "keep": "last",
-    "patience": None,
-    "monitor": "val_loss",
-}
+_CHOICES = ("precision", "onnx", "keep", "patience", "monitor")
+DEFAULTS = {"engine": "fast"} | {name: getattr(Options, name) for name in _CHOICES}
 
 
 def _chosen(folder, **given) -> dict:
@@ -933,10 +968,16 @@ def _remove_partials(folder) -> None:
 def _run_stages(work: _Work, commands, stock: bool) -> None:
     "All stages that were asked for, one after the other."
     with quiet():
-        wanted = _ordered(commands, work.pipeline.commands)
+        every = work.pipeline.commands
+    commands = every if commands is None else commands
+    commands = commands.split() if isinstance(commands, str) else list(commands)
+    for name in commands:
+        if name not in every:
+            raise ValueError(f"there is no stage {name!r}; {near_match(name, every)}")
+    wanted = [name for name in every if name in commands]  # as they need each other
     done = {stage["name"] for stage in _stages_done(work.folder, work.cfg)}
     if {"chip", "train", "eval"} & {*wanted} - done:  # these read labels
-        for text in hidden_classes(work.cfg.dataset):
+        for text in _hidden_classes(work.cfg.dataset):
             (_say if work.out is _say_nothing else work.out)(text)
     if not stock:
         table = paths(work.cfg, work.ddp)
@@ -948,16 +989,6 @@ def _run_stages(work: _Work, commands, stock: bool) -> None:
         work.options.stop.check()
     for name, numbers in _report(work.folder, work.options.meters).items():
         work.out(f"{name}: {numbers['chips_per_s']} chips/s. {numbers['in_words']}")
-
-
-def _ordered(commands, every) -> list[str]:
-    "Stages in the order in which they depend on each other; ValueError for unknown ones."
-    commands = every if commands is None else commands
-    commands = commands.split() if isinstance(commands, str) else list(commands)
-    for name in commands:
-        if name not in every:
-            raise ValueError(f"there is no stage {name!r}; {near_match(name, every)}")
-    return [name for name in every if name in commands]
 
 
 def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
@@ -1118,7 +1149,7 @@ def _source_of(model, data, bands) -> dict:
             "they are. Give its run folder, or the bundle of the run"
         )
         return {"bands": bands, "channels": data.img_channels}
-    known = known or inputs_of([source.config])
+    known = known or Model.inputs_of([source.config])
     model.inputs = known
     prepare = source.prepare(bands)
     bands = source.bands if bands is None else bands

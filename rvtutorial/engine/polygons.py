@@ -20,13 +20,7 @@ from rvtutorial.engine.store import Held, SceneStore
 with warnings.catch_warnings():  # importing Raster Vision switches all of them off
     warnings.simplefilter("ignore")
     from rastervision.core.box import Box
-    from rastervision.core.data import (
-        BufferTransformerConfig,
-        ClassInferenceTransformerConfig,
-        GeoJSONVectorSourceConfig,
-        RasterizedSourceConfig,
-        RasterSource,
-    )
+    from rastervision.core import data as rv
     from rastervision.core.data.utils import listify_uris
     from rastervision.pipeline.file_system import download_if_needed
 
@@ -36,12 +30,8 @@ __all__ = ["LabelRaster"]
 # --- reading
 
 
-def _label_polygons(
-    config: RasterizedSourceConfig,  # Vector labels
-    classes,  # ClassConfig
-    crs_transformer,  # Of the image
-) -> tuple[np.ndarray, np.ndarray]:  # Polygons in pixels of the raster, their class ids
-    """The polygons that Raster Vision would draw, in its order.
+def _label_polygons(config, classes, crs_transformer) -> tuple[np.ndarray, np.ndarray]:
+    """The polygons that Raster Vision would draw, in its order and in pixels, and their ids.
 
     Raises what Raster Vision raises for points, lines, or features without a class.
     """
@@ -59,15 +49,14 @@ def _label_polygons(
 
 def _quickly(config, classes, crs_transformer):
     "The same without a loop over features, None where only stock knows how."
+    plain = type(config) is rv.GeoJSONVectorSourceConfig
     rules = [  # buffers of lines and points do nothing to polygons
-        s
-        for s in config.transformers
-        if type(s) is not BufferTransformerConfig or s.geom_type == "Polygon"
+        step
+        for step in config.transformers
+        if type(step) is not rv.BufferTransformerConfig or step.geom_type == "Polygon"
     ]
-    plain = type(config) is GeoJSONVectorSourceConfig and len(rules) == 1
+    plain &= [type(rule) for rule in rules] == [rv.ClassInferenceTransformerConfig]
     if not plain or not hasattr(crs_transformer, "map2image"):
-        return None
-    if type(rules[0]) is not ClassInferenceTransformerConfig:
         return None
     read = [_read_vectors(uri) for uri in listify_uris(config.uris)]
     if any(r is None for r in read):
@@ -94,8 +83,6 @@ def _read_vectors(uri):
 
 
 _CLASS_FIELDS = ["class_id", "class_name", "label"]
-
-
 _LONGITUDE_LATITUDE = ("EPSG:4326", "OGC:CRS84", "URN:OGC:DEF:CRS:OGC:1.3:CRS84")
 
 
@@ -176,9 +163,7 @@ def _parts(shapes, ids):
 # --- drawing
 
 
-def _as_geojson(
-    shapes: np.ndarray,  # Polygons
-) -> list:  # The same for rasterio, as dictionaries where possible
+def _as_geojson(shapes) -> list:
     "Polygons as GeoJSON, all at once: asking each of them takes longer than drawing it."
     if set(shapely.get_type_id(shapes).tolist()) != {3}:
         return list(shapes)
@@ -191,7 +176,7 @@ def _as_geojson(
     ]
 
 
-class LabelRaster(Held, RasterSource):
+class LabelRaster(Held, rv.RasterSource):
     """Polygons of a scene as a raster of class ids.
 
     They are drawn once for the whole extent, but for what sticks out of it; a larger scene
@@ -202,9 +187,9 @@ class LabelRaster(Held, RasterSource):
 
     def __init__(
         self,
-        config: RasterizedSourceConfig,  # Vector labels
+        config: rv.RasterizedSourceConfig,  # Vector labels
         classes,  # ClassConfig
-        image: RasterSource,  # Of the same scene
+        image: rv.RasterSource,  # Of the same scene
     ):
         self.place, how = image.crs_transformer, config.rasterizer_config
         self.shapes, self.ids = _label_polygons(config, classes, self.place)
@@ -212,7 +197,7 @@ class LabelRaster(Held, RasterSource):
         points, of = shapely.get_coordinates(self.shapes, return_index=True)
         self.odd = np.unique(of[(points % 1 != 0).any(axis=1)])
         kind = dict(channel_order=[0], num_channels_raw=1, dtype_raw=np.uint8)
-        RasterSource.__init__(self, **kind, bbox=image.bbox)
+        rv.RasterSource.__init__(self, **kind, bbox=image.bbox)
         self.set_bbox(image.bbox)
 
     @property

@@ -8,7 +8,6 @@ a window is read directly, or cut from pixels that are held in memory.
 import contextlib
 import copy
 import functools
-import math
 import os
 import tempfile
 import threading
@@ -25,19 +24,7 @@ with warnings.catch_warnings():  # importing Raster Vision switches all of them 
     import rastervision.pytorch_backend  # noqa: F401  registers every config class
 
 from rastervision.core.box import Box
-from rastervision.core.data import (
-    MultiRasterSource,
-    MultiRasterSourceConfig,
-    RasterioCRSTransformer,
-    RasterioSource,
-    RasterioSourceConfig,
-    RasterizedSourceConfig,
-    RasterSource,
-    Scene,
-    SceneConfig,
-    SemanticSegmentationLabelSource,
-    SemanticSegmentationLabelSourceConfig,
-)
+from rastervision.core import data as rv
 from rastervision.core.data.utils import get_polygons_from_uris, listify_uris
 from rastervision.core.data.utils.rasterio import (
     get_aws_session,
@@ -46,11 +33,10 @@ from rastervision.core.data.utils.rasterio import (
 )
 from rastervision.pipeline.file_system import NotReadableError, get_tmp_dir
 
-from rvtutorial.data.validity import declared_nodata
 from rvtutorial.engine.polygons import LabelRaster
 from rvtutorial.engine.store import Held, SceneStore
 
-__all__ = ["SceneStore", "build_scene", "hidden_classes", "slow_reason"]
+__all__ = ["SceneStore", "build_scene", "slow_reason"]
 
 
 # --- open files
@@ -62,11 +48,7 @@ class _OpenRasters(threading.local):
     def __init__(self, most: int = 16):
         self.most, self.held = most, OrderedDict()
 
-    def get(
-        self,
-        path: str,  # Anything that rasterio opens
-        session=None,  # A session of rasterio, for s3://
-    ):  # The dataset, open
+    def get(self, path, session=None):
         "A raster, opened now unless it was used a moment ago and has not changed since."
         key = path, None
         with contextlib.suppress(OSError):  # what is no file cannot be seen to change
@@ -92,9 +74,7 @@ class _OpenRasters(threading.local):
 
 def _env(session):
     "Who reads from a bucket; entering an environment for nothing costs as much as a read."
-    return (
-        contextlib.nullcontext() if session is None else rasterio.Env(session=session)
-    )
+    return rasterio.Env(session=session) if session else contextlib.nullcontext()
 
 
 RASTERS = _OpenRasters()
@@ -104,32 +84,13 @@ os.register_at_fork(after_in_child=RASTERS.leave)
 # --- windows of a raster
 
 
-def _read_inside(
-    dataset,  # An open raster
-    bands,  # Bands, counted from 1
-    window: Box,  # In pixels of the raster, wholly inside it
-) -> np.ndarray:  # (height, width, bands), in the type of the file
-    "The pixels of a window, with zeros where the raster has no data."
-    where = window.rasterio_format()
-    bands = [int(b) for b in bands]
-    if is_masked(dataset):
-        pixels = dataset.read(bands, window=where, masked=True).filled(0)
-    else:
-        pixels = dataset.read(bands, window=where)
-    for i, band in enumerate(bands):
-        empty = dataset.nodatavals[band - 1]
-        if empty is not None and empty != 0:
-            pixels[i, pixels[i] == empty] = 0
-    return pixels.transpose(1, 2, 0)
-
-
 @functools.lru_cache(maxsize=64)
-def _projections(crs: str) -> RasterioCRSTransformer:
+def _projections(crs: str) -> rv.RasterioCRSTransformer:
     "What turns map coordinates into those of an image; the same for scenes of one CRS."
-    return RasterioCRSTransformer(rasterio.Affine.identity(), crs)
+    return rv.RasterioCRSTransformer(rasterio.Affine.identity(), crs)
 
 
-class _FastSource(Held, RasterioSource):
+class _FastSource(Held, rv.RasterioSource):
     "Raster Vision's source of a raster file, read without detours and closed after use."
 
     def __init__(
@@ -153,14 +114,14 @@ class _FastSource(Held, RasterioSource):
             self.session = get_aws_session()
         dataset = self.image_dataset
         if dataset.crs is None:
-            self.place = RasterioCRSTransformer.from_dataset(dataset)
+            self.place = rv.RasterioCRSTransformer.from_dataset(dataset)
         else:
             self.place = copy.copy(_projections(dataset.crs.wkt))
             self.place.transform = dataset.transform
         order = get_channel_order_from_dataset(dataset) if order is None else order
         self.bands_to_read = np.array(order, dtype=int) + 1
         self.is_masked = is_masked(dataset)
-        RasterSource.__init__(  # RasterioSource's own would keep the file open
+        rv.RasterSource.__init__(  # rv.RasterioSource's own would keep the file open
             self,
             channel_order=order,
             num_channels_raw=dataset.count,
@@ -193,13 +154,21 @@ class _FastSource(Held, RasterioSource):
         return np.ascontiguousarray(pixels)  # bands side by side, as chips have them
 
     def _inside(self, window, bands):
-        "Read a window of the extent; what of it lies outside the file is zero."
-        dataset = self.image_dataset
+        "A window of the extent; what lies outside the file, or has no data there, is zero."
+        dataset, bands = self.image_dataset, [int(b) for b in bands]
         there = window.to_global_coords(self.bbox)
         inside = there.intersection(Box(0, 0, dataset.height, dataset.width))
+        where = inside.rasterio_format()
         with _env(self.session):
-            found = _read_inside(dataset, bands, inside)
-        return self.cut(found, there.to_local_coords(inside))
+            if is_masked(dataset):
+                pixels = dataset.read(bands, window=where, masked=True).filled(0)
+            else:
+                pixels = dataset.read(bands, window=where)
+        for i, band in enumerate(bands):
+            empty = dataset.nodatavals[band - 1]
+            if empty is not None and empty != 0:
+                pixels[i, pixels[i] == empty] = 0
+        return self.cut(pixels.transpose(1, 2, 0), there.to_local_coords(inside))
 
     def _get_chip(self, window, bands=None, out_shape=None):
         """As stock does it: without `bands`, all those of the file.
@@ -226,35 +195,32 @@ class _FastSource(Held, RasterioSource):
 
 
 def slow_reason(
-    config: SceneConfig,  # Of any pipeline
+    config: rv.SceneConfig,  # Of any pipeline
 ) -> str | None:  # None: all of it reads fast
     "Why a scene, or a part of it, is read by stock code."
-    if type(config) is not SceneConfig:
+    if type(config) is not rv.SceneConfig:
         return f"{type(config).__name__} is not Raster Vision's own scene"
     sources = [config.raster_source]
-    if type(sources[0]) is MultiRasterSourceConfig:
+    if type(sources[0]) is rv.MultiRasterSourceConfig:
         if sources[0].temporal:
             return "a time series"
         sources = sources[0].raster_sources
     if config.label_source is not None:
         sources = [*sources, getattr(config.label_source, "raster_source", None)]
-    known = (RasterioSourceConfig, RasterizedSourceConfig)
+    known = (rv.RasterioSourceConfig, rv.RasterizedSourceConfig)
     odd = [type(s).__name__ for s in sources if type(s) not in known]
     return f"{odd[0]} is read by stock" if odd else None
 
 
-def _raster_source(
-    config,  # Of an image, or of labels
-    tmp_dir: str | None = None,  # For mosaics
-) -> RasterSource:  # A FastSource where the configuration allows it
-    "Build the source of a raster."
+def _raster_source(config, tmp_dir=None) -> rv.RasterSource:
+    "Build the source of an image, or of labels: a fast one where the configuration allows it."
     steps = [t.build(channel_order=config.channel_order) for t in config.transformers]
     bbox = None if config.bbox is None else Box(*config.bbox)
-    if type(config) is RasterioSourceConfig:
+    if type(config) is rv.RasterioSourceConfig:
         streaming, order = config.allow_streaming, config.channel_order
         return _FastSource(config.uris, steps, streaming, order, bbox, tmp_dir)
-    if type(config) is MultiRasterSourceConfig and not config.temporal:
-        return MultiRasterSource(
+    if type(config) is rv.MultiRasterSourceConfig and not config.temporal:
+        return rv.MultiRasterSource(
             [_raster_source(c, tmp_dir) for c in config.raster_sources],
             primary_source_idx=config.primary_source_idx,
             channel_order=config.channel_order,
@@ -264,35 +230,30 @@ def _raster_source(
     return config.build(tmp_dir)
 
 
-def _label_source(
-    config,  # Of labels
-    classes,  # ClassConfig
-    image: RasterSource,  # Of the same scene
-    tmp_dir: str | None = None,  # For mosaics
-):  # Serves class ids
+def _label_source(config, classes, image, tmp_dir):
     "Build the source of a scene's labels."
-    if type(config) is not SemanticSegmentationLabelSourceConfig:
+    if type(config) is not rv.SemanticSegmentationLabelSourceConfig:
         return config.build(classes, image.crs_transformer, image.bbox, tmp_dir)
     labels = config.raster_source
-    if type(labels) is RasterizedSourceConfig:
+    if type(labels) is rv.RasterizedSourceConfig:
         raster = LabelRaster(labels, classes, image)
     else:
         raster = _raster_source(labels, tmp_dir)
-    return SemanticSegmentationLabelSource(raster, classes)
+    return rv.SemanticSegmentationLabelSource(raster, classes)
 
 
 def build_scene(
-    config: SceneConfig,  # Of any pipeline
+    config: rv.SceneConfig,  # Of any pipeline
     classes,  # ClassConfig
     tmp_dir: str | None = None,  # For mosaics
     labels: bool = True,  # Is anybody going to look at the labels?
     predictions: bool = True,  # And at predictions made before?
-) -> Scene:  # With fast sources where the configuration allows them
+) -> rv.Scene:  # With fast sources where the configuration allows them
     """What `config.build` builds, served faster and with files closed.
 
     Raises FileNotFoundError that names the scene when a file is missing.
     """
-    if type(config) is not SceneConfig:
+    if type(config) is not rv.SceneConfig:
         return config.build(classes, tmp_dir)
     try:
         image = _raster_source(config.raster_source, tmp_dir)
@@ -308,7 +269,7 @@ def build_scene(
     except _UNREADABLE as err:
         raise FileNotFoundError(f"scene {config.id}: {err}") from err
     drawn = isinstance(getattr(known, "raster_source", None), LabelRaster)
-    scene = Scene(config.id, image, None if drawn else known, store, areas)
+    scene = rv.Scene(config.id, image, None if drawn else known, store, areas)
     if drawn:  # on the image's own grid: nothing to match
         scene.label_source = known
     return scene
@@ -320,40 +281,3 @@ _UNREADABLE = (
     NotReadableError,
     DataSourceError,
 )
-
-
-def hidden_classes(
-    dataset,  # DatasetConfig, of any pipeline
-) -> list[str]:  # One sentence, or none
-    """What Raster Vision does to label rasters whose declared no-data value is a class.
-
-    It reads such pixels as 0, and then takes them for the class that 0 means.
-    """
-    hidden, names = [], dataset.class_config.names
-    for scene in dataset.all_scenes:
-        source = getattr(scene.label_source, "raster_source", None)
-        if type(source) is not RasterioSourceConfig:
-            continue
-        steps = [getattr(t, "mapping", None) or {} for t in source.transformers]
-        for uri in listify_uris(source.uris):
-            value = declared_nodata(uri)
-            meant = _class_of(value, steps, names)
-            read = _class_of(0, steps, names)
-            if value and meant is not None and meant != read:
-                hidden.append((uri, value, meant, read or "0"))
-    if not hidden:
-        return []
-    uri, value, meant, read = hidden[0]
-    return [
-        f"{len(hidden)} label rasters, such as {uri}, declare {value:g} as no data, which "
-        f"is the class {meant}: Raster Vision reads such pixels as {read}. Take the tag "
-        "away (gdal_edit.py -unsetnodata) if they are meant"
-    ]
-
-
-def _class_of(value, steps, names):
-    "The name of the class that a number becomes, None if it becomes none."
-    for mapping in steps:
-        value = mapping.get(value, value)
-    whole = value is not None and math.isfinite(value) and int(value) == value
-    return names[int(value)] if whole and 0 <= value < len(names) else None
