@@ -49,8 +49,7 @@ from rastervision.pytorch_learner.learner_config import default_augmentors
 
 # %% ../nbs/06_code_breakdown.ipynb #0e19abe4
 def make_classes(
-    names: str
-    | list = "building,background",  # The class that is looked for comes first
+    names: str | list = "building,background",  # The one looked for comes first
 ) -> ClassConfig:  # With `null` at the end
     "The classes a pixel can have; raises ValueError for fewer than two or a name twice."
     names = names.split(",") if isinstance(names, str) else list(names)
@@ -111,8 +110,7 @@ def make_scene(
     channel_order: list | None = None,  # Bands, counted from 0; None: all
     label_values: dict | None = None,  # Number in a label raster -> class id
     scores: str = "uint8",  # Scores kept beside the labels: none, uint8, float32
-    fills: list
-    | None = None,  # Values of floats that become 0, as nan does; None: integers
+    fills: list | None = None,  # As `make_fillers` takes them
 ) -> SceneConfig:  # Builds a scene
     "One image with its labels, and what is kept of its prediction."
     labels = None
@@ -289,8 +287,7 @@ def get_config(
     label_pattern: str = scenes.LABEL_PATTERN,  # Label files, with the same {id}
     classes: str = "building,background",  # Names; the one looked for comes first
     class_field: str | None = None,  # Attribute of vector labels that holds the class
-    label_values: str
-    | None = None,  # Raster labels: 255:building,0:background, or #3C1098:building,...
+    label_values: str | None = None,  # 255:building,0:background or #3C1098:building
     bands: str | None = None,  # Such as 3,2,1; None: all but alpha
     layer: str | None = None,  # Layer of vector labels; None: the only one
     zeros: str | None = None,  # Patches of 0 in all bands: empty (None), or data

@@ -216,8 +216,7 @@ class BatchTransform:
         data,  # SemanticSegmentationGeoDataConfig
         dtype,  # Of the chips before scaling
         augment: bool,  # As training does?
-        size: int
-        | None = None,  # Of all chips; None: as the configuration samples them
+        size: int | None = None,  # Of all chips; None: as the data samples them
     ) -> "BatchTransform | str":  # Or why albumentations must do it
         "How to finish chips without albumentations, if that gives the same."
         sizes, how = {size} if size else set(), data.sampling
@@ -291,17 +290,11 @@ class _Collator:
     """Makes finished batches of planned items: chips and labels as tensors on a device.
 
     A batch lies in memory that is used again after `buffers` others: one that is made,
-    two that wait (`_prefetched`), one that the network works on.
+    two that wait (`_prefetched`), one that the network works on. `parts` are window data
+    sets of Raster Vision.
     """
 
-    def __init__(
-        self,
-        parts: list,  # Window data sets of Raster Vision
-        how: BatchTransform,
-        batch_sz: int,  # Chips in a batch
-        device="cpu",  # Where batches go
-        buffers: int = 4,  # Batches that are valid at a time
-    ):
+    def __init__(self, parts, how, batch_sz, device="cpu", buffers=4):
         self.parts, self.how, self.device = parts, how, torch.device(device)
         self.cuda = self.device.type == "cuda"
         self.ways, (self.scale, self.shift) = (

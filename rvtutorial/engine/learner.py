@@ -517,9 +517,7 @@ class FastLearner(SemanticSegmentationLearner):
                 train_metrics = self.train_epoch(self.opt, None, self.step_scheduler)
             if self.epoch_scheduler:
                 self.epoch_scheduler.step()
-            valid = {}
-            if len(self.valid_ds):
-                valid = self.validate_epoch(self.valid_dl)
+            valid = self.validate_epoch(self.valid_dl) if len(self.valid_ds) else {}
             metrics = {"epoch": self.epoch, **train_metrics, **valid}
             with self.meter("train"):
                 self.on_epoch_end(self.epoch, metrics)
@@ -566,8 +564,7 @@ class FastLearner(SemanticSegmentationLearner):
             raise ValueError(f"monitor must be one of {names}, got {monitor!r}")
         value = metrics.get(monitor)
         if self.options.better(value, self.best and self.best["value"]):
-            self.best = {"epoch": self.epoch, "value": value}
-            self.best["monitor"] = monitor
+            self.best = {"epoch": self.epoch, "value": value, "monitor": monitor}
             _hard_link(self.last_model_weights_path, self.best_weights_path)
             self.waited_epochs = 0
         else:
@@ -600,12 +597,8 @@ class FastLearner(SemanticSegmentationLearner):
 
     def parts(self) -> dict:
         "What has a state of its own."
-        every = {
-            "model": self.model,
-            "optimizer": self.opt,
-            "step": self.step_scheduler,
-        }
-        every["epoch_schedule"] = self.epoch_scheduler
+        every = {"model": self.model, "optimizer": self.opt}
+        every |= {"step": self.step_scheduler, "epoch_schedule": self.epoch_scheduler}
         return {name: part for name, part in every.items() if part is not None}
 
     def save(self):

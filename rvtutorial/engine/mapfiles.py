@@ -30,12 +30,11 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.features import shapes
 from rasterio.windows import Window
 
-from rvtutorial.core.files import safe_name
+from rvtutorial.core.files import atomic_path, safe_name
 from rvtutorial.core.gdalnames import gdal_name
 from rvtutorial.data.labels import refuse_several, refuse_unplaced
 from rvtutorial.data.places import square_metres
 from rvtutorial.data.validity import Validity, cleared, colour_bands
-from rvtutorial.core.files import atomic_path
 from rvtutorial.core.names import natural_key
 
 __all__ = ["Outputs", "Raster", "find_images"]
@@ -236,8 +235,7 @@ class Raster:
     def __init__(
         self,
         uri: str | Path,  # A path or URI
-        bands: list[int]
-        | None = None,  # That are read, counted from 0; None: all colours
+        bands: list[int] | None = None,  # Counted from 0; None: all colours
         box: tuple | None = None,  # The part that counts: top, left, bottom, right
         prepare: Callable | None = None,  # Raster transformers: chip -> chip
         zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
@@ -280,8 +278,7 @@ class Raster:
 
     def look(
         self,
-        dtype: str
-        | None = None,  # Type of the pixels the model was trained on; None: any
+        dtype: str | None = None,  # That the model was trained on; None: any
         chip_sz: int = 256,  # Pixels along one side of a chip
         channels: int | None = None,  # Bands that the model sees; None: any number
     ) -> tuple[dict, int]:  # height, width, crs, transform; bytes of cache it needs

@@ -879,18 +879,15 @@ def run(
     progress: bool = True,  # Print a line for each epoch and stage
     threads: int | None = None,  # CPU threads of torch; None: as it is set
     onnx: bool | None = None,  # Export to ONNX; None: as the run was asked, else not
-    engine: str
-    | None = None,  # fast, or stock: Raster Vision's own code for everything
+    engine: str | None = None,  # fast, or stock: all by Raster Vision's own code
     precision: str | None = None,  # auto, float32 or bfloat16
     keep: str | None = None,  # Which weights become the model: last or best
-    patience: int
-    | None = None,  # Epochs without a better `monitor` before stopping early
+    patience: int | None = None,  # Epochs without a better `monitor` before stopping
     monitor: str | None = None,  # A column of the log, val_loss by default
     pause: int | None = None,  # Stop after so many epochs in all, as the state says
     checkpoint_minutes: float = 5.0,  # Between checkpoints within an epoch
     blend: str = "mean",  # How overlapping scores are joined: mean, as stock, or cosine
-    store: SceneStore
-    | None = None,  # Holds pixels; None: shared by all runs of this process
+    store: SceneStore | None = None,  # Holds pixels; None: one for all runs here
     ddp: bool = False,  # Train on all GPUs, with Raster Vision's own code
     compile: bool = False,  # torch.compile on a GPU: worth it in long trainings
     trust: bool = False,  # Run code of others: of a bundle, of an old checkpoint
@@ -918,16 +915,15 @@ def run(
     if pause and (engine == "stock" or ddp):
         raise ValueError("pause needs the fast engine on one device")
     folder, seed = _open_run(cfg, seed)
-    digest = hashlib.sha256(repr([_fingerprint(cfg, False), seed, how]).encode())
+    digest = repr([_fingerprint(cfg, False), seed, how]).encode()
+    digest = hashlib.sha256(digest).hexdigest()[:16]
     options = Options(
         seed=seed,
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
         store=store or _shared_store(),
         pause=pause,
-        checkpoint=Checkpoint(
-            folder.path / "checkpoint.pt", digest.hexdigest()[:16], trust
-        ),
+        checkpoint=Checkpoint(folder.path / "checkpoint.pt", digest, trust),
         **how,
     )
     out = print if progress else _say_nothing
@@ -998,9 +994,7 @@ def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
     if name in [d["name"] for d in done]:
         out(f"{name}: done already")
         return
-    earlier = [s for s in done if s["name"] != name]
-    folder.update("went", stages=earlier)
-    kept = work.options.checkpoint
+    folder.update("went", stages=done)
     if name == "train" and out is not _say_nothing:
         work.options.tell = ProgressLine(work.cfg.backend.solver.num_epochs, out)
     with quiet(stdout=name != "train"):
@@ -1013,9 +1007,9 @@ def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
         if folder.path.joinpath("eval", f"{split}_scenes", "eval.json").exists():
             folder.update(f"results.{split}", **headline(folder.evaluation(split)))
     seconds = round(time.perf_counter() - start, 2)
-    folder.update("went", stages=[*earlier, {"name": name, "seconds": seconds}])
+    folder.update("went", stages=[*done, {"name": name, "seconds": seconds}])
     if name == "train":
-        kept.remove()  # not before run.json says that its work is done
+        work.options.checkpoint.remove()  # not before run.json says that its work is done
     out(f"{name}: {seconds:.1f} s")
 
 
@@ -1027,20 +1021,16 @@ def predict(
     images,  # A file, a folder, a glob, a URI, or a list of these
     out: str | Path,  # Each map gets a folder in this one
     blend: str = "cosine",  # How overlapping chips are joined: cosine, mean or votes
-    chip_sz: int
-    | None = None,  # Pixels along a side of a chip; None: as the run predicted
-    stride: int
-    | None = None,  # To the next chip; None: half a chip, for mean and votes as the run
-    crop_sz: int
-    | None = None,  # Pixels discarded along each edge of a chip; None: likewise
+    chip_sz: int | None = None,  # Pixels along a side; None: as the run predicted
+    stride: int | None = None,  # None: half a chip; for mean and votes as the run
+    crop_sz: int | None = None,  # Pixels discarded along each edge; None: likewise
     bands: list[int] | None = None,  # Counted from 0; None: as the run reads them
     scores: str | None = None,  # Also scores.tif: float32, float16 or uint8
     polygons: bool = True,  # Also polygons.gpkg
     batch_sz: int | None = None,  # Chips that are predicted together
     precision: str = "auto",  # auto, float32 or bfloat16
     progress: bool = True,  # Print a line now and then
-    zeros: str
-    | None = None,  # Patches of 0 in all bands: empty, or data; None: as the run
+    zeros: str | None = None,  # Patches of 0: empty, or data; None: as the run
     trust: bool = False,  # Run code that the model carries and that is not this package's
 ) -> pd.DataFrame:  # One row an image: where it is, where its map is
     """Map new images; memory grows with the width of an image, not with its height.
@@ -1069,10 +1059,8 @@ def predict(
     with _ended_by_signals(), alone, tempfile.TemporaryDirectory() as tmp, _settings():
         with quiet(stdout=False):
             opened = Model.open(Path(model), Path(tmp), trust)
-            options = Options(precision=precision)
-            learner = FastLearner.from_model_bundle(
-                str(opened.bundle), tmp, options=options
-            )
+            bundle, options = str(opened.bundle), Options(precision=precision)
+            learner = FastLearner.from_model_bundle(bundle, tmp, options=options)
         data, how = learner.cfg.data, opened.predicts
         if blend == "cosine" or chip_sz not in (None, how.get("chip_sz")):
             how = {k: v for k, v in how.items() if k not in ("stride", "crop_sz")}

@@ -99,8 +99,7 @@ class SceneStore:
 
     def __init__(
         self,
-        budget_mb: float
-        | None = None,  # None: RVTUTORIAL_CACHE_MB or a quarter of memory
+        budget_mb: float | None = None,  # None: RVTUTORIAL_CACHE_MB or 1/4 of memory
         scratch: str | Path | None = None,  # None: `scratch_folder()`
         say=say_once,  # Told once when something is slower than it could be
     ):
