@@ -4,7 +4,6 @@ Written by hand: the plumbing of `engine.predict`.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import zipfile

@@ -8,11 +8,9 @@ of an image.
 import glob
 import itertools
 import json
-import math
 import os
 import re
 import threading
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -26,14 +24,14 @@ import rasterio
 import shapely
 from affine import Affine
 from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.features import shapes
 from rasterio.windows import Window
 
 from rvtutorial.core.files import atomic_path, safe_name
 from rvtutorial.core.gdalnames import gdal_name
 from rvtutorial.data.labels import refuse_several, refuse_unplaced
-from rvtutorial.data.places import square_metres
+from rvtutorial.data.places import square_metres, unplaced_allowed
 from rvtutorial.data.validity import Validity, cleared, colour_bands
 from rvtutorial.core.names import natural_key
 
@@ -288,24 +286,19 @@ class Raster:
         """
         uri = self.uri
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                with rasterio.open(uri) as file:
-                    refuse_several(file, uri)
-                    refuse_unplaced(file, uri)
-                    count, wanted = file.count, self.bands or colour_bands(file)
-                    dtypes = {file.dtypes[i] for i in wanted if i < count}
-                    found = {"height": file.height, "width": file.width}
-                    found |= {"transform": file.transform, "crs": None}
-                    if file.crs:  # as text: threads must not share the object
-                        found["crs"] = file.crs.to_wkt(version="WKT2_2019")
-                    # so much that a row of windows decodes every block once
-                    rows = chip_sz + 2 * max(height for height, _ in file.block_shapes)
-                    row = (
-                        sum(np.dtype(kind).itemsize for kind in file.dtypes)
-                        * file.width
-                    )
-                    cache = min(CACHE + min(rows, file.height) * row, 2**31)
+            with unplaced_allowed(), rasterio.open(uri) as file:
+                refuse_several(file, uri)
+                refuse_unplaced(file, uri)
+                count, wanted = file.count, self.bands or colour_bands(file)
+                dtypes = {file.dtypes[i] for i in wanted if i < count}
+                found = {"height": file.height, "width": file.width}
+                found |= {"transform": file.transform, "crs": None}
+                if file.crs:  # as text: threads must not share the object
+                    found["crs"] = file.crs.to_wkt(version="WKT2_2019")
+                # so much that a row of windows decodes every block once
+                rows = chip_sz + 2 * max(height for height, _ in file.block_shapes)
+                row = sum(np.dtype(kind).itemsize for kind in file.dtypes) * file.width
+                cache = min(CACHE + min(rows, file.height) * row, 2**31)
         except RasterioError as err:
             raise ValueError(f"{uri} cannot be read as an image: {err}") from err
         if max(wanted) >= count:

@@ -323,7 +323,7 @@ class _Stream:
             self.error = self.error or (doing, self.at[doing], err)
             self.stop.set()
 
-    def timed(self, what, work, *args):
+    def timed(self, work, what, *args):
         "Call a function and count its time."
         start = time.perf_counter()
         try:
@@ -363,13 +363,11 @@ class _Stream:
             try:
                 with rasterio.Env(GDAL_CACHEMAX=target.cache):
                     for y, x in target.plan:
-                        if target.empty and self.timed(
-                            "reading", target.empty, y, x, size
-                        ):
+                        at = "reading", y, x, size
+                        if target.empty and self.timed(target.empty, *at):
                             yield target, y, None, None
-                            continue
-                        chip = self.timed("reading", target.read, y, x, size)
-                        yield target, y, x, chip
+                        else:
+                            yield target, y, x, self.timed(target.read, *at)
             finally:
                 target.close()
             yield target, None, None, None
@@ -384,15 +382,15 @@ class _Stream:
                 for target, y, x in events:
                     self.at["writing"] = target.name
                     if sink is None:
-                        sink = self.timed("writing", target.open)
+                        sink = self.timed(target.open, "writing")
                         names = target.classes, target.blend, target.null
                         band = _Band(target.plan, *names, sink.put)
                     if y is not None:
                         if x is not None:
-                            self.timed("writing", band.add, y, x, next(scores))
+                            self.timed(band.add, "writing", y, x, next(scores))
                         continue
-                    self.timed("writing", band.finish)
-                    self.timed("writing", sink.finish)
+                    self.timed(band.finish, "writing")
+                    self.timed(sink.finish, "writing")
                     self.counts["targets"] += 1
                     self.counts["pixels"] += target.area
                     sink = band = None
@@ -405,7 +403,7 @@ class _Stream:
         if chips is None:
             return None
         try:
-            scores = self.timed("computing", predict, chips)
+            scores = self.timed(predict, "computing", chips)
             self.counts["chips"] += len(chips)
             classes = next(target.classes for target, y, _ in events if y is not None)
             wanted = (len(chips), classes, *chips.shape[1:3])
@@ -442,10 +440,10 @@ def stream(
         try:
             for thread in state.threads:
                 thread.start()
-            while (item := state.timed("waiting", state.chips.get)) is not None:
+            while (item := state.timed(state.chips.get, "waiting")) is not None:
                 events, chips = item
                 scores = state.scores(predict, events, chips)
-                state.timed("waiting", state.results.put, (events, scores))
+                state.timed(state.results.put, "waiting", (events, scores))
                 for target, y, _ in events:
                     windows = len(target.plan)
                     if y is not None or not windows:  # without a window, one event
