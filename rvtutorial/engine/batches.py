@@ -219,8 +219,8 @@ class BatchTransform:
         size: int | None = None,  # Of all chips; None: as the data samples them
     ) -> "BatchTransform | str":  # Or why albumentations must do it
         "How to finish chips without albumentations, if that gives the same."
-        sizes, how = {size} if size else set(), data.sampling
-        for s in () if size else how.values() if isinstance(how, dict) else [how]:
+        sizes, how = {size} - {None}, {} if size else data.sampling
+        for s in how.values() if isinstance(how, dict) else [how]:
             sizes |= set(s.size) if isinstance(s.size, tuple) else {s.size}
             if s.size_lims:  # the upper limit is not reached
                 sizes |= {s.size_lims[0], s.size_lims[1] - 1}
