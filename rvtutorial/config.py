@@ -49,8 +49,7 @@ from rastervision.pytorch_learner.learner_config import default_augmentors
 
 # %% ../nbs/06_code_breakdown.ipynb #0e19abe4
 def make_classes(
-    names: str
-    | list = "building,background",  # The class that is looked for comes first
+    names: str | list = "building,background",  # The one looked for comes first
 ) -> ClassConfig:  # With `null` at the end
     "The classes a pixel can have; raises ValueError for fewer than two or a name twice."
     names = names.split(",") if isinstance(names, str) else list(names)
@@ -111,8 +110,7 @@ def make_scene(
     channel_order: list | None = None,  # Bands, counted from 0; None: all
     label_values: dict | None = None,  # Number in a label raster -> class id
     scores: str = "uint8",  # Scores kept beside the labels: none, uint8, float32
-    fills: list
-    | None = None,  # Values of floats that become 0, as nan does; None: integers
+    fills: list | None = None,  # As `make_fillers` takes them
 ) -> SceneConfig:  # Builds a scene
     "One image with its labels, and what is kept of its prediction."
     labels = None
@@ -216,13 +214,21 @@ def make_solver(
     hp: Hyperparams,  # lr, epochs, batch_sz, one_cycle, class_weights, null
     classes: ClassConfig,  # The classes
 ) -> SolverConfig:  # Builds loss, optimizer and schedule
-    "How the network is trained."
+    "How the network is trained; raises ValueError for a wrong number of weights."
+    weights, names = hp.class_weights and list(hp.class_weights), classes.names[:-1]
+    if weights and len(weights) == len(names):
+        weights.append(0.0 if hp.null == "ignore" else 1.0)
+    if weights is not None and len(weights) != len(classes):
+        raise ValueError(
+            f"class_weights must be {len(names)} numbers, for {', '.join(names)}, "
+            f"got {len(hp.class_weights)}: {','.join(f'{w:g}' for w in hp.class_weights)}"
+        )
     return SolverConfig(
         lr=hp.lr,
         num_epochs=hp.epochs,
         batch_sz=hp.batch_sz,
         one_cycle=hp.one_cycle,
-        class_loss_weights=inputs.class_weights(hp, classes),
+        class_loss_weights=weights,
         ignore_class_index=classes.null_class_id if hp.null == "ignore" else None,
     )
 
@@ -255,8 +261,8 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     inputs.allow_open_files(len(shapes))
     order = found["order"]
     solver, windows = make_solver(hp, classes), make_windows(hp, splits, shapes)
-    asked = inputs.what_is_asked(hp, preset, where, splits, windows)
-    with inputs.begun(output_uri, asked) as run:  # nothing is written before this
+    asked = hp, preset, where, splits, windows
+    with inputs.begun(output_uri, *asked) as run:  # nothing is written before this
         shown = checks.shown_as_bands(splits, where["bands"], run.path / "images")
         labels = checks.labels_of_run(run.path, hp, where, found, shown, classes)
         dataset = make_dataset(shown, classes, labels, order, hp.scores, found["fills"])
@@ -281,8 +287,7 @@ def get_config(
     label_pattern: str = scenes.LABEL_PATTERN,  # Label files, with the same {id}
     classes: str = "building,background",  # Names; the one looked for comes first
     class_field: str | None = None,  # Attribute of vector labels that holds the class
-    label_values: str
-    | None = None,  # Raster labels: 255:building,0:background, or #3C1098:building,...
+    label_values: str | None = None,  # 255:building,0:background or #3C1098:building
     bands: str | None = None,  # Such as 3,2,1; None: all but alpha
     layer: str | None = None,  # Layer of vector labels; None: the only one
     zeros: str | None = None,  # Patches of 0 in all bands: empty (None), or data

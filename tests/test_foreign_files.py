@@ -267,7 +267,7 @@ def test_images_placed_by_points_are_refused_by_name(pair, tmp_path, how, words)
     assert str(image) in told and words in told and "gdalwarp" in told
     assert ("-rpc" in told) == (how == "camera")
     with pytest.raises(ValueError, match=words):
-        prediction.look_at(str(image), None, None)
+        prediction.Raster(image).look()
 
 
 def test_a_file_of_several_rasters_is_refused_by_name(pair, tmp_path):
@@ -278,7 +278,7 @@ def test_a_file_of_several_rasters_is_refused_by_name(pair, tmp_path):
     told = problem(pair, geojson(tmp_path / "l.geojson", GOOD), path)
     assert "holds 2 rasters" in told and "GTIFF_DIR:1" in told
     with pytest.raises(ValueError, match="holds 2 rasters"):
-        prediction.look_at(str(path), None, None)
+        prediction.Raster(path).look()
 
 
 # ---- words of other libraries --------------------------------------------------------

@@ -447,8 +447,8 @@ def test_a_raw_chip_has_all_bands(data):
         channel_order=[2, 0],
     )
     for config in (image(path, channel_order=[4, 2, 0]), image(path), both):
-        stock, mine = config.build(None), reading.raster_source(config)
-        held = reading.raster_source(config)
+        stock, mine = config.build(None), reading._raster_source(config)
+        held = reading._raster_source(config)
         if hasattr(held, "hold"):
             held.hold(held.read_all())
         for source in (mine, held):

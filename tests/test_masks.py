@@ -639,13 +639,13 @@ def with_tagged_masks(cfg, found):
 def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
     "And then it trains, evaluates and counts as Raster Vision does."
     from rvtutorial import engine
-    from rvtutorial.engine import reading
+    from rvtutorial.engine import pipeline
     from rvtutorial.metrics import leaderboard
     from rvtutorial.runs import Run
 
     data = make_set(tmp_path / "d", tags(nodata=255), hole=False)
     cfg = config_of(data, tmp_path / "run", label_values=TWO)
-    assert reading.hidden_classes(cfg.dataset) == []
+    assert pipeline._hidden_classes(cfg.dataset) == []
     found = find_splits(data, "i_{id}.tif", "m_{id}.tif")
     engine.run(with_tagged_masks(cfg, found))
     told = capsys.readouterr().out
@@ -665,21 +665,21 @@ def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
 
 
 def test_nodata_that_is_no_number_is_no_class():
-    from rvtutorial.engine import reading
+    from rvtutorial.engine import pipeline
 
     for value in (float("inf"), float("-inf"), float("nan"), None, 0.5, 9):
-        assert reading._class_of(value, [], ["a", "b"]) is None
-    assert reading._class_of(1.0, [], ["a", "b"]) == "b"
+        assert pipeline._class_of(value, [], ["a", "b"]) is None
+    assert pipeline._class_of(1.0, [], ["a", "b"]) == "b"
 
 
 @pytest.mark.parametrize("nodata", [None, 0, 7])
 def test_a_tag_that_hides_nothing_is_not_mentioned(tmp_path, nodata):
-    from rvtutorial.engine import reading
+    from rvtutorial.engine import pipeline
 
     data = make_set(tmp_path / "d", tags(nodata=nodata), hole=False)
     cfg = config_of(data, tmp_path / "run", label_values=TWO)
     found = find_splits(data, "i_{id}.tif", "m_{id}.tif")
-    assert reading.hidden_classes(with_tagged_masks(cfg, found).dataset) == []
+    assert pipeline._hidden_classes(with_tagged_masks(cfg, found).dataset) == []
 
 
 def test_drawing_a_scene_with_a_mask(tmp_path):
