@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from .core.colours import class_colours
 from .figures import maps
 from .metrics import counting
 from .metrics import leaderboard as metrics
@@ -140,13 +141,14 @@ def plot_predictions(
     maps.title_above(fig, "; ".join(notes))
     return fig
 
-# %% ../nbs/07_evaluation.ipynb #59a6e1f6
+
 def _draw_row(row, layers, runs, view, split, max_size):
     maps.draw_picture(row[0], layers)
     for ax, run in zip(row[1:], runs.values(), strict=True):
         if view == "labels":
             drawn = maps.prediction_of(run, layers, max_size)
-            maps.draw_classes(ax, layers, drawn, maps.class_colours(run).values())
+            colours = class_colours(*maps.class_names(run)).values()
+            maps.draw_classes(ax, layers, drawn, colours)
         else:
             maps.draw_errors(ax, layers, maps.class_errors(run, layers, None, max_size))
         ax.set_title(scene_score(run, layers.id, split), fontsize=9)
@@ -155,7 +157,7 @@ def _draw_row(row, layers, runs, view, split, max_size):
 def _legend(fig, run, view):
     names = maps.ERRORS
     if view == "labels":
-        colours = maps.class_colours(run).items()
+        colours = class_colours(*maps.class_names(run)).items()
         names = {f"{i} {name}": colour for i, (name, colour) in enumerate(colours)}
     patches = [Patch(fc=c, ec="0.4", label=name) for name, c in names.items()]
     maps.legend_below(fig, patches)
@@ -213,7 +215,7 @@ def plot_metrics(
     maps.title_above(fig, _chips_of(runs))
     return fig
 
-# %% ../nbs/07_evaluation.ipynb #6e3f5a38
+
 def _log(name, run):
     "What a run logged, if it was trained at all."
     if not isinstance(run, Run):

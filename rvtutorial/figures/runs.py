@@ -167,7 +167,7 @@ def _shared_counts(
     words = leaderboard.scenes_in_words(len(found.scenes), found.split)
     return _Shared(tables, found.of, found.scenes, words, "; ".join(notes))
 
-# %% ../../nbs/figures/runs.ipynb #905c23fb
+
 def _left_out(n):
     return f"{n} scene{'s' * (n > 1)} left out that not all runs have"
 
@@ -234,7 +234,7 @@ def plot_leaderboard(
     maps.title_above(fig, f"{name} of {board.attrs['of']}, {leaderboard.basis(board)}")
     return fig
 
-# %% ../../nbs/figures/runs.ipynb #1c16c932
+
 def _dot(tied, first="highest"):
     "A mark in the figure of the leaderboard."
     look = dict(color="#0072B2", ls="", ms=7, marker="o" if tied else "s")
@@ -285,7 +285,7 @@ def plot_scene_scores(
     maps.title_above(fig, _title(found, metric, len(values) - len(whole)))
     return fig
 
-# %% ../../nbs/figures/runs.ipynb #c8ed1c97
+
 def _worst_lines(ax, x, whole):
     "Draw the three lowest scenes in black; handles for the legend."
     lowest = whole.mean(axis=1).nsmallest(3).index
@@ -351,7 +351,7 @@ def find_scene(
         return sorted(ids)[place]
     return sorted(ids, key=lambda i: run.image(i, data).name)[place]
 
-# %% ../../nbs/figures/runs.ipynb #8c89c44d
+
 @maps.literal_text
 def plot_errors(
     runs,  # As `open_runs` takes them
@@ -384,7 +384,7 @@ def plot_errors(
     maps.title_above(fig, f"{kind} in scene {scene} ({split}){note}")
     return fig
 
-# %% ../../nbs/figures/runs.ipynb #a78921b1
+
 def scene_score(
     run: Run | LabelFolder,
     scene: str,  # Id
@@ -439,7 +439,7 @@ def _draw_shares(ax, layers, shares):
         )
     maps.draw_pixels(ax, layers, (255 * paint.clip(0, 1)).astype(np.uint8))
 
-# %% ../../nbs/figures/runs.ipynb #65e617de
+
 @maps.literal_text
 def plot_worst(
     runs,  # As `open_runs` takes them
@@ -520,7 +520,7 @@ def plot_agreement(
     )
     return fig
 
-# %% ../../nbs/figures/runs.ipynb #13328954
+
 def _most_different(runs, split, class_name):
     "The scene whose scores differ most between runs."
     values = _shared_counts(
@@ -601,7 +601,7 @@ class _Key:
     def __eq__(self, other):
         return self.words == other.words
 
-# %% ../../nbs/figures/runs.ipynb #dfa313b4
+
 @renamed_arguments(of="class_name")
 def scored(
     runs,  # As `open_runs` takes them; they kept their scores
@@ -651,7 +651,7 @@ def _stamp(path):
     "When a file was written, None if it is not there."
     return path.stat().st_mtime_ns if path.is_file() else None
 
-# %% ../../nbs/figures/runs.ipynb #521368a3
+
 _CURVES = {
     "pr": ("recall", "precision", "average_precision", "AP"),
     "roc": ("false_positive_rate", "recall", "roc_auc", "AUC"),
@@ -686,7 +686,7 @@ def plot_score_curves(
     _name_areas(fig, found, areas, "scores", words)
     return fig
 
-# %% ../../nbs/figures/runs.ipynb #b9d1e61e
+
 def _draw_score_curves(ax, found, kind, metric):
     "One panel, a line for each run."
     x, y, *_ = _CURVES[kind]

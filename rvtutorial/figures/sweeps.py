@@ -52,7 +52,7 @@ def _judged(runs, metric, split, class_name):
     blocks = leaderboard.blocks_of(kept.values(), found.scenes)
     return _Judged(kept, tables, blocks, found.of, missing)
 
-# %% ../../nbs/figures/sweeps.ipynb #9665f4b9
+
 def cost_of(
     run: Run,
     kind: str = "minutes",  # minutes, gpu_minutes, or operations (of training)
@@ -80,7 +80,7 @@ def _parameters(runs):
     differ = [c for c in table if table[c].map(repr).nunique() > 1]
     return table[differ].reindex(list(runs))
 
-# %% ../../nbs/figures/sweeps.ipynb #49187d36
+
 @renamed_arguments(of="class_name")
 def trial_table(
     runs,  # As `open_runs` takes them
@@ -146,7 +146,7 @@ def plot_parameter(
     maps.title_above(fig, table.attrs["title"] + others)
     return fig
 
-# %% ../../nbs/figures/sweeps.ipynb #7558d1b0
+
 def _score_axis(table):
     "What an axis of scores shows."
     drawn = table["low"].notna().any()
@@ -187,7 +187,7 @@ def _positions(values):
     kinds = in_order([short(v) for v in kinds])
     return {v: float(kinds.index(short(v))) for v in dict.fromkeys(values)}, kinds
 
-# %% ../../nbs/figures/sweeps.ipynb #7b4cea14
+
 def _draw_group(ax, group, x, judged, metric, i, name, joined):
     "The points of one setting of the other hyperparameters, seeds taken together."
     values = sorted(group, key=x.get)
@@ -215,7 +215,7 @@ def _draw_group(ax, group, x, judged, metric, i, name, joined):
     at = [x[value] for value in values]
     ax.errorbar(at, middle, np.nan_to_num(ends), capsize=3, elinewidth=1, **look)
 
-# %% ../../nbs/figures/sweeps.ipynb #42805308
+
 def _side_by_side(groups, x):
     "Places a little apart for trials that have the same value."
     at = np.array(list(x.values()))
@@ -235,7 +235,7 @@ def _spans_magnitudes(values):
     "Do positive numbers reach so far that a logarithmic axis serves them better?"
     return bool(min(values) > 0 and max(values) / min(values) >= 20)
 
-# %% ../../nbs/figures/sweeps.ipynb #8359baf5
+
 def _value_axis(ax, x, labels):
     "A logarithmic axis for numbers that span magnitudes; every value is named if few."
     at = sorted(x.values())
@@ -295,7 +295,7 @@ def plot_parallel(
     maps.title_above(fig, f"{len(table)} trials, {table.attrs['title']}")
     return fig
 
-# %% ../../nbs/figures/sweeps.ipynb #af3357a2
+
 def _differing(table, least=1):
     "The hyperparameters of a table of trials; ValueError if there are too few."
     rest = ("score", "low", "high", "minutes", "gpu_minutes", "operations")
@@ -307,7 +307,7 @@ def _differing(table, least=1):
         )
     return names
 
-# %% ../../nbs/figures/sweeps.ipynb #80bdaa35
+
 def _scale(values, digits=False):
     "Places from 0 to 1 of some values, and (place, text) of the ticks."
     number = all(
@@ -330,7 +330,7 @@ def _scale(values, digits=False):
     ]
     return (change(numbers) - change(low)) / span, ticks
 
-# %% ../../nbs/figures/sweeps.ipynb #c1ff1b57
+
 def _round(values, low, high, log, digits):
     "(number, text) of round numbers between two ends; of all values if they are few."
     kinds = np.unique(values.astype(float))
@@ -342,7 +342,7 @@ def _round(values, low, high, log, digits):
         kinds = found if len(found) > 1 else np.array([low, high])
     return [(k, f"{k:g}" if digits else short(float(f"{k:.3g}"))) for k in kinds]
 
-# %% ../../nbs/figures/sweeps.ipynb #f7fe4fe7
+
 def _draw_lines(ax, heights, table):
     "A smooth line for each trial, the darker and thicker the higher its score."
     order = table["score"].rank(pct=True).to_numpy()
@@ -408,14 +408,14 @@ def importance(
     )
     return out
 
-# %% ../../nbs/figures/sweeps.ipynb #42c0aaa8
+
 def _codes(values):
     "Numbers as they are, anything else numbered; what is missing is -1."
     if all(isinstance(v, (int, float)) for v in values):
         return pd.to_numeric(values).fillna(-1).to_numpy(float)
     return pd.factorize(values.map(repr), sort=True)[0].astype(float)
 
-# %% ../../nbs/figures/sweeps.ipynb #e2427507
+
 def _shuffled(rows, scores, seed, repeats):
     "(repeats, columns + 1) added error, the last column random; share explained."
     from sklearn.ensemble import RandomForestRegressor
@@ -446,7 +446,7 @@ def _shuffled(rows, scores, seed, repeats):
     lost = np.concatenate([error for error, _ in errors]).mean()
     return np.array(found), float(1 - lost / spread)
 
-# %% ../../nbs/figures/sweeps.ipynb #b13d8148
+
 @maps.literal_text
 def plot_importance(
     runs,  # As `open_runs` takes them; a sweep
@@ -472,7 +472,7 @@ def plot_importance(
     maps.title_above(fig, words)
     return fig
 
-# %% ../../nbs/figures/sweeps.ipynb #34258fd7
+
 def _draw_bars(ax, bars, chance):
     "Bars with ranges; hatched ones do not leave the band of the random columns."
     words = "columns of random numbers"
@@ -515,7 +515,7 @@ assert _pareto_front([1, 2, 3, 2], [0.5, 0.8, 0.7, 0.6]).tolist() == [
     False,
 ]
 
-# %% ../../nbs/figures/sweeps.ipynb #c2a84577
+
 _COSTS = {"minutes": "minutes of work, all attempts", "gpu_minutes": "GPU-minutes",
           "operations": "operations of training"}  # fmt: skip
 
@@ -560,7 +560,7 @@ def plot_cost(
     )
     return fig
 
-# %% ../../nbs/figures/sweeps.ipynb #68279012
+
 def _draw_costs(ax, known, front, cost):
     "Points with intervals; runs on the front by name, the others too if they are few."
     few, handles = len(known) <= 10, []

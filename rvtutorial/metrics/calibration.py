@@ -100,7 +100,7 @@ def _average_precision(positives, negatives):
 def _columns(ranking):
     return (ranking[name].to_numpy(float) for name in ("positives", "negatives"))
 
-# %% ../../nbs/metrics/calibration.ipynb #1fcc51d0
+
 def roc_auc(
     ranking: pd.DataFrame,  # From `_ranking_of` or `ScoreCounts.ranking`
 ) -> float:  # 0 to 1; NaN if one of the two kinds is missing
@@ -135,7 +135,7 @@ def _ece(levels, positives, negatives, bins):
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(pixels.sum(axis=-1) > 0, gap / pixels.sum(axis=-1), np.nan)
 
-# %% ../../nbs/metrics/calibration.ipynb #325b380f
+
 def brier(
     ranking: pd.DataFrame,  # From `_ranking_of` or `ScoreCounts.ranking`
 ) -> float:  # 0 to 1, lower is better
@@ -208,7 +208,7 @@ def _ordered(counts):
     out[..., _HALF] += high[..., _HALF]
     return out
 
-# %% ../../nbs/metrics/calibration.ipynb #bc79fbcf
+
 def _float_levels():
     "The score of each level, 47,107 numbers from 0 to 1."
     codes = np.arange(1, _HALF + 1, dtype=np.int32)
@@ -278,7 +278,7 @@ class ScoreCounts:
         others, own = self.histograms[:, at].sum(axis=0, dtype=np.int64)
         return _frame(LEVELS[self.kind], own, others)
 
-# %% ../../nbs/metrics/calibration.ipynb #2cc10e01
+
 def add_scores(
     parts: Sequence[ScoreCounts],  # Of the same classes and the same kind
 ) -> ScoreCounts:  # Every scene once
@@ -305,7 +305,7 @@ def add_scores(
     more = (exact, unscored, parts[0].null, splits.pop() if len(splits) == 1 else "")
     return ScoreCounts(total, scenes, parts[0].classes, parts[0].kind, *more)
 
-# %% ../../nbs/metrics/calibration.ipynb #6d151687
+
 class _Tally:
     "Counts of one scene while it is read."
 
@@ -353,7 +353,7 @@ class _Tally:
         how = (self.kind, self.exact, lost, self.words)
         return ScoreCounts(both, (scene,), names, *how)
 
-# %% ../../nbs/metrics/calibration.ipynb #1b805b87
+
 def _count_score_arrays(
     truth: np.ndarray,  # Class numbers of one scene
     scores: np.ndarray,  # (classes, *shape of truth), 0 to 1, or uint8 0 to 255
@@ -374,7 +374,7 @@ def _count_score_arrays(
     tally.add(truth.ravel(), scores.reshape(n, -1)[tally.kept])
     return tally.finish(scene)
 
-# %% ../../nbs/metrics/calibration.ipynb #837282de
+
 def count_scores(
     truth: str | Path,  # Label raster, or a vector file
     scores: str | Path,  # scores.tif: one band for each class
@@ -452,7 +452,7 @@ def _all_scores(levels, positives, negatives, bins):
         _ece(levels, positives, negatives, bins),
     )
 
-# %% ../../nbs/metrics/calibration.ipynb #483bc1b0
+
 def score_summary(
     counts: ScoreCounts,
     level: float = 0.95,
@@ -486,7 +486,7 @@ def _summary(counts, kind, level, bins):
     areas = (0.0, 0.0) if exact else _bounds(own.sum(axis=0), others.sum(axis=0))
     return line | {"roc_auc_error": areas[0], "average_precision_error": areas[1]}
 
-# %% ../../nbs/metrics/calibration.ipynb #af357449
+
 def _joined(counts, blocks):
     "Counts in which the scenes of a block are one scene; None: as they are."
     if blocks is None:

@@ -46,7 +46,7 @@ def confusion(
     pairs = truth.ravel().astype(small) * small(n) + prediction.ravel().astype(small)
     return np.bincount(pairs, minlength=n * n).reshape(n, n)
 
-# %% ../../nbs/metrics/counting.ipynb #5bac7ce9
+
 def check_class_numbers(
     name: str,  # What the labels are called in the message
     labels: np.ndarray,
@@ -110,7 +110,7 @@ class Counts:
         places = [self.scenes.index(scene) for scene in scenes]
         return replace(self, matrices=self.matrices[places], scenes=tuple(scenes))
 
-# %% ../../nbs/metrics/counting.ipynb #92769f39
+
 def add(
     parts: Sequence[Counts],  # Of the same classes, in any order
 ) -> Counts:  # Every scene once
@@ -200,7 +200,7 @@ def polygons_of(
     numbers = rows["class_id"].to_numpy(int) if "class_id" in rows else [0] * len(rows)
     return shapes, np.asarray(numbers, int)
 
-# %% ../../nbs/metrics/counting.ipynb #3e2e74c2
+
 def fill(
     shapes: np.ndarray,  # Geometries in pixels of a whole scene
     numbers: Sequence[int],  # Their class numbers
@@ -232,7 +232,7 @@ def _drawn(path, grid, rest, layer):
 
     return read
 
-# %% ../../nbs/metrics/counting.ipynb #f688dec4
+
 @contextmanager
 def open_pair(
     truth: str | Path,  # Label raster, or a vector file
@@ -278,7 +278,7 @@ def _on_grid(true, drawn, truth: str | Path, prediction: str | Path):
         warnings.warn(found.note, stacklevel=2)
     return found
 
-# %% ../../nbs/metrics/counting.ipynb #776bb255
+
 def count_rasters(
     truth: str | Path,  # Label raster, or a vector file
     prediction: str | Path,  # Label raster of the same size, such as labels.tif
@@ -336,7 +336,7 @@ def table(
     index = pd.Index(counts.scenes, name="scene")
     return pd.DataFrame(dict(tp=tp, fp=fp, fn=fn, tn=tn, right=right), index=index)
 
-# %% ../../nbs/metrics/counting.ipynb #9ca83815
+
 def first_class(
     counts: Counts,
 ) -> str:  # Its name
@@ -367,7 +367,7 @@ def score(
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, above / below, np.nan)
 
-# %% ../../nbs/metrics/counting.ipynb #5559a544
+
 def metric_name(
     name: str,  # Such as "f1" or "pixel_f1"
 ) -> str:  # Without "pixel_"

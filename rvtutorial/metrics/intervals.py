@@ -40,7 +40,7 @@ def _numbers_of(counts: pd.DataFrame | Counts | np.ndarray) -> np.ndarray:
     rows = table(counts) if isinstance(counts, Counts) else counts
     return rows[list(TABLE)].to_numpy(float)
 
-# %% ../../nbs/metrics/intervals.ipynb #87f62bc6
+
 TITLES = {"f1": "F1", "iou": "IoU"}
 FEWEST_SCENES = 5  # Or blocks of scenes; with fewer there is no interval
 
@@ -157,7 +157,7 @@ def _units(numbers, blocks):
     np.add.at(out, place, numbers)
     return out
 
-# %% ../../nbs/metrics/intervals.ipynb #d3a4b60d
+
 def _judge(sets, metric, method="jackknife", blocks=None, n=2000, seed=0):
     "Score one run, or several that differ in the seed, and move its scenes about."
     check_method(method)
@@ -223,7 +223,7 @@ def _error(left_out, seeds, paired=False):
         freedom = np.where(below > 0, whole**2 / below, left_out.shape[-1] - 1)
     return np.sqrt(whole), freedom
 
-# %% ../../nbs/metrics/intervals.ipynb #51ee8db3
+
 def _interval(judged, metric, level, fewest=FEWEST_SCENES):
     "The interval of a score that was judged."
     low = high = np.nan
@@ -290,7 +290,7 @@ def _middle(drawn, level):
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../../nbs/metrics/intervals.ipynb #0085230f
+
 def _bootstrap(
     counts: pd.DataFrame
     | Counts
@@ -438,7 +438,7 @@ def _chances(moved, value, seeds, method):
     alike = (1 + np.abs(value)) ** -float(moved.shape[-1])  # where `_gap` reaches 0
     return np.where(error < SAME, alike, p)
 
-# %% ../../nbs/metrics/intervals.ipynb #4395ea96
+
 def _pair(names, a, b, name, level, notes=(), **more):
     "The comparison of two judged scores."
     low, high, p = _gap(a, b, level)
@@ -581,7 +581,7 @@ def compare_all(
         pairs[a, b] = _pair((a, b), judged[a], judged[b], name, level, **more)
     return intervals, pairs
 
-# %% ../../nbs/metrics/intervals.ipynb #d4a97b69
+
 def board_of(
     sets: Mapping,  # Name -> counts of scenes (same scenes), or a list of them: seeds
     metric: str = "f1",  # What decides the order

@@ -146,7 +146,7 @@ def _by_id(folder, pattern):
         raise FileNotFoundError(f"no {pattern} in {folder}, which holds {some}")
     return found
 
-# %% ../../nbs/metrics/leaderboard.ipynb #6296bc96
+
 @dataclass(frozen=True)
 class LabelFolder:
     "Label rasters and their truth, whoever made them; goes wherever a run goes."
@@ -281,7 +281,7 @@ def _no_scores(run, scene):
         "the hyperparameter scores=uint8 (smooth_output in Raster Vision)"
     )
 
-# %% ../../nbs/metrics/leaderboard.ipynb #4d659350
+
 def scores_of(
     run: "str | Path | Run | LabelFolder | ScoreCounts",  # A run that kept its scores
     split: str = "validation",  # Or "test"
@@ -314,7 +314,7 @@ def _exact_ranking_of(
     found = [exact_ranking(class_name=name, **how) for how in files.values()]
     return merge_rankings(found)
 
-# %% ../../nbs/metrics/leaderboard.ipynb #f9b34792
+
 def _score_files(run, split, data):
     "{scene: arguments of `count_scores`}."
     if isinstance(run, LabelFolder):
@@ -387,7 +387,7 @@ def _any_raster(run, scene):
     path = run.path / "predict" / scene / "labels.tif"
     return path if path.is_file() else run.image(scene)
 
-# %% ../../nbs/metrics/leaderboard.ipynb #a34a3f88
+
 def blocks_of(
     runs: Sequence,  # The first of them that knows its rasters says where scenes are
     scenes: Sequence[str],  # Ids
@@ -440,7 +440,7 @@ def _common_class(counts, metric, of):
         )
     return chosen, [f"classes differ, compared on {chosen}"]
 
-# %% ../../nbs/metrics/leaderboard.ipynb #5332d8f8
+
 def _counted(name, run, split):
     "Counts of a run, or the table that was given; errors name the run."
     if isinstance(run, pd.DataFrame):
@@ -456,7 +456,7 @@ def _counted(name, run, split):
         whose = f"run {name}: " if isinstance(name, str) else ""
         raise ValueError(f"{whose}{err}") from None
 
-# %% ../../nbs/metrics/leaderboard.ipynb #acc1b7f5
+
 def common_scenes(
     scenes: Mapping[str, Sequence[str]],  # Run -> ids of its scenes
 ) -> list[str]:  # In the order of the first run
@@ -484,7 +484,7 @@ class _Common:
     notes: list[str]  # What else has to be said: other classes, other labels
     split: str = ""  # Where the scenes come from
 
-# %% ../../nbs/metrics/leaderboard.ipynb #96ec9f9f
+
 @renamed_arguments(of="class_name")
 def common_counts(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
@@ -523,7 +523,7 @@ def _other_truth(rows):
     differ = [not np.allclose(truths[0], t, rtol=1e-3, atol=1) for t in truths[1:]]
     return ["not all were judged by the same labels"] if any(differ) else []
 
-# %% ../../nbs/metrics/leaderboard.ipynb #e4ceb2df
+
 @renamed_arguments(of="class_name")
 def compare(
     a: "str | Path | Run | LabelFolder | Counts | pd.DataFrame | list",  # A list: seeds
@@ -637,7 +637,7 @@ def _common_scores(groups, metric, split, of, blocks, data, null="ignore"):
     table = pd.DataFrame.from_dict(others, orient="index")
     return _Scored(judged, table, of, scenes, left_out, notes)
 
-# %% ../../nbs/metrics/leaderboard.ipynb #286f3cc9
+
 def _scored_scenes(run, split, data):
     "Ids of the scenes whose scores can be counted."
     here = isinstance(run, ScoreCounts)
@@ -675,7 +675,7 @@ def _is_run(path):
     marks = ("run.json", "pipeline-config.json", "eval")
     return any((path / mark).exists() for mark in marks)
 
-# %% ../../nbs/metrics/leaderboard.ipynb #81d86120
+
 _LOOK = ContextVar("runs whose test split this look has opened", default=None)
 
 
@@ -712,7 +712,7 @@ def open_test(
         look.update(paths=paths | look.get("paths", set()), words=words)
     return words
 
-# %% ../../nbs/metrics/leaderboard.ipynb #8d7f9c89
+
 def _line(runs, metric, what):
     "One look, as a line of the record."
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -737,7 +737,7 @@ def _note(home, line):
             "written: name another folder with record="
         ) from err
 
-# %% ../../nbs/metrics/leaderboard.ipynb #9e15075a
+
 def _openings(
     where,  # A sweep folder, a folder of runs, runs, or several of these
 ) -> pd.DataFrame:  # when, what, metric, runs; one row each time the split was opened
@@ -854,7 +854,7 @@ def scenes_in_words(
         return words
     return f"{words} in {blocks:.0f} block{'' if blocks == 1 else 's'}"
 
-# %% ../../nbs/metrics/leaderboard.ipynb #48886995
+
 def board_in_words(
     board: pd.DataFrame,  # From `leaderboard`
 ) -> str:  # One or two sentences
@@ -879,7 +879,7 @@ def _listed(names: list[str]) -> str:
     "a, b and c."
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
-# %% ../../nbs/metrics/leaderboard.ipynb #34ea20df
+
 def group_seeds(
     runs: Mapping,  # Name -> run
 ) -> dict[str, list]:  # Name without the seed -> runs that differ in nothing else
@@ -898,7 +898,7 @@ def group_seeds(
         found[name] = group
     return found
 
-# %% ../../nbs/metrics/leaderboard.ipynb #d35c943f
+
 def _board(groups, metric, split, blocks, of, null, data, **how):
     "One split's leaderboard, and the class that it is about."
     if metric in SCORES:
@@ -919,7 +919,7 @@ def _board(groups, metric, split, blocks, of, null, data, **how):
     means = each.groupby(level=0, sort=False).agg(lambda one: one.mean(skipna=False))
     return board.join(means), found.of
 
-# %% ../../nbs/metrics/leaderboard.ipynb #9f35a97a
+
 def _board_of_readable(groups, metric, split, **how):
     "One split's leaderboard, its class, and why some runs cannot be read."
     broken = {name: run.trouble for name, group in groups.items() for run in group
