@@ -39,9 +39,7 @@ from rvtutorial.metrics.calibration import (
     brier,
     count_scores,
     ece,
-    exact_ranking,
     left_out_scores,
-    merge_rankings,
     roc_auc,
 )
 from rvtutorial.metrics.counting import (
@@ -298,21 +296,6 @@ def scores_of(
     files = _score_files(run, split, data)
     found = [count_scores(scene=s, null_as=null_as, **how) for s, how in files.items()]
     return ScoreCounts(**{**vars(add_scores(found)), "split": split})
-
-
-@renamed_arguments(of="class_name")
-def _exact_ranking_of(
-    run: "str | Path | Run | LabelFolder",  # A run that kept its scores
-    class_name: str | None = None,  # Class; None: the first that is not background
-    split: str = "validation",  # Or "test"
-    data: str | Path | None = None,  # Folder to which the labels were moved
-) -> pd.DataFrame:  # As `ranking_of`: score (falling), positives, negatives
-    "Sort a class's scores of all scenes without rounding: up to 50 bytes a pixel."
-    files = _score_files(run, split, data)
-    names = [c for how in files.values() for c in how["classes"]]
-    name = class_name or next(c for c in names if c not in ("background", "null"))
-    found = [exact_ranking(class_name=name, **how) for how in files.values()]
-    return merge_rankings(found)
 
 
 def _score_files(run, split, data):
