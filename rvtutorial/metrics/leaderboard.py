@@ -57,7 +57,6 @@ from rvtutorial.metrics.intervals import (
     Comparison,
     Judged,
     board_of,
-    check_method,
     compare_all,
     compare_with,
     judged_board,
@@ -524,7 +523,7 @@ def compare(
     data: str | Path | None = None,  # Folder to which the labels were moved, for SCORES
 ) -> Comparison:
     "Compare two runs on the scenes both have; raises `ValueError` if there are none."
-    metric, _ = _known_metric(metric), check_method(method)
+    metric = _known_metric(metric)
     names = names or tuple(
         _called(x, word) for x, word in ((a, "first"), (b, "second"))
     )
@@ -961,7 +960,7 @@ def leaderboard(
     (`note`), and the class (`of`).
     """
     metric, groups = _known_metric(metric), _grouped(runs)
-    how = dict(method=check_method(method), level=level, n=n, seed=seed)
+    how = dict(method=method, level=level, n=n, seed=seed)
     if metric in SCORES:
         _only_jackknife(metric, method)
     how |= dict(blocks=blocks, of=class_name, null=null, data=data)
