@@ -13,12 +13,7 @@ import pandas as pd
 
 from .core.renamed import renamed
 from .hpc.sites import Site
-from rvtutorial.metrics.leaderboard import (
-    Board,
-    board_in_words,
-    leaderboard,
-    readable_runs,
-)
+from .metrics.leaderboard import Board, leaderboard
 from .runs import Run
 from .slurm import Job
 from .sweeps import trials as _trials
@@ -148,7 +143,7 @@ def run_sweep(
 start = renamed(run_sweep, "sweep.start", "sweep.run_sweep")
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #bf428a69
-in_words = renamed(board_in_words, "sweep.in_words", "Board.summary")
+in_words = renamed(Board.summary, "sweep.in_words", "Board.summary")
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #daca764f
 def next_round(
@@ -164,7 +159,7 @@ def next_round(
             return False
 
     tried = {trial.name: trial.parameters for trial in sweep.trials}
-    return propose(tried, readable_runs(sweep.leaderboard()), allowed)
+    return propose(tried, sweep.leaderboard().readable(), allowed)
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #2aa22746
 def level_stretch(

@@ -102,7 +102,7 @@ def display_conf_mat(
         ax.remove()
     for ax, (name, found) in zip(axes.flat, counts.items(), strict=False):
         kind = class_name or counting.first_class(found)
-        maps.draw_matrix(ax, metrics.table(found, kind, null).sum(), kind)
+        maps.draw_matrix(ax, counting.table(found, kind, null).sum(), kind)
         ax.set_title(f"{name}\n{len(found)} whole {split} scenes", fontsize=10)
     for note in note_test(runs, split, "display_conf_mat", "confusion matrix"):
         maps.title_above(fig, note)

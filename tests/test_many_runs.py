@@ -13,7 +13,7 @@ from fake_runs import PEAK, evaluation
 from worlds import World
 
 from rvtutorial.figures import report
-from rvtutorial.metrics import leaderboard
+from rvtutorial.metrics import counting, leaderboard
 from rvtutorial.metrics.intervals import board_of
 from rvtutorial.runs import Run
 
@@ -91,13 +91,12 @@ def test_a_board_of_runs_scores_as_single_runs_do(tmp_path):
     names = [run.name for run in write_runs(tmp_path, 8, 6).iterdir()]
     board = leaderboard.leaderboard({name: tmp_path / name for name in names})
     for name in names:
-        rows = leaderboard.table(leaderboard.counts_of(Run(tmp_path / name)))
-        one = leaderboard.scores(rows.sum().to_frame().T).iloc[0]
+        rows = counting.table(leaderboard.counts_of(Run(tmp_path / name)))
+        one = counting.scores(rows.sum().to_frame().T).iloc[0]
         for column in ("f1", "iou", "precision", "recall", "accuracy"):
             assert board.loc[name, f"pixel_{column}"] == one[f"pixel_{column}"]
     pair = {
-        name: leaderboard.table(leaderboard.counts_of(tmp_path / name))
-        for name in names
+        name: counting.table(leaderboard.counts_of(tmp_path / name)) for name in names
     }
     pd.testing.assert_frame_equal(
         board[["p", "behind"]], board_of(pair)[["p", "behind"]]

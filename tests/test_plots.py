@@ -221,7 +221,7 @@ def test_a_picture_keeps_to_its_size():
 def test_scores_of_scenes_are_those_of_metrics(sweep):
     values = _shared_counts(sweep).values("iou")
     for name, run in open_runs(sweep).items():
-        expected = leaderboard.scores(leaderboard.counts_of(run), ["iou"]).pixel_iou
+        expected = counting.scores(leaderboard.counts_of(run), ["iou"]).pixel_iou
         assert values[name].to_numpy() == pytest.approx(expected.to_numpy())
 
 
@@ -230,7 +230,7 @@ def test_colours_of_errors_are_the_counts(sweep):
     scene = run.scene_ids()[1]
     fig = viz.plot_errors([run], scene)
     paint = np.asarray(fig.axes[1].images[0].get_array())
-    counts = leaderboard.table(leaderboard.counts_of(run)).loc[scene]
+    counts = counting.table(leaderboard.counts_of(run)).loc[scene]
     for colour, column in zip(maps.ERRORS.values(), ("tp", "fn", "fp"), strict=True):
         seen = np.isclose(paint, to_rgb(colour)).all(axis=-1).sum()
         assert seen == counts[column] > 0
@@ -281,7 +281,7 @@ def test_the_curve_at_a_half_is_the_score_of_the_labels(sweep):
         curve = found[name].curve
         f1 = np.interp(0.5, curve.threshold[::-1], curve.f1[::-1])
         expected = counting.score(
-            leaderboard.table(leaderboard.counts_of(run)).sum(), "f1"
+            counting.table(leaderboard.counts_of(run)).sum(), "f1"
         )
         assert f1 == pytest.approx(expected, abs=2e-3)
 

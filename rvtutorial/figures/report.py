@@ -26,7 +26,7 @@ from rvtutorial import __version__, viz
 from rvtutorial.core.files import refuse_name
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.metrics import counting, leaderboard
+from rvtutorial.metrics import counting, intervals, leaderboard
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.names import natural_key
 from rvtutorial.runs import Run

@@ -27,7 +27,7 @@ from matplotlib.ticker import NullFormatter
 
 from ..core.renamed import renamed_arguments
 from . import maps
-from ..metrics import calibration, counting, leaderboard
+from ..metrics import calibration, counting, intervals, leaderboard
 from rvtutorial.metrics.leaderboard import (  # noqa: F401
     Board,
     LabelFolder,
@@ -145,10 +145,8 @@ class _Shared:
 
     def values(self, metric: str = "f1") -> pd.DataFrame:  # Scenes x runs, 0 to 1
         "A score of each scene; NaN where it has no value."
-        name = f"pixel_{leaderboard.metric_name(metric)}"
-        found = {
-            k: leaderboard.scores(t, [metric])[name] for k, t in self.tables.items()
-        }
+        name = f"pixel_{counting.metric_name(metric)}"
+        found = {k: counting.scores(t, [metric])[name] for k, t in self.tables.items()}
         return pd.DataFrame(found)
 
 
@@ -227,7 +225,7 @@ def plot_leaderboard(
     fig, ax = maps.one_panel(6.4, 1.5 + 0.3 * len(board))
     name, first = f"pixel {metric_title(metric)}", board["verdict"].iloc[0]
     _draw_dots(ax, board)
-    why = leaderboard.why_no_interval(board)
+    why = intervals.why_no_interval(board)
     why = f"no interval: {why}" if why else "with its 95 % interval"
     ax.set(xlabel=f"{name}, {why}", ylim=(len(board) - 0.4, -0.6))
     maps.legend_below(fig, [_dot(True, first), _dot(False)])
@@ -394,7 +392,7 @@ def scene_score(
     "F1 of one scene from the counts, not from the thinned pixels of a figure."
     try:
         counts = leaderboard.counts_of(run, split).only([scene])
-        f1 = counting.score(leaderboard.table(counts, class_name).to_numpy(), "f1")[0]
+        f1 = counting.score(counting.table(counts, class_name).to_numpy(), "f1")[0]
     except (FileNotFoundError, ValueError):
         return "not evaluated"
     return "pixel F1 undefined" if np.isnan(f1) else f"pixel F1 {f1:.3f}"
@@ -614,42 +612,19 @@ def scored(
     Raises `FileNotFoundError` naming the run that kept none, and what to set.
     """
     opened = open_runs(runs)
-    files = {name: _score_files(run, split) for name, run in opened.items()}
-    scenes = leaderboard.common_scenes(files)
-    lost = len({scene for found in files.values() for scene in found}) - len(scenes)
+    files = {k: leaderboard.score_files(run, split, data) for k, run in opened.items()}
+    scenes, lost = leaderboard.common_scenes(files)
     blocks = leaderboard.blocks_of(opened.values(), scenes)
     asked = (split, class_name, None if data is None else str(data))
     placed = (tuple(scenes), None if blocks is None else tuple(blocks.tolist()))
     out = {}
     for name, run in opened.items():
-        stamp = tuple(_stamp(path) for path in files[name].values())
+        stamp = tuple(one["scores"].stat().st_mtime_ns for one in files[name].values())
         out[name] = _scored(_Key(run), *placed, *asked, stamp)
     many = None if blocks is None else len({*placed[1]})
-    notes = ([_left_out(lost)] if lost else []) + note_test(
-        opened, split, "scores", "scores"
-    )
-    return out, "; ".join(
-        [leaderboard.scenes_in_words(len(scenes), split, many), *notes]
-    )
-
-
-def _score_files(run, split):
-    "Scene -> file of scores; FileNotFoundError in words that help."
-    if isinstance(run, LabelFolder):
-        paths = {
-            s: run.prediction(s).parent / run.score_pattern.format(id=s)
-            for s in run.scene_ids()
-        }
-        return {s: path for s, path in paths.items() if path.is_file()} or paths
-    paths = {s: run.path / "predict" / s / "scores.tif" for s in run.scene_ids(split)}
-    if not paths:
-        raise ValueError(f"run {run.name} has no {split} scenes")
-    return paths
-
-
-def _stamp(path):
-    "When a file was written, None if it is not there."
-    return path.stat().st_mtime_ns if path.is_file() else None
+    words = [leaderboard.scenes_in_words(len(scenes), split, many)]
+    words += [_left_out(len(lost))] if lost else []
+    return out, "; ".join(words + note_test(opened, split, "scores", "scores"))
 
 
 _CURVES = {
@@ -675,7 +650,7 @@ def plot_score_curves(
         raise ValueError(
             f"show must name some of {', '.join(_CURVES)}, got {strange or show}"
         )
-    metric = leaderboard.metric_name(metric)
+    metric = counting.metric_name(metric)
     found, words = scored(runs, split, class_name, data)
     size = dict(figsize=(4 * len(show) + 0.2, 4.2), layout="constrained")
     fig, axes = plt.subplots(1, len(show), squeeze=False, **size)

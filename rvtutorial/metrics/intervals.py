@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'FEWEST_SCENES', 'METHODS', 'SAME', 'LOWER_IS_BETTER', 'NO_SCORE', 'why_no_interval', 'Interval', 'Judged',
-           'interval_of', 'jackknife', 'Comparison', 'difference', 'compare_with', 'compare_all', 'board_of',
-           'judged_board', 'neighbours']
+           'interval_of', 'jackknife', 'Comparison', 'difference', 'judge_all', 'compare_with', 'compare_all',
+           'board_of', 'judged_board', 'neighbours']
 
 # %% ../../nbs/metrics/intervals.ipynb #d25c88a6
 from collections.abc import Mapping, Sequence
@@ -429,7 +429,7 @@ def difference(
     Raises ValueError for unequal numbers of scenes, for a metric or method that is not
     known, and for a bootstrap over several seeds.
     """
-    both = _judge_all({0: a, 1: b}, metric, method, blocks, n, seed)
+    both = judge_all({0: a, 1: b}, metric, method, blocks, n, seed)
     return _pair(names, both[0], both[1], metric_name(metric), level)
 
 # %% ../../nbs/metrics/intervals.ipynb #463ca32e
@@ -445,7 +445,14 @@ def _holm(
     return out
 
 # %% ../../nbs/metrics/intervals.ipynb #f6baae9e
-def _judge_all(sets, metric, method="jackknife", blocks=None, n=2000, seed=0):
+def judge_all(
+    sets: Mapping,  # Name -> counts of scenes (same scenes), or a list of them: seeds
+    metric: str = "f1",  # One of METRICS
+    method: str = "jackknife",  # Or "bootstrap"
+    blocks: Sequence | None = None,  # Of each scene
+    n: int = 2000,  # Draws, and their seed, of the bootstrap
+    seed: int = 0,
+) -> dict[object, Judged]:  # By the same names
     "Score every run, or raise what `difference` raises."
     if method not in METHODS:
         raise ValueError(f'method must be "jackknife" or "bootstrap", got {method!r}')
@@ -513,7 +520,7 @@ def compare_all(
     are no intervals, whatever the method. Every pair is an object of its own: for more
     than a few hundred runs `board_of` compares with the highest only.
     """
-    judged = _judge_all(sets, metric, method, blocks, n, seed)
+    judged = judge_all(sets, metric, method, blocks, n, seed)
     name = metric_name(metric)
     intervals = {k: _interval(one, name, level) for k, one in judged.items()}
     fixed = _corrected(judged.values())
@@ -537,7 +544,7 @@ def board_of(
     `behind` is the distance to the highest, `tied` says that these scenes cannot tell
     the two apart, and `p` is corrected for all pairs of runs.
     """
-    judged = _judge_all(sets, metric, **how)
+    judged = judge_all(sets, metric, **how)
     return judged_board(judged, metric_name(metric), notes, left_out, level)
 
 
