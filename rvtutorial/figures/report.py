@@ -257,7 +257,7 @@ def scene_map(
     """
     (layers, truth), over, lost = _scene_and_truth(found, scene, side), {}, {}
     for name, run in found.runs.items():
-        codes = tried(maps.class_errors, run, layers, found.of, side, truth)
+        codes = tried(layers.errors, run, found.of, truth)
         if isinstance(codes, str):
             lost[name] = codes
         else:
@@ -282,7 +282,7 @@ def _scene_and_truth(found: Material, scene: str, side: int) -> tuple:
 
     def read(run):
         layers = maps.run_layers(run, scene, found.data, side)
-        return layers, maps.class_truth(run, layers, found.of, side)
+        return layers, layers.class_truth(run, found.of)
 
     runs, why = [*found.own.values(), *found.runs.values()], []
     for run in runs:
