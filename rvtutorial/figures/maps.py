@@ -631,8 +631,8 @@ def scene_image(
     pixels: np.ndarray,  # (rows, columns, 3) from 0 to 1, or `_error_codes`
     frame: Frame,  # Of the scene
     max_size: int = 650,  # Longer side in pixels; never more than the scene has
-):  # A PIL image, north up, in the proportions of the ground; for codes transparent
-    "A scene or its errors as an image of its own, for a page."
+) -> tuple[bytes, str]:  # Content of a file and its kind: JPEG, of codes PNG
+    "A scene, or its errors on nothing: north up, in the proportions of the ground."
     from PIL import Image
 
     pixels = pixels if pixels.ndim == 2 else (255 * pixels).round()
@@ -640,9 +640,12 @@ def scene_image(
     image, (_, right, *heights) = Image.fromarray(pixels.astype(np.uint8)), frame.extent
     sides = np.array([right, max(heights)]) / max(right, *heights)
     size = np.maximum(1, (min(max_size, max(frame.shape)) * sides).round()).astype(int)
-    if pixels.ndim == 3:
-        return image.resize(size.tolist())
-    colours = [(0,) * 4, *(to_rgba(colour, 0.72) for colour in ERRORS.values())]
-    image = image.convert("P")  # a palette is a third as large as colours
-    image.putpalette((255 * np.ravel(colours)).round().astype(int).tolist(), "RGBA")
-    return image.resize(size.tolist(), Image.Resampling.NEAREST)
+    kind, file = "jpeg", io.BytesIO()
+    if pixels.ndim == 2:
+        colours = [(0,) * 4, *(to_rgba(colour, 0.72) for colour in ERRORS.values())]
+        image = image.convert("P")  # a palette is a third as large as colours
+        image.putpalette((255 * np.ravel(colours)).round().astype(int).tolist(), "RGBA")
+        kind = "png"
+    nearest = Image.Resampling.NEAREST if kind == "png" else None
+    image.resize(size.tolist(), nearest).save(file, kind, optimize=True, quality=80)
+    return file.getvalue(), kind
