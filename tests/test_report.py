@@ -228,7 +228,7 @@ def test_what_cannot_be_compared_is_named(make, why, sweep, tmp_path):
     found = _gather([sweep, tmp_path / "odd"])
     assert list(found.left_out) == ["odd"] and why in found.left_out["odd"]
     assert list(found.runs) == ["lr=1e-4", "lr=1e-3", "lr=2e-3"]
-    with patch.object(report, "drawn", side_effect=ValueError("not drawn here")):
+    with patch.object(report, "_drawn", side_effect=ValueError("not drawn here")):
         out = write_report([sweep, tmp_path / "odd"], tmp_path / "a.html", scenes=0)
     assert f"Left out: odd ({found.left_out['odd']})." in words(out)
 
@@ -302,7 +302,7 @@ def test_predictions_and_images_that_are_gone(sweep, tmp_path):
 def test_seeds_are_taken_together(data, tmp_path):
     trials = [{"lr": lr, "seed": s} for lr in (1e-3, 1e-4) for s in (0, 1)]
     sweep = make_example_runs(tmp_path / "s", find_scenes(data / "val"), trials)
-    with patch.object(report, "drawn", side_effect=ValueError("not drawn here")):
+    with patch.object(report, "_drawn", side_effect=ValueError("not drawn here")):
         out = write_report(sweep, tmp_path / "a.html", scenes=0, progress=False)
     (rows,) = re.findall(r"seed alone.*?</table>", out.read_text(), re.S)
     assert sorted(

@@ -11,7 +11,7 @@ __all__ = ['in_order', 'open_runs', 'note_test', 'write_table', 'plot_leaderboar
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import index
 from pathlib import Path
@@ -243,13 +243,13 @@ def plot_scene_scores(
     fig, ax = maps.subplots(max(5, 1.5 + 0.85 * values.shape[1]), 4.2)
     x = np.arange(values.shape[1])
     ax.plot(x, values.T.to_numpy(), color="0.6", lw=0.7, alpha=0.6, zorder=1)
+    paint = dict(facecolor=(0.34, 0.71, 0.91, 0.45), edgecolor="#0072B2")
     style = dict(patch_artist=True, widths=0.45, showfliers=False, zorder=2)
-    style |= dict(
-        boxprops=dict(facecolor=(0.34, 0.71, 0.91, 0.45), edgecolor="#0072B2")
-    )
     boxes = [column.dropna() for _, column in values.items()]
-    ax.boxplot(boxes, positions=x, medianprops=dict(color="black"), **style)
-    handles = [Patch(**style["boxprops"], label="half of the scenes, and their median")]
+    ax.boxplot(
+        boxes, positions=x, medianprops=dict(color="black"), boxprops=paint, **style
+    )
+    handles = [Patch(**paint, label="half of the scenes, and their median")]
     handles += [Line2D([], [], color="0.6", label="a scene")]
     ranks = ("lowest mean", "second lowest", "third lowest")
     for i, scene in enumerate(whole.mean(axis=1).nsmallest(3).index):
@@ -282,22 +282,26 @@ def find_scene(
     data: str | Path | None = None,  # Where the images are now
 ) -> str:  # Id
     "Find a scene by id, or by place as the original course counted."
-    ids, folder = run.scene_ids(split), isinstance(run, LabelFolder)
+
+    def name(scene):  # raises for ids that the run does not know
+        if isinstance(run, LabelFolder):
+            return run.prediction(scene) and scene
+        return run.image(scene, data).name
+
     if isinstance(scene, str):
-        run.prediction(scene) if folder else run.image(scene, data)  # raises if unknown
-        return scene
+        return name(scene) and scene
     try:
         place = index(scene)
     except TypeError:
         kind = f"a scene is an id (text) or a place (number), got {scene!r}"
         raise ValueError(kind) from None
+    ids = run.scene_ids(split)
     if not 0 <= place < len(ids):
         raise ValueError(
             f"{run.name} has {len(ids)} {split} scenes, so a place is from 0 to "
             f"{len(ids) - 1}, got {scene}; an id is written as text"
         )
-    names = {i: i if folder else run.image(i, data).name for i in ids}
-    return sorted(ids, key=names.get)[place]
+    return sorted(ids, key=name)[place]
 
 
 def scene_layers(
@@ -500,17 +504,12 @@ def _scored(opened, scenes, blocks, split, class_name, data, stamp):
     return _Scored(curve, calibration.reliability(one, blocks=blocks), areas)
 
 
+@dataclass(frozen=True)
 class _Key:
     "A run as a key of the cache."
 
-    def __init__(self, run):
-        self.run, self.words = run, f"{run!r} {run.path}"
-
-    def __hash__(self):
-        return hash(self.words)
-
-    def __eq__(self, other):
-        return self.words == other.words
+    words: str
+    run: Run | LabelFolder = field(compare=False)
 
 
 @renamed_arguments(of="class_name")
@@ -533,7 +532,7 @@ def scored(
     out = {}
     for name, run in opened.items():
         stamp = tuple(one["scores"].stat().st_mtime_ns for one in files[name].values())
-        out[name] = _scored(_Key(run), *placed, *asked, stamp)
+        out[name] = _scored(_Key(f"{run!r} {run.path}", run), *placed, *asked, stamp)
     many = None if blocks is None else len({*placed[1]})
     words = [leaderboard.scenes_in_words(len(scenes), split, many)]
     words += [_left_out(len(lost))] if lost else []

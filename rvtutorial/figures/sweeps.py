@@ -6,8 +6,6 @@
 __all__ = ['cost_of', 'trial_table', 'plot_parameter', 'plot_parallel', 'importance', 'plot_importance', 'plot_cost']
 
 # %% ../../nbs/figures/sweeps.ipynb #c488e17b
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -24,19 +22,12 @@ from ..sweeps.sweepfile import short
 from ..sweeps.trials import gpu_minutes, worked
 
 # %% ../../nbs/figures/sweeps.ipynb #7630408d
-@dataclass(frozen=True)
-class _Judged:
-    "Runs that have scores, on the scenes that all of these have."
-
-    runs: dict  # Name -> run
-    tables: dict[str, pd.DataFrame]  # Name -> counts of the scenes
-    blocks: np.ndarray | None  # Of each scene: neighbours are one, as in a leaderboard
-    of: str  # The class that is scored
-    missing: dict[str, str]  # Name -> state of those that have no scores
-
-
 def _judged(runs, metric, split, class_name):
-    "Read the counts of runs; those that have none are left out, and named."
+    """Read the counts of runs on their common scenes; who has none is left out, and named.
+
+    Runs, counts of their scenes, blocks of neighbouring scenes as in a leaderboard, the
+    class that is scored, and run -> state of those left out.
+    """
     counts, missing = {}, {}
     for name, run in open_runs(runs).items():
         try:
@@ -50,7 +41,7 @@ def _judged(runs, metric, split, class_name):
     found = leaderboard.common_counts(each, metric, split, class_name)
     tables = {name: one for name, (one,) in found.tables.items()}
     blocks = leaderboard.blocks_of(kept.values(), found.scenes)
-    return _Judged(kept, tables, blocks, found.of, missing)
+    return kept, tables, blocks, found.of, missing
 
 
 def cost_of(
@@ -93,26 +84,26 @@ _COLUMNS = ["score", "low", "high", "minutes", "gpu_minutes", "operations"]
 
 def _table(found, metric, split):
     "`trial_table` of runs whose counts were read."
-    known = {name: getattr(run, "hyperparams", {}) for name, run in found.runs.items()}
+    runs, tables, blocks, of, missing = found
+    known = {name: getattr(run, "hyperparams", {}) for name, run in runs.items()}
     table = pd.DataFrame.from_dict(known, orient="index").astype(object)
     differ = [c for c in table if table[c].map(repr).nunique() > 1]
     table, name = table[differ].reindex(list(known)), leaderboard.score_title(metric)
-    each = [intervals.jackknife(one, metric, blocks=found.blocks)
-            for one in found.tables.values()]  # fmt: skip
+    each = [intervals.jackknife(t, metric, blocks=blocks) for t in tables.values()]
     for column, field in zip(_COLUMNS, ("value", "low", "high"), strict=False):
         table[column] = [getattr(one, field) for one in each]
     for kind in _COLUMNS[3:]:
-        table[kind] = [cost_of(run, kind) for run in found.runs.values()]
-    words = f"{name} of {found.of}, {each[0].scenes} whole {split} scenes"
+        table[kind] = [cost_of(run, kind) for run in runs.values()]
+    words = f"{name} of {of}, {each[0].scenes} whole {split} scenes"
     words += f" in {each[0].blocks} blocks" * (each[0].blocks is not None)
-    if found.missing:
-        some = [f"{k} ({state})" for k, state in list(found.missing.items())[:3]]
-        more = ", ..." * (len(found.missing) > 3)
-        lost = f"{len(found.missing)} without scores left out"
+    if missing:
+        some = [f"{k} ({state})" for k, state in list(missing.items())[:3]]
+        more = ", ..." * (len(missing) > 3)
+        lost = f"{len(missing)} without scores left out"
         words += f"; {lost}: {', '.join(some)}{more}"
     if split == "test":
-        words += f"; {leaderboard.open_test(found.runs, metric, what='trials')}"
-    table.attrs |= dict(title=words, left_out=found.missing, metric=name)
+        words += f"; {leaderboard.open_test(runs, metric, what='trials')}"
+    table.attrs |= dict(title=words, left_out=missing, metric=name)
     return table
 
 # %% ../../nbs/figures/sweeps.ipynb #4137ff52
@@ -126,7 +117,8 @@ def plot_parameter(
 ):  # Figure
     "Draw a score, with 95 % intervals, against one hyperparameter."
     found, values = _judged(runs, metric, split, class_name), {}
-    for name, run in found.runs.items():
+    opened, tables, blocks, *_ = found
+    for name, run in opened.items():
         known = getattr(run, "hyperparams", {})
         if parameter not in known:
             hint = near_match(parameter, known)
@@ -140,7 +132,7 @@ def plot_parameter(
     joined = len(groups) <= 8
     places = [x] * len(groups) if joined else _side_by_side(groups, x)
     for i, (name, group) in enumerate(groups.items()):
-        _draw_group(ax, group, places[i], found, metric, i, name, joined)
+        _draw_group(ax, group, places[i], tables, blocks, metric, i, name, joined)
     _value_axis(ax, x, labels)
     ax.set(xlabel=_NAMES.get(parameter, parameter), ylabel=_score_axis(table))
     ax.grid(alpha=0.3)
@@ -184,18 +176,18 @@ def _positions(values):
     return {v: float(names.index(short(v))) for v in kinds}, names
 
 
-def _draw_group(ax, group, x, judged, metric, i, name, joined):
+def _draw_group(ax, group, x, judged, blocks, metric, i, name, joined):
     "The points of one setting of the other hyperparameters, seeds taken together."
     values = sorted(group, key=x.get)
     first = next((v for v in values if len(group[v]) > 1), None) if i == 0 else None
-    sets = [[judged.tables[run] for run in group[v]] for v in values]
+    sets = [[judged[run] for run in group[v]] for v in values]
     for value, tables in zip(values, sets, strict=True):
         if len(tables) > 1:
             each = [intervals.jackknife(one, metric).value for one in tables]
             look = dict(color="0.25", ms=5, zorder=3)
             look["label"] = "a single seed" if value == first else "_"
             ax.plot([x[value]] * len(each), each, "x", **look)
-    found = [intervals.jackknife(one, metric, blocks=judged.blocks) for one in sets]
+    found = [intervals.jackknife(one, metric, blocks=blocks) for one in sets]
     middle = np.array([one.value for one in found])
     ends = np.abs([[one.value - one.low, one.high - one.value] for one in found]).T
     seeds = max(map(len, sets))

@@ -406,10 +406,8 @@ def score_summary(
     for kind in counts.classes:
         own, others, values, moved = _left_out(counts, kind, bins)
         pixels = int(own.sum() + others.sum())
-        line = {
-            "pixels": pixels,
-            "prevalence": own.sum() / pixels if pixels else np.nan,
-        }
+        share = own.sum() / pixels if pixels else np.nan
+        line = {"pixels": pixels, "prevalence": share}
         line["unscored"] = int(counts.unscored.sum())
         for name, value, steps in zip(SCORES, values, moved.T, strict=True):
             found = interval_of(float(value), steps, name, level)

@@ -192,9 +192,8 @@ def polygons_of(
         rows = rows.to_crs(grid.crs)
     shapes = shapely.force_2d(rows.geometry.to_numpy())
     if grid.crs is not None:
-        shapes = shapely.transform(
-            shapes, lambda at: np.stack(moved(~grid.transform, *at.T), 1)
-        )
+        back = ~grid.transform
+        shapes = shapely.transform(shapes, lambda at: np.stack(moved(back, *at.T), 1))
     numbers = rows["class_id"].to_numpy(int) if "class_id" in rows else [0] * len(rows)
     return shapes, np.asarray(numbers, int)
 

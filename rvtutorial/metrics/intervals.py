@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'FEWEST_SCENES', 'METHODS', 'SAME', 'LOWER_IS_BETTER', 'NO_SCORE', 'why_no_interval', 'Interval', 'Judged',
-           'interval_of', 'jackknife', 'Comparison', 'difference', 'judge_all', 'compare_with', 'compare_all',
-           'board_of', 'judged_board', 'neighbours']
+           'interval_of', 'jackknife', 'Comparison', 'difference', 'judge_all', 'compare_with', 'board_of',
+           'judged_board', 'neighbours']
 
 # %% ../../nbs/metrics/intervals.ipynb #d25c88a6
 from collections.abc import Mapping, Sequence
@@ -505,7 +505,7 @@ def compare_with(
     return found
 
 
-def compare_all(
+def _compare_all(
     sets: Mapping,  # Name -> counts of scenes, or a list of them: seeds
     metric: str = "f1",
     level: float = 0.95,
@@ -537,7 +537,7 @@ def board_of(
     notes: Sequence[str] = (),  # Said with every verdict
     left_out: Sequence[str] = (),  # Scenes that are not in `sets`
     level: float = 0.95,
-    **how,  # Of `compare_all`: method, blocks, n, seed
+    **how,  # Of `_compare_all`: method, blocks, n, seed
 ) -> pd.DataFrame:  # Index: run, highest first
     """Score runs, with an interval each and a comparison with the highest.
 
@@ -566,10 +566,8 @@ def judged_board(
     for one, pair in ((found[k], pairs.get(k)) for k in order):
         line = {f"pixel_{one.metric}": one.value, "low": one.low, "high": one.high}
         line |= {"scenes": one.scenes, "blocks": one.blocks, "seeds": one.seeds}
-        line |= {
-            "behind": abs(best - one.value),
-            "p": pair.corrected if pair else np.nan,
-        }
+        line["behind"] = abs(best - one.value)
+        line["p"] = pair.corrected if pair else np.nan
         line["tied"] = pair is None or pair.winner is None
         line["verdict"] = NO_SCORE if np.isnan(one.value) else first
         lines.append(line | ({"verdict": pair.verdict} if pair else {}))
@@ -594,10 +592,8 @@ def neighbours(
 
     edges = boxes[["west", "south", "east", "north"]].to_numpy(float)
     known = ~np.isnan(edges).any(axis=1)
-    side = np.minimum(
-        edges[known, 2] - edges[known, 0], edges[known, 3] - edges[known, 1]
-    )
-    shapes, near = shapely.box(*edges[known].T), gap * np.min(side, initial=np.inf)
+    side = np.min((edges[:, 2:] - edges[:, :2])[known], initial=np.inf)
+    shapes, near = shapely.box(*edges[known].T), gap * side
     a, b = shapely.STRtree(shapes).query(shapes, "dwithin", near)
     touch = coo_array((np.ones(len(a)), (a, b)), shape=(len(shapes),) * 2)
     place = np.full(len(boxes), -1)

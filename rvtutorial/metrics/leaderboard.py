@@ -56,9 +56,7 @@ def _counts_from(
         classes = {item["class_id"]: item for item in items if "class_id" in item}
         found = [item["conf_mat"] for item in items if "class_id" not in item]
         if not found:
-            raise ValueError(
-                f"scene {scene}: this evaluation holds no confusion matrix"
-            )
+            raise ValueError(f"scene {scene}: there is no confusion matrix")
         names = tuple(classes[i]["class_name"] for i in sorted(classes))
         if any(value is None for row in found[0] for value in row):
             raise ValueError(f"scene {scene}: the confusion matrix has empty places")
@@ -523,8 +521,12 @@ def _judged(
         return judged, others, found.of, found.left_out, found.notes
     if method != "jackknife":
         raise ValueError(f"intervals of {metric} are the jackknife's, not {method}'s")
-    ids = {name if len(group) == 1 else (name, i): _scored_scenes(run, split, data)
-           for name, group in groups.items() for i, run in enumerate(group)}  # fmt: skip
+    ids = {}
+    for name, group in groups.items():
+        for i, run in enumerate(group):
+            own = isinstance(run, ScoreCounts)
+            found = run.scenes if own else list(score_files(run, split, data))
+            ids[name if len(group) == 1 else (name, i)] = found
     (scenes, left_out), judged, others, built = common_scenes(ids), {}, {}, []
     placed = blocks_of(every, scenes, blocks)
     many = len(scenes), None if placed is None else len(np.unique(placed))
@@ -545,12 +547,6 @@ def _judged(
     notes = [] if same else ["not all were judged by the same pixels"]
     table = pd.DataFrame.from_dict(others, orient="index")
     return judged, table, of, left_out, notes
-
-
-def _scored_scenes(run, split, data):
-    "Ids of the scenes whose scores can be counted."
-    here = isinstance(run, ScoreCounts)
-    return list(run.scenes if here else score_files(run, split, data))
 
 # %% ../../nbs/metrics/leaderboard.ipynb #f307d52f
 RECORD = "test-openings.jsonl"
@@ -794,17 +790,6 @@ def _board_of_readable(groups, metric, split, **how):
             broken[name] = str(err)
 
 
-def _with_broken(board, broken):
-    "A leaderboard with a line for each run that cannot be read, at its end."
-    if not broken:
-        return board
-    empty = {"b": False, "i": 0, "u": 0, "f": np.nan}
-    line = {name: empty.get(kind.kind, "") for name, kind in board.dtypes.items()}
-    lines = [line | {"verdict": f"unreadable: {why}"} for why in broken.values()]
-    more = pd.DataFrame(lines, index=pd.Index(broken, name=board.index.name))
-    return pd.concat([board, more.astype(board.dtypes)])
-
-
 @renamed_arguments(of="class_name")
 def leaderboard(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
@@ -846,6 +831,12 @@ def leaderboard(
         note = open_test(groups, metric, record, what="leaderboard")
         board["openings"] = len(_openings(groups, record))
         board.attrs["note"] = note
-    made = Board(_with_broken(board, broken))
+    made = Board(board)
+    if broken:  # a line for each, at the end
+        empty = {"b": False, "i": 0, "u": 0, "f": np.nan}
+        line = {name: empty.get(kind.kind, "") for name, kind in board.dtypes.items()}
+        lines = [line | {"verdict": f"unreadable: {why}"} for why in broken.values()]
+        more = pd.DataFrame(lines, index=pd.Index(broken, name=board.index.name))
+        made = Board(pd.concat([board, more.astype(board.dtypes)]))
     made.attrs = board.attrs
     return made
