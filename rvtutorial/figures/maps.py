@@ -119,16 +119,13 @@ def _read_labels(
 def read_picture(
     path: str | Path,  # A raster of any type and number of bands
     max_size: int = 1000,  # Longer side of what is read, in pixels
-    bands: Sequence[int] | None = None,  # Shown as red, green, blue; from 0
     zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
     order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
 ) -> np.ndarray:  # (rows, columns, 3), 0 to 1
     "Read an image for the eye: thinned out, each band stretched by its percentiles."
     image = read_image(path, max_size)
     valid = _valid_pixels(path, image.shape[1:], zeros, order)
-    if bands is None and order is not None:
-        image = image[order]
-    return stretch(image, rgb=bands, seen=valid)
+    return stretch(image if order is None else image[order], seen=valid)
 
 
 def _valid_pixels(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'FEWEST_SCENES', 'METHODS', 'SAME', 'LOWER_IS_BETTER', 'NO_SCORE', 'why_no_interval', 'Interval', 'Judged',
-           'interval_of', 'jackknife', 'Comparison', 'difference', 'judge_all', 'compare_with', 'board_of',
+           'judge_all', 'interval_of', 'jackknife', 'Comparison', 'difference', 'compare_with', 'board_of',
            'judged_board', 'neighbours']
 
 # %% ../../nbs/metrics/intervals.ipynb #d25c88a6
@@ -158,6 +158,28 @@ def _judge(sets, metric, method="jackknife", blocks=None, n=2000, seed=0):
         moved = np.mean(each, axis=0)
     found = None if blocks is None else len(units[0])
     return Judged(float(seeds.mean()), moved, method, seeds, len(sets[0]), found)
+
+
+def judge_all(
+    sets: Mapping,  # Name -> counts of scenes (same scenes), or a list of them: seeds
+    metric: str = "f1",  # One of METRICS
+    method: str = "jackknife",  # Or "bootstrap"
+    blocks: Sequence | None = None,  # Of each scene
+    n: int = 2000,  # Draws, and their seed, of the bootstrap
+    seed: int = 0,
+) -> dict[object, Judged]:  # By the same names
+    "Score every run, or raise what `difference` raises."
+    if method not in METHODS:
+        raise ValueError(f'method must be "jackknife" or "bootstrap", got {method!r}')
+    lists = {k: v if isinstance(v, list) else [v] for k, v in sets.items()}
+    groups = {k: [_numbers_of(one) for one in group] for k, group in lists.items()}
+    lengths = sorted({len(one) for group in groups.values() for one in group})
+    if len(lengths) > 1:
+        raise ValueError(f"a pair needs the same scenes, got {lengths} of them")
+    units = len(_units(next(iter(groups.values()))[0], blocks))
+    how = (metric, method, blocks, n, seed)
+    how = (metric, "jackknife", blocks) if units < FEWEST_SCENES else how
+    return {name: _judge(group, *how) for name, group in groups.items()}
 
 # %% ../../nbs/metrics/intervals.ipynb #4de85b9b
 def _logit(share):
@@ -445,28 +467,6 @@ def _holm(
     return out
 
 # %% ../../nbs/metrics/intervals.ipynb #f6baae9e
-def judge_all(
-    sets: Mapping,  # Name -> counts of scenes (same scenes), or a list of them: seeds
-    metric: str = "f1",  # One of METRICS
-    method: str = "jackknife",  # Or "bootstrap"
-    blocks: Sequence | None = None,  # Of each scene
-    n: int = 2000,  # Draws, and their seed, of the bootstrap
-    seed: int = 0,
-) -> dict[object, Judged]:  # By the same names
-    "Score every run, or raise what `difference` raises."
-    if method not in METHODS:
-        raise ValueError(f'method must be "jackknife" or "bootstrap", got {method!r}')
-    lists = {k: v if isinstance(v, list) else [v] for k, v in sets.items()}
-    groups = {k: [_numbers_of(one) for one in group] for k, group in lists.items()}
-    lengths = sorted({len(one) for group in groups.values() for one in group})
-    if len(lengths) > 1:
-        raise ValueError(f"a pair needs the same scenes, got {lengths} of them")
-    units = len(_units(next(iter(groups.values()))[0], blocks))
-    how = (metric, method, blocks, n, seed)
-    how = (metric, "jackknife", blocks) if units < FEWEST_SCENES else how
-    return {name: _judge(group, *how) for name, group in groups.items()}
-
-
 def _corrected(judged, most=2**22):
     "Corrected p-values of all pairs of runs, in the order of `combinations`."
     judged = list(judged)
