@@ -115,36 +115,24 @@ def _trains(run):
     return any(key in run.manifest.get("asked", {}) for key in ("hyperparams", "data"))
 
 # %% ../../nbs/figures/runs.ipynb #88b11457
-@dataclass(frozen=True)
-class _Shared:
-    "Counts of one class on the scenes that all runs have."
-
-    tables: dict[str, pd.DataFrame]  # Run -> tp, fp, fn, tn, right of each scene
-    of: str  # The class
-    scenes: list[str]
-    title: str  # Which scenes, in words
-    shorter: str = ""  # What was left out, in words
-
-    def values(self, metric: str = "f1") -> pd.DataFrame:  # Scenes x runs, 0 to 1
-        "A score of each scene; NaN where it has no value."
-        each = {k: counting.scores(t, [metric]) for k, t in self.tables.items()}
-        return pd.DataFrame({k: one.iloc[:, 0] for k, one in each.items()})
-
-
-@renamed_arguments(of="class_name")
-def _shared_counts(
+def _shared_scores(
     runs,  # As `open_runs` takes them
+    metric: str = "f1",
     split: str = "validation",  # Or "test"; a folder of labels has only one
     class_name: str | None = None,  # Class; None: the first that is not background
-) -> _Shared:
-    "Read the counts of runs, from their eval.json, on the scenes that all of them have."
+) -> tuple[pd.DataFrame, str, list[str]]:  # Scenes x runs, 0 to 1; class; in words
+    """Scores of the scenes that all runs have, from their eval.json.
+
+    NaN where a scene has no value. The words say which scenes, then what to know of them.
+    """
     opened = open_runs(runs)
     found = leaderboard.common_counts(opened, "f1", split, class_name)
-    notes = [_left_out(len(found.left_out))] if found.left_out else []
-    notes += found.notes + note_test(opened, split, "figure")
+    words = [leaderboard.scenes_in_words(len(found.scenes), found.split)]
+    words += [_left_out(len(found.left_out))] if found.left_out else []
+    words += found.notes + note_test(opened, split, "figure")
     tables = {name: one for name, (one,) in found.tables.items()}
-    words = leaderboard.scenes_in_words(len(found.scenes), found.split)
-    return _Shared(tables, found.of, found.scenes, words, "; ".join(notes))
+    each = {k: counting.scores(t, [metric]).iloc[:, 0] for k, t in tables.items()}
+    return pd.DataFrame(each), found.of, words
 
 
 def _left_out(n):
@@ -237,8 +225,7 @@ def plot_scene_scores(
     class_name: str | None = None,  # Class; None: the first that is not background
 ):  # Figure
     "Draw a box of the scores of single scenes for each run, and a line for each scene."
-    found = _shared_counts(runs, split, class_name)
-    values = found.values(metric)
+    values, of, words = _shared_scores(runs, metric, split, class_name)
     whole = values.dropna()
     fig, ax = maps.subplots(max(5, 1.5 + 0.85 * values.shape[1]), 4.2)
     x = np.arange(values.shape[1])
@@ -263,16 +250,17 @@ def plot_scene_scores(
     ax.set_xticks(x, values.columns, **turned)
     _plain_axes(ax, "y")
     maps.legend_below(fig, handles)
-    maps.title_above(fig, _title(found, metric, len(values) - len(whole)))
+    maps.title_above(fig, _title(name, of, words, len(values) - len(whole)))
     return fig
 
 
-def _title(found, metric, undefined=0):
+def _title(name, of, words, undefined=0):
     "The title of a figure of scores."
-    text = f"{leaderboard.score_title(metric)} of {found.of}, {found.title}"
+    where, *notes = words
+    text = f"{name} of {of}, {where}"
     if undefined:
-        text += f"; {undefined} without {found.of} have no value"
-    return text + (f"; {found.shorter}" if found.shorter else "")
+        text += f"; {undefined} without {of} have no value"
+    return "; ".join([text, *notes])
 
 # %% ../../nbs/figures/runs.ipynb #64c4d0f4
 def find_scene(
@@ -398,8 +386,8 @@ def plot_worst(
 ):  # Figure: image and errors of each scene, the lowest score first
     "Draw the scenes with the lowest mean score over all runs, and who is wrong where."
     opened = open_runs(runs)
-    found = _shared_counts(opened, split, class_name)
-    means = found.values(metric).mean(axis=1).dropna().nsmallest(n)
+    values, of, words = _shared_scores(opened, metric, split, class_name)
+    means = values.mean(axis=1).dropna().nsmallest(n)
     base = next(iter(opened.values()))
     every = [maps.run_layers(base, scene, data, max_size) for scene in means.index]
     fig, axes = maps.panels(-(-len(every) // 3), 2 * min(3, len(every)), every[0].frame)
@@ -409,12 +397,13 @@ def plot_worst(
         left, right = axes.flat[2 * i : 2 * i + 2]
         layers.draw_picture(left)
         left.set_title(f"scene {layers.id}", fontsize=9)
-        _draw_shares(right, layers, opened.values(), found.of)
+        _draw_shares(right, layers, opened.values(), of)
         title = f"mean {leaderboard.metric_title(metric)} {mean:.3f}"
         right.set_title(title, fontsize=9)
     _outer_labels(axes.flat[: 2 * len(every)], every[0])
     maps.legend_below(fig, maps.ERRORS)
-    words = f"the {len(every)} lowest of {_title(found, metric)}"
+    words = _title(leaderboard.score_title(metric), of, words)
+    words = f"the {len(every)} lowest of {words}"
     if len(opened) > 1:
         words += f" (full colour: all {len(opened)} runs, pale: some)"
     maps.title_above(fig, words)
@@ -438,7 +427,7 @@ def plot_agreement(
     base = next(iter(opened.values()))
     if scenes is None:  # where they differ most, without a look at the test split
         chosen_on = "validation" if split == "test" else split
-        values = _shared_counts(opened, chosen_on, class_name).values()
+        values, *_ = _shared_scores(opened, "f1", chosen_on, class_name)
         scenes = (values.max(axis=1) - values.min(axis=1)).fillna(0).idxmax()
     every = scene_layers(base, scenes, split, data, max_size)
     fig, axes = maps.panels(len(every), 2, every[0].frame)
@@ -465,7 +454,7 @@ def plot_agreement(
 
 # %% ../../nbs/figures/runs.ipynb #5e1ec7ee
 def telling_scenes(
-    scores: pd.DataFrame,  # From `Shared.values`
+    scores: pd.DataFrame,  # Scenes x runs
     scenes: int | Iterable | None = None,  # Ids, or how many; None: three
 ) -> dict[str, str]:  # Id -> its place in words, such as "the worst"
     "Pick scenes evenly from the worst to the best; `ValueError` for an unknown id."
