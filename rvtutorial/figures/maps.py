@@ -19,11 +19,11 @@ from inspect import signature
 from math import hypot
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_rgb, to_rgba
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, ScalarFormatter
@@ -425,11 +425,13 @@ def subplots(
     height: float,  # Before a legend and a title are added
     rows: int = 1,
     columns: int = 1,
-    **grid,  # Of `Figure.subplots`
+    **grid,  # Of `plt.subplots`
 ):  # Figure, axes
     "A figure that is returned and not shown by itself."
-    fig = Figure(figsize=(width, height), layout="constrained")
-    return fig, fig.subplots(rows, columns, **grid)
+    size = dict(figsize=(width, height), layout="constrained")
+    fig, axes = plt.subplots(rows, columns, **size, **grid)
+    plt.close(fig)  # the figure is the value; open, Jupyter would draw it twice
+    return fig, axes
 
 
 def panels(
