@@ -13,12 +13,7 @@ import pandas as pd
 
 from .core.renamed import renamed
 from .hpc.sites import Site
-from rvtutorial.metrics.leaderboard import (
-    Board,
-    board_in_words,
-    leaderboard,
-    readable_runs,
-)
+from .metrics.leaderboard import Board, leaderboard
 from .slurm import Job
 from .sweeps.space import Proposal, propose
 from .sweeps.sweepfile import complete, grid, read_sweep, trial_names  # noqa: F401
@@ -98,7 +93,7 @@ def run_sweep(
 start = renamed(run_sweep, "sweep.start", "sweep.run_sweep")
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #bf428a69
-in_words = renamed(board_in_words, "sweep.in_words", "Board.summary")
+in_words = renamed(Board.summary, "sweep.in_words", "Board.summary")
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #daca764f
 def next_round(
@@ -114,7 +109,7 @@ def next_round(
             return False
 
     tried = {trial.name: trial.parameters for trial in sweep.trials}
-    return propose(tried, readable_runs(sweep.leaderboard()), allowed)
+    return propose(tried, sweep.leaderboard().readable(), allowed)
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #2aa22746
 def level_stretch(

@@ -21,9 +21,10 @@ from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine.prediction import find_images
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.figures.runs import Board, write_table
+from rvtutorial.figures.runs import write_table
 from rvtutorial.metrics import leaderboard
 from rvtutorial.metrics.counting import count_rasters
+from rvtutorial.metrics.leaderboard import Board
 from rvtutorial.scenes import find_scenes
 from rvtutorial.sweeps.sweepfile import read_sweep
 

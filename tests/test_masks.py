@@ -575,7 +575,7 @@ def test_a_damaged_mask_is_named_and_the_others_are_checked(tmp_path):
 def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
     "From a tagged mask to eval.json, and our own count of the same files."
     from rvtutorial import engine
-    from rvtutorial.metrics import leaderboard
+    from rvtutorial.metrics import counting, leaderboard
     from rvtutorial.runs import Run
 
     data = make_set(tmp_path / "d", tags(nodata=255))
@@ -590,11 +590,11 @@ def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
     assert building["TP"] + building["FN"] == there.sum() > 0
     ours = leaderboard.counts_of(run.path)
     assert ours.total[0].sum() == there.sum()
-    again = [leaderboard.count_rasters(run.label("3"), run.prediction("3"), ours.classes,
+    again = [counting.count_rasters(run.label("3"), run.prediction("3"), ours.classes,
                                    **leaderboard.label_meaning(run, "3"))]  # fmt: skip
     from rvtutorial.figures import maps
 
-    drawn = maps._truth_of(run, maps.run_layers(run, "3"))
+    drawn = maps.run_layers(run, "3").truth(run)
     assert np.array_equal(drawn == 0, there)
     total = again[0].total
     assert building["TP"] == total[0, 0]
@@ -640,7 +640,7 @@ def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
     "And then it trains, evaluates and counts as Raster Vision does."
     from rvtutorial import engine
     from rvtutorial.engine import pipeline
-    from rvtutorial.metrics import leaderboard
+    from rvtutorial.metrics import counting, leaderboard
     from rvtutorial.runs import Run
 
     data = make_set(tmp_path / "d", tags(nodata=255), hole=False)
@@ -657,7 +657,7 @@ def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
     (building,) = (i for i in items if i.get("class_name") == "building")
     counts = building["conf_mat_dict"]
     assert counts["TP"] + counts["FN"] == 0  # as stock reads them
-    ours = leaderboard.count_rasters(
+    ours = counting.count_rasters(
         run.label("3"), run.prediction("3"), ("building", "background", "null"),
         **leaderboard.label_meaning(run, "3"),
     )  # fmt: skip
