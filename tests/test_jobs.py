@@ -608,7 +608,7 @@ def test_no_parts_is_an_error(tmp_path):
 def test_remaining_time_comes_from_the_last_time():
     parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
     line = lessons._Progress(parts, {"01_a": 100.0, "02_b": 50.0})
-    assert line.left(0, 0) == 150 and line.left(0, 40) == 110 and line.left(1, 60) == 0
+    assert line.remaining(0) == 150 and line.remaining(40) == 110
     assert lessons._clock(3599) == "59:59"
 
 
@@ -619,7 +619,7 @@ class Screen(io.StringIO):
 
 def test_the_line_is_drawn_again_while_a_cell_works(monkeypatch):
     line = lessons._Progress([Path("01_a.ipynb")], {}, Screen())
-    with lessons._ticking(line):
+    with line.ticking():
         line.show(0, 1, 3)
         time.sleep(2.2)
     drawn = line.out.getvalue().split("\r")[1:]

@@ -480,6 +480,15 @@ def summary(
     return text + (f" ({', '.join(notes)})" if notes else "")
 
 
+def epochs_done(
+    details: list[dict],
+) -> tuple[int, int]:  # Done, and in all
+    "How far some runs are: an epoch counts one, all that comes after the last one too."
+    rows = [(d["state"], d["done"], (d["epochs"] or 0) + 1) for d in details]
+    done = sum(n if state in LIVE else whole for state, n, whole in rows)
+    return done, sum(whole for _, _, whole in rows)
+
+
 class Line:
     "A file for tqdm whose last line stays in a notebook's output, and only that."
 
@@ -518,13 +527,10 @@ class _Progress:
         self.show(details)
 
     def show(self, details: list[dict]):
-        "Draw the line; an epoch counts one, all that comes after the last one too."
+        "Draw the line."
         self.details = details
         self.over = not any(d["state"] in LIVE for d in details)
-        self.bar.total = sum((d["epochs"] or 0) + 1 for d in details)
-        self.bar.n = sum(
-            d["done"] if d["state"] in LIVE else (d["epochs"] or 0) + 1 for d in details
-        )
+        self.bar.n, self.bar.total = epochs_done(details)
         before, self.said = self.said, summary(details)
         if self.live or before != self.said:  # a log file gets a line for each change
             self.bar.set_description_str(self.said)
