@@ -739,7 +739,7 @@ def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
     from rvtutorial.slurm import submit_many
 
     monkeypatch.setattr(
-        "rvtutorial.hpc.batch.start_local", lambda home: str(os.getpid())
+        "rvtutorial.hpc.queue.Submission.start_local", lambda home: str(os.getpid())
     )
     monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": True)
     monkeypatch.setattr("rvtutorial.hpc.queue._is_script", lambda pid, home: False)

@@ -510,11 +510,11 @@ def test_a_lost_number_is_found_by_the_name(cluster, tmp_path, quick, monkeypatc
     write_json(home / "job.json", {"queue": "slurm"})
     assert job.states() == {tmp_path / "r": "queued"}  # just sent, perhaps
     os.utime(home / "job.json", (1, 1))
-    jobs._SOUGHT.clear()
+    queue._SOUGHT.clear()
     assert job.states() == {tmp_path / "r": "lost"}
     cluster.answers(squeue={"out": "221|0|RUNNING|None\n"})
-    monkeypatch.setattr(jobs, "find_job", lambda name: "221")
-    jobs._SOUGHT.clear()
+    monkeypatch.setattr(queue, "find_job", lambda *named: "221")
+    queue._SOUGHT.clear()
     assert job.states() == {tmp_path / "r": "running"}
     assert read_json(home / "job.json")["id"] == "221"
 
@@ -621,8 +621,8 @@ def test_a_script_that_cannot_start_says_why(tmp_path):
 def test_the_earlier_ticket_goes_first(tmp_path):
     "Three processes, started in the wrong order, are served by their numbers."
     code = (
-        "import sys, time; from rvtutorial.hpc.queue import first_in_queue\n"
-        "with first_in_queue(int(sys.argv[1])):\n"
+        "import sys, time; from rvtutorial.hpc.queue import _first_in_queue\n"
+        "with _first_in_queue(int(sys.argv[1])):\n"
         "    open(sys.argv[2], 'a').write(sys.argv[1]); time.sleep(0.3)"
     )
     with queue._first_in_queue(1):
@@ -1077,7 +1077,7 @@ def test_more_runs_than_an_array_holds(cluster, tmp_path, quick, said, sizes):
 
 
 def test_the_local_queue_takes_any_number(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(batch, "start_local", lambda home: "0")
+    monkeypatch.setattr(queue.Submission, "start_local", lambda home: "0")
     submit_many({tmp_path / f"r{i}": {"a": i} for i in range(1002)}, notebook=quick)
     [home] = (tmp_path / "jobs").iterdir()
     waiting = queue.LocalQueue(home)
@@ -1236,14 +1236,14 @@ def test_a_job_that_may_be_queued_is_not_queued_again(
         submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
     SLURM.forget()
-    jobs._SOUGHT.clear()
+    queue._SOUGHT.clear()
     job = Job(tmp_path / "r")
     assert job.states() == {tmp_path / "r": "queued"}
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
     cluster.answers(squeue={"out": NOTICE + NAMED + "221|0|PENDING|Priority\n"})
     SLURM.forget()
-    jobs._SOUGHT.clear()
+    queue._SOUGHT.clear()
     assert repr(job) == "r  queued  (Priority)"
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1

@@ -22,7 +22,7 @@ from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc import kernels
 from rvtutorial.hpc.job import Job, epochs_done, summary
-from rvtutorial.hpc.queue import folders_of
+from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.runner import EXIT_FAILED, EXIT_OK
 from rvtutorial.hpc.scheduler import LIVE, SlurmError
 from rvtutorial.runs import Workspace, find_runs
@@ -336,7 +336,7 @@ def _submitted_since(runs: Path, since: float) -> dict[Path, list[str]]:
     for path in runs.rglob("jobs/*/tasks.json"):
         if path.stat().st_mtime >= since:
             try:
-                found[path] = folders_of(path.parent) or []
+                found[path] = Submission(path.parent).folders or []
             except Unreadable as error:  # the others all the same
                 say_once(f"left out: {error}")
     return found

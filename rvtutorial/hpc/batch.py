@@ -17,13 +17,12 @@ from rvtutorial.hpc.job import (
     check_params,
     differences,
     hyperparams,
-    job_id,
     job_notebook,
     parameters,
     queued_for,
     run_folder,
 )
-from rvtutorial.hpc.queue import queue_folder, start_local, submitted
+from rvtutorial.hpc.queue import Submission, queue_folder
 from rvtutorial.hpc.scheduler import (
     FINE,
     LIVE,
@@ -190,10 +189,10 @@ def _dependency(
         raise ValueError(f"{bad[0]['folder']} has {bad[0]['state']}, and it is needed")
     live = [d["folder"] for d in known if d["state"] in LIVE]
     homes = {job.get("submission") or "" for job in Job(live).recorded().values()}
-    docs = {Path(home): submitted(home) for home in homes}
+    docs = {home: Submission(home).job for home in homes}
     cluster = cluster_of(site.extra)
-    slurms = {home: doc for home, doc in docs.items() if doc.get("queue") == "slurm"}
-    ids = {split_id(job_id(home, doc) or "") for home, doc in slurms.items()}
+    slurms = [home for home, doc in docs.items() if doc.get("queue") == "slurm"]
+    ids = {split_id(Submission(home).slurm_id() or "") for home in slurms}
     other = {doc.get("queue") for doc in docs.values()} - {site.queue}
     if other or (cluster and {name for _, name in ids} - {"", cluster}):
         raise ValueError(
@@ -287,7 +286,8 @@ def _hand_over(
     doc |= dict(site=site.model_dump(), sbatch=args)
     write_json(home / "job.json", doc)
     try:
-        doc["id"] = run_sbatch(args) if site.queue == "slurm" else start_local(home)
+        slurm = site.queue == "slurm"
+        doc["id"] = run_sbatch(args) if slurm else Submission(home).start_local()
     except Unheard:  # it may be queued: the runs wait, and are looked for
         raise
     except SlurmError as error:

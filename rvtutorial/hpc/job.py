@@ -18,23 +18,8 @@ from rvtutorial.core import records
 from rvtutorial.core.commands import answer
 from rvtutorial.core.files import Busy, is_locked, is_other, locked
 from rvtutorial.core.records import Unreadable, read_json
-from rvtutorial.hpc.queue import (
-    ask_local,
-    cancel_local,
-    cancelled_members,
-    folders_of,
-    submitted,
-)
-from rvtutorial.hpc.scheduler import (
-    FINE,
-    LIVE,
-    NEVER,
-    SLURM,
-    SlurmError,
-    find_job,
-    split_id,
-)
-from rvtutorial.hpc.sites import cluster_of, on_cluster
+from rvtutorial.hpc.queue import Submission
+from rvtutorial.hpc.scheduler import FINE, LIVE, NEVER, SLURM, SlurmError
 from rvtutorial.core.names import near_match, packaged
 from rvtutorial.core.records import write_json
 from rvtutorial.runs import Hyperparams, Run
@@ -270,24 +255,6 @@ def _merge(
     return state, why
 
 
-_SOUGHT: dict = {}  # Submission folder -> when its job id was looked for, and found
-
-
-def job_id(home: Path, doc: dict) -> str | None:  # "": perhaps it is on its way
-    "The id that Slurm gave to a submission; looked for by its name where none is noted."
-    if doc.get("id") or doc.get("refused"):
-        return doc.get("id")
-    at, found = _SOUGHT.get(home, (-math.inf, None))
-    if time.monotonic() - at >= SLURM.every:
-        named = filter(None, [home.name, cluster_of(doc.get("sbatch") or ())])
-        found = find_job(*named)  # whoever submitted was killed, or it was pasted
-        _SOUGHT[home] = time.monotonic(), found
-    if found:
-        write_json(home / "job.json", doc | {"id": found})
-    sent = time.time() - (home / "job.json").stat().st_mtime
-    return found or (None if found == "" and sent > 90 else "")
-
-
 def ask(
     homes: set[str],  # Folders of submissions
     now: bool = False,  # Ask Slurm even if it was asked a moment ago
@@ -296,12 +263,13 @@ def ask(
     found, by_id, cancelled, broken = {}, {}, [], {}
     for home in homes:
         try:
-            cancelled += [(home, member) for member in cancelled_members(home)]
-            doc = submitted(home)
-            if doc.get("queue") == "local":
-                found |= {(home, i): w for i, w in ask_local(Path(home)).items()}
-            elif doc:
-                number = job_id(Path(home), doc)
+            one = Submission(home)
+            cancelled += [(home, member) for member in one.cancelled]
+            queue = one.job.get("queue")
+            if queue == "local":
+                found |= {(home, i): w for i, w in one.local_states().items()}
+            elif queue:
+                number = one.slurm_id()
                 unheard = {(home, None): ("unknown", "not heard of yet")}
                 found |= unheard if number == "" else {}
                 by_id |= {number: home} if number else {}
@@ -351,7 +319,7 @@ def _own_submissions(
     own, original = [], None
     for home, index, params in queued_for(job):
         if home and home not in known:
-            known[home] = folders_of(home)
+            known[home] = Submission(home).folders
         names = known.get(home)
         place = names[index] if names and index in range(len(names)) else None
         if names and (place is None or is_other(place, folder, gone=True)):
@@ -411,33 +379,6 @@ def _state_of(folder: Path, job: dict, known: dict) -> tuple[str, str]:
 
 
 # --- cancelling, and logs
-
-
-def _cancel_members(home: Path, members: list[int]) -> None:
-    "Take members of one submission out of the queue, or stop them."
-    doc = submitted(home)
-    home.mkdir(parents=True, exist_ok=True)
-    with locked(home / ".cancelling"):  # another may be adding members
-        known = cancelled_members(home)
-        write_json(home / "cancelled.json", sorted({*known, *members}))
-    SLURM.forget()
-    if doc.get("queue") == "slurm":
-        _scancel(job_id(home, doc), home, members)
-    else:
-        cancel_local(home, members)
-
-
-def _scancel(job: str | None, home: Path, members: list[int]) -> None:
-    "Tell Slurm to cancel members of an array."
-    if not job:
-        raise SlurmError(
-            f"Slurm has not said yet which number the job {home.name} has: cancel it "
-            f"again in a minute, or in a terminal: scancel --name={home.name}"
-        )
-    number, cluster = split_id(job)
-    command = on_cluster(cluster, "scancel", *(f"{number}_{m}" for m in members))
-    if answer(command) is None:
-        raise SlurmError(f"{' '.join(command)} failed; try it in a terminal")
 
 
 def _tail(path: Path, lines: int) -> str:
@@ -618,11 +559,11 @@ class Job:
     def settle(self) -> None:
         "Give the local queue a moment to note that a run has ended."
         for job in self.recorded().values():
-            home, states = Path(job.get("submission") or ""), {}
+            own, states = Submission(job.get("submission") or ""), {}
             for _ in range(50):
                 with contextlib.suppress(Unreadable):
-                    local = submitted(home).get("queue") == "local"
-                    states = ask_local(home) if local else {}
+                    local = own.job.get("queue") == "local"
+                    states = own.local_states() if local else {}
                 if states.get(job.get("index"), ("", ""))[0] not in LIVE:
                     break
                 time.sleep(0.1)
@@ -637,7 +578,7 @@ class Job:
         errors = {}
         for home, members in homes.items():
             try:
-                _cancel_members(Path(home), members)
+                Submission(home).cancel(members)
             except (Unreadable, SlurmError, Busy, OSError) as error:  # the others first
                 errors[home] = error
         for folder, job in jobs.items():

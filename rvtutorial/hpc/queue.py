@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from rvtutorial.core import records
-from rvtutorial.core.commands import clean_env
+from rvtutorial.core.commands import answer, clean_env
 from rvtutorial.core.files import (
     Busy,
     addresses_gb,
@@ -37,31 +37,21 @@ from rvtutorial.core.records import (
     write_json,
 )
 from rvtutorial.core.renamed import say_once
-from rvtutorial.hpc.scheduler import FINE, NEVER, our_word
+from rvtutorial.hpc.scheduler import (
+    FINE,
+    NEVER,
+    SLURM,
+    SlurmError,
+    find_job,
+    our_word,
+    split_id,
+)
+from rvtutorial.hpc.sites import cluster_of, on_cluster
 from rvtutorial.runs import Run
-
-# --- the folder of a submission
 
 QUEUE = {  # queue.json
     "pid": int, "host": str, "script": int, "members": [{"state": str, "reason": str}],
 }  # fmt: skip
-
-
-def submitted(home: str | Path) -> dict:
-    "What `job.json` says of a submission; empty where there is none."
-    return read_json(Path(home) / "job.json", {}, records.SUBMITTED, ("queue",))
-
-
-def folders_of(home: str | Path) -> list[str] | None:
-    "The run folders of a submission in order; None where it is gone."
-    path = Path(home) / "tasks.json"
-    found = read_json(path, None, records.TASKS, ("folders",))
-    return found and found["folders"]
-
-
-def cancelled_members(home: str | Path) -> list[int]:
-    "The members of a submission that somebody has cancelled."
-    return read_json(Path(home) / "cancelled.json", [], records.CANCELLED)
 
 
 # --- processes
@@ -153,6 +143,121 @@ def _ahead(mine: Path) -> str | None:
             with contextlib.suppress(FileNotFoundError):
                 return path.read_text().strip() or "another job"
     return None
+
+
+# --- submissions
+
+_SOUGHT: dict = {}  # Submission folder -> when its job id was looked for, and found
+
+
+class Submission:
+    "The folder of runs that were submitted together: what is on record, and its queue."
+
+    def __init__(self, home: str | Path):
+        self.home = Path(home)
+
+    @property
+    def job(self) -> dict:
+        "What `job.json` says; empty where there is none."
+        return read_json(self.home / "job.json", {}, records.SUBMITTED, ("queue",))
+
+    @property
+    def folders(self) -> list[str] | None:
+        "The run folders in order; None where it is gone."
+        found = read_json(self.home / "tasks.json", None, records.TASKS, ("folders",))
+        return found and found["folders"]
+
+    @property
+    def cancelled(self) -> list[int]:
+        "The members that somebody has cancelled."
+        return read_json(self.home / "cancelled.json", [], records.CANCELLED)
+
+    def slurm_id(self) -> str | None:  # "": perhaps it is on its way
+        "The id that Slurm gave; looked for by its name where none is noted."
+        doc = self.job
+        if doc.get("id") or doc.get("refused"):
+            return doc.get("id")
+        at, found = _SOUGHT.get(self.home, (-math.inf, None))
+        if time.monotonic() - at >= SLURM.every:
+            # whoever submitted was killed, or it was pasted
+            found = find_job(self.home.name, cluster_of(doc.get("sbatch") or ()))
+            _SOUGHT[self.home] = time.monotonic(), found
+        if found:
+            write_json(self.home / "job.json", doc | {"id": found})
+        sent = time.time() - (self.home / "job.json").stat().st_mtime
+        return found or (None if found == "" and sent > 90 else "")
+
+    def start_local(self) -> str:
+        "Start the local queue's process for it; its process id."
+        command = [sys.executable, "-m", "rvtutorial.hpc.queue", str(self.home)]
+        null, env = subprocess.DEVNULL, clean_env()
+        with open(self.home / "queue.log", "ab") as log:
+            process = subprocess.Popen(
+                command, stdin=null, stdout=log, stderr=log, cwd=self.home, env=env,
+                start_new_session=True,  # outlives this notebook's kernel
+            )  # fmt: skip
+        # its place in the queue is that of its submission, however slowly it starts
+        _ticket_of((self.home / "tasks.json").stat().st_mtime_ns, process.pid).touch()
+        return str(process.pid)
+
+    def local_states(self) -> dict[int, tuple[str, str]]:  # Member -> our word, reason
+        "States of the members in the local queue, by the processes that are at work."
+        doc = read_json(
+            self.home / "queue.json", None, QUEUE, ("pid", "host", "members")
+        )
+        if doc is None:  # its process is just starting, or never did
+            starting = [dict(state="PENDING", reason="starting")]
+            starting *= len(self.folders or ())
+            job = self.job
+            doc = dict(pid=job.get("id"), host=job.get("host"), members=starting)
+        over = ()  # States that are no longer true
+        if doc["host"] == socket.gethostname() and not _is_queue(doc["pid"], self.home):
+            over = ("PENDING", "RUNNING")
+            if _is_script(doc.get("script"), self.home):  # the queue was killed alone
+                over = ("PENDING",)
+        found = {}
+        for index, member in enumerate(doc["members"]):
+            word, note = our_word(member.get("state") or "")
+            if member.get("state") not in over:
+                found[index] = (word, note or member.get("reason") or "")
+        return found
+
+    def cancel(self, members: list[int]) -> None:
+        "Take members out of the queue, or stop them."
+        slurm = self.job.get("queue") == "slurm"
+        self.home.mkdir(parents=True, exist_ok=True)
+        with locked(self.home / ".cancelling"):  # another may be adding members
+            known = sorted({*self.cancelled, *members})
+            write_json(self.home / "cancelled.json", known)
+        SLURM.forget()
+        if not slurm:
+            self._signal_local(members)
+            return
+        number, cluster = split_id(self.slurm_id() or "")
+        if not number:
+            raise SlurmError(
+                f"Slurm has not said yet which number the job {self.home.name} has: "
+                f"cancel it again in a minute, or in a terminal: "
+                f"scancel --name={self.home.name}"
+            )
+        command = on_cluster(cluster, "scancel", *(f"{number}_{m}" for m in members))
+        if answer(command) is None:
+            raise SlurmError(f"{' '.join(command)} failed; try it in a terminal")
+
+    def _signal_local(self, members: list[int]) -> None:
+        "Tell the local queue of this machine that members were cancelled."
+        queue = read_json(self.home / "queue.json", {}, QUEUE)
+        if queue.get("host") != socket.gethostname():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if _is_queue(queue.get("pid"), self.home):
+                os.kill(queue["pid"], signal.SIGUSR1)
+            elif _is_script(
+                queue.get("script"), self.home
+            ):  # the queue was killed alone
+                states = [member.get("state") for member in queue.get("members", [])]
+                if "RUNNING" in [states[m] for m in members if m < len(states)]:
+                    os.kill(queue["script"], signal.SIGTERM)
 
 
 # --- a full disk
@@ -296,7 +401,7 @@ class LocalQueue:
     def cancelled(self, member: int) -> bool:
         "Whether somebody asked that a member should not run."
         try:
-            return member in cancelled_members(self.home)
+            return member in Submission(self.home).cancelled
         except Unreadable as error:  # nobody can have meant that
             say_once(str(error))  # it is asked at every turn
             return False
@@ -378,57 +483,6 @@ class LocalQueue:
                 why = NEVER if self.unmet() else ""
                 left = [m for m in everyone if self.members[m]["state"] == "PENDING"]
                 self.note(left, last=True, state="CANCELLED", reason=why)
-
-
-def start_local(home: Path) -> str:
-    "Start the local queue's process for a submission; its process id."
-    command = [sys.executable, "-m", "rvtutorial.hpc.queue", str(home)]
-    null, env = subprocess.DEVNULL, clean_env()
-    with open(home / "queue.log", "ab") as log:
-        process = subprocess.Popen(
-            command, stdin=null, stdout=log, stderr=log, cwd=home, env=env,
-            start_new_session=True,  # outlives this notebook's kernel
-        )  # fmt: skip
-    # its place in the queue is that of its submission, however slowly it starts
-    _ticket_of((home / "tasks.json").stat().st_mtime_ns, process.pid).touch()
-    return str(process.pid)
-
-
-def ask_local(
-    home: Path,  # Folder of a submission
-) -> dict[int, tuple[str, str]]:  # Member -> our word, reason
-    "States of the members of a local submission, by the processes that are at work."
-    doc = read_json(home / "queue.json", None, QUEUE, ("pid", "host", "members"))
-    if doc is None:  # its process is just starting, or never did
-        job = submitted(home)
-        starting = [dict(state="PENDING", reason="starting")]
-        starting *= len(folders_of(home) or ())
-        doc = dict(pid=job.get("id"), host=job.get("host"), members=starting)
-    over = ()  # States that are no longer true
-    if doc["host"] == socket.gethostname() and not _is_queue(doc["pid"], home):
-        over = ("PENDING", "RUNNING")
-        if _is_script(doc.get("script"), home):  # the queue was killed alone
-            over = ("PENDING",)
-    found = {}
-    for index, member in enumerate(doc["members"]):
-        word, note = our_word(member.get("state") or "")
-        if member.get("state") not in over:
-            found[index] = (word, note or member.get("reason") or "")
-    return found
-
-
-def cancel_local(home: Path, members: list[int]) -> None:
-    "Tell the local queue of this machine that members were cancelled."
-    queue = read_json(home / "queue.json", {}, QUEUE)
-    if queue.get("host") != socket.gethostname():
-        return
-    with contextlib.suppress(ProcessLookupError):
-        if _is_queue(queue.get("pid"), home):
-            os.kill(queue["pid"], signal.SIGUSR1)
-        elif _is_script(queue.get("script"), home):  # the queue was killed alone
-            states = [member.get("state") for member in queue.get("members", [])]
-            if "RUNNING" in [states[m] for m in members if m < len(states)]:
-                os.kill(queue["script"], signal.SIGTERM)
 
 
 if __name__ == "__main__":

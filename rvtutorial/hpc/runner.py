@@ -42,7 +42,7 @@ from rvtutorial.hpc.kernels import (
     share_imports,
     socket_folder,
 )
-from rvtutorial.hpc.queue import cancelled_members
+from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import SlurmError
 from rvtutorial.core.files import atomic_path
 from rvtutorial.runs import Run
@@ -408,7 +408,9 @@ def _serve(tasks: str | Path) -> int:
         number = int(line)
         _listen(signal.SIG_DFL)  # from here on a signal is meant for this member
         with _log_to(home / f"local-{number}.out"):
-            gone = number in cancelled_members(home)  # its signal may have come before
+            gone = (
+                number in Submission(home).cancelled
+            )  # its signal may have come before
             code = EXIT_TERMINATED if gone else main(["member", tasks, number])
         _listen(signal.SIG_IGN)
         with contextlib.suppress(BrokenPipeError):  # the queue was killed

@@ -22,7 +22,7 @@ from rvtutorial.metrics.leaderboard import counts_of
 from rvtutorial.core import records
 from rvtutorial.core.files import locked
 from rvtutorial.hpc.job import Job, Line, check_params, in_notebook, job_notebook
-from rvtutorial.hpc.queue import submitted
+from rvtutorial.hpc.queue import Submission
 from rvtutorial.core.files import safe_name
 from rvtutorial.core.finding import named_runs
 from rvtutorial.core.records import Unreadable, read_json
@@ -541,7 +541,7 @@ def worked(
 def _site_of(run: Run) -> dict:
     "The site that a run was submitted to."
     job = run.manifest.get("went", {}).get("job") or {}
-    return submitted(job.get("submission") or run.path).get("site") or {}
+    return Submission(job.get("submission") or run.path).job.get("site") or {}
 
 
 def _trouble(run: Run) -> str | None:
