@@ -18,7 +18,7 @@ from signals import heeded
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.course import lessons
 from rvtutorial.course.lessons import _LessonFailed, _run_lesson, _run_lessons
-from rvtutorial.hpc import runner
+from rvtutorial.hpc import kernels, runner
 from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run
 
@@ -326,9 +326,9 @@ def test_long_names_other_kernels_and_startup_files_do_no_harm(tmp_path):
 
 
 def test_no_short_folder_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setattr(runner.os, "access", lambda *a: False)
+    monkeypatch.setattr(kernels.os, "access", lambda *a: False)
     with pytest.raises(OSError, match="107 bytes: set TMPDIR"):
-        runner.socket_folder()
+        kernels._socket_folder()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pathlib import Path
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
-from rvtutorial.hpc import kernels
+from rvtutorial.hpc.kernels import own_kernel
 from rvtutorial.hpc.job import Job, epochs_done, summary
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.runner import EXIT_FAILED, EXIT_OK
@@ -52,7 +52,7 @@ def _skipped(
     return any(re.fullmatch(r"eval:\s*false", d) or d in flags for d in said)
 
 
-def _lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
+def _lesson_client(book, options: dict, folder: Path, flags: set[str], after):
     "A client of nbclient that skips what is marked and calls `after` behind each cell."
     from nbclient import NotebookClient
 
@@ -78,7 +78,6 @@ def _lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
                 loop.add_signal_handler(number, client.stop)
 
     here = {"metadata": {"path": str(folder)}}
-    options = kernels.kernel_options(sockets)
     client = Client(book, resources=here, on_notebook_start=listen, **options)
     return client
 
@@ -127,13 +126,11 @@ def _run_lesson(
     keep the outputs they have. Figures are written as files into `figures/` beside the
     copy. Raises `_LessonFailed` with cell and traceback; the copy is saved up to there.
     """
-    kernels.refuse_limits()
     import nbformat
 
     notebook, out = Path(notebook).resolve(), Path(out_folder).resolve()
     out.mkdir(parents=True, exist_ok=True)
     book, path = nbformat.read(notebook, 4), out / notebook.name
-    sockets, total = kernels.socket_folder(), len(book.cells)
 
     def save():
         with atomic_path(path) as part:
@@ -142,20 +139,20 @@ def _run_lesson(
     def after(index):
         save()
         if progress:
-            progress(index + 1, total)
+            progress(index + 1, len(book.cells))
 
-    client = _lesson_client(book, sockets, out, _skip_flags(notebook), after)
-    try:
-        client.execute(env=kernels.kernel_env(sockets, env))
-    except Exception as error:
-        if client.stopped:
-            raise KeyboardInterrupt from None
-        message = _failed_cell(book, notebook.name, error)
-        raise _LessonFailed(f"{message}\n\nExecuted so far: {path}") from None
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
-        save()
-        _save_figures(book, out / "figures", notebook.stem)
+    with own_kernel(env) as (options, env):
+        client = _lesson_client(book, options, out, _skip_flags(notebook), after)
+        try:
+            client.execute(env=env)
+        except Exception as error:
+            if client.stopped:
+                raise KeyboardInterrupt from None
+            message = _failed_cell(book, notebook.name, error)
+            raise _LessonFailed(f"{message}\n\nExecuted so far: {path}") from None
+        finally:
+            save()
+            _save_figures(book, out / "figures", notebook.stem)
     return path
 
 

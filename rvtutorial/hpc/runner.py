@@ -33,15 +33,7 @@ from rvtutorial.hpc.job import (
     own_imports,
     parameters,
 )
-from rvtutorial.hpc.kernels import (
-    kernel_env,
-    kernel_options,
-    low_limits,
-    peak_memory,
-    refuse_limits,
-    share_imports,
-    socket_folder,
-)
+from rvtutorial.hpc.kernels import low_limits, own_kernel, peak_memory, share_imports
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import SlurmError
 from rvtutorial.core.files import atomic_path
@@ -139,29 +131,6 @@ class _Signals:
         return EXIT_REQUEUE if self.got[:1] == ["SIGUSR1"] else EXIT_TERMINATED
 
 
-def _use_engine(
-    signals: _Signals,  # Knows which kernel to interrupt
-    sockets: Path,  # Short folder for the sockets
-) -> str:  # The engine's name
-    "Register an engine with papermill that starts kernels in our way."
-    from papermill.clientwrap import PapermillNotebookClient
-    from papermill.engines import NBClientEngine, papermill_engines
-
-    class Engine(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, **given):
-            files = {k: given.get(k) for k in ("stdout_file", "stderr_file")}
-            hooks = dict(on_notebook_start=signals.started, on_cell_start=signals.check)
-            client = PapermillNotebookClient(
-                nb_man, **kernel_options(sockets), **files, **hooks
-            )
-            signals.client = client
-            return client.execute(env=kernel_env(sockets))
-
-    papermill_engines.register("rvtutorial", Engine)
-    return "rvtutorial"
-
-
 def _use_atomic_files(
     folder: Path,  # Notebooks below it are written in one step
 ) -> None:
@@ -216,36 +185,46 @@ def _why_failed(error: BaseException, signals: _Signals) -> str:
     return f"{name}: {error}".strip(": ") + low_limits()
 
 
-def run_notebook(
+def _run_notebook(
     notebook: Path,  # The job notebook
     folder: Path,  # Run folder: the executed notebook goes there
     params: dict,  # Scalars by name
     signals: _Signals,  # Interrupts the kernel
 ) -> None:
     "Run a job notebook by papermill; raises what ended it."
-    refuse_limits()
-    import papermill
+    with own_kernel() as (options, env):
+        import papermill
+        from papermill.clientwrap import PapermillNotebookClient
+        from papermill.engines import NBClientEngine, papermill_engines
 
-    sockets = socket_folder()
-    _use_atomic_files(folder)
-    plain = [str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, folder)]
-    try:
-        papermill.execute_notebook(
-            plain[0],
-            plain[1] + "/notebook.ipynb",
-            parameters=params,
-            engine_name=_use_engine(signals, sockets),
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            autosave_cell_every=10,
-            cwd=str(folder),
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
-    finally:
-        signals.kill(signal.SIGKILL)
-        shutil.rmtree(sockets, ignore_errors=True)
+        class Engine(NBClientEngine):
+            @classmethod
+            def execute_managed_notebook(cls, nb_man, kernel_name, **given):
+                files = {k: given.get(k) for k in ("stdout_file", "stderr_file")}
+                hooks = dict(on_notebook_start=signals.started)
+                hooks |= dict(on_cell_start=signals.check)
+                client = PapermillNotebookClient(nb_man, **options, **files, **hooks)
+                signals.client = client
+                return client.execute(env=env)
+
+        papermill_engines.register("rvtutorial", Engine)
+        _use_atomic_files(folder)
+        paths = [notebook, folder / "notebook.ipynb"]
+        try:
+            papermill.execute_notebook(
+                *(str(p).replace("{", "{{").replace("}", "}}") for p in paths),
+                parameters=params,
+                engine_name="rvtutorial",
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                autosave_cell_every=10,
+                cwd=str(folder),
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+            )
+        finally:
+            signals.kill(signal.SIGKILL)
 
 
 def _execute(
@@ -255,7 +234,7 @@ def _execute(
     try:
         signals.armed = True
         signals.check()
-        run_notebook(notebook, folder, params, signals)
+        _run_notebook(notebook, folder, params, signals)
         return "succeeded", None, EXIT_OK, ""
     except (_Stop, Exception) as error:
         signals.armed = False
