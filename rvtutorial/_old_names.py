@@ -72,7 +72,7 @@ ATTRIBUTES = {
         "parameters": "hpc.job.parameters",
         "prepare": "hpc.batch._write_submission",
         "refuse_missing": "hpc.batch._refuse_missing",
-        "refuse_other_run": "hpc.batch._refuse_other_run",
+        "refuse_other_run": "hpc.job.refuse_other_run",
         "refuse_pattern": "hpc.batch._refuse_pattern",
         "submission_folder": "hpc.batch._submission_folder",
     },

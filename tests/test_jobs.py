@@ -471,12 +471,12 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_folders_that_are_no_runs(tmp_path, prepare, match, capsys):
     prepare(tmp_path)
-    assert runner.main([str(tmp_path), "--notebook", "hello"]) == 1
+    assert runner._main([str(tmp_path), "--notebook", "hello"]) == 1
     assert match in capsys.readouterr().err
 
 
 def test_a_member_that_is_not_there(tmp_path, capsys):
-    assert runner.main(["member", str(tmp_path / "tasks.json"), "0"]) == 1
+    assert runner._main(["member", str(tmp_path / "tasks.json"), "0"]) == 1
     assert "there is no" in capsys.readouterr().err
 
 

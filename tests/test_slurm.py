@@ -104,7 +104,7 @@ def test_broken_toml_names_the_file(tmp_path):
 
 
 def test_a_site_is_found_as_path_then_own_then_packaged(tmp_path, monkeypatch):
-    assert sites._find_site("atlas") == packaged("sites", "atlas")
+    assert sites.site_files()["atlas"] == packaged("sites", "atlas")
     own = tmp_path / "config" / "rvtutorial" / "sites"
     own.mkdir(parents=True)
     (own / "atlas.toml").write_text('account = "mine"\n')
@@ -148,9 +148,9 @@ def test_a_toml_time_of_day_is_a_duration(tmp_path):
 
 def test_an_unset_variable_in_a_path_is_an_error(monkeypatch):
     monkeypatch.setenv("RVT_TEST", "/here")
-    assert sites.expand("data", "$RVT_TEST/x") == "/here/x"
+    assert Site.expand("data", "$RVT_TEST/x") == "/here/x"
     with pytest.raises(ValueError, match="data names a variable that is not set"):
-        sites.expand("data", "$RVT_TEST_UNSET/x")
+        Site.expand("data", "$RVT_TEST_UNSET/x")
 
 
 # --- text -------------------------------------------------------------------------
@@ -330,9 +330,9 @@ def test_the_same_values_written_differently_are_the_same_run(tmp_path):
     folder.mkdir()
     job = {"notebook": str(book), "params": {"lr": "1e-3"}}
     Run(folder).update("went", state="succeeded", job=job)
-    same = jobs.differences(folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book)
+    same = jobs._differences(folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book)
     assert same == []
-    other = jobs.differences(folder, {"lr": 0.002}, book)
+    other = jobs._differences(folder, {"lr": 0.002}, book)
     assert other == ["lr is 0.001 there, 0.002 here"]
 
 

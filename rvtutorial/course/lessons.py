@@ -21,7 +21,7 @@ from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.kernels import own_kernel
-from rvtutorial.hpc.job import Job, epochs_done, summary
+from rvtutorial.hpc.job import Job, summary
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.runner import EXIT_FAILED, EXIT_OK
 from rvtutorial.hpc.scheduler import LIVE, SlurmError
@@ -173,9 +173,9 @@ def _trainings(
     details = Job([folder for part in new.values() for folder in part]).details()
     if not any(d["state"] in LIVE for d in details):
         return "", None
-    done, total = epochs_done(details)
+    text, done, total = summary(details)
     worked = time.time() - min(path.stat().st_mtime for path in new)
-    return summary(details), worked / done * (total - done) if done else None
+    return text, worked / done * (total - done) if done else None
 
 
 class _Progress:
@@ -339,7 +339,7 @@ def _submitted_since(runs: Path, since: float) -> dict[Path, list[str]]:
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
+def _main(argv: list[str] | None = None) -> int:
     "The command line: `python -m rvtutorial.course.lessons`."
     home = Workspace().home
     parser = argparse.ArgumentParser(prog="python -m rvtutorial.course.lessons")
@@ -357,4 +357,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())

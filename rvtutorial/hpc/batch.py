@@ -15,12 +15,11 @@ from rvtutorial.core.files import locked
 from rvtutorial.hpc.job import (
     Job,
     check_params,
-    differences,
     hyperparams,
     job_notebook,
     parameters,
     queued_for,
-    run_folder,
+    refuse_other_run,
 )
 from rvtutorial.hpc.queue import Submission, queue_folder
 from rvtutorial.hpc.scheduler import (
@@ -34,7 +33,7 @@ from rvtutorial.hpc.scheduler import (
     run_sbatch,
     split_id,
 )
-from rvtutorial.hpc.sites import Site, cluster_of, expand, load_modules
+from rvtutorial.hpc.sites import Site
 from rvtutorial.core.records import write_json
 from rvtutorial.runs import Run, Workspace
 
@@ -101,17 +100,16 @@ def _job_command(
     "The command that runs one member, inside the site's container if it has one."
     run = ["-m", "rvtutorial.hpc.runner", "member"]
     if not site.image:
-        python = expand("python", site.python) if site.python else sys.executable
+        python = site.expand("python", site.python) if site.python else sys.executable
         return shlex.join([python, *run])
-    binds = [expand("binds", bind) for bind in site.binds]
-    binds += [expand("data", site.data)] if site.data else []
-    place = dict(workdir="/@scratch", home="/@scratch/home", pwd=str(folders[0]))
     words = exec_command(
-        expand("image", site.image),
+        site.expand("image", site.image),
         [site.python or "python", *run],
-        binds=[*binds, *map(str, folders)],
+        binds=[*site.expanded_binds(), *map(str, folders)],
         nv=site.nv,
-        **place,
+        workdir="/@scratch",
+        home="/@scratch/home",
+        pwd=str(folders[0]),
     )
     return shlex.join(words).replace("/@scratch", '"$scratch"')
 
@@ -133,10 +131,12 @@ def batch_script(
     "The one script that sbatch and the local queue run."
     setup = f"export OMP_NUM_THREADS={site.cpus}\n" if site.cpus else ""
     setup += f"export RVTUTORIAL_HOME={shlex.quote(str(home))}\n" if home else ""
-    scratch = shlex.quote(expand("scratch", site.scratch)) if site.scratch else None
+    scratch = (
+        shlex.quote(site.expand("scratch", site.scratch)) if site.scratch else None
+    )
     parts = {
         "LOGIN": " -l" if site.modules else "",
-        "MODULES": load_modules(site),
+        "MODULES": site.load_modules,
         "TASKS": shlex.quote(str(tasks)),
         "SCRATCH": scratch or '"${TMPDIR:-/tmp}"',
         "RESTARTS": str(site.restarts),
@@ -149,23 +149,13 @@ def batch_script(
 # --- what is refused, and what has to be waited for
 
 
-def _refuse_other_run(folder: Path, params: dict, notebook: Path) -> None:
-    "Raise ValueError when a folder holds a run with other settings."
-    other = differences(folder, params, notebook)
-    if other:
-        raise ValueError(
-            f"{folder} holds another run: {'; '.join(other)}. Give the new run a folder "
-            f"of its own, or delete this one"
-        )
-
-
 def _refuse_missing(site: Site) -> None:
     "Raise OSError or ValueError for an image, a bind or a local queue that is not there."
     if site.queue == "local":
         queue_folder()
     if site.image:
-        check_image(expand("image", site.image))
-        check_binds([expand("binds", bind) for bind in site.binds])
+        check_image(site.expand("image", site.image))
+        check_binds([site.expand("binds", bind) for bind in site.binds])
 
 
 def _refuse_pattern(folder: Path, site: Site) -> None:
@@ -190,11 +180,11 @@ def _dependency(
     live = [d["folder"] for d in known if d["state"] in LIVE]
     homes = {job.get("submission") or "" for job in Job(live).recorded().values()}
     docs = {home: Submission(home).job for home in homes}
-    cluster = cluster_of(site.extra)
     slurms = [home for home, doc in docs.items() if doc.get("queue") == "slurm"]
     ids = {split_id(Submission(home).slurm_id() or "") for home in slurms}
     other = {doc.get("queue") for doc in docs.values()} - {site.queue}
-    if other or (cluster and {name for _, name in ids} - {"", cluster}):
+    clusters = {name for _, name in ids} - {"", site.cluster}
+    if other or (site.cluster and clusters):
         raise ValueError(
             f"site {site.name} cannot wait for a job of another "
             f"{'queue' if other else 'cluster'}; call wait() of that job first"
@@ -207,35 +197,7 @@ def _dependency(
     return dict(folders=[str(d["folder"]) for d in known], needs=needs, slurm=slurm)
 
 
-def _unfinished(job: Job, asked: dict, again: list[str]) -> dict:
-    "What of a job is neither done nor queued, or is to run once more behind another."
-    todo = {}
-    for detail in job.details(now=True):
-        folder = detail["folder"]
-        if detail["state"] == "unreadable":
-            raise ValueError(f"nobody can tell how {folder} is: {detail['why']}")
-        more = detail["state"] not in ("succeeded", *LIVE)
-        if detail["state"] in LIVE and str(folder) in again:
-            known = queued_for(Run(folder).manifest["went"]["job"])
-            more = asked[folder] not in [params for _, _, params in known]
-        if more:
-            todo[folder] = asked[folder]
-    return todo
-
-
 # --- what is written
-
-
-def _enqueue(folder: Path, job: dict) -> None:
-    "Note in a run's record that it is queued, perhaps behind itself with other values."
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder)
-    went = run.manifest.get("went", {})
-    if went.get("job") and Job(folder).details()[0]["state"] in LIVE:
-        run.update("went", job=job | {"earlier": queued_for(went["job"])})
-        return
-    write_json(folder / "params.json", job["params"])
-    run.update("went", state="queued", why=None, job=job)
 
 
 def _submission_folder(folders: list[Path]) -> Path:
@@ -271,7 +233,15 @@ def _write_submission(
         job = dict(submission=str(home), index=index, site=site.name)
         job |= dict(notebook=str(notebook), params=params)
         job |= {"epochs": (hyperparams(known, params) or {}).get("epochs")}
-        _enqueue(folder, job)
+        folder.mkdir(parents=True, exist_ok=True)
+        run = Run(folder)
+        went = run.manifest.get("went", {})
+        if went.get("job") and Job(folder).details()[0]["state"] in LIVE:
+            # queued behind itself, perhaps with other values
+            run.update("went", job=job | {"earlier": queued_for(went["job"])})
+            continue
+        write_json(folder / "params.json", params)
+        run.update("went", state="queued", why=None, job=job)
     return home
 
 
@@ -334,28 +304,36 @@ def submit_many(
     bad, or when a folder holds another run; SlurmError when Slurm refuses, before
     anything is written where that can be known.
     """
-    site, notebook, asked = Site.read(site), job_notebook(notebook), {}
+    site, notebook, asked, job = Site.read(site), job_notebook(notebook), {}, Job(runs)
     if not runs:
         raise ValueError("a submission has 1 run at least, got none")
-    for folder, params in runs.items():
-        folder = run_folder(folder)
+    for folder, params in zip(job.folders, runs.values(), strict=True):
         if folder in asked:
             raise ValueError(f"{folder} is asked for twice in one submission")
         asked[folder] = check_params(notebook, params)
-        _refuse_other_run(folder, asked[folder], notebook)
-    first, job = _dependency(after, site, needs), Job(asked)
-    _refuse_pattern(job.folders[0].parent, site)
-    parent = job.folders[0].parent
+        refuse_other_run(folder, asked[folder], notebook)
+    first, parent = _dependency(after, site, needs), job.folders[0].parent
+    _refuse_pattern(parent, site)
     parent.mkdir(parents=True, exist_ok=True)
     with locked(parent / ".submitting", 300):  # so that nothing is queued twice
-        todo = _unfinished(job, asked, first["folders"])
+        todo = {}  # neither done nor queued, or to run once more behind another
+        for detail in job.details(now=True):
+            folder, state = detail["folder"], detail["state"]
+            if state == "unreadable":
+                raise ValueError(f"nobody can tell how {folder} is: {detail['why']}")
+            more = state not in ("succeeded", *LIVE)
+            if state in LIVE and str(folder) in first["folders"]:
+                known = queued_for(Run(folder).manifest["went"]["job"])
+                more = asked[folder] not in [params for _, _, params in known]
+            if more:
+                todo[folder] = asked[folder]
         if todo:
             _refuse_missing(site)
             most = None
             if site.queue == "slurm":
                 refuse_request(site)
                 alone = len(todo) == 1  # then Slurm need not be asked
-                most = None if alone else array_limit(cluster_of(site.extra))
+                most = None if alone else array_limit(site.cluster)
             order, parts = first, _array_parts(todo, most)
             for place, part in enumerate(parts, 1):
                 try:
@@ -364,9 +342,9 @@ def submit_many(
                     left = sum(map(len, parts[place:]))
                     if not left:
                         raise
-                    more = (
-                        f"{left} runs behind these were not handed over: submit again"
-                    )
-                    raise type(error)(f"{error}\n{more}") from error
+                    raise type(error)(
+                        f"{error}\n{left} runs behind these were not handed over: "
+                        f"submit again"
+                    ) from error
                 order = _after_part(first, number)
     return job

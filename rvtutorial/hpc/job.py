@@ -42,18 +42,6 @@ def job_notebook(name: str | Path) -> Path:
     return packaged("jobs", str(name))
 
 
-def _assigned(node: ast.stmt) -> dict:
-    "Names and values of one statement, if it is an assignment."
-    if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
-        return {}
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    try:
-        value = ast.literal_eval(node.value)
-    except ValueError:
-        value = ast.unparse(node.value)
-    return {t.id: value for t in targets if isinstance(t, ast.Name)}
-
-
 def parameters(
     notebook: str | Path,  # Path of a job notebook
 ) -> dict:  # Default value by name; an expression is given as its text
@@ -62,15 +50,12 @@ def parameters(
     Lines for IPython, such as `%matplotlib inline` and `!ls`, are left out. Raises
     `ValueError` with the line for what is no Python, and where no one cell is tagged.
     """
-    with contextlib.suppress(OSError):
-        facts = os.stat(notebook)
-        known = str(notebook), facts.st_mtime_ns, facts.st_size
-        return dict(_parameters(*known))  # thousands of trials ask the same
-    return _parameters(notebook)
+    facts = os.stat(notebook)  # thousands of trials ask the same
+    return dict(_parameters(str(notebook), facts.st_mtime_ns, facts.st_size))
 
 
 @functools.lru_cache(maxsize=64)
-def _parameters(notebook: str | Path, *facts: int) -> dict:
+def _parameters(notebook: str, *facts: int) -> dict:
     "The same, read from the file; `facts` tell whether it is still the same one."
     book = read_json(notebook, form={"cells": [dict]}, needed=("cells",))
     cells = [
@@ -84,7 +69,13 @@ def _parameters(notebook: str | Path, *facts: int) -> dict:
         )
     found = {}
     for node in _statements(cells[0], notebook):
-        found |= _assigned(node)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                value = ast.unparse(node.value)
+            found |= {t.id: value for t in targets if isinstance(t, ast.Name)}
     return found
 
 
@@ -116,17 +107,13 @@ def own_imports(
     found = []
     with contextlib.suppress(ValueError):
         for cell in read_json(notebook, form={"cells": [dict]})["cells"]:
-            source = "".join(cell.get("source") or "")
-            for node in _statements(source, notebook) if _is_code(cell) else ():
+            code = cell.get("cell_type") == "code" and "".join(cell.get("source") or "")
+            for node in _statements(code, notebook) if code else ():
                 if isinstance(node, ast.ImportFrom) and node.module:
                     found += [f"{node.module}.{alias.name}" for alias in node.names]
                 elif isinstance(node, ast.Import):
                     found += [alias.name for alias in node.names]
     return [name for name in found if name.startswith("rvtutorial.")]
-
-
-def _is_code(cell: dict) -> bool:
-    return cell.get("cell_type") == "code"
 
 
 def _scalar(name: str, value):
@@ -177,21 +164,12 @@ def check_params(
     return params
 
 
-def _complete(known: dict, params: dict) -> dict:
-    "Parameters with what they leave to the notebook and the preset filled in."
-    given = known | {k: v for k, v in params.items() if v is not None}
-    with contextlib.suppress(ValueError):
-        given |= hyperparams(known, given) or {}
-    return given
-
-
-def differences(
+def _differences(
     folder: Path,  # Run folder
     params: dict,  # What is asked of it now
     notebook: str | Path | None = None,  # Which parameters exist and what they mean
 ) -> list[str]:  # One text for each setting that is not the same; empty: go on
     "How a request differs from what the folder already holds."
-    folder = Path(folder)
     manifest = Run(folder).manifest
     if not manifest:
         stranger = (folder / "pipeline-config.json").exists()
@@ -200,22 +178,30 @@ def differences(
     made = manifest.get("asked") or Run(folder).state in ("succeeded", *LIVE)
     if not made or "params" not in job:
         return []
-    known = parameters(notebook) if notebook else {}
-    old, new = (_complete(known, given) for given in (job["params"], params))
+    known, sides = parameters(notebook) if notebook else {}, []
+    for side in (job["params"], params):
+        given = known | {k: v for k, v in side.items() if v is not None}
+        with contextlib.suppress(ValueError):  # what notebook and preset fill in
+            given |= hyperparams(known, given) or {}
+        sides.append(given)
+    old, new = sides
     names = [n for n in sorted({*old, *new} - {"pause"}) if old.get(n) != new.get(n)]
     return [f"{n} is {old.get(n)!r} there, {new.get(n)!r} here" for n in names]
+
+
+def refuse_other_run(folder: Path, params: dict, notebook: Path) -> None:
+    "Raise ValueError when a folder holds a run with other settings."
+    other = _differences(folder, params, notebook)
+    if other:
+        raise ValueError(
+            f"{folder} holds another run: {'; '.join(other)}. Give the new run a folder "
+            f"of its own, or delete this one"
+        )
 
 
 # --- the state of a run
 
 CANCELLING = "cancelled by hand"
-
-
-def _own_attempt(went: dict) -> dict:
-    "The last attempt, if the submission that is asked about made it."
-    job, attempts = went.get("job") or {}, went.get("attempts") or [{}]
-    same = all(attempts[-1].get(k) == job.get(k) for k in ("submission", "index"))
-    return attempts[-1] if same else {}
 
 
 def _merge(
@@ -225,7 +211,9 @@ def _merge(
 ) -> tuple[str, str]:  # State and reason
     "One state out of what a run's own record says and what the queue says."
     state, why = went.get("state", "new"), went.get("why") or ""
-    begun = _own_attempt(went).get("state")
+    job, last = went.get("job") or {}, (went.get("attempts") or [{}])[-1]
+    own = all(last.get(k) == job.get(k) for k in ("submission", "index"))
+    begun = last.get("state") if own else None  # of the submission that is asked about
     if reason == CANCELLING and state == "interrupted":
         return "cancelled", why
     if word == "unreadable":
@@ -245,7 +233,7 @@ def _merge(
     reason = "" if reason == "NonZeroExitCode" else reason  # says nothing new
     if reason == NEVER:
         reason = "a run that it needs did not succeed"
-    if state in LIVE and (went.get("job") or begun):
+    if state in LIVE and (job or begun):
         if word in (None, "succeeded"):
             return "lost", "it is in no queue any more and has not said how it ended"
         silent = "its notebook began" if begun is None else "it could say why"
@@ -349,7 +337,7 @@ def _epochs(
     return len({row.split(",")[0] for row in rows if row[:1].isdigit()}), asked
 
 
-def run_folder(folder: str | Path) -> Path:
+def _run_folder(folder: str | Path) -> Path:
     "An absolute path that every program on the way can take."
     text = os.path.abspath(os.path.expanduser(folder))
     if not text.isprintable():
@@ -390,25 +378,18 @@ def _tail(path: Path, lines: int) -> str:
     return "\n".join(rows[-lines:])
 
 
-def _end_of_log(folder: Path, lines: int) -> str:
-    "The end of a run's log; where its notebook never began, of what came before."
-    job = {}
-    with contextlib.suppress(Unreadable):
-        job = Run(folder).manifest.get("went", {}).get("job") or {}
-    home, index = Path(job.get("submission") or folder), job.get("index", 0)
-    outs = [*home.glob(f"slurm-*_{index}.out"), home / f"local-{index}.out"]
-    logs = [folder / "job.log", *outs, home / "queue.log"]
-    logs = [path for path in logs if path.is_file() and path.stat().st_size]
-    return _tail(max(logs, key=os.path.getmtime), lines) if logs else ""
-
-
 # --- a line that follows several runs
 
 
 def summary(
     details: list[dict],
-) -> str:  # Such as "1 running, 2 queued (a: epoch 3 of 8)"
-    "States counted, and how far the run is that is at work."
+) -> tuple[
+    str, int, int
+]:  # Such as "1 running, 2 queued (a: epoch 3 of 8)"; done; in all
+    """States counted, how far the run is that is at work, and how far all are.
+
+    An epoch counts one, and all that comes after the last one too.
+    """
     states = [d["state"] for d in details]
     counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
     text = ", ".join(counts) if len(states) > 1 else states[0]
@@ -418,19 +399,13 @@ def summary(
         notes.append(d["folder"].name + count)
     if not notes:  # why the first one waits
         notes = [d["why"] for d in details if d["state"] == "queued" and d["why"]][:1]
-    return text + (f" ({', '.join(notes)})" if notes else "")
-
-
-def epochs_done(
-    details: list[dict],
-) -> tuple[int, int]:  # Done, and in all
-    "How far some runs are: an epoch counts one, all that comes after the last one too."
+    text += f" ({', '.join(notes)})" if notes else ""
     rows = [(d["state"], d["done"], (d["epochs"] or 0) + 1) for d in details]
     done = sum(n if state in LIVE else whole for state, n, whole in rows)
-    return done, sum(whole for _, _, whole in rows)
+    return text, done, sum(whole for _, _, whole in rows)
 
 
-class Line:
+class _Line:
     "A file for tqdm whose last line stays in a notebook's output, and only that."
 
     def __init__(self):
@@ -449,10 +424,10 @@ class Line:
         return self.text
 
 
-def in_notebook() -> bool:
-    "Whether this runs in a notebook's kernel."
+def notebook_line() -> _Line | None:
+    "A line in the output of this notebook's cell, None outside a notebook's kernel."
     shell = "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
-    return hasattr(shell, "kernel")
+    return _Line() if hasattr(shell, "kernel") else None
 
 
 class _Progress:
@@ -461,9 +436,9 @@ class _Progress:
     def __init__(self, details: list[dict], progress: bool = True):
         from tqdm.std import tqdm
 
-        line = Line() if progress and in_notebook() else sys.stderr
+        line = (notebook_line() if progress else None) or sys.stderr
         form = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left"
-        self.live, self.said = isinstance(line, Line) or line.isatty(), ""
+        self.live, self.said = isinstance(line, _Line) or line.isatty(), ""
         self.bar = tqdm(disable=not progress, file=line, bar_format=form, mininterval=0)
         self.show(details)
 
@@ -471,8 +446,8 @@ class _Progress:
         "Draw the line."
         self.details = details
         self.over = not any(d["state"] in LIVE for d in details)
-        self.bar.n, self.bar.total = epochs_done(details)
-        before, self.said = self.said, summary(details)
+        before = self.said
+        self.said, self.bar.n, self.bar.total = summary(details)
         if self.live or before != self.said:  # a log file gets a line for each change
             self.bar.set_description_str(self.said)
 
@@ -493,7 +468,7 @@ class Job:
 
     def __init__(self, folders):
         folders = [folders] if isinstance(folders, (str, Path)) else folders
-        self.folders = [run_folder(folder) for folder in folders]
+        self.folders = [_run_folder(folder) for folder in folders]
 
     def recorded(self) -> dict[Path, dict]:
         "What is on record of each run's own job; of a copied run `copy_of` in its place."
@@ -551,9 +526,15 @@ class Job:
                         f"may well go on; wait again later, nothing is lost:\n{self!r}"
                     )
         self.settle()
-        failed = [d for d in line.details if d["state"] not in FINE]
+        failed = []
+        for d in (d for d in line.details if d["state"] not in FINE):
+            folder, why = d["folder"], d["why"] and f" ({d['why']})"
+            text = f"{folder.name}: {d['state']}{why}\n{self.log(folder, 12)}"
+            books = sorted(folder.glob("notebook*.ipynb"), key=os.path.getmtime)
+            text += f"\nnotebook up to there: {books[-1]}" if books else ""
+            failed.append(text)
         if failed:
-            raise JobFailed("\n\n".join(_failure(self, d) for d in failed))
+            raise JobFailed("\n\n".join(failed))
         return self
 
     def settle(self) -> None:
@@ -591,8 +572,15 @@ class Job:
 
     def log(self, folder: str | Path | None = None, lines: int = 20) -> str:
         "The last lines that a run wrote, wherever it wrote them."
-        folder = run_folder(folder) if folder else self.folders[0]
-        return _end_of_log(folder, lines)
+        folder, job = _run_folder(folder) if folder else self.folders[0], {}
+        with contextlib.suppress(Unreadable):
+            job = Run(folder).manifest.get("went", {}).get("job") or {}
+        home, index = Path(job.get("submission") or folder), job.get("index", 0)
+        outs = [*home.glob(f"slurm-*_{index}.out"), home / f"local-{index}.out"]
+        # where its notebook never began, what came before
+        logs = [folder / "job.log", *outs, home / "queue.log"]
+        logs = [path for path in logs if path.is_file() and path.stat().st_size]
+        return _tail(max(logs, key=os.path.getmtime), lines) if logs else ""
 
     def __repr__(self):
         width, rows = max(len(f.name) for f in self.folders), []
@@ -602,11 +590,3 @@ class Job:
             why = f": {d['why']}" if d["state"] == "unreadable" else why
             rows.append(f"{d['folder'].name:<{width}}  {d['state']}{count}{why}")
         return "\n".join(rows)
-
-
-def _failure(job: Job, detail: dict) -> str:
-    "What went wrong with a run, the end of its log, and where to look further."
-    folder, why = detail["folder"], detail["why"] and f" ({detail['why']})"
-    text = f"{folder.name}: {detail['state']}{why}\n{job.log(folder, 12)}"
-    books = sorted(folder.glob("notebook*.ipynb"), key=os.path.getmtime)
-    return text + (f"\nnotebook up to there: {books[-1]}" if books else "")

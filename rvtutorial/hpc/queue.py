@@ -46,7 +46,7 @@ from rvtutorial.hpc.scheduler import (
     our_word,
     split_id,
 )
-from rvtutorial.hpc.sites import cluster_of, on_cluster
+from rvtutorial.hpc.sites import on_cluster, option
 from rvtutorial.runs import Run
 
 QUEUE = {  # queue.json
@@ -180,7 +180,9 @@ class Submission:
         at, found = _SOUGHT.get(self.home, (-math.inf, None))
         if time.monotonic() - at >= SLURM.every:
             # whoever submitted was killed, or it was pasted
-            found = find_job(self.home.name, cluster_of(doc.get("sbatch") or ()))
+            found = find_job(
+                self.home.name, option(doc.get("sbatch") or (), "clusters")
+            )
             _SOUGHT[self.home] = time.monotonic(), found
         if found:
             write_json(self.home / "job.json", doc | {"id": found})

@@ -28,10 +28,10 @@ from rvtutorial.core.files import Busy, TooLittle, held
 from rvtutorial.core.records import read_json, reserve_disk, write_json
 from rvtutorial.hpc.job import (
     JobFailed,
-    differences,
     job_notebook,
     own_imports,
     parameters,
+    refuse_other_run,
 )
 from rvtutorial.hpc.kernels import low_limits, own_kernel, peak_memory, share_imports
 from rvtutorial.hpc.queue import Submission
@@ -262,21 +262,6 @@ def _run_params(notebook: Path, folder: Path) -> dict:
     return params
 
 
-def _keep_failed_notebook(folder: Path, attempts: list) -> None:
-    "Put aside the notebook of an attempt that did not succeed."
-    path = folder / "notebook.ipynb"
-    if path.exists() and attempts and attempts[-1]["state"] != "succeeded":
-        os.replace(path, folder / f"notebook.attempt{len(attempts)}.ipynb")
-
-
-def _stamp_notebook(path: Path, **words) -> None:
-    "Write into a notebook's metadata how it ended: papermill's own status is too kind."
-    with contextlib.suppress(OSError, ValueError):
-        book = json.loads(path.read_text(encoding="utf-8"))
-        book["metadata"]["rvtutorial"] = words
-        write_json(path, book)
-
-
 def _attempt(
     folder: Path,  # Run folder, locked by us
     notebook: Path,  # Job notebook
@@ -286,8 +271,9 @@ def _attempt(
     "One attempt: record its beginning, run it, record its end."
     run = Run(folder)
     went = run.manifest.get("went", {})
-    attempts = [*went.get("attempts", []), record]
-    _keep_failed_notebook(folder, attempts[:-1])
+    attempts, path = [*went.get("attempts", []), record], folder / "notebook.ipynb"
+    if path.exists() and attempts[:-1] and attempts[-2]["state"] != "succeeded":
+        os.replace(path, folder / f"notebook.attempt{len(attempts) - 1}.ipynb")
     given, params = read_json(folder / "params.json"), _run_params(notebook, folder)
     job = went.get("job") or {}
     if job.get("submission") in (None, record["submission"]):  # not queued again since
@@ -302,9 +288,11 @@ def _attempt(
         peak = peak_memory(signals.process)
         end = dict(state=state, why=why, attempts=attempts, peak_memory_mb=peak)
         run.update_last("went", **end)
-    _stamp_notebook(
-        folder / "notebook.ipynb", state=state, why=why, attempt=len(attempts)
-    )
+    with contextlib.suppress(OSError, ValueError):  # papermill's own status is too kind
+        book = json.loads(path.read_text(encoding="utf-8"))
+        ended = dict(state=state, why=why, attempt=len(attempts))
+        book["metadata"]["rvtutorial"] = ended
+        write_json(path, book)
     with contextlib.suppress(OSError):
         print(f"{text}{_now()} {state}" + (f": {why}" if why else ""), flush=True)
     return code
@@ -329,7 +317,7 @@ def _log_to(path: Path):
         os.dup2(kept[0], 1), os.dup2(kept[1], 2)
 
 
-def run_job(
+def _run_job(
     folder: str | Path,  # Run folder that holds params.json
     notebook: str | Path | None = None,  # Name or path; None: what was submitted
     submission: str | None = None,  # Folder of the submission, where there is one
@@ -342,7 +330,9 @@ def run_job(
     _run_params(notebook, folder)  # there, and readable
     try:
         with _Signals() as signals, lock(folder):
-            if _done_or_other(folder, notebook):
+            refuse_other_run(folder, read_json(folder / "params.json", {}), notebook)
+            if Run(folder).state == "succeeded":
+                print(f"{folder} has succeeded already: nothing to do")
                 return EXIT_OK
             print(f"{_now()} {notebook.stem} in {folder}, log in job.log", flush=True)
             with _log_to(folder / "job.log"):
@@ -351,18 +341,6 @@ def run_job(
     except (Busy, ValueError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
-
-
-def _done_or_other(folder: Path, notebook: Path) -> bool:
-    "True when a run is done; ValueError when the folder holds one with other values."
-    given = read_json(folder / "params.json", {})
-    other = differences(folder, given, notebook)
-    if other:
-        raise ValueError(f"{folder} holds another run: {'; '.join(other)}")
-    if Run(folder).state == "succeeded":
-        print(f"{folder} has succeeded already: nothing to do")
-        return True
-    return False
 
 
 def _read_tasks(tasks: str | Path) -> dict:
@@ -390,7 +368,7 @@ def _serve(tasks: str | Path) -> int:
             gone = (
                 number in Submission(home).cancelled
             )  # its signal may have come before
-            code = EXIT_TERMINATED if gone else main(["member", tasks, number])
+            code = EXIT_TERMINATED if gone else _main(["member", tasks, number])
         _listen(signal.SIG_IGN)
         with contextlib.suppress(BrokenPipeError):  # the queue was killed
             os.write(answers, f"\nended {number} {code}\n".encode())
@@ -403,75 +381,61 @@ def _listen(how) -> None:
 
 
 def _run_member(tasks: str | Path, index: int | str) -> int:
-    "Run one member of a submission: its number picks the folder from tasks.json."
+    """Run one member of a submission: its number picks the folder from tasks.json.
+
+    `before` may choose its parameters when it begins, so that a second round can look at
+    the first without a process that has to watch over them. A run that is not needed
+    ends as skipped, or stays paused, with the reason.
+    """
     doc, index = _read_tasks(tasks), int(index)
     home, folder = Path(tasks).resolve().parent, Path(doc["folders"][index])
-    if Run(folder).state != "succeeded" and "params" in doc:
-        params = _ask_before(doc.get("before"), folder, doc["params"][index])
-        if params is None:
-            return EXIT_OK
-        write_json(folder / "params.json", params)
-    return run_job(folder, home / doc["notebook"], str(home), index)
-
-
-def _ask_before(before: str | None, folder: Path, params: dict) -> dict | None:
-    """The parameters of a run after `before` was asked; None if the run is not needed.
-
-    So a trial's values can be chosen when it begins, and a second round can look at the
-    first, without a process that has to watch over them. A run that is not needed ends
-    as skipped, or stays paused, with the reason.
-    """
-    if before is None:
-        return params
-    module, _, name = before.partition(":")
-    said = getattr(importlib.import_module(module), name)(folder, params)
     run = Run(folder)
-    if isinstance(said, dict):
-        if not run.manifest.get("asked"):  # else its values are settled
-            run.update("went.job", params=said)
-        return said
-    paused = run.manifest.get("went", {}).get("paused")
-    state = "paused" if paused else "skipped"
-    run.update("went", state=state, why=str(said or "not needed"))
-    print(f"{_now()} {folder.name} {state}: {said}", flush=True)
-    return None
+    if run.state != "succeeded" and "params" in doc:
+        params = doc["params"][index]
+        if doc.get("before"):
+            module, _, name = doc["before"].partition(":")
+            params = getattr(importlib.import_module(module), name)(folder, params)
+            if not isinstance(params, dict):
+                paused = run.manifest.get("went", {}).get("paused")
+                state = "paused" if paused else "skipped"
+                run.update("went", state=state, why=str(params or "not needed"))
+                print(f"{_now()} {folder.name} {state}: {params}", flush=True)
+                return EXIT_OK
+            if not run.manifest.get("asked"):  # else its values are settled
+                run.update("went.job", params=params)
+        write_json(folder / "params.json", params)
+    return _run_job(folder, home / doc["notebook"], str(home), index)
 
 
-def main(argv: list[str] | None = None) -> int:
-    "The command line: `python -m rvtutorial.hpc.runner RUN_FOLDER`, and two more."
+def _main(argv: list[str] | None = None) -> int:
+    "`python -m rvtutorial.hpc.runner RUN_FOLDER`, and `submit`, and what job scripts call."
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["member"]:
             return _serve(argv[1]) if argv[2:] == ["serve"] else _run_member(*argv[1:3])
-        return _main_submit(argv[1:]) if argv[:1] == ["submit"] else _main_run(argv)
+        if argv[:1] == ["submit"]:
+            return _main_submit(argv[1:])
+        parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner")
+        parser.add_argument("folder", help="run folder with params.json")
+        parser.add_argument("--notebook", help="name or path of a job notebook")
+        given = parser.parse_args(argv)
+        return _run_job(given.folder, given.notebook)
     except (ValueError, OSError, SlurmError, JobFailed) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
-
-
-def _main_run(argv: list[str]) -> int:
-    "`python -m rvtutorial.hpc.runner RUN_FOLDER [--notebook N]`."
-    parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner")
-    parser.add_argument("folder", help="run folder with params.json")
-    parser.add_argument("--notebook", help="name or path of a job notebook")
-    given = parser.parse_args(argv)
-    return run_job(given.folder, given.notebook)
 
 
 def _main_submit(argv: list[str]) -> int:
     "`python -m rvtutorial.hpc.runner submit RUN_FOLDER [--site S] [--notebook N] [name=value ...]`."
     parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner submit")
     parser.add_argument("folder", help="run folder, made if need be")
-    parser.add_argument(
-        "params", nargs="*", help="name=value of the notebook's parameters"
-    )
+    parser.add_argument("params", nargs="*", help="name=value of its parameters")
     parser.add_argument("--site", default="local", help="name or path of a site file")
     parser.add_argument("--notebook", default="train_rastervision", help="job notebook")
     parser.add_argument("--wait", action="store_true", help="until it is over")
     given = parser.parse_args(argv)
-    for pair in given.params:
-        if "=" not in pair:
-            parser.error(f"{pair!r} is not name=value")
+    for pair in [pair for pair in given.params if "=" not in pair]:
+        parser.error(f"{pair!r} is not name=value")
     params = dict(pair.split("=", 1) for pair in given.params)
     job = submit(given.folder, params, site=given.site, notebook=given.notebook)
     print(job.wait() if given.wait else job)
@@ -479,4 +443,4 @@ def _main_submit(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())

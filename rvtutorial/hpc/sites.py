@@ -120,7 +120,13 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
         "A site by its name or its file; a Site is passed through."
         if isinstance(name, cls):
             return name
-        path = _find_site(name)
+        path, known = Path(name).expanduser(), site_files()
+        if not path.is_file() and str(name) not in known:
+            raise FileNotFoundError(
+                f"there is no site {str(name)!r}; {near_match(name, known)}. Your own "
+                f"sites belong in ~/.config/rvtutorial/sites, one file NAME.toml for each"
+            )
+        path = path if path.is_file() else known[str(name)]
         try:
             given = tomllib.loads(path.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as err:
@@ -131,14 +137,39 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
         "The same site with some fields changed."
         return type(self)(**self.model_dump() | changes)
 
+    @property
+    def cluster(self) -> str:
+        "The cluster that `extra` names, where several share one Slurm; empty: this one."
+        return option(self.extra, "clusters")
+
+    @property
+    def load_modules(self) -> str:
+        "Lines of shell that load the modules, and stop the job when one is not there."
+        text = ""
+        for name in map(shlex.quote, self.modules):
+            text += f"module load {name} || {{ echo no module {name} >&2; exit 1; }}\n"
+        return text
+
+    @staticmethod
+    def expand(name: str, path: str) -> str:
+        "A path of a field with ~ and $VARIABLES filled in; an unset one is an error."
+        full = os.path.expanduser(os.path.expandvars(path))
+        if re.search(r"\$\w|\$\{", full):
+            raise ValueError(
+                f"site field {name} names a variable that is not set: {path!r}"
+            )
+        return full
+
+    def expanded_binds(self) -> list[str]:
+        "The binds of a container, the folder of the scenes among them, filled in."
+        binds = [self.expand("binds", bind) for bind in self.binds]
+        return binds + ([self.expand("data", self.data)] if self.data else [])
+
     def __repr__(self):
-        given = {name: getattr(self, name) for name in ("name", "queue")}
-        given |= self.model_dump()
+        given = {"name": self.name, "queue": self.queue} | self.model_dump()
         lists = {n: ", ".join(v) for n, v in given.items() if isinstance(v, tuple)}
-        rows = [
-            f"{n:<10} {v}" for n, v in (given | lists).items() if v not in (None, "")
-        ]
-        return "\n".join(rows)
+        given = {n: v for n, v in (given | lists).items() if v not in (None, "")}
+        return "\n".join(f"{n:<10} {v}" for n, v in given.items())
 
     __str__ = __repr__
 
@@ -156,52 +187,13 @@ def _said(error: dict, source: str) -> str:
 
 def site_files() -> dict[str, Path]:
     "All sites that can be named, the user's own before the package's."
-    found = {}
-    for folder in (own_sites(), packaged("sites", "local").parent):
-        for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, path)
-    return found
+    folders = (packaged("sites", "local").parent, own_sites())
+    return {path.stem: path for f in folders for path in sorted(f.glob("*.toml"))}
 
 
-def _find_site(
-    name: str | Path,  # A name such as "atlas", or the path of a file
-) -> Path:  # The file
-    "Where a site file is: a path, the user's own folder, the package."
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    known = site_files()
-    if str(name) in known:
-        return known[str(name)]
-    raise FileNotFoundError(
-        f"there is no site {str(name)!r}; {near_match(name, known)}. Your own sites "
-        f"belong in ~/.config/rvtutorial/sites, one file NAME.toml for each"
-    )
-
-
-def expand(name: str, path: str) -> str:
-    "A path of a site file with ~ and $VARIABLES filled in; an unset one is an error."
-    full = os.path.expanduser(os.path.expandvars(path))
-    if re.search(r"\$\w|\$\{", full):
-        raise ValueError(
-            f"site field {name} names a variable that is not set: {path!r}"
-        )
-    return full
-
-
-def load_modules(site: Site) -> str:
-    "Lines that load the site's modules, and stop the job when one is not there."
-    text = ""
-    for module in map(shlex.quote, site.modules):
-        text += f"module load {module} || {{ echo no module {module} >&2; exit 1; }}\n"
-    return text
-
-
-def cluster_of(
-    options,  # Of sbatch, such as a site's `extra`
-) -> str:  # Empty: the one we are on
-    "The cluster that options of sbatch name, where several share one Slurm."
-    named = [o.partition("=")[2] for o in options if o.startswith("--clusters=")]
+def option(args, key: str) -> str:
+    "The last value of an option --key=value among those of sbatch, or an empty text."
+    named = [a.partition("=")[2] for a in args if a.startswith(f"--{key}=")]
     return named[-1] if named else ""
 
 
@@ -228,80 +220,39 @@ def accounts() -> list[str]:  # Empty where there is no Slurm, or it keeps no ac
     return _one_words(answer([*asked, f"user={getpass.getuser()}"]))
 
 
-def _wanted_version(package: str) -> str | None:
-    "The version of a package that this one was made for, where it asks for exactly one."
-    for line in importlib.metadata.requires("rvtutorial") or []:
-        found = re.match(rf"{re.escape(package)}\s*==\s*([\w.]+)", line)
-        if found:
-            return found[1]
-    return None
-
-
-def _installed(package: str) -> tuple[str, bool, str, str]:
-    "One row of the check: is a package here, in the version that is wanted?"
-    wanted = _wanted_version(package)
+def _installed(package: str) -> tuple[bool, str, str]:
+    "Whether a package is here, in the version that this one was made for if it says one."
     try:
         found = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return (
-            package,
-            False,
-            "missing",
-            f"choose another kernel, or install {package}",
-        )
-    right = wanted in (None, found)
-    return (package, right, found, "" if right else f"the text is true for {wanted}")
+        return False, "missing", f"choose another kernel, or install {package}"
+    lines = map(re.compile(rf"{package}\s*==\s*([\w.]+)").match,
+                importlib.metadata.requires("rvtutorial") or [])  # fmt: skip
+    wanted = next((line[1] for line in lines if line), found)
+    return wanted == found, found, f"the text is true for {wanted}"
 
 
-def _has_folder(what: str, path: str | Path | None, write: bool = False):
-    "One row of the check: is a folder or file there, and can it be written to?"
+def _is_there(what: str, path: str | None, write: bool = False) -> tuple:
+    "Whether a folder or file is there, and can be written to."
     if path is None:
-        return (what, True, "not set", "")
-    path = Path(os.path.expanduser(os.path.expandvars(path)))
-    if not path.exists():
-        return (
-            what,
-            False,
-            f"no {path}",
-            f"make it, or correct {what} in the site file",
-        )
-    right = not write or os.access(path, os.W_OK)
-    return (what, right, str(path), "" if right else "it cannot be written to")
+        return True, "not set", ""
+    place = Path(os.path.expanduser(os.path.expandvars(path)))
+    if not place.exists():
+        return False, f"no {place}", f"make it, or correct {what} in the site file"
+    right = not write or os.access(place, os.W_OK)
+    return right, str(place), "it cannot be written to"
 
 
-def _enough_room(folder: Path, least: float = 2.0) -> tuple[str, bool, str, str]:
-    "One row of the check: are there some gigabytes left for runs?"
-    free = shutil.disk_usage(folder).free / 1e9
-    remedy = "" if free >= least else f"at least {least:.0f} GB are needed for runs"
-    return ("free disk", free >= least, f"{free:.0f} GB", remedy)
-
-
-def _has_program(name: str, remedy: str) -> tuple[str, bool, str, str]:
-    "One row of the check: is a program there?"
-    path = shutil.which(name)
-    return (name, bool(path), path or "missing", "" if path else remedy)
-
-
-def _fits(image: Path) -> tuple[str, bool, str, str]:
-    "One row of the check: is an image whole, and does it hold what is installed here?"
+def _image_fits(image: Path) -> tuple[bool, str, str]:
+    "Whether an image is whole, and holds what is installed here."
     try:
         path = check_image(image)
         inside = check_versions(path)
     except RuntimeError:  # no Apptainer here: only the file could be looked at
-        return ("image", True, str(path), "")
+        return True, str(path), ""
     except (OSError, ValueError) as error:
-        return ("image", False, str(image), str(error))
-    return ("image", True, f"{path}, rvtutorial {inside.get('rvtutorial')}", "")
-
-
-def _knows(
-    what: str, value: str | None, known: list[str]
-) -> tuple[str, bool, str, str]:
-    "One row of the check: does Slurm know a name?"
-    if value is None or not known:
-        return (what, True, value or "not set", "" if known else "Slurm could not say")
-    right = value in known
-    return (what, right, value, "" if right else f"yours: {', '.join(known)}")
+        return False, str(image), str(error)
+    return True, f"{path}, rvtutorial {inside.get('rvtutorial')}", ""
 
 
 def check_site(
@@ -310,20 +261,39 @@ def check_site(
     "Look whether this machine has what a site's jobs need."
     import pandas as pd
 
-    rows = [_enough_room(Path.cwd())]
-    rows += [_has_folder("data", site.data), _has_folder("scratch", site.scratch, True)]
+    rows = []
+
+    def note(what: str, ok: bool, found: str, remedy: str) -> None:
+        rows.append((what, ok, found, "" if ok else remedy))
+
+    def program(name: str, remedy: str) -> None:
+        path = shutil.which(name)
+        note(name, bool(path), path or "missing", remedy)
+
+    def known(what: str, value: str | None, names: list[str]) -> None:
+        if names and value is not None:
+            return note(what, value in names, value, f"yours: {', '.join(names)}")
+        unsure = "" if names else "Slurm could not say"
+        rows.append((what, True, value or "not set", unsure))
+
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    note("free disk", free >= 2, f"{free:.0f} GB", "at least 2 GB are needed for runs")
+    note("data", *_is_there("data", site.data))
+    note("scratch", *_is_there("scratch", site.scratch, write=True))
     if site.image:
-        rows += [_fits(Path(os.path.expandvars(site.image)))]
-        rows += [_has_program("apptainer", "name its module in the site file")]
-        rows += [_has_folder("binds", bind.split(":")[0]) for bind in site.binds]
+        note("image", *_image_fits(Path(os.path.expandvars(site.image))))
+        program("apptainer", "name its module in the site file")
+        for bind in site.binds:
+            note("binds", *_is_there("binds", bind.split(":")[0]))
     else:
-        rows += [
-            _installed(p) for p in ("rastervision", "torch", "papermill", "ipykernel")
-        ]
+        for package in ("rastervision", "torch", "papermill", "ipykernel"):
+            note(package, *_installed(package))
     if site.queue == "slurm":
-        away = "use a terminal or a session of the cluster, or the site local"
-        rows += [_has_program(name, away) for name in ("sbatch", "squeue")]
-        asked = on_cluster(cluster_of(site.extra), "sinfo", "-h", "-o", "%R")
-        rows += [_knows("partition", site.partition, _one_words(answer(asked)))]
-        rows += [_knows("account", site.account, accounts())]
+        for name in ("sbatch", "squeue"):
+            program(
+                name, "use a terminal or a session of the cluster, or the site local"
+            )
+        asked = on_cluster(site.cluster, "sinfo", "-h", "-o", "%R")
+        known("partition", site.partition, _one_words(answer(asked)))
+        known("account", site.account, accounts())
     return pd.DataFrame(rows, columns=["what", "ok", "found", "remedy"])

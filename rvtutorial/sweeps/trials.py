@@ -21,7 +21,7 @@ from rvtutorial.metrics.intervals import jackknife
 from rvtutorial.metrics.leaderboard import counts_of
 from rvtutorial.core import records
 from rvtutorial.core.files import locked
-from rvtutorial.hpc.job import Job, Line, check_params, in_notebook, job_notebook
+from rvtutorial.hpc.job import Job, check_params, job_notebook, notebook_line
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.core.files import safe_name
 from rvtutorial.core.finding import named_runs
@@ -683,7 +683,7 @@ def status_table(
 
 def _teller(quiet: bool):
     "A function that shows a SweepProgress: in one line where there is one, else when it changed."
-    line = Line() if in_notebook() and not quiet else None
+    line = None if quiet else notebook_line()
     live, states = sys.stderr.isatty(), []
 
     def say(now: SweepProgress):
