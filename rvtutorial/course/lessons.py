@@ -41,11 +41,8 @@ def _skip_flags(notebook: Path) -> set[str]:
     return set(settings.get("DEFAULT", "tst_flags", fallback="gpu slow").split())
 
 
-def _skipped(
-    cell: dict,  # Cell of a notebook
-    flags: set[str],  # Such as {"gpu", "slow"}
-) -> bool:  # True: leave it alone
-    "Whether a cell says that it is not to be run."
+def _skipped(cell: dict, flags: set[str]) -> bool:
+    "Whether a cell says that it is not to be run, by a tag or a directive of `flags`."
     if "skip-execution" in cell["metadata"].get("tags", []):
         return True
     said = re.findall(r"^\s*#\s*\|\s*(.*?)\s*$", cell["source"], re.M)
@@ -82,11 +79,7 @@ def _lesson_client(book, options: dict, folder: Path, flags: set[str], after):
     return client
 
 
-def _save_figures(
-    book,  # An executed notebook
-    folder: Path,  # Where the image files go
-    stem: str,  # How their names begin
-) -> None:
+def _save_figures(book, folder: Path, stem: str) -> None:
     "Write the pictures of a notebook as files, named by the place of their cell."
     kinds = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,9 +250,7 @@ class _Progress:
             thread.join()
 
 
-def _runs_table(
-    folder: str | Path,  # Folder of run folders
-):  # DataFrame: run, state, val F1, val IoU, minutes, path
+def _runs_table(folder: str | Path):
     "All runs below a folder in one table; scores are those of whole validation scenes."
     import pandas as pd
 

@@ -93,11 +93,8 @@ exit "$code"
 """
 
 
-def _job_command(
-    site: Site,  # Where the job runs
-    folders=(),  # Folders that the job writes to or reads from
-) -> str:  # One line of shell, every word quoted
-    "The command that runs one member, inside the site's container if it has one."
+def _job_command(site: Site, folders=()) -> str:
+    "The shell's words that run one member, in the site's container if it has one."
     run = ["-m", "rvtutorial.hpc.runner", "member"]
     if not site.image:
         python = site.expand("python", site.python) if site.python else sys.executable
@@ -271,10 +268,7 @@ def _hand_over(
     return doc["id"]
 
 
-def _array_parts(
-    runs: dict[Path, dict],  # To be queued
-    most: int | None,  # How many an array may have; None: any number
-) -> list[dict]:  # One submission each, in order
+def _array_parts(runs: dict[Path, dict], most: int | None) -> list[dict]:
     "More runs than an array may have become several arrays."
     items, size = list(runs.items()), most or len(runs)
     return [dict(items[i : i + size]) for i in range(0, len(items), size)]

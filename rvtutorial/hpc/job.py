@@ -164,12 +164,8 @@ def check_params(
     return params
 
 
-def _differences(
-    folder: Path,  # Run folder
-    params: dict,  # What is asked of it now
-    notebook: str | Path | None = None,  # Which parameters exist and what they mean
-) -> list[str]:  # One text for each setting that is not the same; empty: go on
-    "How a request differs from what the folder already holds."
+def _differences(folder: Path, params: dict, notebook: Path | None = None) -> list[str]:
+    "How a request differs from what the folder already holds, a text for each setting."
     manifest = Run(folder).manifest
     if not manifest:
         stranger = (folder / "pipeline-config.json").exists()

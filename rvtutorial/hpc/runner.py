@@ -131,9 +131,7 @@ class _Signals:
         return EXIT_REQUEUE if self.got[:1] == ["SIGUSR1"] else EXIT_TERMINATED
 
 
-def _use_atomic_files(
-    folder: Path,  # Notebooks below it are written in one step
-) -> None:
+def _use_atomic_files(folder: Path) -> None:
     "Let papermill replace a notebook only when the new one is wholly on disk."
     from papermill.iorw import LocalHandler, papermill_io
 
@@ -262,13 +260,8 @@ def _run_params(notebook: Path, folder: Path) -> dict:
     return params
 
 
-def _attempt(
-    folder: Path,  # Run folder, locked by us
-    notebook: Path,  # Job notebook
-    record: dict,  # Made by `_attempt_record`
-    signals: _Signals,  # Interrupts the kernel
-) -> int:  # Exit code
-    "One attempt: record its beginning, run it, record its end."
+def _attempt(folder: Path, notebook: Path, record: dict, signals: _Signals) -> int:
+    "One attempt: record its beginning, run it, record its end; its exit code."
     run = Run(folder)
     went = run.manifest.get("went", {})
     attempts, path = [*went.get("attempts", []), record], folder / "notebook.ipynb"

@@ -71,10 +71,8 @@ def minutes(
     return (int(days or 0) * 24 + hours) * 60 + mins + secs / 60
 
 
-def _count(
-    text: str,  # Such as "64", "64+", "1.5K" or "16GB"
-) -> int:
-    "A number as Slurm and site files write it; ValueError for what is none."
+def _count(text: str) -> int:
+    "A number such as 64+, 1.5K or 16GB; ValueError for what is none."
     found = re.fullmatch(r"([\d.]+)([KMGT]?)B?\+?", text.upper())
     if not found:
         raise ValueError(f"{text!r} is no number of Slurm's")
@@ -136,10 +134,7 @@ def _offer(nodes: list[dict], field: str) -> str:
     return f"its nodes have: {best[field]}{' MB' if field == 'mem' else ''}"
 
 
-def _fitting(
-    site: Site,  # What is asked for
-    nodes: list[dict],  # From `_read_nodes`
-) -> tuple[list[dict], str | None]:  # Nodes that have it all, and what is wrong if none
+def _fitting(site: Site, nodes: list[dict]) -> tuple[list[dict], str | None]:
     "Which nodes can run what a site asks for, or else why none can, with the field."
     if site.partition and nodes:
         wanted, names = site.partition.split(","), {n["partition"] for n in nodes}
@@ -162,9 +157,7 @@ def _fitting(
 _AWAY = {"down", "drained", "draining", "fail", "failing", "future", "inval", "error"}
 
 
-def _absent(
-    nodes: list[dict],  # That fit
-) -> str | None:  # None: one of them takes jobs, or there are none
+def _absent(nodes: list[dict]) -> str | None:
     """What nodes are, in Slurm's words, when none of them takes jobs.
 
     Nodes that sleep to save power, restart or are reserved count as taking jobs: they
@@ -242,10 +235,8 @@ def array_limit(
     return max(1, int(found[1])) if found else MAX_ARRAY
 
 
-def _explain(
-    said: str,  # Slurm's words
-) -> str:  # One sentence, empty where we know no more than Slurm
-    "What to change after a refusal."
+def _explain(said: str) -> str:
+    "What to change after a refusal; empty where we know no more than Slurm."
     if re.search(_FULL, said, re.I):
         return "So many jobs at one time are not allowed: submit fewer, or wait."
     for words, field in _BLAME.items():
@@ -362,10 +353,8 @@ def run_sbatch(
     )
 
 
-def _read_states(
-    text: str,  # Lines of squeue -h -r -t all -o "%F|%K|%T|%r"
-) -> dict[tuple[str, int], tuple[str, str]]:  # (id, member) -> our word, reason
-    "What squeue says of the members of arrays."
+def _read_states(text: str) -> dict[tuple[str, int], tuple[str, str]]:
+    "(id, member) -> our word and the reason, from what squeue says of arrays."
     found = {}
     for line in text.splitlines():
         line = re.sub(r"\s*\|\s*", "|", line.strip())
@@ -380,10 +369,8 @@ def _read_states(
     return found
 
 
-def _members(
-    text: str,  # "3", or those that wait together: "[0-2,7,10-20:5%4]"
-) -> list[int]:
-    "The numbers of the members of an array that one line is about."
+def _members(text: str) -> list[int]:
+    'The numbers in "3", or of those that wait together: "[0-2,7,10-20:5%4]".'
     found = []
     for part in text.strip("[] ").partition("%")[0].split(","):
         if ends := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
@@ -431,11 +418,7 @@ def _states_on(cluster: str, numbers: list[str]) -> dict | None:
     return older | found
 
 
-def _ask_slurm(
-    ids: list[str],  # Job ids, with the name of their cluster where they have one
-) -> dict[
-    tuple, tuple[str, str]
-]:  # (id, member), or (id, None) for all -> word, reason
+def _ask_slurm(ids: list[str]) -> dict[tuple, tuple[str, str]]:
     "States of all members; `SlurmError` if no command of Slurm answers, on no cluster."
     groups, found = {}, {}
     for job in ids:

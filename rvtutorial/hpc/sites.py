@@ -206,9 +206,7 @@ def on_cluster(
     return [program, *(["-M", cluster] if cluster else []), *args]
 
 
-def _one_words(
-    text: str | None,  # What a command of Slurm printed
-) -> list[str]:  # Sorted
+def _one_words(text: str | None) -> list[str]:
     "The names in a list with one in each line; a notice of several words is skipped."
     lines = [line.strip() for line in (text or "").splitlines()]
     return sorted({line for line in lines if re.fullmatch(r"[\w.:@+-]+", line)})
