@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rvtutorial.hpc import scheduler
+from rvtutorial.hpc import scheduler, sites
 from rvtutorial.hpc.scheduler import (
     WORDS,
     _absent,
@@ -322,5 +322,5 @@ def test_a_job_in_an_unknown_state_is_asked_about_again(slurm):
     [(None, 1001), ("", 1001), ("MaxArraySize            = 50001\n", 50001)],
 )
 def test_how_many_an_array_may_have(monkeypatch, text, most):
-    monkeypatch.setattr(scheduler, "answer", lambda args: text and NOTICE + text)
-    assert scheduler.array_limit() == most
+    monkeypatch.setattr(sites, "answer", lambda args: text and NOTICE + text)
+    assert Site(name="x").array_limit() == most

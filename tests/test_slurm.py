@@ -104,7 +104,7 @@ def test_broken_toml_names_the_file(tmp_path):
 
 
 def test_a_site_is_found_as_path_then_own_then_packaged(tmp_path, monkeypatch):
-    assert sites.site_files()["atlas"] == packaged("sites", "atlas")
+    assert Site.files()["atlas"] == packaged("sites", "atlas")
     own = tmp_path / "config" / "rvtutorial" / "sites"
     own.mkdir(parents=True)
     (own / "atlas.toml").write_text('account = "mine"\n')
@@ -611,7 +611,7 @@ def test_names_of_the_version_before_are_found_and_said_once(capsys):
 def test_a_script_that_cannot_start_says_why(tmp_path):
     write_json(tmp_path / "tasks.json", {"folders": [str(tmp_path / "r")]})
     (tmp_path / "job.sh").write_text("no_such_program <&0")
-    one = queue.LocalQueue(tmp_path)
+    one = queue._LocalQueue(tmp_path)
     assert one.start(0).wait() == 127
     assert "no_such_program" in (tmp_path / "local-0.out").read_text()
     one.run_member(0)
@@ -985,7 +985,7 @@ def test_runs_behind_a_silent_slurm_are_counted(cluster, tmp_path, quick, monkey
 def test_what_cannot_be_read_is_said_once(tmp_path, capsys):
     write_json(tmp_path / "tasks.json", {"folders": ["/x/r"]})
     (tmp_path / "cancelled.json").write_text("{")
-    waiting = queue.LocalQueue(tmp_path)
+    waiting = queue._LocalQueue(tmp_path)
     assert not any(waiting.cancelled(0) for _ in range(5))
     assert capsys.readouterr().err.count("cancelled.json") == 1
 
@@ -1080,7 +1080,7 @@ def test_the_local_queue_takes_any_number(tmp_path, quick, monkeypatch):
     monkeypatch.setattr(queue.Submission, "start_local", lambda home: "0")
     submit_many({tmp_path / f"r{i}": {"a": i} for i in range(1002)}, notebook=quick)
     [home] = (tmp_path / "jobs").iterdir()
-    waiting = queue.LocalQueue(home)
+    waiting = queue._LocalQueue(home)
     assert len(waiting.members) == 1002
     begun = time.monotonic()
     waiting.wait_behind("another")  # one record of all, not one of each

@@ -18,7 +18,6 @@ from rvtutorial.hpc.job import (
     hyperparams,
     job_notebook,
     parameters,
-    queued_for,
     refuse_other_run,
 )
 from rvtutorial.hpc.queue import Submission, queue_folder
@@ -27,11 +26,9 @@ from rvtutorial.hpc.scheduler import (
     LIVE,
     SlurmError,
     Unheard,
-    array_limit,
     minutes,
     refuse_request,
     run_sbatch,
-    split_id,
 )
 from rvtutorial.hpc.sites import Site
 from rvtutorial.core.records import write_json
@@ -163,12 +160,8 @@ def _refuse_pattern(folder: Path, site: Site) -> None:
         )
 
 
-def _dependency(
-    after,  # A Job, a list of them, or None
-    site,  # Where the next job is to run
-    needs: bool,  # Is their success needed, or only their end?
-) -> dict:  # folders, needs, slurm: the dependency in sbatch's words
-    "What a submission has to wait for; ValueError if it could never begin."
+def _dependency(after, site: Site, needs: bool) -> dict:
+    "What a submission waits for, also for sbatch; ValueError if it could never begin."
     jobs = [after] if isinstance(after, Job) else list(after or ())
     known = [detail for job in jobs for detail in job.details(now=True)]
     bad = [d for d in known if needs and d["state"] not in (*LIVE, *FINE)]
@@ -178,15 +171,15 @@ def _dependency(
     homes = {job.get("submission") or "" for job in Job(live).recorded().values()}
     docs = {home: Submission(home).job for home in homes}
     slurms = [home for home, doc in docs.items() if doc.get("queue") == "slurm"]
-    ids = {split_id(Submission(home).slurm_id() or "") for home in slurms}
+    ids = [(Submission(home).slurm_id() or "").split(";") for home in slurms]
     other = {doc.get("queue") for doc in docs.values()} - {site.queue}
-    clusters = {name for _, name in ids} - {"", site.cluster}
+    clusters = {name for _, *names in ids for name in names} - {site.cluster}
     if other or (site.cluster and clusters):
         raise ValueError(
             f"site {site.name} cannot wait for a job of another "
             f"{'queue' if other else 'cluster'}; call wait() of that job first"
         )
-    numbers = sorted(number for number, _ in ids)
+    numbers = sorted({number for number, *_ in ids})
     if not all(numbers):
         raise SlurmError("Slurm has not said yet which number the job before has")
     how = ("afterok:" if needs else "afterany:") + ":".join(numbers)
@@ -235,7 +228,7 @@ def _write_submission(
         went = run.manifest.get("went", {})
         if went.get("job") and Job(folder).details()[0]["state"] in LIVE:
             # queued behind itself, perhaps with other values
-            run.update("went", job=job | {"earlier": queued_for(went["job"])})
+            run.update("went", job=job | {"earlier": Job.queued_for(went["job"])})
             continue
         write_json(folder / "params.json", params)
         run.update("went", state="queued", why=None, job=job)
@@ -276,7 +269,7 @@ def _array_parts(runs: dict[Path, dict], most: int | None) -> list[dict]:
 
 def _after_part(first: dict, job: str) -> dict:
     "What a further part has to wait for: the same, and the part before."
-    words = [first["slurm"], f"afterany:{split_id(job)[0]}"]
+    words = [first["slurm"], f"afterany:{job.partition(';')[0]}"]
     return first | {"slurm": ",".join(filter(None, words))}
 
 
@@ -317,7 +310,7 @@ def submit_many(
                 raise ValueError(f"nobody can tell how {folder} is: {detail['why']}")
             more = state not in ("succeeded", *LIVE)
             if state in LIVE and str(folder) in first["folders"]:
-                known = queued_for(Run(folder).manifest["went"]["job"])
+                known = Job.queued_for(Run(folder).manifest["went"]["job"])
                 more = asked[folder] not in [params for _, _, params in known]
             if more:
                 todo[folder] = asked[folder]
@@ -327,7 +320,7 @@ def submit_many(
             if site.queue == "slurm":
                 refuse_request(site)
                 alone = len(todo) == 1  # then Slurm need not be asked
-                most = None if alone else array_limit(site.cluster)
+                most = None if alone else site.array_limit()
             order, parts = first, _array_parts(todo, most)
             for place, part in enumerate(parts, 1):
                 try:

@@ -268,11 +268,8 @@ def ask(
     return found | {(home, None): ("unreadable", why) for home, why in broken.items()}
 
 
-def _at_work(
-    folder: Path,  # Run folder
-    elsewhere: bool = True,  # Believe a lock of another machine, which nobody can try
-) -> bool:
-    "Whether a process holds a run's lock, or held it on another machine when last seen."
+def _at_work(folder: Path, elsewhere: bool = True) -> bool:
+    "Whether a process holds a run's lock, or did on another machine (`elsewhere`)."
     path = Path(folder) / "job.lock"
     empty = path.is_file() and not path.stat().st_size  # nobody has it, or just now
     owner = {} if empty else read_json(path, {}, records.OWNER)
@@ -280,14 +277,6 @@ def _at_work(
         return False
     away = owner.get("host") not in (None, socket.gethostname())
     return (away and elsewhere) or is_locked(path)
-
-
-def queued_for(job: dict) -> list:
-    "Submission, place in it and parameters of each time that a run is queued for."
-    return [
-        [job.get(k) for k in ("submission", "index", "params")],
-        *job.get("earlier", []),
-    ]
 
 
 def _own_submissions(
@@ -301,7 +290,7 @@ def _own_submissions(
     copy must not stop the original.
     """
     own, original = [], None
-    for home, index, params in queued_for(job):
+    for home, index, params in Job.queued_for(job):
         if home and home not in known:
             known[home] = Submission(home).folders
         names = known.get(home)
@@ -318,10 +307,8 @@ def _own_submissions(
     return job | ({"earlier": own[1:]} if "earlier" in job else {}), None
 
 
-def _epochs(
-    folder: Path,  # Run folder
-) -> tuple[int, int | None]:  # Done and asked for; None where that is not known
-    "How far a training is."
+def _epochs(folder: Path) -> tuple[int, int | None]:
+    "How many epochs a training has done, and how many it was asked for if known."
     manifest = Run(folder).manifest
     asked = manifest.get("asked", {}).get("hyperparams", {}).get("epochs")
     asked = asked or (manifest.get("went", {}).get("job") or {}).get("epochs")
@@ -466,6 +453,12 @@ class Job:
         folders = [folders] if isinstance(folders, (str, Path)) else folders
         self.folders = [_run_folder(folder) for folder in folders]
 
+    @staticmethod
+    def queued_for(job: dict) -> list:
+        "Submission, place in it and parameters of each time that a run is queued for."
+        first = [job.get(k) for k in ("submission", "index", "params")]
+        return [first, *job.get("earlier", [])]
+
     def recorded(self) -> dict[Path, dict]:
         "What is on record of each run's own job; of a copied run `copy_of` in its place."
         found, known = {}, {}
@@ -549,8 +542,8 @@ class Job:
         "Take what is queued out of the queue and stop what is running."
         jobs, states, homes = self.recorded(), self.states(), {}
         for folder, job in jobs.items():
-            for home, index, _ in queued_for(job) if states[folder] in LIVE else []:
-                if home:
+            for home, index, _ in self.queued_for(job):
+                if home and states[folder] in LIVE:
                     homes.setdefault(home, []).append(index)
         errors = {}
         for home, members in homes.items():
@@ -559,7 +552,7 @@ class Job:
             except (Unreadable, SlurmError, Busy, OSError) as error:  # the others first
                 errors[home] = error
         for folder, job in jobs.items():
-            left = any(home in errors for home, _, _ in queued_for(job))
+            left = any(home in errors for home, _, _ in self.queued_for(job))
             if not left and Run(folder).state == "queued":
                 Run(folder).update("went", state="interrupted", why="cancelled")
         for error in errors.values():

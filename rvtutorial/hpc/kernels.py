@@ -39,27 +39,6 @@ def _socket_folder() -> Path:  # A new, private folder
 LEAST_FILES, WANTED_FILES = 256, 1024  # open files that a kernel needs, and is given
 
 
-def _refuse_limits() -> None:
-    "Raise `TooLittle` where a kernel would fail or spin without a word; allow more files."
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < LEAST_FILES:
-        raise TooLittle(
-            f"a process may have {most} files open here (ulimit -Hn), and a kernel needs "
-            f"{LEAST_FILES}: raise that limit, or ask the site to"
-        )
-    need_addresses()
-
-
-def low_limits() -> str:
-    "What may have been too little for a job that failed; empty where nothing is."
-    found = addresses_gb()
-    few = f" (a process may have {found:.1f} GB of addresses here, ulimit -v)"
-    return few if found < 8 else ""
-
-
 def _quiet() -> dict:
     "Variables that keep a debugger and progress bars from complaining."
     told, hint = os.environ.get("PYTHONWARNINGS", ""), "ignore:IProgress not found"
@@ -183,7 +162,16 @@ def own_kernel(
     Its environment is this process's without what belongs to another kernel or to the
     user's IPython. Raises `TooLittle` where the limits of this process are too low.
     """
-    _refuse_limits()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < LEAST_FILES:  # a kernel would fail or spin without a word
+        raise TooLittle(
+            f"a process may have {most} files open here (ulimit -Hn), and a kernel needs "
+            f"{LEAST_FILES}: raise that limit, or ask the site to"
+        )
+    need_addresses()
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
     from traitlets.config import Config

@@ -44,7 +44,6 @@ from rvtutorial.hpc.scheduler import (
     SlurmError,
     find_job,
     our_word,
-    split_id,
 )
 from rvtutorial.hpc.sites import on_cluster, option
 from rvtutorial.runs import Run
@@ -68,9 +67,7 @@ def _command(pid) -> list[str] | None:
 def _is_queue(pid, home: str | Path = "") -> bool:
     "Whether a process is the queue of a submission, or of any; not a later one of its number."
     command = _command(pid)
-    if (
-        command == []
-    ):  # just being started, or one of the kernel's own: 2 and its children
+    if command == []:  # just being started, or the kernel's own: 2 and its children
         with contextlib.suppress(psutil.Error):
             return psutil.Process(int(pid)).ppid() not in (0, 2)
     names = {"rvtutorial.hpc.queue", "rvtutorial.queues"}  # the second until 0.1.0
@@ -232,34 +229,29 @@ class Submission:
             known = sorted({*self.cancelled, *members})
             write_json(self.home / "cancelled.json", known)
         SLURM.forget()
-        if not slurm:
-            self._signal_local(members)
-            return
-        number, cluster = split_id(self.slurm_id() or "")
-        if not number:
-            raise SlurmError(
-                f"Slurm has not said yet which number the job {self.home.name} has: "
-                f"cancel it again in a minute, or in a terminal: "
-                f"scancel --name={self.home.name}"
+        if slurm:
+            number, _, cluster = (self.slurm_id() or "").partition(";")
+            if not number:
+                raise SlurmError(
+                    f"Slurm has not said yet which number the job {self.home.name} has: "
+                    f"cancel it again in a minute, or in a terminal: "
+                    f"scancel --name={self.home.name}"
+                )
+            command = on_cluster(
+                cluster, "scancel", *(f"{number}_{m}" for m in members)
             )
-        command = on_cluster(cluster, "scancel", *(f"{number}_{m}" for m in members))
-        if answer(command) is None:
-            raise SlurmError(f"{' '.join(command)} failed; try it in a terminal")
-
-    def _signal_local(self, members: list[int]) -> None:
-        "Tell the local queue of this machine that members were cancelled."
-        queue = read_json(self.home / "queue.json", {}, QUEUE)
-        if queue.get("host") != socket.gethostname():
+            if answer(command) is None:
+                raise SlurmError(f"{' '.join(command)} failed; try it in a terminal")
             return
-        with contextlib.suppress(ProcessLookupError):
-            if _is_queue(queue.get("pid"), self.home):
-                os.kill(queue["pid"], signal.SIGUSR1)
-            elif _is_script(
-                queue.get("script"), self.home
-            ):  # the queue was killed alone
-                states = [member.get("state") for member in queue.get("members", [])]
-                if "RUNNING" in [states[m] for m in members if m < len(states)]:
-                    os.kill(queue["script"], signal.SIGTERM)
+        queue = read_json(self.home / "queue.json", {}, QUEUE)
+        if queue.get("host") == socket.gethostname():
+            with contextlib.suppress(ProcessLookupError):
+                if _is_queue(queue.get("pid"), self.home):
+                    os.kill(queue["pid"], signal.SIGUSR1)
+                elif _is_script(queue.get("script"), self.home):  # alone
+                    states = [m.get("state") for m in queue.get("members", [])]
+                    if "RUNNING" in [states[m] for m in members if m < len(states)]:
+                        os.kill(queue["script"], signal.SIGTERM)
 
 
 # --- a full disk
@@ -284,12 +276,6 @@ def _is_full(folder: Path) -> bool:  # Not even room for 64 kB
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # CUDA and ROCm do not work after a fork
 
 
-def _may_share() -> bool:
-    "Whether the members of a submission can share their imports; `RVTUTORIAL_FRESH=1`: no."
-    fresh = os.environ.get("RVTUTORIAL_FRESH", "") not in ("", "0")
-    return not (fresh or addresses_gb() < 8 or any(map(os.path.exists, DRIVERS)))
-
-
 class _JobScript:
     "The job script of a submission: for one member, or for all, each told by a line."
 
@@ -309,11 +295,6 @@ class _JobScript:
             return open(self.home / f"local-{self.member}.out", "ab", buffering=0)
         except OSError:  # a full disk
             return open(os.devnull, "ab", buffering=0)
-
-    @property
-    def is_over(self) -> bool:
-        "Whether it has ended, and takes no other member."
-        return self.process.poll() is not None
 
     def run(self, member: int) -> None:
         "Begin a member; a script that has just ended has no use for the line."
@@ -376,7 +357,7 @@ def _end_in_time(
     return script.wait(), stopped
 
 
-class LocalQueue:
+class _LocalQueue:
     "Runs the members of one submission, one after the other, and notes their states."
 
     def __init__(self, home: str | Path):  # Folder of the submission
@@ -386,7 +367,10 @@ class LocalQueue:
         )
         folders = self.tasks["folders"]
         self.members = [dict(state="PENDING", reason="") for _ in folders]
-        self.shares = len(folders) > 1 and _may_share()
+        # members share their imports unless RVTUTORIAL_FRESH=1 says no
+        fresh = os.environ.get("RVTUTORIAL_FRESH", "") not in ("", "0")
+        fresh = fresh or addresses_gb() < 8 or any(map(os.path.exists, DRIVERS))
+        self.shares = len(folders) > 1 and not fresh
         more = f" and {len(folders) - 1} more" if folders[1:] else ""
         self.label = Path(folders[0]).name + more
 
@@ -410,7 +394,7 @@ class LocalQueue:
 
     def start(self, member: int) -> "_JobScript":
         "Begin a member; the job script is started where none runs that can take it."
-        if self.script is None or self.script.is_over:
+        if self.script is None or self.script.process.poll() is not None:
             self.script = _JobScript(self.home, member, self.shares)
         self.script.run(member)
         self.running = member
@@ -454,22 +438,18 @@ class LocalQueue:
         if others:
             self.note(others, reason=reason)
 
-    def obey_signals(self) -> None:
-        "SIGTERM cancels all members, SIGUSR1 those that are noted; a closed terminal none."
+    def run(self) -> None:
+        "Wait for the turn of the submission, then run all its members."
+        everyone = list(range(len(self.members)))
 
-        def stop(number, frame):
-            write_json(self.home / "cancelled.json", list(range(len(self.members))))
+        def stop(number, frame):  # all members, not only those that are noted
+            write_json(self.home / "cancelled.json", everyone)
             self.stop_cancelled()
 
         signal.signal(signal.SIGUSR1, lambda number, frame: self.stop_cancelled())
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def run(self) -> None:
-        "Wait for the turn of the submission, then run all its members."
-        everyone = range(len(self.members))
-        self.obey_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal
         self.note()
         since = (self.home / "tasks.json").stat().st_mtime_ns
         with reserve_disk(self.home):
@@ -490,4 +470,4 @@ class LocalQueue:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m rvtutorial.hpc.queue SUBMISSION_FOLDER")
-    LocalQueue(sys.argv[1]).run()
+    _LocalQueue(sys.argv[1]).run()

@@ -24,7 +24,7 @@ import psutil
 
 from rvtutorial.core import records
 from rvtutorial.core.commands import answer
-from rvtutorial.core.files import Busy, TooLittle, held
+from rvtutorial.core.files import Busy, TooLittle, addresses_gb, held
 from rvtutorial.core.records import read_json, reserve_disk, write_json
 from rvtutorial.hpc.job import (
     JobFailed,
@@ -33,32 +33,20 @@ from rvtutorial.hpc.job import (
     parameters,
     refuse_other_run,
 )
-from rvtutorial.hpc.kernels import low_limits, own_kernel, peak_memory, share_imports
+from rvtutorial.hpc.kernels import own_kernel, peak_memory, share_imports
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import SlurmError
 from rvtutorial.core.files import atomic_path
 from rvtutorial.runs import Run
 from rvtutorial.slurm import submit
 
+# 75 asks to be queued again; 143 is what the shell says of SIGTERM
 EXIT_OK, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED = 0, 1, 75, 143
 
 
 def _now() -> str:  # Such as 2026-11-20T08:15:00+00:00
     "The time, in a form that sorts and that every language reads."
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _activity(pid: int) -> tuple[float, bool]:
-    "CPU seconds of a process and its children, and whether one of them waits for a disk."
-    seconds, waiting = 0.0, False
-    with contextlib.suppress(psutil.Error):
-        kernel = psutil.Process(pid)
-        for process in (kernel, *kernel.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                seconds += times.user + times.system
-                waiting |= process.status() == psutil.STATUS_DISK_SLEEP
-    return seconds, waiting
 
 
 class _Stop(BaseException):
@@ -111,7 +99,14 @@ class _Signals:
 
     def at_work(self) -> bool:
         "Whether there is time left, and the kernel has used the last two seconds."
-        before, (self.seconds, waiting) = self.seconds, _activity(self.process.pid)
+        before, self.seconds, waiting = self.seconds, 0.0, False
+        with contextlib.suppress(psutil.Error):
+            kernel = psutil.Process(self.process.pid)
+            for process in (kernel, *kernel.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    self.seconds += times.user + times.system
+                    waiting |= process.status() == psutil.STATUS_DISK_SLEEP
         used = waiting or self.seconds - before > 0.02
         return used and time.monotonic() < self.deadline
 
@@ -124,11 +119,6 @@ class _Signals:
         "Before each cell: leave if a signal came meanwhile."
         if self.got:
             raise _Stop(self.got[0])
-
-    @property
-    def exit_code(self) -> int:
-        "75 asks to be queued again; 143 is what the shell says of SIGTERM."
-        return EXIT_REQUEUE if self.got[:1] == ["SIGUSR1"] else EXIT_TERMINATED
 
 
 def _use_atomic_files(folder: Path) -> None:
@@ -151,36 +141,21 @@ def lock(folder: str | Path):  # A context
     return held(Path(folder) / "job.lock", answer, keep=True)
 
 
-def _attempt_record(submission: str | None, index: int | None) -> dict:
-    "What is known when an attempt begins."
-    names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
-    slurm = {n.lower(): os.environ.get(f"SLURM_{n}") for n in names}
-    return dict(
-        started=_now(),
-        state="running",
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        submission=submission,
-        index=index,
-        slurm={k: v for k, v in slurm.items() if v is not None},
-        container=os.environ.get("APPTAINER_CONTAINER"),
-        python=platform.python_version(),
-    )
-
-
 def _why_failed(error: BaseException, signals: _Signals) -> str:
-    "One line on what ended a job."
-    name = type(error).__name__
+    "One line on what ended a job, with the limits that may have been too low."
+    name, found = type(error).__name__, addresses_gb()
+    few = f" (a process may have {found:.1f} GB of addresses here, ulimit -v)"
+    few = few if found < 8 else ""
     if name == "PapermillExecutionError":
-        return f"{error.ename}: {error.evalue}{low_limits()}"
+        return f"{error.ename}: {error.evalue}{few}"
     if isinstance(error, TooLittle):
         return str(error)
     if name == "DeadKernelError":
         code = signals.process.poll() if signals.process else None
         how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         more = "; out of memory is the usual reason" if code == -signal.SIGKILL else ""
-        return f"the kernel died ({how}{more}){low_limits()}"
-    return f"{name}: {error}".strip(": ") + low_limits()
+        return f"the kernel died ({how}{more}){few}"
+    return f"{name}: {error}".strip(": ") + few
 
 
 def _run_notebook(
@@ -225,10 +200,8 @@ def _run_notebook(
             signals.kill(signal.SIGKILL)
 
 
-def _execute(
-    notebook: Path, folder: Path, params: dict, signals: _Signals
-) -> tuple[str, str | None, int, str]:  # State, reason, exit code, traceback
-    "Run a job notebook and say how it went, whatever happens."
+def _execute(notebook: Path, folder: Path, params: dict, signals: _Signals) -> tuple:
+    "Run a job notebook, whatever happens: state, reason, exit code and traceback."
     try:
         signals.armed = True
         signals.check()
@@ -237,7 +210,8 @@ def _execute(
     except (_Stop, Exception) as error:
         signals.armed = False
         if signals.got:
-            return "interrupted", signals.got[0], signals.exit_code, ""
+            code = EXIT_REQUEUE if signals.got[0] == "SIGUSR1" else EXIT_TERMINATED
+            return "interrupted", signals.got[0], code, ""
         known = type(error).__name__ == "PapermillExecutionError"  # it is in the log
         known |= isinstance(error, TooLittle)
         text = "" if known else traceback.format_exc()
@@ -329,7 +303,14 @@ def _run_job(
                 return EXIT_OK
             print(f"{_now()} {notebook.stem} in {folder}, log in job.log", flush=True)
             with _log_to(folder / "job.log"):
-                record = _attempt_record(submission, index)
+                names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
+                slurm = {n.lower(): os.environ.get(f"SLURM_{n}") for n in names}
+                slurm = {k: v for k, v in slurm.items() if v is not None}
+                record = dict(started=_now(), state="running")
+                record |= dict(host=socket.gethostname(), pid=os.getpid())
+                record |= dict(submission=submission, index=index, slurm=slurm)
+                record |= dict(container=os.environ.get("APPTAINER_CONTAINER"))
+                record |= dict(python=platform.python_version())
                 return _attempt(folder, notebook, record, signals)
     except (Busy, ValueError) as error:
         print(error, file=sys.stderr)
@@ -401,38 +382,40 @@ def _run_member(tasks: str | Path, index: int | str) -> int:
 
 
 def _main(argv: list[str] | None = None) -> int:
-    "`python -m rvtutorial.hpc.runner RUN_FOLDER`, and `submit`, and what job scripts call."
+    """The command line, and what job scripts call.
+
+    `python -m rvtutorial.hpc.runner RUN_FOLDER [--notebook N]` or
+    `... submit RUN_FOLDER [--site S] [--notebook N] [--wait] [name=value ...]`.
+    """
     argv = sys.argv[1:] if argv is None else argv
+    submits = argv[:1] == ["submit"]
+    parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner")
+    parser.add_argument("folder", help="run folder; to submit it is made if need be")
+    parser.add_argument("--notebook", help="name or path of a job notebook")
+    if submits:
+        parser.prog += " submit"
+        parser.add_argument("params", nargs="*", help="name=value of its parameters")
+        parser.add_argument(
+            "--site", default="local", help="name or path of a site file"
+        )
+        parser.add_argument("--wait", action="store_true", help="until it is over")
     try:
         if argv[:1] == ["member"]:
             return _serve(argv[1]) if argv[2:] == ["serve"] else _run_member(*argv[1:3])
-        if argv[:1] == ["submit"]:
-            return _main_submit(argv[1:])
-        parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner")
-        parser.add_argument("folder", help="run folder with params.json")
-        parser.add_argument("--notebook", help="name or path of a job notebook")
-        given = parser.parse_args(argv)
-        return _run_job(given.folder, given.notebook)
+        given = parser.parse_args(argv[submits:])
+        if not submits:
+            return _run_job(given.folder, given.notebook)
+        for pair in given.params:
+            if "=" not in pair:
+                parser.error(f"{pair!r} is not name=value")
+        params = dict(pair.split("=", 1) for pair in given.params)
+        notebook = given.notebook or "train_rastervision"
+        job = submit(given.folder, params, site=given.site, notebook=notebook)
+        print(job.wait() if given.wait else job)
+        return EXIT_OK
     except (ValueError, OSError, SlurmError, JobFailed) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
-
-
-def _main_submit(argv: list[str]) -> int:
-    "`python -m rvtutorial.hpc.runner submit RUN_FOLDER [--site S] [--notebook N] [name=value ...]`."
-    parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner submit")
-    parser.add_argument("folder", help="run folder, made if need be")
-    parser.add_argument("params", nargs="*", help="name=value of its parameters")
-    parser.add_argument("--site", default="local", help="name or path of a site file")
-    parser.add_argument("--notebook", default="train_rastervision", help="job notebook")
-    parser.add_argument("--wait", action="store_true", help="until it is over")
-    given = parser.parse_args(argv)
-    for pair in [pair for pair in given.params if "=" not in pair]:
-        parser.error(f"{pair!r} is not name=value")
-    params = dict(pair.split("=", 1) for pair in given.params)
-    job = submit(given.folder, params, site=given.site, notebook=given.notebook)
-    print(job.wait() if given.wait else job)
-    return EXIT_OK
 
 
 if __name__ == "__main__":

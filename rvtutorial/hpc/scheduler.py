@@ -79,10 +79,8 @@ def _count(text: str) -> int:
     return round(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
-def _devices(
-    text: str,  # Such as "gpu:2,shard:1" or "gpu:a100:4(S:0)"
-) -> list[tuple[str, str, int]]:  # Name, type or "", count
-    "Generic resources, as they are asked for and as nodes offer them."
+def _devices(text: str) -> list[tuple[str, str, int]]:
+    "Name, type and count of each in a text such as gpu:2,shard:1 or gpu:a100:4(S:0-1)."
     found = []
     for item in re.sub(r"\(.*?\)", "", text).replace("=", ":").split(","):
         name, *more = item.split(":")
@@ -95,10 +93,8 @@ _NODES = "%R|%l|%c|%m|%T|%G"  # partition, time limit, cores, memory, state, dev
 _NODE = re.compile(r"([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|(\w[^|\s]*)\|([^|]*)")
 
 
-def _read_nodes(
-    text: str,  # Lines of sinfo -h -e -o "%R|%l|%c|%m|%T|%G"
-) -> list[dict]:  # partition, time (minutes), limit, cpus, mem (MB), state, gres
-    "What kinds of nodes there are, and how long a job may have them; other lines are skipped."
+def _read_nodes(text: str) -> list[dict]:
+    "The kinds of nodes in what sinfo prints in that form; other lines are skipped."
     rows = []
     for found in filter(None, map(_NODE.fullmatch, map(str.strip, text.splitlines()))):
         with contextlib.suppress(ValueError):  # a notice of the site
@@ -128,22 +124,20 @@ def _offer(nodes: list[dict], field: str) -> str:
     if field == "time":
         return f"its partition {best['partition']} allows: {best['limit']}"
     if field == "gres":
-        kinds = {":".join(filter(None, [n, k, str(c)]))
-                 for node in nodes for n, k, c in node["gres"]}  # fmt: skip
-        return "its nodes have: " + (", ".join(sorted(kinds)) or "none")
+        kinds = {kind for node in nodes for kind in node["gres"]}
+        words = sorted(":".join(filter(None, map(str, kind))) for kind in kinds)
+        return "its nodes have: " + (", ".join(words) or "none")
     return f"its nodes have: {best[field]}{' MB' if field == 'mem' else ''}"
 
 
 def _fitting(site: Site, nodes: list[dict]) -> tuple[list[dict], str | None]:
     "Which nodes can run what a site asks for, or else why none can, with the field."
     if site.partition and nodes:
-        wanted, names = site.partition.split(","), {n["partition"] for n in nodes}
-        for name in wanted:
-            if name not in names:
-                return (
-                    [],
-                    f"partition {name!r} is not one of {', '.join(sorted(names))}",
-                )
+        wanted = site.partition.split(",")
+        names = sorted({node["partition"] for node in nodes})
+        strange = [name for name in wanted if name not in names]
+        if strange:
+            return [], f"partition {strange[0]!r} is not one of {', '.join(names)}"
         nodes = [node for node in nodes if node["partition"] in wanted]
     for field in ("time", "cpus", "mem", "gres"):
         asked = getattr(site, field)
@@ -223,16 +217,6 @@ _BLAME = {
     r"unrecognized option|invalid option|ambiguous": "extra",
 }
 _FULL = r"submit ?limit|MaxSubmit|violates accounting|MaxArraySize|array"
-MAX_ARRAY = 1001  # Slurm's own MaxArraySize, where a site does not say another
-
-
-def array_limit(
-    cluster: str = "",  # Its name; empty: the one we are on
-) -> int:
-    "How many members an array may have here, as `scontrol show config` says."
-    text = answer(on_cluster(cluster, "scontrol", "show", "config")) or ""
-    found = re.search(r"^\s*MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    return max(1, int(found[1])) if found else MAX_ARRAY
 
 
 def _explain(said: str) -> str:
@@ -259,11 +243,11 @@ def find_job(
     queue = ["squeue", "-h", "-t", "all", "-n", name, "-u", getpass.getuser()]
     old = ["sacct", "-n", "-X", "-P", f"--name={name}", "-o", "JobID,JobName"]
     recent = answer(on_cluster(cluster, *queue, "-o", "%F|%j"))
-    for told in (lambda: recent, lambda: answer(on_cluster(cluster, *old))):
-        for line in (told() or "").splitlines():
-            found = form.fullmatch(line.strip())  # a notice may be a number, too
-            if found and (not among or found[1] in among):
-                return f"{found[1]};{cluster}" if cluster else found[1]
+    lines = [recent or "", answer(on_cluster(cluster, *old)) or ""]
+    for line in "\n".join(lines).splitlines():
+        found = form.fullmatch(line.strip())  # a notice may be a number, too
+        if found and (not among or found[1] in among):
+            return f"{found[1]};{cluster}" if cluster else found[1]
     return None if recent is None else ""
 
 
@@ -276,18 +260,10 @@ def _read_id(
     found = [re.fullmatch(form, line.strip()) for line in text.splitlines()]
     ids = [f"{one[1]};{one[2]}" if one[2] else one[1] for one in found if one]
     if len({*ids}) > 1 and name:
-        numbers = tuple(split_id(job)[0] for job in ids)
-        known, _ = split_id(find_job(name, split_id(ids[-1])[1], numbers) or "")
-        ids += [job for job in ids if split_id(job)[0] == known]
+        numbers = [job.partition(";")[0] for job in ids]
+        known = find_job(name, ids[-1].partition(";")[2], tuple(numbers)) or ""
+        ids += [job for job in ids if job.split(";")[0] == known.split(";")[0]]
     return ids[-1] if ids else None
-
-
-def split_id(
-    job: str,  # "123" or "123;gpu"
-) -> tuple[str, str]:  # Number, and the name of the cluster or ""
-    "A job id as the two things that Slurm's commands take."
-    number, _, cluster = str(job).partition(";")
-    return number, cluster
 
 
 def _sbatch(args: list[str]) -> tuple[str | None, str, bool]:
@@ -422,7 +398,7 @@ def _ask_slurm(ids: list[str]) -> dict[tuple, tuple[str, str]]:
     "States of all members; `SlurmError` if no command of Slurm answers, on no cluster."
     groups, found = {}, {}
     for job in ids:
-        number, cluster = split_id(job)
+        number, _, cluster = job.partition(";")
         groups.setdefault(cluster, {})[number] = job
     for cluster, jobs in groups.items():
         reply = _states_on(cluster, sorted(jobs))

@@ -27,6 +27,9 @@ MANAGED = {"--" + word for word in (
 ).split()}  # fmt: skip
 
 
+MAX_ARRAY = 1001  # Slurm's own MaxArraySize, where a site does not say another
+
+
 def _text(pattern: re.Pattern, example: str):
     "The type of a field that holds a text of this form, or nothing."
 
@@ -120,7 +123,7 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
         "A site by its name or its file; a Site is passed through."
         if isinstance(name, cls):
             return name
-        path, known = Path(name).expanduser(), site_files()
+        path, known = Path(name).expanduser(), cls.files()
         if not path.is_file() and str(name) not in known:
             raise FileNotFoundError(
                 f"there is no site {str(name)!r}; {near_match(name, known)}. Your own "
@@ -133,6 +136,12 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
             raise ValueError(f"site file {path} is not TOML: {err}") from None
         return cls(f"site file {path}", **{"name": path.stem, **given})
 
+    @staticmethod
+    def files() -> dict[str, Path]:
+        "All sites that can be named, the user's own before the package's."
+        folders = (packaged("sites", "local").parent, own_sites())
+        return {path.stem: path for f in folders for path in sorted(f.glob("*.toml"))}
+
     def replace(self, **changes) -> "Site":
         "The same site with some fields changed."
         return type(self)(**self.model_dump() | changes)
@@ -141,6 +150,12 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
     def cluster(self) -> str:
         "The cluster that `extra` names, where several share one Slurm; empty: this one."
         return option(self.extra, "clusters")
+
+    def array_limit(self) -> int:
+        "How many members an array may have here, as `scontrol show config` says."
+        text = answer(on_cluster(self.cluster, "scontrol", "show", "config")) or ""
+        found = re.search(r"^\s*MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+        return max(1, int(found[1])) if found else MAX_ARRAY
 
     @property
     def load_modules(self) -> str:
@@ -183,12 +198,6 @@ def _said(error: dict, source: str) -> str:
     own = error.get("ctx", {}).get("error")  # the message of a check above
     wanted = "slurm or local" if field == "queue" else "true or false"
     return str(own or f"site field {field} must be {wanted}, got {error['input']!r}")
-
-
-def site_files() -> dict[str, Path]:
-    "All sites that can be named, the user's own before the package's."
-    folders = (packaged("sites", "local").parent, own_sites())
-    return {path.stem: path for f in folders for path in sorted(f.glob("*.toml"))}
 
 
 def option(args, key: str) -> str:
