@@ -54,9 +54,10 @@ def _lesson_client(book, options: dict, folder: Path, flags: set[str], after):
     from nbclient import NotebookClient
 
     class Client(NotebookClient):
-        stopped = False  # True after Ctrl-C
+        stopped, at = False, 0  # True after Ctrl-C; the cell that is executed
 
         async def async_execute_cell(self, cell, cell_index, **given):
+            self.at = cell_index
             try:
                 if _skipped(cell, flags):
                     return cell
@@ -74,8 +75,8 @@ def _lesson_client(book, options: dict, folder: Path, flags: set[str], after):
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, client.stop)
 
-    here = {"metadata": {"path": str(folder)}}
-    client = Client(book, resources=here, on_notebook_start=listen, **options)
+    options |= {"resources": {"metadata": {"path": str(folder)}}}
+    client = Client(book, on_notebook_start=listen, **options)
     return client
 
 
@@ -95,18 +96,6 @@ def _save_figures(book, folder: Path, stem: str) -> None:
                 path.write_bytes(raw)
 
 
-def _failed_cell(book, name: str, error: Exception) -> str:
-    "Which cell stopped a lesson, what it says, and where it happened."
-    for number, cell in enumerate(book.cells):
-        meant = "raises-exception" in cell["metadata"].get("tags", [])
-        for out in [] if meant else cell.get("outputs", []):
-            if out["output_type"] == "error":
-                trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(out["traceback"]))
-                what = f"{out['ename']}: {out['evalue']}"
-                return f"{name}, cell {number}: {what}\n\n{cell['source']}\n\n{trace}"
-    return f"{name}: {type(error).__name__}: {error}"
-
-
 def _run_lesson(
     notebook: str | Path,  # A part, or another notebook
     out_folder: str | Path,  # Where the executed copy goes, and where it runs
@@ -120,6 +109,7 @@ def _run_lesson(
     copy. Raises `_LessonFailed` with cell and traceback; the copy is saved up to there.
     """
     import nbformat
+    from nbclient.exceptions import CellExecutionError
 
     notebook, out = Path(notebook).resolve(), Path(out_folder).resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -141,8 +131,12 @@ def _run_lesson(
         except Exception as error:
             if client.stopped:
                 raise KeyboardInterrupt from None
-            message = _failed_cell(book, notebook.name, error)
-            raise _LessonFailed(f"{message}\n\nExecuted so far: {path}") from None
+            where, what = notebook.name, f"{type(error).__name__}: {error}"
+            if isinstance(error, CellExecutionError):
+                where = f"{where}, cell {client.at}"
+                what = f"{error.ename}: {error.evalue}\n\n{error.traceback}"
+            text = re.sub(r"\x1b\[[0-9;]*m", "", f"{where}: {what}")
+            raise _LessonFailed(f"{text}\n\nExecuted so far: {path}") from None
         finally:
             save()
             _save_figures(book, out / "figures", notebook.stem)
