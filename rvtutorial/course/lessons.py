@@ -168,13 +168,7 @@ def _trainings(
 class _Progress:
     "One line that says which part runs, how long it has taken and how long it will."
 
-    def __init__(
-        self,
-        parts: list[Path],
-        durations: dict,  # Seconds that each took the last time, by its name
-        out=None,  # A file; None: the screen
-        look=lambda since: ("", None),  # As `_trainings`, for the part that runs
-    ):
+    def __init__(self, parts, durations: dict, out=None, look=lambda since: ("", None)):
         self.out, self.parts, self.look = out or sys.stdout, parts, look
         self.live, self.at = self.out.isatty(), (0, 0, 1)
         self.clock, self.looked, self.seen = time.time(), -math.inf, ("", None)

@@ -12,24 +12,11 @@ from pathlib import Path
 
 from rvtutorial.container import check_binds, check_image, exec_command
 from rvtutorial.core.files import locked
-from rvtutorial.hpc.job import (
-    Job,
-    check_params,
-    hyperparams,
-    job_notebook,
-    parameters,
-    refuse_other_run,
-)
+from rvtutorial.hpc import job as jobs
+from rvtutorial.hpc import scheduler
+from rvtutorial.hpc.job import Job
 from rvtutorial.hpc.queue import Submission, queue_folder
-from rvtutorial.hpc.scheduler import (
-    FINE,
-    LIVE,
-    SlurmError,
-    Unheard,
-    minutes,
-    refuse_request,
-    run_sbatch,
-)
+from rvtutorial.hpc.scheduler import FINE, LIVE, SlurmError
 from rvtutorial.hpc.sites import Site
 from rvtutorial.core.records import write_json
 from rvtutorial.runs import Run, Workspace
@@ -162,8 +149,8 @@ def _refuse_pattern(folder: Path, site: Site) -> None:
 
 def _dependency(after, site: Site, needs: bool) -> dict:
     "What a submission waits for, also for sbatch; ValueError if it could never begin."
-    jobs = [after] if isinstance(after, Job) else list(after or ())
-    known = [detail for job in jobs for detail in job.details(now=True)]
+    before = [after] if isinstance(after, Job) else list(after or ())
+    known = [detail for job in before for detail in job.details(now=True)]
     bad = [d for d in known if needs and d["state"] not in (*LIVE, *FINE)]
     if bad:
         raise ValueError(f"{bad[0]['folder']} has {bad[0]['state']}, and it is needed")
@@ -210,7 +197,7 @@ def _write_submission(
     tasks = dict(notebook=f"{notebook.stem}.ipynb", folders=list(map(str, runs)))
     tasks |= dict(params=list(runs.values()), needs=list(needs), before=before)
     tasks |= dict(warn=site.warn, restarts=site.restarts)
-    tasks |= dict(seconds=minutes(site.time) * 60 if site.time else None)
+    tasks |= dict(seconds=scheduler.minutes(site.time) * 60 if site.time else None)
     write_json(home / "tasks.json", tasks)
     course = Workspace().home
     values = {v for p in runs.values() for v in p.values() if isinstance(v, str)}
@@ -218,11 +205,11 @@ def _write_submission(
     places = {str(folder.parent) for folder in runs} | set(shown) | {str(course)}
     script = batch_script(site, home / "tasks.json", sorted(places), course)
     (home / "job.sh").write_text(script)
-    known = parameters(notebook)
+    known = jobs.parameters(notebook)
     for index, (folder, params) in enumerate(runs.items()):
         job = dict(submission=str(home), index=index, site=site.name)
         job |= dict(notebook=str(notebook), params=params)
-        job |= {"epochs": (hyperparams(known, params) or {}).get("epochs")}
+        job |= {"epochs": (jobs.hyperparams(known, params) or {}).get("epochs")}
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
         went = run.manifest.get("went", {})
@@ -247,8 +234,10 @@ def _hand_over(
     write_json(home / "job.json", doc)
     try:
         slurm = site.queue == "slurm"
-        doc["id"] = run_sbatch(args) if slurm else Submission(home).start_local()
-    except Unheard:  # it may be queued: the runs wait, and are looked for
+        doc["id"] = (
+            scheduler.run_sbatch(args) if slurm else Submission(home).start_local()
+        )
+    except scheduler.Unheard:  # it may be queued: the runs wait, and are looked for
         raise
     except SlurmError as error:
         why = str(error).splitlines()[0]
@@ -291,14 +280,19 @@ def submit_many(
     bad, or when a folder holds another run; SlurmError when Slurm refuses, before
     anything is written where that can be known.
     """
-    site, notebook, asked, job = Site.read(site), job_notebook(notebook), {}, Job(runs)
+    site, notebook, asked, job = (
+        Site.read(site),
+        jobs.job_notebook(notebook),
+        {},
+        Job(runs),
+    )
     if not runs:
         raise ValueError("a submission has 1 run at least, got none")
     for folder, params in zip(job.folders, runs.values(), strict=True):
         if folder in asked:
             raise ValueError(f"{folder} is asked for twice in one submission")
-        asked[folder] = check_params(notebook, params)
-        refuse_other_run(folder, asked[folder], notebook)
+        asked[folder] = jobs.check_params(notebook, params)
+        jobs.refuse_other_run(folder, asked[folder], notebook)
     first, parent = _dependency(after, site, needs), job.folders[0].parent
     _refuse_pattern(parent, site)
     parent.mkdir(parents=True, exist_ok=True)
@@ -316,15 +310,14 @@ def submit_many(
                 todo[folder] = asked[folder]
         if todo:
             _refuse_missing(site)
-            most = None
-            if site.queue == "slurm":
-                refuse_request(site)
-                alone = len(todo) == 1  # then Slurm need not be asked
-                most = None if alone else site.array_limit()
-            order, parts = first, _array_parts(todo, most)
+            slurm = site.queue == "slurm"
+            if slurm:
+                scheduler.refuse_request(site)
+            many = slurm and len(todo) > 1  # else Slurm need not be asked
+            parts = _array_parts(todo, site.array_limit() if many else None)
             for place, part in enumerate(parts, 1):
                 try:
-                    number = _hand_over(part, site, notebook, order, before)
+                    number = _hand_over(part, site, notebook, first, before)
                 except SlurmError as error:
                     left = sum(map(len, parts[place:]))
                     if not left:
@@ -333,5 +326,5 @@ def submit_many(
                         f"{error}\n{left} runs behind these were not handed over: "
                         f"submit again"
                     ) from error
-                order = _after_part(first, number)
+                first = _after_part(first, number)
     return job

@@ -164,7 +164,7 @@ def check_params(
     return params
 
 
-def _differences(folder: Path, params: dict, notebook: Path | None = None) -> list[str]:
+def _differences(folder: Path, params: dict, notebook=None) -> list[str]:
     "How a request differs from what the folder already holds, a text for each setting."
     manifest = Run(folder).manifest
     if not manifest:
@@ -279,15 +279,12 @@ def _at_work(folder: Path, elsewhere: bool = True) -> bool:
     return (away and elsewhere) or is_locked(path)
 
 
-def _own_submissions(
-    folder: Path,  # Run folder
-    job: dict,  # What its record says of its job
-    known: dict,  # Folders of each submission; filled as they are read
-) -> tuple[dict, str | None]:  # Job without what is not its own, and whose copy it is
+def _own_submissions(folder: Path, job: dict, known: dict) -> tuple[dict, str | None]:
     """Believe a submission only if it names this very folder.
 
     The record of a copied run names the submission of the original. Whoever cancels the
-    copy must not stop the original.
+    copy must not stop the original. Returns the job without what is not its own, and
+    whose copy it is; `known` keeps the folders of each submission that was read.
     """
     own, original = [], None
     for home, index, params in Job.queued_for(job):
@@ -366,9 +363,7 @@ def _tail(path: Path, lines: int) -> str:
 
 def summary(
     details: list[dict],
-) -> tuple[
-    str, int, int
-]:  # Such as "1 running, 2 queued (a: epoch 3 of 8)"; done; in all
+) -> tuple[str, int, int]:  # "1 running (a: epoch 3 of 8)"; epochs done and in all
     """States counted, how far the run is that is at work, and how far all are.
 
     An epoch counts one, and all that comes after the last one too.

@@ -19,32 +19,11 @@ from pathlib import Path
 
 import psutil
 
-from rvtutorial.core import records
+from rvtutorial.core import files, records
 from rvtutorial.core.commands import answer, clean_env
-from rvtutorial.core.files import (
-    Busy,
-    addresses_gb,
-    is_locked,
-    lasting_folder,
-    locked,
-    private_places,
-)
-from rvtutorial.core.records import (
-    RESERVE,
-    Unreadable,
-    read_json,
-    reserve_disk,
-    write_json,
-)
+from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
-from rvtutorial.hpc.scheduler import (
-    FINE,
-    NEVER,
-    SLURM,
-    SlurmError,
-    find_job,
-    our_word,
-)
+from rvtutorial.hpc.scheduler import FINE, NEVER, SLURM, SlurmError, find_job, our_word
 from rvtutorial.hpc.sites import on_cluster, option
 from rvtutorial.runs import Run
 
@@ -89,10 +68,10 @@ def queue_folder() -> Path:
     if named:
         Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
         return Path(named)
-    found = lasting_folder("rvtutorial-queue")
+    found = files.lasting_folder("rvtutorial-queue")
     if found is None:  # a folder for each process would be a queue for each
         raise OSError(
-            f"no private folder for the local queue ({private_places('rvtutorial-queue')[0]} "
+            f"no private folder for the local queue ({files.private_places('rvtutorial-queue')[0]} "
             f"is not yours alone): set RVTUTORIAL_QUEUE to a folder of yours"
         )
     return found
@@ -104,15 +83,11 @@ def _ticket_of(since: int, pid: int) -> Path:
 
 
 @contextlib.contextmanager
-def _first_in_queue(
-    since: int,  # Time of submission, in nanoseconds
-    label: str = "",  # What others are told who wait behind
-    waiting=lambda ahead: None,  # Called five times a second with the label in front
-):
-    "Wait until all jobs queued before `since` are over, then hold the queue."
+def _first_in_queue(since: int, label: str = "", waiting=lambda ahead: None):
+    "Wait until all jobs queued before `since` (ns) are over, then hold the queue."
     mine = _ticket_of(since, os.getpid())
     new = Path(f"{mine}.new")
-    with locked(new, 0), contextlib.ExitStack() as stack:
+    with files.locked(new, 0), contextlib.ExitStack() as stack:
         new.write_text(f"{label}\n")
         os.rename(new, mine)
         stack.callback(mine.unlink, missing_ok=True)
@@ -126,9 +101,9 @@ def _first_in_queue(
             while ahead := _ahead(mine):
                 waiting(ahead)
                 time.sleep(0.2)
-            with contextlib.suppress(Busy):
+            with contextlib.suppress(files.Busy):
                 running = queue_folder() / "running.lock"
-                stack.enter_context(locked(running, math.inf, held_up, 0.2))
+                stack.enter_context(files.locked(running, math.inf, held_up, 0.2))
                 break
         yield
 
@@ -136,7 +111,9 @@ def _first_in_queue(
 def _ahead(mine: Path) -> str | None:
     "The label of the first ticket before ours that is held, or whose owner is starting."
     for path in sorted(mine.parent.glob("*.ticket")):
-        if path < mine and (is_locked(path) or _is_queue(path.stem.split("-")[1])):
+        if path < mine and (
+            files.is_locked(path) or _is_queue(path.stem.split("-")[1])
+        ):
             with contextlib.suppress(FileNotFoundError):
                 return path.read_text().strip() or "another job"
     return None
@@ -225,7 +202,7 @@ class Submission:
         "Take members out of the queue, or stop them."
         slurm = self.job.get("queue") == "slurm"
         self.home.mkdir(parents=True, exist_ok=True)
-        with locked(self.home / ".cancelling"):  # another may be adding members
+        with files.locked(self.home / ".cancelling"):  # another may be adding members
             known = sorted({*self.cancelled, *members})
             write_json(self.home / "cancelled.json", known)
         SLURM.forget()
@@ -263,7 +240,7 @@ def _is_full(folder: Path) -> bool:  # Not even room for 64 kB
     "Whether the disk of a folder, or somebody's share of it, is full."
     probe = folder / ".probe"
     try:
-        probe.write_bytes(bytes(RESERVE))
+        probe.write_bytes(bytes(records.RESERVE))
     except OSError as err:
         return err.errno in (errno.ENOSPC, errno.EDQUOT)
     finally:
@@ -335,12 +312,8 @@ class _JobScript:
 KILL_WAIT = 30  # Seconds between SIGTERM and SIGKILL, Slurm's default
 
 
-def _end_in_time(
-    script,  # A `_JobScript` or a Popen, leader of its group
-    seconds: float | None,  # Longest run time
-    warn: float,  # Seconds before its end that the job is warned
-) -> tuple[int, bool]:  # Exit code, and whether it had to be stopped
-    "Wait for a job that may take only so long."
+def _end_in_time(script, seconds: float | None, warn: float) -> tuple[int, bool]:
+    "Exit code of a job that may take only so long, and whether it had to be stopped."
     stopped, begun = False, time.monotonic()
     seconds = math.inf if seconds is None else seconds
     steps = [(seconds - warn, signal.SIGUSR1)] if 0 < warn < seconds else []
@@ -369,7 +342,7 @@ class _LocalQueue:
         self.members = [dict(state="PENDING", reason="") for _ in folders]
         # members share their imports unless RVTUTORIAL_FRESH=1 says no
         fresh = os.environ.get("RVTUTORIAL_FRESH", "") not in ("", "0")
-        fresh = fresh or addresses_gb() < 8 or any(map(os.path.exists, DRIVERS))
+        fresh = fresh or files.addresses_gb() < 8 or any(map(os.path.exists, DRIVERS))
         self.shares = len(folders) > 1 and not fresh
         more = f" and {len(folders) - 1} more" if folders[1:] else ""
         self.label = Path(folders[0]).name + more
@@ -422,19 +395,16 @@ class _LocalQueue:
         state = state if code else "COMPLETED"
         self.note([member], state=state, code=code, reason=reason)
 
-    def unmet(self) -> list[str]:
-        "Names of the runs without whose success no member may begin."
-        needed = map(Run, self.tasks.get("needs", []))
-        return [run.name for run in needed if run.state not in FINE]
+    def unmet(self) -> bool:
+        "Whether a run did not succeed without whose success no member may begin."
+        return any(Run(path).state not in FINE for path in self.tasks.get("needs", []))
 
     def wait_behind(self, ahead: str) -> None:
         "Note whose turn it is, and leave when all members are cancelled."
         if all(self.cancelled(m) for m in range(len(self.members))):
             raise SystemExit(0)
         reason = f"behind {ahead}"
-        others = [
-            m for m, known in enumerate(self.members) if known["reason"] != reason
-        ]
+        others = [i for i, m in enumerate(self.members) if m["reason"] != reason]
         if others:
             self.note(others, reason=reason)
 
@@ -452,7 +422,7 @@ class _LocalQueue:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal
         self.note()
         since = (self.home / "tasks.json").stat().st_mtime_ns
-        with reserve_disk(self.home):
+        with records.reserve_disk(self.home):
             try:
                 with _first_in_queue(since, self.label, self.wait_behind):
                     unmet = self.unmet()

@@ -158,12 +158,7 @@ def _why_failed(error: BaseException, signals: _Signals) -> str:
     return f"{name}: {error}".strip(": ") + few
 
 
-def _run_notebook(
-    notebook: Path,  # The job notebook
-    folder: Path,  # Run folder: the executed notebook goes there
-    params: dict,  # Scalars by name
-    signals: _Signals,  # Interrupts the kernel
-) -> None:
+def _run_notebook(notebook: Path, folder: Path, params: dict, signals: _Signals):
     "Run a job notebook by papermill; raises what ended it."
     with own_kernel() as (options, env):
         import papermill
@@ -284,12 +279,7 @@ def _log_to(path: Path):
         os.dup2(kept[0], 1), os.dup2(kept[1], 2)
 
 
-def _run_job(
-    folder: str | Path,  # Run folder that holds params.json
-    notebook: str | Path | None = None,  # Name or path; None: what was submitted
-    submission: str | None = None,  # Folder of the submission, where there is one
-    index: int | None = None,  # Place in it
-) -> int:  # 0 done, 1 failed, 75 asks to be queued again, 143 told to stop
+def _run_job(folder, notebook=None, submission=None, index=None) -> int:
     "Run a folder's job, unless it has succeeded already or somebody else runs it."
     folder = Path(folder).resolve()
     asked = (Run(folder).manifest.get("went", {}).get("job") or {}).get("notebook")

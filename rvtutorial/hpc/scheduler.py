@@ -319,13 +319,10 @@ def run_sbatch(
             f"well be queued. It is looked for by its name, {name}, whenever states are "
             f"asked for; submit it again only when they say that it is lost"
         )
-    more = (
-        "Nothing is lost: submit the same again when Slurm answers."
-        if silent
-        else _explain(said)
-    )
+    again = "Nothing is lost: submit the same again when Slurm answers."
     raise SlurmError(
-        f"sbatch refused: {said}\n{more}\nThe command was: {shlex.join(args)}"
+        f"sbatch refused: {said}\n{again if silent else _explain(said)}\n"
+        f"The command was: {shlex.join(args)}"
     )
 
 
@@ -377,8 +374,8 @@ def _controlled(number: str, cluster: str) -> dict:
     return found
 
 
-def _states_on(cluster: str, numbers: list[str]) -> dict | None:
-    "States of the members of some jobs of one cluster, None if it does not answer."
+def _states_on(cluster: str, numbers: list[str]) -> dict:
+    "States of the members of some jobs of one cluster."
     asked = ["squeue", "-h", "-r", "-t", "all", "-j", ",".join(numbers)]
     recent = answer(on_cluster(cluster, *asked, "-o", "%F|%K|%T|%r"))
     found = _read_states(recent or "")
@@ -388,7 +385,7 @@ def _states_on(cluster: str, numbers: list[str]) -> dict | None:
     older = _accounted(rest, cluster)
     if recent is None:  # then nobody knows whether the others wait or are lost
         silent = {(job, None): ("unknown", "Slurm does not answer") for job in rest}
-        return silent | older if older else None
+        return silent | (older or {})
     if older is None:  # no accounting
         older = {k: v for job in rest for k, v in _controlled(job, cluster).items()}
     return older | found
@@ -402,9 +399,6 @@ def _ask_slurm(ids: list[str]) -> dict[tuple, tuple[str, str]]:
         groups.setdefault(cluster, {})[number] = job
     for cluster, jobs in groups.items():
         reply = _states_on(cluster, sorted(jobs))
-        if reply is None:
-            silent = ("unknown", "Slurm does not answer")
-            reply = {(number, None): silent for number in jobs}
         found |= {(jobs[n], m): word for (n, m), word in reply.items() if n in jobs}
     if ids and set(found) == {(job, None) for job in ids}:
         raise SlurmError("Slurm does not answer")
@@ -431,9 +425,8 @@ class _Watcher:
         told = {key: word for key, word in self.reply.items() if key[0] in ids}
         told |= {k: w for i in ids for k, w in self.over.get(i, {}).items()}
         why = "Slurm does not answer" if self.silent else ""
-        unasked = [i for i in ids if i not in self.known and i not in self.over]
-        unasked = [i for i in ids if i not in self.over] if self.silent else unasked
-        return told | {(i, None): ("unknown", why) for i in unasked}
+        sure = {*self.over, *(() if self.silent else self.known)}
+        return told | {(i, None): ("unknown", why) for i in ids if i not in sure}
 
     def _ask(self):
         self.at = time.monotonic()

@@ -16,7 +16,6 @@ from rvtutorial.container import check_image, check_versions
 from rvtutorial.core.commands import answer
 from rvtutorial.core.names import near_match, own_sites, packaged
 
-
 _NAME = re.compile(r"[A-Za-z0-9][\w.:,@+=\-\[\]&|()*/]*", re.ASCII)
 _MEMORY = re.compile(r"\d+(\.\d+)?[KMGT]B?", re.I | re.ASCII)
 _TIME = re.compile(r"\d+|(\d+-)?\d+:\d\d:\d\d|\d+-\d+(:\d\d)?", re.ASCII)
@@ -25,8 +24,6 @@ MANAGED = {"--" + word for word in (
     "account partition qos gres mem time cpus-per-task nodes ntasks array output error "
     "chdir export signal requeue no-requeue open-mode parsable job-name wrap dependency"
 ).split()}  # fmt: skip
-
-
 MAX_ARRAY = 1001  # Slurm's own MaxArraySize, where a site does not say another
 
 
@@ -116,7 +113,16 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise ValueError(_said(error.errors()[0], source)) from None
+            found, known = error.errors()[0], list(type(self).model_fields)
+            field = found["loc"][0]
+            if found["type"] == "extra_forbidden":
+                hint = f"{near_match(field, known)} (known fields: {', '.join(known)})"
+                text = f"{source} has an unknown field {field!r}; {hint}"
+            else:
+                wanted = "slurm or local" if field == "queue" else "true or false"
+                text = f"site field {field} must be {wanted}, got {found['input']!r}"
+            own = found.get("ctx", {}).get("error")  # the message of a check above
+            raise ValueError(str(own or text)) from None
 
     @classmethod
     def read(cls, name: "str | Path | Site") -> "Site":
@@ -189,17 +195,6 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
     __str__ = __repr__
 
 
-def _said(error: dict, source: str) -> str:
-    "What pydantic found first, in a sentence."
-    field, known = error["loc"][0], list(Site.model_fields)
-    if error["type"] == "extra_forbidden":
-        hint = f"{near_match(field, known)} (known fields: {', '.join(known)})"
-        return f"{source} has an unknown field {field!r}; {hint}"
-    own = error.get("ctx", {}).get("error")  # the message of a check above
-    wanted = "slurm or local" if field == "queue" else "true or false"
-    return str(own or f"site field {field} must be {wanted}, got {error['input']!r}")
-
-
 def option(args, key: str) -> str:
     "The last value of an option --key=value among those of sbatch, or an empty text."
     named = [a.partition("=")[2] for a in args if a.startswith(f"--{key}=")]
@@ -233,9 +228,9 @@ def _installed(package: str) -> tuple[bool, str, str]:
         found = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return False, "missing", f"choose another kernel, or install {package}"
-    lines = map(re.compile(rf"{package}\s*==\s*([\w.]+)").match,
-                importlib.metadata.requires("rvtutorial") or [])  # fmt: skip
-    wanted = next((line[1] for line in lines if line), found)
+    asked = "\n".join(importlib.metadata.requires("rvtutorial") or [])
+    exact = re.search(rf"^{package}\s*==\s*([\w.]+)", asked, re.MULTILINE)
+    wanted = exact[1] if exact else found
     return wanted == found, found, f"the text is true for {wanted}"
 
 
@@ -296,10 +291,9 @@ def check_site(
         for package in ("rastervision", "torch", "papermill", "ipykernel"):
             note(package, *_installed(package))
     if site.queue == "slurm":
-        for name in ("sbatch", "squeue"):
-            program(
-                name, "use a terminal or a session of the cluster, or the site local"
-            )
+        away = "use a terminal or a session of the cluster, or the site local"
+        program("sbatch", away)
+        program("squeue", away)
         asked = on_cluster(site.cluster, "sinfo", "-h", "-o", "%R")
         known("partition", site.partition, _one_words(answer(asked)))
         known("account", site.account, accounts())
