@@ -140,9 +140,7 @@ def _time_limit(answer):
     if seconds < 3160:
         return f"{seconds / 60:.0f} minutes end the job early: 8 epochs alone take 43, the rest 10."
     if seconds < 3792:
-        return (
-            "that is enough when all goes well; add a fifth, for a slower node or disk."
-        )
+        return "that is enough if all is well; add a fifth, for a slower node or disk."
     if seconds > 1.5 * 3792:
         return "that would do, but the longer the time asked for, the longer the wait for a gap."
 
@@ -166,9 +164,7 @@ def _farm_site(answer):
     if not isinstance(answer, Site):
         return f"a Site is asked for, this is a {type(answer).__name__}."
     if answer.queue == "local":
-        return (
-            "this site has no name of its own, so its jobs would run on this machine."
-        )
+        return "this site has no name of its own: its jobs would run on this machine."
     if answer.name != "farm":
         return f"the cluster is called farm, and this site {answer.name}."
     for field, right in _FARM.items():
@@ -212,9 +208,7 @@ def _covering_stride(answer):
         end = windows(650, 220, stride, pad=False)[-1] + 220
         return f"{stride} covers {share:.1%}: the last chip ends at pixel {end}, not at 650."
     if stride < 215:
-        return (
-            f"{stride} covers everything, but it is not the largest stride that does."
-        )
+        return f"{stride} covers everything, but is not the largest stride that does."
 
 # %% ../../nbs/course/exercises.ipynb #0d344928
 _number_exercise(
@@ -293,9 +287,7 @@ def _read_only_bind(answer):
     if parts[:2] == ["/opt/data/labels", "/shared/rv/labels"]:
         return "the machine's folder comes first, the container's second; yours are swapped."
     if parts[:2] != ["/shared/rv/labels", "/opt/data/labels"]:
-        return (
-            f"{parts[0]!r} would appear under {parts[1]!r}; read the two paths again."
-        )
+        return f"{parts[0]!r} would appear under {parts[1]!r}; read both paths again."
     if len(parts) == 2 or parts[2] == "rw":
         return "jobs could still write there, and what they write is on the machine's disk."
     if parts[2:] != ["ro"]:
@@ -359,9 +351,7 @@ def _dubai_patterns(answer):  # (image pattern, label pattern)
     if "Tile" in image or "Tile" in label:
         return "the folder is already 'Tile 1'; a pattern counts from there. With Tile {id} all nine parts would share one id."
     if "images/" not in image or "masks/" not in label:
-        return (
-            "the files lie one folder deeper; name images/ and masks/ in the patterns."
-        )
+        return "files lie one folder deeper; name images/ and masks/ in the patterns."
     if image.endswith("png") or label.endswith("jpg"):
         return "look at the endings: the images are jpg, the masks png."
     return "the id must be the same text in both names; compare image_part_001.jpg with image_part_001.png."
@@ -431,9 +421,7 @@ def _stretched_pixel(answer):  # (stretched, divided)
 def _path_in_the_tree(answer):
     "The path of the number of epochs, from the root of the configuration."
     if not isinstance(answer, str):
-        return (
-            f"a path is a text such as 'predict_options.stride', got {_shown(answer)}."
-        )
+        return f"a path is a text like 'predict_options.stride', got {_shown(answer)}."
     path = answer.strip().removeprefix("config.")
     if path in ("solver.num_epochs", "num_epochs"):
         return "that is the right end of it; the path begins at the root of the tree."
@@ -560,9 +548,7 @@ def _label_values(answer):  # text for label_values
     if set(found) != {"255", "0"}:
         return "every value in the raster needs a class: 255 and 0, each once"
     if found != {"255": "building", "0": "background"}:
-        return (
-            f"the classes are building and background, not {', '.join(found.values())}"
-        )
+        return f"classes are building and background, not {', '.join(found.values())}"
 
 # %% ../../nbs/course/exercises.ipynb #8aa89c3f
 @exercise("6.3")
