@@ -10,16 +10,12 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, PlainValidator, ValidationError
+from pydantic import BaseModel, Field, PlainValidator, ValidationError
 
 from rvtutorial.container import check_image, check_versions
 from rvtutorial.core.commands import answer
 from rvtutorial.core.names import near_match, own_sites, packaged
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.:,@+=\-\[\]&|()*/]*", re.ASCII)
-_MEMORY = re.compile(r"\d+(\.\d+)?[KMGT]B?", re.I | re.ASCII)
-_TIME = re.compile(r"\d+|(\d+-)?\d+:\d\d:\d\d|\d+-\d+(:\d\d)?", re.ASCII)
-_PATH = re.compile(r"[^\x00-\x1f\x7f]+")
 MANAGED = {"--" + word for word in (
     "account partition qos gres mem time cpus-per-task nodes ntasks array output error "
     "chdir export signal requeue no-requeue open-mode parsable job-name wrap dependency"
@@ -27,35 +23,15 @@ MANAGED = {"--" + word for word in (
 MAX_ARRAY = 1001  # Slurm's own MaxArraySize, where a site does not say another
 
 
-def _text(pattern: re.Pattern, example: str):
+def _text(pattern: str, like: str):
     "The type of a field that holds a text of this form, or nothing."
-
-    def check(value, field):
-        if hasattr(value, "isoformat"):  # TOML reads 02:30:00 as a time of day
-            value = value.isoformat()
-        number = pattern is _TIME and type(value) is int
-        text = str(value) if number else value
-        if text is None or (isinstance(text, str) and pattern.fullmatch(text)):
-            return value
-        raise ValueError(
-            f"site field {field.field_name} must be like {example}, got {value!r}"
-        )
-
-    return Annotated[str | int | None, PlainValidator(check)]
+    return Annotated[str | None, Field(pattern=f"^({pattern})$", examples=[like])]
 
 
 def _whole(low: int, kind=int):
     "The type of a field that holds a whole number."
-
-    def check(value, field):
-        if type(value) is int and value >= low or value is None and kind is not int:
-            return value
-        raise ValueError(
-            f"site field {field.field_name} must be a whole number from {low} up, "
-            f"got {value!r}"
-        )
-
-    return Annotated[kind, PlainValidator(check)]
+    like = f"a whole number from {low} up"
+    return Annotated[kind, Field(ge=low, strict=True, examples=[like])]
 
 
 def _texts(value, field) -> tuple[str, ...]:
@@ -74,7 +50,11 @@ def _texts(value, field) -> tuple[str, ...]:
     return items
 
 
-_Name, _Path = _text(_NAME, "'gpu'"), _text(_PATH, "'/a/path'")
+_Name = _text(r"[A-Za-z0-9][A-Za-z0-9_.:,@+=\-\[\]&|()*/]*", "like 'gpu'")
+_Path = _text(r"[^\x00-\x1f\x7f]+", "like '/a/path'")
+_Memory = _text(r"(?i)[0-9]+(\.[0-9]+)?[KMGT]B?", "like '16G', with a unit")
+_TIME = "like '02:30:00', '1-12:00:00' or 150 (minutes)"
+_CLOCK = r"[0-9]+|([0-9]+-)?[0-9]+:[0-9]{2}:[0-9]{2}|[0-9]+-[0-9]+(:[0-9]{2})?"
 _Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
 
 
@@ -97,9 +77,10 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
     partition: _Name = None  # Group of nodes
     qos: _Name = None  # Quality of service
     gres: _Name = None  # GPUs, such as "gpu:1"
-    mem: _text(_MEMORY, "'16G', with a unit") = None  # Memory of a node
-    # Longest run time: minutes, or D-HH:MM:SS
-    time: _text(_TIME, "'02:30:00', '1-12:00:00' or 150 (minutes)") = None
+    mem: _Memory = None  # Memory of a node
+    time: _text(_CLOCK, _TIME) | _whole(
+        0
+    ) = None  # Longest run time: minutes, or D-HH:MM:SS
     cpus: _whole(1, int | None) = None  # Cores of a job, and its number of threads
     nodes: _whole(1) = 1  # Nodes of a job
     extra: _Texts = ()  # More options of sbatch, such as "--nice=10"
@@ -110,6 +91,8 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
     def __init__(self, source: str = "the site", /, **given):  # Where the fields stand
         name, queue = given.get("name", "local"), given.get("queue")
         given["queue"] = queue or ("local" if name == "local" else "slurm")
+        if hasattr(given.get("time"), "isoformat"):  # TOML's 02:30:00 is a time of day
+            given["time"] = given["time"].isoformat()
         try:
             super().__init__(**given)
         except ValidationError as error:
@@ -119,7 +102,8 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
                 hint = f"{near_match(field, known)} (known fields: {', '.join(known)})"
                 text = f"{source} has an unknown field {field!r}; {hint}"
             else:
-                wanted = "slurm or local" if field == "queue" else "true or false"
+                known = dict(queue="slurm or local", nv="true or false", time=_TIME)
+                wanted = known.get(field) or type(self).model_fields[field].examples[0]
                 text = f"site field {field} must be {wanted}, got {found['input']!r}"
             own = found.get("ctx", {}).get("error")  # the message of a check above
             raise ValueError(str(own or text)) from None
