@@ -96,17 +96,20 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            found, known = error.errors()[0], list(type(self).model_fields)
-            field = found["loc"][0]
+            found, fields = error.errors()[0], type(self).model_fields
+            field, own = found["loc"][0], found.get("ctx", {}).get("error")
+            if own:  # the message of `_texts`
+                raise own from None
             if found["type"] == "extra_forbidden":
-                hint = f"{near_match(field, known)} (known fields: {', '.join(known)})"
+                hint = (
+                    f"{near_match(field, fields)} (known fields: {', '.join(fields)})"
+                )
                 text = f"{source} has an unknown field {field!r}; {hint}"
-            else:
-                known = dict(queue="slurm or local", nv="true or false", time=_TIME)
-                wanted = known.get(field) or type(self).model_fields[field].examples[0]
-                text = f"site field {field} must be {wanted}, got {found['input']!r}"
-            own = found.get("ctx", {}).get("error")  # the message of a check above
-            raise ValueError(str(own or text)) from None
+                raise ValueError(text) from None
+            known = dict(queue="slurm or local", nv="true or false", time=_TIME)
+            wanted = known.get(field) or fields[field].examples[0]
+            text = f"site field {field} must be {wanted}, got {found['input']!r}"
+            raise ValueError(text) from None
 
     @classmethod
     def read(cls, name: "str | Path | Site") -> "Site":
