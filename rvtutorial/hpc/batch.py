@@ -233,10 +233,10 @@ def _hand_over(
     doc |= dict(site=site.model_dump(), sbatch=args)
     write_json(home / "job.json", doc)
     try:
-        slurm = site.queue == "slurm"
-        doc["id"] = (
-            scheduler.run_sbatch(args) if slurm else Submission(home).start_local()
-        )
+        if site.queue == "slurm":
+            doc["id"] = scheduler.run_sbatch(args)
+        else:
+            doc["id"] = Submission(home).start_local()
     except scheduler.Unheard:  # it may be queued: the runs wait, and are looked for
         raise
     except SlurmError as error:
@@ -310,11 +310,11 @@ def submit_many(
                 todo[folder] = asked[folder]
         if todo:
             _refuse_missing(site)
-            slurm = site.queue == "slurm"
-            if slurm:
+            most = None
+            if site.queue == "slurm":
                 scheduler.refuse_request(site)
-            many = slurm and len(todo) > 1  # else Slurm need not be asked
-            parts = _array_parts(todo, site.array_limit() if many else None)
+                most = site.array_limit() if len(todo) > 1 else None
+            parts = _array_parts(todo, most)
             for place, part in enumerate(parts, 1):
                 try:
                     number = _hand_over(part, site, notebook, first, before)

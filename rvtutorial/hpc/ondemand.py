@@ -103,16 +103,13 @@ def _site_commands(
 ) -> str:  # Text of site.sh, which the session's script sources
     "What a session has to know of its site: modules, scratch folder, how to call Python."
     site = Site.read(site)
-    binds = [bind.split(":") for bind in (*site.binds, site.data or "") if bind]
+    binds = [bind for bind in (*site.binds, site.data) if bind]
+    binds = [":".join(map(_late, bind.split(":"))) for bind in binds]
     work, session, scratch = map(_late, ("$work", "$session", "$scratch"))
     image = exec_command(
         _late("$image"),
         [_python(site, inside=True)],
-        binds=[
-            *(":".join(map(_late, b)) for b in binds),
-            work,
-            f"{session}:{session}:ro",
-        ],
+        binds=[*binds, work, f"{session}:{session}:ro"],
         nv=site.nv,
         workdir=scratch,
         home=f"{scratch}/home",

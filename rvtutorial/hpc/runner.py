@@ -329,9 +329,7 @@ def _serve(tasks: str | Path) -> int:
         number = int(line)
         _listen(signal.SIG_DFL)  # from here on a signal is meant for this member
         with _log_to(home / f"local-{number}.out"):
-            gone = (
-                number in Submission(home).cancelled
-            )  # its signal may have come before
+            gone = number in Submission(home).cancelled  # its signal came before
             code = EXIT_TERMINATED if gone else _main(["member", tasks, number])
         _listen(signal.SIG_IGN)
         with contextlib.suppress(BrokenPipeError):  # the queue was killed
@@ -385,9 +383,7 @@ def _main(argv: list[str] | None = None) -> int:
     if submits:
         parser.prog += " submit"
         parser.add_argument("params", nargs="*", help="name=value of its parameters")
-        parser.add_argument(
-            "--site", default="local", help="name or path of a site file"
-        )
+        parser.add_argument("--site", default="local", help="its name or its file")
         parser.add_argument("--wait", action="store_true", help="until it is over")
     try:
         if argv[:1] == ["member"]:

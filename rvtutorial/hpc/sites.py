@@ -36,8 +36,9 @@ def _whole(low: int, kind=int):
 
 def _texts(value, field) -> tuple[str, ...]:
     "A list of texts as a tuple; one text counts as a list of one."
-    items = (value,) if isinstance(value, str) else tuple(value)
-    if not all(isinstance(item, str) and item.isprintable() for item in items):
+    items = (value,) if isinstance(value, str) else value
+    texts = isinstance(items, (list, tuple)) and all(isinstance(i, str) for i in items)
+    if not texts or not all(item.isprintable() for item in items):
         raise ValueError(
             f"site field {field.field_name} must be a list of texts, got {value!r}"
         )
@@ -47,7 +48,7 @@ def _texts(value, field) -> tuple[str, ...]:
                 f"site field extra takes options such as '--nice=10' that have no field "
                 f"of their own, got {option!r}"
             )
-    return items
+    return tuple(items)
 
 
 _Name = _text(r"[A-Za-z0-9][A-Za-z0-9_.:,@+=\-\[\]&|()*/]*", "like 'gpu'")
