@@ -58,18 +58,14 @@ def _evaluation(matrices):
     return {"overall": items(sum(matrices.values())), "per_scene": scenes}
 
 
-def _write_log(folder, skill, epochs=8):
-    "train/log.csv with curves that suit the skill."
-    epoch = np.arange(epochs)
+def _write_records(folder, scenes, parameters, skill, minutes):
+    "Log, configuration and record of a made-up run, with curves that suit its skill."
+    epoch = np.arange(8)
     loss = 0.1 + 0.6 * np.exp(-0.5 * skill * (epoch + 1))
     f1 = 0.93 * skill / (0.3 + skill) * (1 - np.exp(-0.8 * (epoch + 1)))
     columns = dict(epoch=epoch, train_loss=loss, val_loss=1.1 * loss, building_f1=f1)
     (folder / "train").mkdir(exist_ok=True)
     pd.DataFrame(columns).to_csv(folder / "train" / "log.csv", index=False)
-
-
-def _write_records(folder, scenes, parameters, minutes):
-    "pipeline-config.json and run.json of a made-up run."
     names = dict(names=["building", "background", "null"], null_class="null")
     configs = []
     for scene, image, label in scenes:
@@ -113,8 +109,7 @@ def make_example_runs(
         evaluation = folder / name / "eval/validation_scenes/eval.json"
         write_json(evaluation, _evaluation(matrices))
         ids = [(scene.id, scene.image, scene.label) for scene in scenes]
-        _write_log(folder / name, skill)
-        _write_records(folder / name, ids, parameters, 0.4 * epochs)
+        _write_records(folder / name, ids, parameters, skill, 0.4 * epochs)
     tried = {k: [t[k] for t in trials] for k in trials[0]}
     made = [Trial(n, n, p) for n, p in zip(names, trials, strict=True)]
     write_record(folder, SweepFile({}, tried), made)
