@@ -12,6 +12,7 @@ from ._old_names import old_attributes
 from .hpc.image import assignment, check_binds, plain_path, single_path
 from .hpc.image import Bind, check_image, check_versions, readable  # noqa: F401
 
+# %% ../nbs/03_apptainer_image.ipynb #7d1e2c90
 _all_ = ["Bind", "check_binds", "check_image", "check_versions", "readable"]
 __getattr__ = old_attributes("rvtutorial.container")  # names of version 0.1.0
 

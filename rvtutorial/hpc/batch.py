@@ -314,10 +314,10 @@ def submit_many(
             if site.queue == "slurm":
                 scheduler.refuse_request(site)
                 most = site.array_limit() if len(todo) > 1 else None
-            parts = _array_parts(todo, most)
+            order, parts = first, _array_parts(todo, most)
             for place, part in enumerate(parts, 1):
                 try:
-                    number = _hand_over(part, site, notebook, first, before)
+                    number = _hand_over(part, site, notebook, order, before)
                 except SlurmError as error:
                     left = sum(map(len, parts[place:]))
                     if not left:
@@ -326,5 +326,5 @@ def submit_many(
                         f"{error}\n{left} runs behind these were not handed over: "
                         f"submit again"
                     ) from error
-                first = _after_part(first, number)
+                order = _after_part(first, number)
     return job
