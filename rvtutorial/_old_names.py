@@ -47,8 +47,9 @@ ATTRIBUTES = {
     "rvtutorial.container": {
         name: f"hpc.image.{name}"
         for name in "definition_file FREEZE DECISIVE image_versions in_container "
-        "own_versions parse_bind read_definition read_freeze".split()
-    },
+        "own_versions parse_bind read_definition".split()
+    }
+    | {"read_freeze": "hpc.image._read_freeze"},
     "rvtutorial.runs": {
         "atomic_path": "core.files.atomic_path",
         "headline": "core.record.headline",
@@ -72,7 +73,7 @@ ATTRIBUTES = {
         "parameters": "hpc.job.parameters",
         "prepare": "hpc.batch._write_submission",
         "refuse_missing": "hpc.batch._refuse_missing",
-        "refuse_other_run": "hpc.batch._refuse_other_run",
+        "refuse_other_run": "hpc.job.refuse_other_run",
         "refuse_pattern": "hpc.batch._refuse_pattern",
         "submission_folder": "hpc.batch._submission_folder",
     },

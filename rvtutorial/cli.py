@@ -109,9 +109,9 @@ def main() -> None:
 
 
 def _site_names(ctx, param, word):
-    from rvtutorial.hpc.sites import site_files
+    from rvtutorial.hpc.sites import Site
 
-    return [name for name in site_files() if name.startswith(word)]
+    return [name for name in Site.files() if name.startswith(word)]
 
 
 def _parameter_names(ctx, param, word):

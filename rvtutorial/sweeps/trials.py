@@ -22,8 +22,8 @@ from rvtutorial.core import records
 from rvtutorial.core.files import atomic_path, locked, safe_name
 from rvtutorial.core.finding import is_sweep, named_runs
 from rvtutorial.core.records import Unreadable, read_json, write_json
-from rvtutorial.hpc.job import Job, Line, check_params, in_notebook, job_notebook
-from rvtutorial.hpc.queue import submitted
+from rvtutorial.hpc.job import Job, check_params, job_notebook, notebook_line
+from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.hpc.sites import Site
 from rvtutorial.metrics.counting import table
@@ -454,7 +454,7 @@ class SweepFolder:
     ) -> "_Progress":  # The last one
         "Show the progress until it is over; TimeoutError when that takes too long."
         start, before, live = time.monotonic(), None, sys.stderr.isatty()
-        line = Line() if in_notebook() and not quiet else None
+        line = None if quiet else notebook_line()
         while True:
             now = self.progress()
             if line:
@@ -613,7 +613,7 @@ def worked(
 def _site_of(run: Run) -> dict:
     "The site that a run was submitted to."
     job = run.manifest.get("went", {}).get("job") or {}
-    return submitted(job.get("submission") or run.path).get("site") or {}
+    return Submission(job.get("submission") or run.path).job.get("site") or {}
 
 
 def _readable(runs: Iterable[Run]) -> Iterable[tuple[Run, dict]]:
