@@ -21,7 +21,7 @@ from rvtutorial.data.labels import (  # noqa: F401
     read_shapes,
     value_counts,
 )
-from .data.masks import read_classes, read_meaning
+from .data.label_values import read_classes, read_meaning
 from rvtutorial.data.pairing import (  # noqa: F401
     IMAGE_PATTERN,
     LABEL_PATTERN,

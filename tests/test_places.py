@@ -18,7 +18,7 @@ from rasterio.warp import transform as warped
 from rasterio.windows import Window
 
 from rvtutorial import scenes
-from rvtutorial.data import labels, masks, pairing
+from rvtutorial.data import label_values, labels, pairing
 from rvtutorial.data.pairing import DataError, Scene
 from rvtutorial.data.places import Fit, fit, ground_size, on_earth, square_metres
 from rvtutorial.figures import maps
@@ -124,7 +124,7 @@ def test_runs_get_labels_on_the_grid_of_the_image(same_ground, tmp_path):
     scene, classes = Scene("1", image, path), make_classes()
     said = "1:building,0:background"
     assert (scenes.scene_mask(scene, label_values=said) == truth).all()
-    values = masks.read_meaning(said, classes.names)
+    values = label_values.read_meaning(said, classes.names)
     made, coding = checks._own_labels(scene, tmp_path, classes, values, holes=False)
     with rasterio.open(made) as file:
         ids = np.vectorize(coding.get)(file.read(1))

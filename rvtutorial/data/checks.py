@@ -19,7 +19,7 @@ from rasterio.features import shapes
 from rasterio.warp import transform_geom
 
 from rvtutorial import scenes
-from rvtutorial.data import masks, validity
+from rvtutorial.data import label_values, validity
 from rvtutorial.data.labels import check_grid, image_info, is_raster
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import read_json, write_json
@@ -168,7 +168,7 @@ def look_at_data(
         limits = _input_range(shown["train"], hp.scaling, order, zeros)
     shapes = {s.id: _shape_of(s.image) for found in splits.values() for s in found}
     holes = set(table.id[table.no_data > 0])
-    values = masks.read_meaning(where.get("label_values"), classes.names)
+    values = label_values.read_meaning(where.get("label_values"), classes.names)
     found = {"splits": splits, "shapes": shapes, "holes": holes}
     found |= {"order": order, "values": values, "limits": limits}
     return found | {"fills": _fills_of(splits, order)}
@@ -282,13 +282,13 @@ def _own_labels(
     names, null = classes.names, classes.null_class_id
     empty = _no_data(scene.image, zeros, order) if holes else None
     if is_raster(scene.label):
-        info, mask = image_info(scene.image), masks.look_at_mask(scene.label)
+        info, mask = image_info(scene.image), label_values.look_at_mask(scene.label)
         check_grid(scene.label, info)
-        if empty is None and masks.as_stock_reads(mask, values, info):
-            return Path(scene.label), masks.coding(values, names, copied=False)
+        if empty is None and label_values.as_stock_reads(mask, values, info):
+            return Path(scene.label), label_values.coding(values, names, copied=False)
         out = folder / f"{scene.id}.tif"
-        masks.write_classes(scene.label, values, info, out, null, empty)
-        return out, masks.coding(values, names, copied=True)
+        label_values.write_classes(scene.label, values, info, out, null, empty)
+        return out, label_values.coding(values, names, copied=True)
     out = folder / f"{scene.id}.geojson"
     found = scenes.clean_labels(scene, out, class_field, names[:-1], layer)
     if empty is None:

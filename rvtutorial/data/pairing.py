@@ -37,7 +37,7 @@ from rvtutorial.data.labels import (
     write_clean,
 )
 from ..core.files import safe_name
-from . import masks
+from . import label_values as codes
 from .places import moved, on_earth, outline, square_metres
 from ..core.names import natural_key
 from .synthetic import IMAGE_NAME, LABEL_NAME
@@ -373,7 +373,7 @@ class DataError(ValueError):
 
 # %% ../../nbs/data/pairing.ipynb #9b78e269
 UNSAID = "raster labels need their meaning said, such as label_values="
-UNSAID += f'"{masks.EXAMPLE}"'
+UNSAID += f'"{codes.EXAMPLE}"'
 
 
 def scene_mask(
@@ -395,11 +395,11 @@ def scene_mask(
     if scene.label is None:
         raise ValueError(f"scene {scene.id} has no labels")
     if is_raster(scene.label):
-        names = [*map(str, classes), masks.NULL]
-        values = masks.read_meaning(label_values, names)
+        names = [*map(str, classes), codes.NULL]
+        values = codes.read_meaning(label_values, names)
         if values is None:
             raise ValueError(f"{scene.label}: {UNSAID}")
-        found = masks.read_classes(scene.label, values, image=info)
+        found = codes.read_classes(scene.label, values, image=info)
         rest = [i + 1 for i, n in enumerate(names) if n in RESTS]
         return np.where(np.isin(found, rest), np.uint8(0), found)
     frame, _ = read_shapes(scene.label, info, layer)
@@ -452,16 +452,16 @@ def _labelled_share(frame, info):
 def _raster_facts(scene, info, classes, label_values):
     "Share of the class looked for, notes, and what the label raster holds."
     notes = check_grid(scene.label, info)
-    names = [*map(str, classes), masks.NULL]
-    values = masks.read_meaning(label_values, names)
+    names = [*map(str, classes), codes.NULL]
+    values = codes.read_meaning(label_values, names)
     if values is None:
-        mask = masks.look_at_mask(scene.label)
-        found = masks.count_values(mask)
-        notes = [*notes, *mask.notes, f"values {masks.listed(found)}"]
+        mask = codes.look_at_mask(scene.label)
+        found = codes.count_values(mask)
+        notes = [*notes, *mask.notes, f"values {codes.listed(found)}"]
         return float("nan"), notes, (mask, found)
-    mask, found = masks.explain(scene.label, values)
-    told = masks.in_words(found, values, names)
-    aim = masks.by_class(found, values, names).get(names[target_class(names)], 0)
+    mask, found = codes.explain(scene.label, values)
+    told = codes.in_words(found, values, names)
+    aim = codes.by_class(found, values, names).get(names[target_class(names)], 0)
     share = aim / sum(found.values())
     return share, [*notes, *mask.notes, f"classes {told}"], (mask, found)
 
@@ -507,21 +507,21 @@ def raster_problems(
     if not rasters:
         return []
     if label_values is not None:
-        colours = masks.is_coloured(
-            masks.read_meaning(label_values, [*map(str, classes)])
+        colours = codes.is_coloured(
+            codes.read_meaning(label_values, [*map(str, classes)])
         )
-        problem = None if colours else masks.check_palettes(rasters)
+        problem = None if colours else codes.check_palettes(rasters)
         return [problem] if problem else []
     nodata = {mask.nodata for mask, _ in rasters}
     try:
-        total = masks.total_of(rasters)
+        total = codes.total_of(rasters)
     except ValueError as err:
         return [str(err)]
     text = f"{len(rasters)} label rasters, such as {rasters[0][0].path}, and nothing "
-    text += f"says what their values mean. Values found: {masks.listed(total)}."
+    text += f"says what their values mean. Values found: {codes.listed(total)}."
     if odd := [v for v in total if isinstance(v, float) or v in ("nan", "inf", "-inf")]:
         return [f"{text} Labels are whole numbers, not {odd[0]}"]
-    line = masks.line_to_add(total, classes, nodata)
+    line = codes.line_to_add(total, classes, nodata)
     more = (
         f", with {', '.join(map(str, classes))} or null for CLASS; other names are "
         'given as classes="building,road,..."'
@@ -562,7 +562,7 @@ def scene_row(
             empty = _read_all(scene.image, zeros, order)
             side = round(float(np.mean(pixel_size(info))), 3)
             with open_image(scene.image) as f:
-                palette = masks.palette_of(f)
+                palette = codes.palette_of(f)
         with named(scene.label):
             facts = _label_facts(scene, info, class_field, classes, **how)
             kind, count, share, notes, raster = facts
