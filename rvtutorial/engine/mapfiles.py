@@ -29,7 +29,7 @@ from rasterio.windows import Window
 
 from rvtutorial.core.files import safe_name
 from rvtutorial.core.gdalnames import gdal_name
-from rvtutorial.data.labels import refuse_several, refuse_unplaced
+from rvtutorial.data.labels import check_image
 from rvtutorial.data.places import square_metres
 from rvtutorial.data.validity import Validity, cleared, colour_bands
 from rvtutorial.core.files import atomic_path
@@ -347,7 +347,7 @@ class Raster(_ImageFile):
         return cleared(chip)  # what the transformers of the model have left
 
     def valid(self, top: int, bottom: int) -> np.ndarray | None:
-        """Which pixels of whole rows hold data (`validity.valid`); None: all of them.
+        """Which pixels of whole rows hold data (`Validity.valid`); None: all of them.
 
         Rows are asked for from top to bottom; those above are forgotten.
         """
@@ -726,8 +726,7 @@ def look_at(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(uri) as file:
-                refuse_several(file, uri)
-                refuse_unplaced(file, uri)
+                check_image(file, uri)
                 count, wanted = file.count, bands or colour_bands(file)
                 dtypes = {file.dtypes[i] for i in wanted if i < count}
                 found = {"height": file.height, "width": file.width}
