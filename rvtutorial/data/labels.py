@@ -20,18 +20,11 @@ import numpy as np
 import pyproj
 import shapely
 
-from ..core.files import atomic_path
-from ..core.gdalnames import gdal_name
+from ..core.files import atomic_path, gdal_name
 from ..core.names import near_match
 from . import validity
-from rvtutorial.data.places import (
-    LONLAT,
-    Fit,
-    Grid,
-    fit,
-    square_metres,
-    unplaced_allowed,
-)
+from .places import LONLAT, Fit, Grid, fit, square_metres
+from .places import unplaced_allowed
 
 # %% ../../nbs/data/labels.ipynb #9a3935d1
 @dataclass(frozen=True)

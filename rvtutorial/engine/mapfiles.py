@@ -28,7 +28,7 @@ from rasterio.features import shapes
 from rasterio.windows import Window
 
 from rvtutorial.core.files import safe_name
-from rvtutorial.core.gdalnames import gdal_name
+from rvtutorial.core.files import gdal_name
 from rvtutorial.data.labels import check_image
 from rvtutorial.data.places import square_metres
 from rvtutorial.data.validity import Validity, cleared, colour_bands

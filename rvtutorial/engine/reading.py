@@ -35,7 +35,7 @@ from rvtutorial.core.files import (
     open_plain,
     scratch_folder,
 )
-from rvtutorial.core.gdalnames import gdal_name
+from rvtutorial.core.files import gdal_name
 from rvtutorial.core.renamed import say_once
 from rvtutorial.data.validity import declared_nodata
 from rvtutorial.core.files import atomic_path

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.formulas import fractions
-from ..core.gdalnames import gdal_name
+from ..core.files import gdal_name
 from ..core.renamed import renamed_arguments
 from ..data.labels import layer_of
 from ..data.places import fit, unplaced_allowed
