@@ -85,5 +85,5 @@ def as_text(value) -> str:
     if isinstance(value, tuple | list):
         return ",".join(as_text(item) for item in value)
     return (
-        str(value).lower() if value is None or isinstance(value, bool) else f"{value}"
+        str(value).lower() if value is None or isinstance(value, bool) else str(value)
     )
