@@ -79,16 +79,12 @@ _CASTS = {  # of a type: the cast, and what it takes
 }
 
 
-def _setting(
-    default,  # Its value in version 2, Part 8's model
-    what: str,  # What it is, in a few words
-    rv: str,  # Where Raster Vision keeps it
-    why: str = "",  # The reason for the range
-    ge: float | None = None,  # Smallest value
-    le: float | None = None,  # Largest value
-    **stock,  # `stock=`: Raster Vision's own value, where ours is another
-):  # A field of pydantic's that carries all this
-    "Declare one hyperparameter."
+def _setting(default, what, rv, why="", ge=None, le=None, **stock):
+    """Declare one hyperparameter: a field of pydantic's.
+
+    Its value in version 2, what it is, where Raster Vision keeps it, the reason for the
+    range; `stock=`: Raster Vision's own value, where ours is another.
+    """
     more = {"rv": rv, "why": why, **stock}
     return Field(default, description=what, ge=ge, le=le, json_schema_extra=more)
 

@@ -104,28 +104,22 @@ def _misfit(
         if not isinstance(value, list):
             return _instead(place, "a list", value)
         inside = [(v, form[0], f"item {n} of {place}") for n, v in enumerate(value)]
+    elif value is None:
+        return None
+    elif not isinstance(form, type | tuple):  # a test
+        return None if form(value) else _instead(place, _WORDS[form], value)
+    elif isinstance(form, tuple) and isinstance(form[0], str):
+        one = "one of " + ", ".join(form)
+        return None if value in form else _instead(place, one, value)
     else:
-        fits = value is None or _is(value, form)
-        return None if fits else _instead(place, _in_words(form), value)
+        fits = isinstance(value, form) and not isinstance(value, bool)
+        return None if fits else _instead(place, _WORDS[form], value)
     return next((bad for item in inside if (bad := _misfit(*item))), None)
 
 
-def _is(value, form) -> bool:
-    "Whether a value that is no dictionary and no list of forms is as it should be."
-    kinds = form if isinstance(form, tuple) else (form,)
-    if isinstance(kinds[0], str):
-        return value in kinds
-    if not isinstance(form, type | tuple):
-        return form(value)
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _in_words(form) -> str:
-    names = {dict: "a dictionary", list: "a list", str: "a text", int: "a whole number"}
-    names |= {NUMBER: "a number", (str, int): "a text", _moment: "a time with its zone"}
-    names[_turn] = "a submission, a number and parameters"
-    known = isinstance(form, type) or form in names
-    return names[form] if known else "one of " + ", ".join(form)
+_WORDS = {dict: "a dictionary", list: "a list", str: "a text", int: "a whole number"}
+_WORDS |= {NUMBER: "a number", (str, int): "a text", _moment: "a time with its zone"}
+_WORDS[_turn] = "a submission, a number and parameters"
 
 
 def _instead(place: str, wanted: str, value) -> str:

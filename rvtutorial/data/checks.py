@@ -147,7 +147,14 @@ def look_at_data(
             )
         infos = {scene.id: image_info(scene.image) for scene in every}
         order = _band_order(asked, infos)
-        limits = _input_range(shown["train"], hp.scaling, order, zeros)
+        if hp.scaling == "none":
+            limits = None
+        elif hp.scaling == "percentiles":
+            more = dict(zeros=zeros, order=order)
+            limits = scenes.percentiles(shown["train"], *PERCENTILES, **more)
+        else:
+            low, high = (float(v) for v in hp.scaling.split(","))
+            limits = [low] * len(order), [high] * len(order)
     sizes = {
         i: (*info.shape, info.bands - len(info.alphas)) for i, info in infos.items()
     }
@@ -179,16 +186,6 @@ def _fills_of(every, order):
 PERCENTILES = (1, 99)
 
 
-def _input_range(train, how, order, zeros):
-    "Lowest and highest value of each band, by what `scaling` says; None: as they are."
-    if how == "none":
-        return None
-    if how == "percentiles":
-        return scenes.percentiles(train, *PERCENTILES, zeros=zeros, order=order)
-    low, high = (float(v) for v in how.split(","))
-    return [low] * len(order), [high] * len(order)
-
-
 def _burn_null(label, image, empty, value):
     "Label the pixels without data in a GeoJSON; polygons that come last lie on top."
     with rasterio.open(image) as file:
@@ -215,10 +212,8 @@ def _own_labels(scene, folder, classes, where, order, holes):
             empty = ~Validity(file, order, where.get("zeros")).valid()
         empty = empty if empty.any() else None
     if is_raster(scene.label):
-        info, meaning = (
-            image_info(scene.image),
-            Meaning.of(where["label_values"], names),
-        )
+        info = image_info(scene.image)
+        meaning = Meaning.of(where["label_values"], names)
         info.fit_of(scene.label)
         if empty is None and meaning.stock_reads(scene.label, info):
             return Path(scene.label), meaning.coding(copied=False)

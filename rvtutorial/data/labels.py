@@ -362,12 +362,8 @@ def _mend(frame):
     def told(which, what):
         return [f"{which.sum()} {what} {_features(which)}"] if which.any() else []
 
-    notes = [
-        *told(null, "without geometry left out"),
-        *heights,
-        *told(bad, "invalid repaired"),
-        *told(other, "without an area left out"),
-    ]
+    notes = told(null, "without geometry left out") + heights
+    notes += told(bad, "invalid repaired") + told(other, "without an area left out")
     return frame[keep].set_geometry(list(shapes[keep]), crs=frame.crs), notes
 
 # %% ../../nbs/data/labels.ipynb #6fc92228
@@ -609,14 +605,11 @@ def clean_labels(
             f"polygons in {frame.crs.name!r} have no longitude and latitude on earth, "
             "which Raster Vision reads: use raster labels"
         ) from err
-    features = [
-        {
-            "type": "Feature",
-            "properties": {"class_id": int(i)},
-            "geometry": json.loads(shapely.to_geojson(s)),
-        }
-        for i, s in zip(ids, shapes, strict=True)
-    ]
+    features = []
+    for i, shape in zip(ids, shapes, strict=True):
+        made = {"type": "Feature", "properties": {"class_id": int(i)}}
+        made["geometry"] = json.loads(shapely.to_geojson(shape))
+        features.append(made)
     with atomic_path(out) as new:
         new.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return Path(out)

@@ -105,12 +105,11 @@ def _pair_errors(images, labels, folder, label_pattern):
     if alone := labels.keys() - images.keys():
         problems.append(f"labels without images: {_some(alone)}")
     for kind, found in (("images", images), ("labels", labels)):
-        twice = [
-            f"{i} ({' and '.join(str(p.relative_to(folder)) for p in paths[:2])}"
-            + (f" and {len(paths) - 2} more)" if len(paths) > 2 else ")")
-            for i, paths in found.items()
-            if len(paths) > 1
-        ]
+        twice = []
+        for i, paths in found.items():
+            names = [str(p.relative_to(folder)) for p in paths[:2]]
+            names += [f"{len(paths) - 2} more"] if len(paths) > 2 else []
+            twice += [f"{i} ({' and '.join(names)})"] if len(paths) > 1 else []
         if twice:
             problems.append(
                 f"several {kind} for one id: {_some(twice, 3)}; give each an id of its "
@@ -147,10 +146,7 @@ def find_scenes(
     images, labels = matches(folder, image_pattern), {}
     if label_pattern:  # a file that fits both belongs to the one that says more
         labels = matches(folder, label_pattern)
-        image_long, label_long = (
-            len(p.replace("*", "")) for p in (image_pattern, label_pattern)
-        )
-        if label_long > image_long:
+        if len(label_pattern.replace("*", "")) > len(image_pattern.replace("*", "")):
             images = _without(images, labels)
         else:
             labels = _without(labels, images)
@@ -164,10 +160,8 @@ def find_scenes(
         remedy = "\nadd or remove those files, correct the patterns, or list the pairs in a table"
         orphan = any("without" in p for p in problems)
         raise (FileNotFoundError if orphan else ValueError)(text + remedy)
-    return [
-        Scene(i, images[i][0], labels[i][0] if i in labels else None, split)
-        for i in sorted(images, key=natural_key)
-    ]
+    ids = sorted(images, key=natural_key)
+    return [Scene(i, images[i][0], labels.get(i, [None])[0], split) for i in ids]
 
 # %% ../../nbs/data/pairing.ipynb #02dafade
 def _read_table(path):
@@ -550,17 +544,6 @@ def _sampled(path, step, zeros, order, most):
         yield image[:, *part][:, seen[part]]
 
 # %% ../../nbs/data/pairing.ipynb #be4d1d4d
-def _bytes_of(path, ends):
-    "What goes into the digest of one file: all of it, or its size and both ends."
-    size = path.stat().st_size
-    with open(path, "rb") as f:
-        if size <= 2 * ends:
-            return f.read()
-        first = f.read(ends)
-        f.seek(-ends, 2)
-        return str(size).encode() + first + f.read()
-
-
 def dataset_digest(
     splits: dict[str, list[Scene]],  # Scenes by split
 ) -> str:  # 16 hexadecimal digits
@@ -568,14 +551,17 @@ def dataset_digest(
 
     A change inside an image that leaves its size and both its ends alone is not seen.
     """
-    total = hashlib.sha256()
-    files = [
-        (f"{split}/{scene.id}/{path.name if path else 'none'}", path, ends)
-        for split in sorted(splits)
-        for scene in splits[split]
-        for path, ends in ((scene.image, 2**16), (scene.label, 2**25))
-    ]
-    for name, path, ends in files:
-        total.update(f"{name}\0".encode())
-        total.update(hashlib.sha256(_bytes_of(path, ends) if path else b"").digest())
+    total, every = hashlib.sha256(), [(s, x) for s in sorted(splits) for x in splits[s]]
+    for split, scene in every:
+        for path, ends in ((scene.image, 2**16), (scene.label, 2**25)):
+            name, held = path.name if path else "none", b""
+            size = path.stat().st_size if path else 0
+            if path:  # all of it, or its size and both ends
+                with open(path, "rb") as f:
+                    held = f.read(ends if size > 2 * ends else -1)
+                    if size > 2 * ends:
+                        f.seek(-ends, 2)
+                        held = str(size).encode() + held + f.read()
+            total.update(f"{split}/{scene.id}/{name}\0".encode())
+            total.update(hashlib.sha256(held).digest())
     return total.hexdigest()[:16]
