@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from .data import labels, pairing
-from .data.label_values import Meaning, raster_problems
+from .data.label_values import Meaning
 from .data.labels import building_sizes, clean_labels, image_info, open_image
 from .data.labels import read_image, read_shapes
 from .data.pairing import IMAGE_PATTERN, LABEL_PATTERN, DataError, Scene
@@ -123,21 +123,14 @@ def check_scenes(
     scenes that cannot be used and what would help, and ValueError for `label_values` that
     name no class.
     """
-    import pandas as pd
     from tqdm import tqdm
 
     if isinstance(scenes, dict):
         scenes = [scene for found in scenes.values() for scene in found]
     bar = tqdm(scenes, desc="checking", unit="scene", disable=len(scenes) < 100)
-    Meaning.of(label_values, classes)
     how = (class_field, classes, label_values, layer, zeros, order)
-    rows = [pairing.scene_row(scene, *how) for scene in bar]
-    rasters = [row.pop("raster") for row, _ in rows if row]
-    table = pd.DataFrame([row for row, _ in rows if row])
-    problems = [problem for _, problem in rows if problem]
-    problems += raster_problems([r for r in rasters if r], classes, label_values)
-    problems += pairing.odd_images(table, bands, order)
-    if problems or not rows:
+    table, problems = pairing.describe(bar, bands, *how)
+    if problems or not len(table):
         raise DataError(problems or ["there are no scenes to check"])
     return table.drop(columns="palette")
 

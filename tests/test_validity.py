@@ -290,11 +290,11 @@ def test_windows_cover_every_pixel_once_within_bounds(tmp_path, layout):
 
 def test_masks_that_are_compared_in_the_type_of_the_band():
     values = np.array([0, 7, 255], "uint8")
-    assert not validity.stands_for(values, -9999).any()
-    assert not validity.stands_for(values, 7.5).any()
-    assert validity.stands_for(values, 255.0).tolist() == [False, False, True]
+    assert not validity._stands_for(values, -9999).any()
+    assert not validity._stands_for(values, 7.5).any()
+    assert validity._stands_for(values, 255.0).tolist() == [False, False, True]
     third = np.float32([0.1, 0.2])
-    assert validity.stands_for(third, 0.1).tolist() == [True, False]
+    assert validity._stands_for(third, 0.1).tolist() == [True, False]
 
 
 def test_thinned_out_for_drawing(tmp_path):

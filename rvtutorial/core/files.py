@@ -77,7 +77,7 @@ def lasting_folder(
 @functools.cache
 def _own_scratch() -> Path:
     first = _private_places("rvtutorial")[0]
-    made = own_folder(f"{first.name}-")
+    made = _own_folder(f"{first.name}-")
     say_once(f"{first} is not a private folder of yours: {made} is used, for this once")
     return made
 
@@ -85,7 +85,7 @@ def _own_scratch() -> Path:
 _OWN: dict = {}  # Folder -> the process that made it
 
 
-def own_folder(
+def _own_folder(
     prefix: str,  # Of its name
 ) -> Path:
     "A new folder for this process alone, deleted at its end or by `remove_own_folders`."
@@ -96,7 +96,7 @@ def own_folder(
 
 @atexit.register
 def remove_own_folders() -> None:
-    "Delete what `own_folder` has made; a forked process leaves the folders of its parent."
+    "Delete what `_own_folder` has made; a forked process leaves the folders of its parent."
     for made, process in _OWN.items():
         if process == os.getpid():
             shutil.rmtree(made, ignore_errors=True)
@@ -231,7 +231,7 @@ def gdal_name(
 @functools.cache
 def _links(process: int) -> Path:
     "A folder of this process alone, gone when it ends."
-    return own_folder("rvtutorial-names-")
+    return _own_folder("rvtutorial-names-")
 
 
 # --- locks

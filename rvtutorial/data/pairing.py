@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'EXPAND', 'SAMPLED', 'Scene', 'matches', 'find_scenes', 'find_splits',
-           'split_scenes', 'write_table', 'outlines', 'leaks', 'DataError', 'scene_mask', 'scene_row', 'odd_images',
-           'band_histograms', 'sampled_range', 'dataset_digest']
+           'split_scenes', 'write_table', 'outlines', 'leaks', 'DataError', 'scene_mask', 'describe', 'band_histograms',
+           'sampled_range', 'dataset_digest']
 
 # %% ../../nbs/data/pairing.ipynb #9c60d3a6
 import hashlib
@@ -23,6 +23,7 @@ from ..core.files import atomic_path, safe_name
 from ..core.names import natural_key
 from . import labels, validity
 from .label_values import EXAMPLE, Mask, Meaning, listed, palette_of
+from .label_values import raster_problems
 from .labels import image_info, named, open_image, read_shapes
 from .places import LONLAT, Grid
 from .synthetic import IMAGE_NAME, LABEL_NAME
@@ -394,7 +395,7 @@ def _label_facts(scene, info, class_field, classes, label_values=None, layer=Non
     return "raster", 0, share, [*notes, *mask.notes, told], (mask, found)
 
 # %% ../../nbs/data/pairing.ipynb #10d08924
-def scene_row(
+def _scene_row(
     scene,
     class_field,
     classes,
@@ -452,12 +453,8 @@ def scene_row(
 EXPAND = "for its colours: gdal_translate -expand rgb"
 
 
-def odd_images(
-    table,  # DataFrame of rows
-    bands: int | None = None,  # What every image must have; None: what most have
-    order: list | None = None,  # Used bands, beside which images may have others
-) -> list[str]:  # A sentence for each image that differs from the others
-    "Find the images with another number of bands, another type, or another palette."
+def _odd_images(table, bands, order):
+    "Images with another number of bands, another type, or another palette, in sentences."
     if not len(table):
         return []
     wanted = {"bands": bands} if bands or order is None else {}
@@ -475,6 +472,20 @@ def odd_images(
         for r in table.itertuples()
         if r.palette != first.palette
     ]
+
+
+def describe(scenes, bands, class_field, classes, label_values, layer, zeros, order):
+    "A DataFrame with a row for each scene, and problems: what `check_scenes` says."
+    import pandas as pd
+
+    Meaning.of(label_values, classes)
+    how = (class_field, classes, label_values, layer, zeros, order)
+    rows = [_scene_row(scene, *how) for scene in scenes]
+    rasters = [row.pop("raster") for row, _ in rows if row]
+    table = pd.DataFrame([row for row, _ in rows if row])
+    problems = [problem for _, problem in rows if problem]
+    problems += raster_problems([r for r in rasters if r], classes, label_values)
+    return table, problems + _odd_images(table, bands, order)
 
 # %% ../../nbs/data/pairing.ipynb #54bd511c
 def band_histograms(
