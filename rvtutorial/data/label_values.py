@@ -17,7 +17,7 @@ from rvtutorial.data.places import unplaced_allowed
 
 EXAMPLE = "255:building,0:background"
 NULL = "null"
-MOST = 32  # More different values than this are no classes
+_MOST = 32  # More different values than this are no classes
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -117,7 +117,7 @@ class Mask:
     def count(
         self,
         coloured: bool | None = None,  # As colours; None: if the file holds colours
-        most: int = MOST,  # More different values are no classes
+        most: int = _MOST,  # More different values are no classes
     ) -> dict:  # Value or "#RRGGBB" -> pixels, most frequent first
         """Count what the raster holds, in bounded memory.
 
@@ -220,7 +220,7 @@ class Meaning:
                 f"{path} has colours ({listed(mask.count())}), and label_values names "
                 'numbers: name the colours, such as label_values="#3C1098:building,..."'
             )
-        found = mask.count(self.coloured, MOST + len(self.ids))
+        found = mask.count(self.coloured, _MOST + len(self.ids))
         strange = {v: n for v, n in found.items() if v not in self.ids}
         if not strange:
             return mask, found

@@ -29,7 +29,7 @@ from rasterio.windows import Window
 
 from rvtutorial.core.files import safe_name
 from rvtutorial.core.files import gdal_name
-from rvtutorial.data.labels import check_image
+from rvtutorial.data.labels import check_raster
 from rvtutorial.data.places import square_metres
 from rvtutorial.data.validity import Validity, cleared, colour_bands
 from rvtutorial.core.files import atomic_path
@@ -726,7 +726,7 @@ def look_at(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(uri) as file:
-                check_image(file, uri)
+                check_raster(file, uri)
                 count, wanted = file.count, bands or colour_bands(file)
                 dtypes = {file.dtypes[i] for i in wanted if i < count}
                 found = {"height": file.height, "width": file.width}
