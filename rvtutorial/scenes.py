@@ -36,8 +36,7 @@ def stretch(
     low: float = 2,  # Percentile that becomes black
     high: float = 98,  # Percentile that becomes white
     rgb: tuple | None = None,  # Bands shown as red, green, blue; None: a usual choice
-    seen: np.ndarray
-    | None = None,  # (height, width), where there is data; None: by value
+    seen: np.ndarray | None = None,  # (height, width), data or not; None: by value
 ) -> np.ndarray:  # (height, width, 3), float32 from 0 to 1
     "Stretch each band between two of its percentiles; pixels without data stay black."
     if rgb is None:

@@ -321,10 +321,8 @@ def scene_mask(
     classes=("building", "background"),  # Class names in order, or {value: id}
     label_values: str | dict | None = None,  # What the values of raster labels mean
     layer: str | None = None,  # Layer of vector labels; None: the only one
-) -> (
-    np.ndarray
-):  # (height, width): class id + 1; 0: none, or a raster's background, null
-    """The labels as pixels, on the grid of the image.
+) -> np.ndarray:  # (height, width): class id + 1; 0: no label
+    """The labels as pixels, on the grid of the image; 0 is also a raster's background, null.
 
     Raises ValueError for raster labels whose values are not explained.
     """
@@ -496,9 +494,7 @@ def band_histograms(
     class_field: str | None = None,  # Attribute of vector labels that holds the class
     classes=("building", "background"),  # Class names in order, or {value: id}
     layer: str | None = None,  # Layer of vector labels; None: the only one
-) -> (
-    tuple
-):  # edges (bins + 1); counts (bands, 2, bins): elsewhere, the class looked for
+) -> tuple:  # edges (bins + 1); counts (bands, 2, bins): elsewhere, the class
     """Count the values of each band where there is data.
 
     On the class that is looked for, the first but background, and elsewhere.
