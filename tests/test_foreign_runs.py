@@ -470,7 +470,7 @@ def test_a_signal_takes_the_folders_of_a_process_along(tmp_path, monkeypatch, na
     if not child:
         with contextlib.suppress(BaseException):
             signal.signal(number, signal.SIG_DFL)
-            files.own_folder("names-")
+            files._own_folder("names-")
             with engine._ended_by_signals():
                 os.kill(os.getpid(), number)
                 time.sleep(60)

@@ -14,7 +14,7 @@ from fake_runs import fake_run, three_scenes, write_raster
 
 from rvtutorial import scenes, viz
 from rvtutorial.chips import plot_windows
-from rvtutorial.core.gdalnames import gdal_name
+from rvtutorial.core.files import gdal_name
 from rvtutorial.course.examples import make_example_runs
 from rvtutorial.data.pairing import Scene
 from rvtutorial.data.synthetic import make_sample_scenes

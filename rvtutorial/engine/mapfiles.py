@@ -28,9 +28,8 @@ from rasterio.errors import RasterioError
 from rasterio.features import shapes
 from rasterio.windows import Window
 
-from rvtutorial.core.files import atomic_path, safe_name
-from rvtutorial.core.gdalnames import gdal_name
-from rvtutorial.data.labels import refuse_several, refuse_unplaced
+from rvtutorial.core.files import atomic_path, gdal_name, safe_name
+from rvtutorial.data.labels import check_raster
 from rvtutorial.data.places import square_metres, unplaced_allowed
 from rvtutorial.data.validity import Validity, cleared, colour_bands
 from rvtutorial.core.names import natural_key
@@ -287,8 +286,7 @@ class Raster:
         uri = self.uri
         try:
             with unplaced_allowed(), rasterio.open(uri) as file:
-                refuse_several(file, uri)
-                refuse_unplaced(file, uri)
+                check_raster(file, uri)
                 count, wanted = file.count, self.bands or colour_bands(file)
                 dtypes = {file.dtypes[i] for i in wanted if i < count}
                 found = {"height": file.height, "width": file.width}
@@ -345,7 +343,7 @@ class Raster:
         return cleared(chip)  # what the transformers of the model have left
 
     def valid(self, top: int, bottom: int) -> np.ndarray | None:
-        """Which pixels of whole rows hold data (`validity.valid`); None: all of them.
+        """Which pixels of whole rows hold data (`Validity.valid`); None: all of them.
 
         Rows are asked for from top to bottom; those above are forgotten.
         """

@@ -1038,7 +1038,7 @@ def predict(
     configuration of the model's pipeline, of any version of Raster Vision. With
     `blend="mean"` (a run with `smooth_output`) or `"votes"` (one without), labels are
     those of its `Predictor` wherever there is data. Labels are class ids, 255 where the
-    image has no data (`validity.valid`, as `check_scenes` counts it); a chip without any
+    image has no data (`Validity.valid`, as `check_scenes` counts it); a chip without any
     data is not predicted. A map that is there already is replaced if it is of the same
     image, else refused. The networks of this package are known; other code that a model carries
     runs only with `trust=True`.

@@ -14,7 +14,7 @@ import pyogrio
 import shapely
 from rasterio.features import rasterize
 
-from rvtutorial.core.gdalnames import gdal_name
+from rvtutorial.core.files import gdal_name
 from rvtutorial.engine.store import Held, SceneStore
 
 with warnings.catch_warnings():  # importing Raster Vision switches all of them off

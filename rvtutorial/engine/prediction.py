@@ -570,7 +570,7 @@ def map_images(
 ) -> dict:  # What `stream` returns, and `maps`: name -> image and folder
     """Map images of any size: labels.tif, and on demand scores.tif and polygons.gpkg.
 
-    Labels are class ids, 255 where the image has no data (`validity.valid`); windows in
+    Labels are class ids, 255 where the image has no data (`Validity.valid`); windows in
     which it has none are not predicted. ValueError when an image does
     not suit the model, or when a folder holds the map of another image.
     """

@@ -31,7 +31,7 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 from ..core.renamed import renamed_arguments
 from ..metrics.counting import VECTORS, as_classes, fill, polygons_of
 from ..metrics.leaderboard import LabelFolder, label_meaning
-from ..data.places import fit, ground_size, unplaced_allowed
+from ..data.places import Grid, fit, unplaced_allowed
 from ..runs import Run
 from ..scenes import open_image, read_image, stretch
 from ..data.validity import CACHE, Validity
@@ -80,7 +80,7 @@ def frame_of(
 
     with unplaced_allowed(), rasterio.open(image) as source:
         t, crs, shape = source.transform, source.crs, source.shape
-    step = ground_size(crs, t, shape)
+    step = Grid(crs, t, shape).pixel_size()
     nowhere = not np.isfinite(step).all()
     if crs is None or t.is_identity or (nowhere and crs.is_geographic):
         return Frame(shape, t, crs, (1.0, 1.0), "pixels")
@@ -134,7 +134,7 @@ def _valid_pixels(
     zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
     order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
 ) -> np.ndarray:  # (rows, columns) bool
-    "Where an image holds data, thinned out (`validity.valid`)."
+    "Where an image holds data, thinned out (`Validity.valid`)."
     import rasterio
 
     with open_image(path) as file, rasterio.Env(GDAL_CACHEMAX=CACHE):

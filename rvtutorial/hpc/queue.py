@@ -68,13 +68,13 @@ def queue_folder() -> Path:
     if named:
         Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
         return Path(named)
-    found = files.lasting_folder("rvtutorial-queue")
-    if found is None:  # a folder for each process would be a queue for each
+    try:
+        return files.lasting_folder("rvtutorial-queue")
+    except OSError as err:  # a folder for each process would be a queue for each
         raise OSError(
-            f"no private folder for the local queue ({files.private_places('rvtutorial-queue')[0]} "
-            f"is not yours alone): set RVTUTORIAL_QUEUE to a folder of yours"
-        )
-    return found
+            f"no private folder for the local queue ({err.filename} is not yours alone): "
+            f"set RVTUTORIAL_QUEUE to a folder of yours"
+        ) from None
 
 
 def _ticket_of(since: int, pid: int) -> Path:

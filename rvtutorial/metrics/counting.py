@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.formulas import fractions
-from ..core.gdalnames import gdal_name
+from ..core.files import gdal_name
 from ..core.renamed import renamed_arguments
 from ..data.labels import layer_of
-from ..data.places import fit, moved, unplaced_allowed
+from ..data.places import fit, unplaced_allowed
 from ..data.validity import CACHE, windows_of
 
 # %% ../../nbs/metrics/counting.ipynb #e02fde42
@@ -193,7 +193,7 @@ def polygons_of(
     shapes = shapely.force_2d(rows.geometry.to_numpy())
     if grid.crs is not None:
         back = ~grid.transform
-        shapes = shapely.transform(shapes, lambda at: np.stack(moved(back, *at.T), 1))
+        shapes = shapely.transform(shapes, lambda at: np.stack(back @ at.T, 1))
     numbers = rows["class_id"].to_numpy(int) if "class_id" in rows else [0] * len(rows)
     return shapes, np.asarray(numbers, int)
 
