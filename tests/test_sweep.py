@@ -903,6 +903,9 @@ def go_on_with_room(sweep, tmp_path):
     assert all(after[n] == before[n] + (n != "lr=1e-2") for n in after)
     for run in sweep.runs().values():
         assert (run.path / "finished.txt").read_text() == "once\n"
+    end = time.monotonic() + 30
+    while list(sweep.folder.rglob(".reserve")) and time.monotonic() < end:
+        time.sleep(0.05)  # the queue ends a moment after its last member
     assert not list(sweep.folder.rglob(".reserve"))
     assert len(sweep.leaderboard()) == 3
 
