@@ -120,13 +120,15 @@ def plot_windows(
     ax=None,  # Axes to draw on; a new figure otherwise
 ):  # The matplotlib Figure
     "Draw chips over a scene, with the pixels that no chip contains marked in orange."
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
     is_image = hasattr(scene, "ndim") and scene.ndim >= 2
     shape = _height_width(scene.shape if is_image else scene)
     chips = np.asarray(chips).reshape(-1, 4)
-    ax = ax or Figure(figsize=(4.5, 4.5), layout="constrained").subplots()
+    if ax is None:
+        fig, ax = plt.subplots(figsize=(4.5, 4.5), layout="constrained")
+        plt.close(fig)  # the figure is the value; open, Jupyter would draw it twice
     ax.imshow(scene if is_image else np.full((*shape, 3), 0.93))
     missed = times_seen(shape, chips) == 0
     orange = np.zeros((*shape, 4)) + (0.835, 0.369, 0.0, 0.0)

@@ -25,10 +25,12 @@ from .data.validity import Validity, data_mask, no_numbers
 
 # %% ../nbs/04_dataset.ipynb #ea445cc3
 def _figure(width, height):
-    "A figure that is drawn where it is shown, and only there."
-    from matplotlib.figure import Figure
+    "A figure of pyplot, so that Jupyter shows it, closed at once, so that it does so once."
+    import matplotlib.pyplot as plt
 
-    return Figure(figsize=(width, height), dpi=80, layout="constrained")
+    fig = plt.figure(figsize=(width, height), dpi=80, layout="constrained")
+    plt.close(fig)
+    return fig
 
 
 def stretch(

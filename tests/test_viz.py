@@ -530,14 +530,24 @@ def test_classes_can_be_told_apart_without_colour():
         assert min(np.diff(grey)) > 0.12
 
 
+FIRST_FIGURES = {  # of a fresh kernel
+    "viz": "from rvtutorial import viz\nviz.display_conf_mat('{made}/a')",
+    "scenes": "from rvtutorial import scenes\nfrom rvtutorial.runs import Run\n"
+    "scenes.plot_scene(scenes.Scene('a', Run('{made}/a').image('10')))",
+    "chips": "from rvtutorial.chips import grid_windows, plot_windows\n"
+    "plot_windows((60, 60), grid_windows((60, 60), 20, 20))",
+}
+
+
 @pytest.mark.slow
-def test_jupyter_draws_a_figure_once(made):
+@pytest.mark.parametrize("name", FIRST_FIGURES)
+def test_jupyter_draws_a_figure_once(made, name):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     from traitlets.config import Config
 
-    code = f"from rvtutorial import viz\nviz.display_conf_mat({str(made / 'a')!r})"
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    cells = [nbformat.v4.new_code_cell(FIRST_FIGURES[name].format(made=made))]
+    nb = nbformat.v4.new_notebook(cells=cells)
     config = Config({"KernelManager": {"transport": "ipc"}})
     nbclient.NotebookClient(nb, kernel_name="python3", config=config).execute()
     pictures = [
