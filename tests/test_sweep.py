@@ -656,7 +656,7 @@ def test_turns_of_a_queue_that_is_gone(tmp_path, queue):
         reach(run, 1, float(name[3:]), state="queued")
         run.update("went", paused=1, job=gone)
     assert set(sweep.status()["state"]) == {"lost"}
-    sweep._who_goes_on(0)
+    sweep.who_goes_on(0)
     run_sweep(tmp_path, EARLY, BASE)
     again = {name for handed in queue[3:] for name in handed if name[:2] == "lr"}
     assert again == {"lr=1e-2", "lr=1e-3"}

@@ -127,11 +127,11 @@ class SweepFolder:
     def _run(self, trial: Trial) -> Run:
         return Run(trial.path(self.folder))
 
-    def _own(self) -> list[Trial]:
+    def own_trials(self) -> list[Trial]:
         "The trials whose run is not borrowed from elsewhere."
         return [trial for trial in self.trials if trial.folder == trial.name]
 
-    def _write(self) -> None:
+    def write(self) -> None:
         sweepfile.write_record(self.folder, self.plan, self.trials)
 
     # --- which trials there are
@@ -148,7 +148,7 @@ class SweepFolder:
         plan, asked = SweepFile.expand(trials, base)
         plan.new_trials(asked, [])
         if not is_sweep(Path(folder)):
-            return cls(folder, plan)._with(plan, asked, reuse)
+            return cls(folder, plan).with_trials(plan, asked, reuse)
         there = cls(folder)
         there._refuse_other(plan)
         known = there.trials
@@ -160,9 +160,9 @@ class SweepFolder:
             raise ValueError(
                 f"{there.folder} has {names}, not {fresh}; use Sweep.extend"
             )
-        return there._with(there.plan, asked, reuse)
+        return there.with_trials(there.plan, asked, reuse)
 
-    def _with(
+    def with_trials(
         self, plan: SweepFile, asked: list[dict], reuse: Iterable = ()
     ) -> "SweepFolder":
         "Those asked for too; ValueError for what the notebook or the disk cannot take."
@@ -180,7 +180,7 @@ class SweepFolder:
                 place = os.path.relpath(lent, self.folder) if lent else name
                 added.append(Trial(name, place, own))
         wider = type(self)(self.folder, plan, [*self.trials, *added])
-        notebook = job_notebook(wider._program)
+        notebook = job_notebook(wider.program)
         for trial in wider.trials:
             check_params(notebook, _job_params(plan.fixed | trial.parameters))
         room = wider.room()
@@ -211,7 +211,7 @@ class SweepFolder:
 
     def room(self) -> "_Room":
         "What the runs that have not begun need of the disk, and what it has."
-        places = [trial.path(self.folder) for trial in self._own()]
+        places = [trial.path(self.folder) for trial in self.own_trials()]
         new = sum(not (place / "train").exists() for place in places)
         each, extra = 0, 0
         if self.trials:
@@ -232,8 +232,8 @@ class SweepFolder:
         with _sweep_lock(folder):
             if is_sweep(folder):  # perhaps of another process, by now
                 found = cls.asked(folder, trials, base, reuse)
-            found._write()
-            found._submit(found.trials, site, compare)
+            found.write()
+            found.submit_trials(found.trials, site, compare)
         return cls(folder)
 
     def resume(
@@ -244,7 +244,7 @@ class SweepFolder:
         "Queue what is not done."
         with _sweep_lock(self.folder):
             some = [t for t in self.trials if only is None or t.name in only]
-            self._submit(some, site or self._last_site())
+            self.submit_trials(some, site or self._last_site())
         return type(self)(self.folder)
 
     def extend(
@@ -270,20 +270,20 @@ class SweepFolder:
             new, asked = SweepFile.expand(trials)
             self._refuse_other(replace(plan, fixed={**plan.fixed, **new.fixed}))
         with _sweep_lock(self.folder):
-            wider = type(self)(self.folder)._with(plan, asked, reuse)
-            wider._write()
-            wider._submit(wider.trials, site or self._last_site())
+            wider = type(self)(self.folder).with_trials(plan, asked, reuse)
+            wider.write()
+            wider.submit_trials(wider.trials, site or self._last_site())
         return type(self)(self.folder)
 
     @property
-    def _program(self) -> str:
+    def program(self) -> str:
         "The sweep's job notebook as `submit` takes it: a path, or a name."
         name = self.plan.program
         return name if "/" in name else name.removesuffix(".ipynb")
 
-    def _submit(self, some: list[Trial], site, compare: bool | None = None) -> None:
+    def submit_trials(self, some: list[Trial], site, compare: bool | None = None) -> None:
         "Submit what of some trials is still to be done; the caller holds the lock."
-        plan, reached, job = self.plan, self._target_reached(), None
+        plan, reached, job = self.plan, self.target_reached(), None
         self._note_final_states(reached)
         if reached:
             return
@@ -293,11 +293,11 @@ class SweepFolder:
         for runs in [*self._submissions([t for t in some if t.folder == t.name])]:
             order = {"after": job} if job else {}
             order |= {"before": HOOK} if asks else {}
-            job = submit_many(runs, site=site, notebook=self._program, **order)
+            job = submit_many(runs, site=site, notebook=self.program, **order)
         if job and (Site.read(site).queue == "slurm" if compare is None else compare):
             places = (self.folder / "comparisons" / str(n) for n in range(1, 1000))
             place = next(path for path in places if not path.exists())
-            behind = Job([trial.path(self.folder) for trial in self._own()])
+            behind = Job([trial.path(self.folder) for trial in self.own_trials()])
             sweep = {"sweep": str(self.folder)}
             submit(place, sweep, site, "compare_runs", after=behind)
 
@@ -323,7 +323,7 @@ class SweepFolder:
 
     def _note_final_states(self, reached: str | None) -> None:
         "Say how trials have ended that need no further turn and whose queue is gone."
-        for detail in Job([t.path(self.folder) for t in self._own()]).details():
+        for detail in Job([t.path(self.folder) for t in self.own_trials()]).details():
             run = Run(detail["folder"])
             if detail["state"] not in ("lost", "cancelled") or run.state not in LIVE:
                 continue
@@ -334,7 +334,7 @@ class SweepFolder:
 
     def _last_site(self) -> Site:
         "The site that the sweep was last submitted to; `local` before it was."
-        for trial in reversed(self._own()):
+        for trial in reversed(self.own_trials()):
             if found := _site_of(self._run(trial)):
                 try:
                     return Site(**found)
@@ -346,7 +346,7 @@ class SweepFolder:
 
     # --- what a job asks
 
-    def _target_reached(self) -> str | None:
+    def target_reached(self) -> str | None:
         "Words about the trial that has reached the sweep's target, if one has."
         metric, target = self.plan.metric, self.plan.target
         for trial in self.trials if target is not None else []:
@@ -369,7 +369,7 @@ class SweepFolder:
                     raise _NotYet(f"{trial.name} has not reached epoch {rung} yet")
         return found
 
-    def _who_goes_on(self, place: int) -> list[str]:
+    def who_goes_on(self, place: int) -> list[str]:
         "The trials that go beyond a rung; decided once, and kept in rungs.json."
         ladder, alive = self.plan.ladder, self.trials
         with _sweep_lock(self.folder):
@@ -382,7 +382,7 @@ class SweepFolder:
                 alive = [t for t in alive if t.name in book[str(rung)]["go on"]]
         return [trial.name for trial in alive]
 
-    def _values_for(self, name: str) -> dict:
+    def values_for(self, name: str) -> dict:
         "Tell the journal what is finished, then ask it for a trial's values."
         plan, journal, found = self.plan, Journal(self.folder), {}
         journal.enlist([trial.name for trial in self.trials])
@@ -425,7 +425,7 @@ class SweepFolder:
         details = Job([run.path for run in runs.values()]).details()
         states = [detail["state"] for detail in details]
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
-        own = [self._run(trial) for trial in now._own()]
+        own = [self._run(trial) for trial in now.own_trials()]
         scored, best = {}, ""
         for name, run in runs.items():
             with contextlib.suppress(Unreadable):
@@ -480,24 +480,24 @@ def prepare_trial(
     "What a trial's job asks of the sweep folder when it begins."
     folder = Path(folder)
     sweep, name = SweepFolder(folder.parent), folder.name
-    if reached := sweep._target_reached():
+    if reached := sweep.target_reached():
         return reached
     if sweep.plan.early:
         rungs = sweep.plan.ladder.rungs
         try:
             for place in range(rungs.index(params.get("pause") or rungs[-1])):
-                if name not in sweep._who_goes_on(place):
+                if name not in sweep.who_goes_on(place):
                     return f"not among the best after {rungs[place]} epochs"
         except _NotYet as err:
             return f"waits for a decision: {err}"
     if sweep.plan.method == "bayes":
-        own = sweep._values_for(name)
+        own = sweep.values_for(name)
         with _sweep_lock(sweep.folder):
             now = SweepFolder(sweep.folder)
             for i, trial in enumerate(now.trials):
                 if trial.name == name:
                     now.trials[i] = replace(trial, parameters=own)
-            now._write()
+            now.write()
         params = params | _job_params(own)
         Run(folder).update("went.job", params=params)
     return params
