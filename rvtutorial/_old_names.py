@@ -47,8 +47,9 @@ ATTRIBUTES = {
     "rvtutorial.container": {
         name: f"hpc.image.{name}"
         for name in "definition_file FREEZE DECISIVE image_versions in_container "
-        "own_versions parse_bind read_definition read_freeze".split()
-    },
+        "own_versions parse_bind read_definition".split()
+    }
+    | {"read_freeze": "hpc.image._read_freeze"},
     "rvtutorial.runs": {
         "atomic_path": "core.files.atomic_path",
         "headline": "core.record.headline",
@@ -72,7 +73,7 @@ ATTRIBUTES = {
         "parameters": "hpc.job.parameters",
         "prepare": "hpc.batch._write_submission",
         "refuse_missing": "hpc.batch._refuse_missing",
-        "refuse_other_run": "hpc.batch._refuse_other_run",
+        "refuse_other_run": "hpc.job.refuse_other_run",
         "refuse_pattern": "hpc.batch._refuse_pattern",
         "submission_folder": "hpc.batch._submission_folder",
     },
@@ -96,7 +97,7 @@ def old_attributes(module: str):
     return find
 
 
-class OldNames(MetaPathFinder, Loader):
+class _OldNames(MetaPathFinder, Loader):
     "Finds a module under its old name: it is the same module object."
 
     def find_spec(self, fullname, path=None, target=None):
@@ -128,4 +129,4 @@ class OldNames(MetaPathFinder, Loader):
         return compile(f"import runpy; {run}", fullname, "exec")
 
 
-sys.meta_path.insert(0, OldNames())
+sys.meta_path.insert(0, _OldNames())

@@ -71,12 +71,13 @@ def times_seen(
     return counts
 
 # %% ../nbs/02_deep_learning_overview.ipynb #81469c07
-def _seen_along(length: int, chip_sz: int, stride: int, pad: bool) -> np.ndarray:
-    "Which pixels along one side lie in some window: bool of that length."
-    seen = np.zeros(length, dtype=bool)
-    for start in windows(length, chip_sz, stride, pad):
-        seen[start : start + chip_sz] = True
-    return seen
+def _seen_along(shape, chip_sz: int, stride: int, pad: bool) -> list[np.ndarray]:
+    "Which rows and which columns lie in some window: two arrays of bool."
+    sides = [np.zeros(length, dtype=bool) for length in _height_width(shape)]
+    for seen in sides:
+        for start in windows(len(seen), chip_sz, stride, pad):
+            seen[start : start + chip_sz] = True
+    return sides
 
 
 def uncovered(
@@ -86,10 +87,7 @@ def uncovered(
     pad: bool = True,  # Let the last row and column of chips hang over the end
 ) -> np.ndarray:  # (height, width) bool, True where no window comes
     "The pixels of a scene that no window of the grid contains."
-    height, width = _height_width(shape)
-    down = _seen_along(height, chip_sz, stride, pad)
-    across = _seen_along(width, chip_sz, stride, pad)
-    return ~np.outer(down, across)
+    return ~np.outer(*_seen_along(shape, chip_sz, stride, pad))
 
 # %% ../nbs/02_deep_learning_overview.ipynb #b90305bd
 def coverage(
@@ -99,9 +97,7 @@ def coverage(
     pad: bool = True,  # Let the last row and column of chips hang over the end
 ) -> float:  # From 0 to 1
     "The share of a scene's pixels that lie in at least one window of the grid."
-    height, width = _height_width(shape)
-    down = _seen_along(height, chip_sz, stride, pad)
-    across = _seen_along(width, chip_sz, stride, pad)
+    down, across = _seen_along(shape, chip_sz, stride, pad)
     return float(down.mean() * across.mean())
 
 
@@ -116,25 +112,6 @@ def work(
     chips = grid_windows(shape, chip_sz, stride, pad)
     return len(chips) * chip_sz**2 / (height * width)
 
-# %% ../nbs/02_deep_learning_overview.ipynb #91f8a498
-def _frame(ax, shape, chips, over):
-    "Show a scene's edge and give the axes room for chips that hang over it."
-    height, width = shape
-    low = np.minimum(chips[:, :2].min(axis=0, initial=0), 0) - over
-    high = (chips[:, :2] + chips[:, 2:]).max(axis=0, initial=0)
-    high = np.maximum(high, shape) + over
-    edge = dict(fill=False, edgecolor="black", linewidth=1.5)
-    ax.add_patch(_rectangle(-0.5, -0.5, height, width, **edge))
-    ax.set(xlim=(low[1] - 0.5, high[1] - 0.5), ylim=(high[0] - 0.5, low[0] - 0.5))
-    ax.set(xlabel="column (pixels)", ylabel="row (pixels)", aspect="equal")
-
-
-def _rectangle(row, col, height, width, **style):
-    "A matplotlib rectangle from row, col, height, width."
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((col, row), width, height, **style)
-
 # %% ../nbs/02_deep_learning_overview.ipynb #725994db
 def plot_windows(
     scene,  # Shape (height, width), or an image to draw under the chips
@@ -143,30 +120,35 @@ def plot_windows(
     ax=None,  # Axes to draw on; a new figure otherwise
 ):  # The matplotlib Figure
     "Draw chips over a scene, with the pixels that no chip contains marked in orange."
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     is_image = hasattr(scene, "ndim") and scene.ndim >= 2
     shape = _height_width(scene.shape if is_image else scene)
     chips = np.asarray(chips).reshape(-1, 4)
-    ax = ax or Figure(figsize=(4.5, 4.5), layout="constrained").subplots()
+    if ax is None:
+        fig, ax = plt.subplots(figsize=(4.5, 4.5), layout="constrained")
+        plt.close(fig)  # the figure is the value; open, Jupyter would draw it twice
     ax.imshow(scene if is_image else np.full((*shape, 3), 0.93))
     missed = times_seen(shape, chips) == 0
     orange = np.zeros((*shape, 4)) + (0.835, 0.369, 0.0, 0.0)
     orange[missed, 3] = 0.75
     ax.imshow(orange)
-    _draw_chips(ax, chips)
-    _frame(ax, shape, chips, over=0.02 * max(shape))
+    style = dict(edgecolor="#0072B2", facecolor=("#56B4E9", 0.25), linewidth=1.5)
+    for row, col, height, width in chips:  # see-through, so that overlaps show darker
+        ax.add_patch(Rectangle((col - 0.5, row - 0.5), width, height, **style))
+    edge = dict(fill=False, edgecolor="black", linewidth=1.5)
+    ax.add_patch(Rectangle((-0.5, -0.5), shape[1], shape[0], **edge))
+    over = 0.02 * max(shape)  # room for chips that hang over
+    top, left = np.minimum(chips[:, :2].min(axis=0, initial=0), 0) - over - 0.5
+    ends = (chips[:, :2] + chips[:, 2:]).max(axis=0, initial=0)
+    bottom, right = np.maximum(ends, shape) + over - 0.5
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    ax.set(xlabel="column (pixels)", ylabel="row (pixels)")
     share = f"{len(chips)} chips, {1 - missed.mean():.1%} covered"
     text = f"{title}\n{share}" if title else share
     ax.set_title(text, fontsize=10, parse_math=False)
     return ax.figure
-
-
-def _draw_chips(ax, chips):
-    "Draw the windows, see-through, so that overlaps show darker."
-    style = dict(edgecolor="#0072B2", facecolor=("#56B4E9", 0.25), linewidth=1.5)
-    for window in chips:
-        ax.add_patch(_rectangle(*(window - (0.5, 0.5, 0, 0)), **style))
 
 # %% ../nbs/02_deep_learning_overview.ipynb #a8f11a2f
 def random_windows(

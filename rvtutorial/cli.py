@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -33,25 +33,8 @@ class _Answer:
     code: int = FINE  # To scripts
 
 
-def _as_json(
-    doc,  # Dicts, lists, numbers (numpy's too), texts, paths
-) -> str:
-    "One JSON document; what is no number in JSON is null."
-    whole = json.loads(json.dumps(doc, default=_plain), parse_constant=lambda _: None)
-    return json.dumps(whole, indent=1)
-
-
-def _plain(value):
-    "What JSON has no word for: numpy's numbers, sets, paths."
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
-
-
-def _one_line(
-    error: Exception,
-) -> str:  # Says where there is more to read
-    "An error as one line."
+def _one_line(error: Exception) -> str:
+    "An error as one line, which says where there is more to read."
     text = str(error).strip()
     if isinstance(error, OSError) and error.errno and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else text
@@ -79,16 +62,19 @@ class _Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            click.echo(
-                f"\n{ctx.meta.get('stopped', 'stopped; jobs that are queued or running go on')}",
-                err=True,
-            )
+            note = "stopped; jobs that are queued or running go on"
+            click.echo(f"\n{ctx.meta.get('stopped', note)}", err=True)
             ctx.exit(STOPPED)
         except Exception as error:
             if debug:
                 raise
             raise click.ClickException(_one_line(error)) from error
-        click.echo(_as_json(answer.doc) if machine else answer.text)
+        if machine:
+            from rvtutorial.core.records import jsonable
+
+            click.echo(json.dumps(jsonable(answer.doc), indent=1))
+        else:
+            click.echo(answer.text)
         ctx.exit(answer.code)
 
 
@@ -123,9 +109,9 @@ def main() -> None:
 
 
 def _site_names(ctx, param, word):
-    from rvtutorial.hpc.sites import site_files
+    from rvtutorial.hpc.sites import Site
 
-    return [name for name in site_files() if name.startswith(word)]
+    return [name for name in Site.files() if name.startswith(word)]
 
 
 def _parameter_names(ctx, param, word):
@@ -144,33 +130,39 @@ _preset = click.option(
     type=click.Choice(["sample", "smoke", "version1", "version2"]), show_envvar=True,
     help="Whose scenes are meant.",
 )  # fmt: skip
+_parameters = click.argument(
+    "params", nargs=-1, metavar="[NAME=VALUE]...", shell_complete=_parameter_names
+)
 _wait = click.option("--wait", is_flag=True, help="Come back when it is over.")
 _timeout = click.option(
     "--timeout", type=click.FloatRange(0), metavar="SECONDS",
     help="Wait no longer; the jobs go on.",
 )  # fmt: skip
 _folder = click.Path(path_type=Path, file_okay=False)
-_paths = click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+_path = click.Path(path_type=Path)
+_paths = click.argument("paths", nargs=-1, type=_path)
 
 
-def _workspace(
-    preset: str | None = None,  # None: that of the environment, or sample
-    site: str | None = None,  # None: that of the environment, or local
-):  # A `Workspace`
+def _choice(*names: str, words: str, help: str, default: str | None = None):
+    "An option that takes one of some words."
+    kind, shown = click.Choice(words.split()), default is not None
+    return click.option(
+        *names, type=kind, default=default, show_default=shown, help=help
+    )
+
+
+def _workspace(**said: str):
     "The workspace that a command means; what it says wins over the environment."
+    from unittest import mock
+
     from rvtutorial.runs import Workspace
 
-    before = dict(os.environ)
-    said = {"RVTUTORIAL_PRESET": preset, "RVTUTORIAL_SITE": site}
-    os.environ.update({k: v for k, v in said.items() if v})
-    try:
+    named = {f"RVTUTORIAL_{name.upper()}": value for name, value in said.items()}
+    with mock.patch.dict(os.environ, named):
         return Workspace()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
-def _all_runs() -> Path:  # Such as runs/ of the checkout
+def _all_runs() -> Path:
     "The folder of all runs of this workspace; FileNotFoundError before there is one."
     folder = _workspace().runs
     if not folder.is_dir():
@@ -180,9 +172,7 @@ def _all_runs() -> Path:  # Such as runs/ of the checkout
     return folder
 
 
-def _values(
-    pairs: Iterable[str],  # Such as ["lr=1e-3", "data=scenes"]
-) -> dict[str, str]:  # By name; the folder of scenes is absolute
+def _values(pairs: Iterable[str]) -> dict[str, str]:
     "Parameters from texts such as lr=1e-3; a usage error for anything else."
     found = {}
     for pair in pairs:
@@ -197,48 +187,31 @@ def _values(
     return found
 
 
-def _text_table(
-    rows: list[dict],  # With the same keys
-    form: str = ".3f",  # Of numbers that are not whole
-    gap: str = "  ",  # Between two columns
-) -> str:
-    """Rows as aligned columns: numbers to the right, None as a hyphen.
+def _text_table(rows: list[dict], gap: str = "  ") -> str:
+    """Rows of the same keys as columns: numbers to the right, None as a hyphen.
 
     Own: pandas aligns texts to the right too, and takes half a second to be imported.
     """
     if not rows:
         return ""
-
-    def word(value):
-        if value is None or value != value:
-            return "-"
-        return format(value, form) if isinstance(value, float) else str(value)
-
-    lines = [list(rows[0]), *([word(v) for v in row.values()] for row in rows)]
+    lines = [list(rows[0])]
+    for row in rows:
+        words = [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append(["-" if word in ("None", "nan") else word for word in words])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    right = [
-        all(isinstance(r[k], (int, float, type(None))) for r in rows) for k in rows[0]
-    ]
-    return "\n".join(
-        gap.join(w.rjust(n) if r else w.ljust(n)
-                 for w, n, r in zip(line, widths, right, strict=True)).rstrip()
-        for line in lines
-    )  # fmt: skip
+    numbers = (int, float, type(None))
+    right = [all(isinstance(row[k], numbers) for row in rows) for k in rows[0]]
+    sides = [str.rjust if to_right else str.ljust for to_right in right]
+    lines = [[f(w, n) for f, w, n in zip(sides, line, widths, strict=True)]
+             for line in lines]  # fmt: skip
+    return "\n".join(gap.join(line).rstrip() for line in lines)
 
 
-def _run_folders(
-    paths: Iterable[Path],  # Of runs, sweeps, or folders that hold some
-) -> dict[str, Path]:  # Name -> run folder; the trials of a sweep in their order
-    "The runs that some paths mean; FileNotFoundError where there is none."
+def _run_folders(paths: Iterable[Path]) -> dict[str, Path]:
+    "Name -> folder of the runs that some paths mean, the trials of a sweep in order."
     from rvtutorial.core.finding import named_runs
 
     return {name: run.path for name, run in named_runs(list(paths), True).items()}
-
-
-def _holds_runs(path: Path) -> bool:
-    from rvtutorial.core.finding import runs_below
-
-    return path.is_dir() and bool(runs_below(path))
 
 
 @cli.command("samples", short_help="Make sample scenes.")
@@ -262,13 +235,12 @@ def _samples_command(folder, preset, **changes):
         )
     if changes and folder is None:
         raise click.UsageError("scenes of your own choice want a FOLDER of their own")
-    folder = Path(folder or _workspace(preset).data).expanduser().absolute()
+    folder = Path(folder or _workspace(preset=preset).data).expanduser().absolute()
     make_sample_scenes(
         folder, progress=sys.stderr.isatty(), **{**SAMPLES[preset], **changes}
     )
-    counts = {
-        s: len(list((folder / s).glob("*.tif"))) for s in ("train", "val", "test")
-    }
+    splits = ("train", "val", "test")
+    counts = {s: len(list((folder / s).glob("*.tif"))) for s in splits}
     counted = ", ".join(f"{number} {split}" for split, number in counts.items())
     return _Answer(f"{folder}: {counted} scenes", {"folder": str(folder), **counts})
 
@@ -290,19 +262,17 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
         sides = sorted({f"{row.width} x {row.height}" for row in own.itertuples()})
         row = {"split": split, "scenes": len(own), "pixels": ", ".join(sides[:3])}
         row |= {"bands": int(own.bands.iloc[0]), "dtype": own.dtype.iloc[0]}
+        row["labelled"] = float(own.share.mean())
         notes = [f"{row.id}: {row.notes}" for row in own.itertuples() if row.notes]
-        rows.append(
-            row | {"labelled": float(own.share.mean()), "notes": "; ".join(notes)}
-        )
-    shared = leaks(outlines(splits))
+        rows.append(row | {"notes": "; ".join(notes)})
     return rows, [
         f"{a} {one} and {b} {two} share {part:.0%} of their ground: move one of them"
-        for a, one, b, two, part in shared
+        for a, one, b, two, part in leaks(outlines(splits))
     ]
 
 
 @cli.command("check", short_help="Check a data set and a site.")
-@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=_path)
 @_preset
 @_site
 @click.option("--image-pattern", help="Image files, with one {id}.")
@@ -311,36 +281,29 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
 @click.option("--classes", help="Names, such as building,background.")
 @click.option("--label-values", help="Raster labels: 255:building,0:background.")
 @click.option("--layer", help="Layer of vector labels.")
-@click.option(
-    "--zeros",
-    type=click.Choice(["empty", "data"]),
-    help="Patches of 0 in all bands: no data (empty), or data.",
-)
-@click.option(
-    "--only", type=click.Choice(["data", "site"]), help="Leave out the other."
-)
-def _check_command(
-    data, preset, site, image_pattern, label_pattern, class_field, classes,
-    label_values, layer, zeros, only,
-):  # fmt: skip
+@_choice("--zeros", words="empty data",
+         help="Patches of 0 in all bands: no data (empty), or data.")  # fmt: skip
+@_choice("--only", words="data site", help="Leave out the other.")
+def _check_command(data, preset, site, classes, only, **how):
     "Check a data set (a folder or a table of scenes) and what the jobs of a site need."
     from rvtutorial.hpc.sites import Site, check_site
 
-    pattern = {"image_pattern": image_pattern, "label_pattern": label_pattern}
-    pattern = {name: text for name, text in pattern.items() if text}
-    how = {"class_field": class_field, "classes": classes and classes.split(",")}
-    how |= {"label_values": label_values, "layer": layer, "zeros": zeros}
     how = {name: given for name, given in how.items() if given}
+    how |= {"classes": classes.split(",")} if classes else {}
+    names = ("image_pattern", "label_pattern")
+    pattern = {name: how.pop(name) for name in names if name in how}
     doc, lines = {"ok": True, "problems": []}, []
     if only != "data":
         doc["site"] = check_site(Site.read(site)).to_dict("records")
         wrong = [row for row in doc["site"] if not row["ok"]]
-        doc["problems"] += [_site_problem(site, row) for row in wrong]
-        lines += [
-            f"site {site}: {len(doc['site']) - len(wrong)} of {len(doc['site'])} fine"
-        ]
+        for row in wrong:
+            remedy = f": {row['remedy']}" if row["remedy"] else ""
+            problem = f"site {site}, {row['what']}: {row['found']}{remedy}"
+            doc["problems"].append(problem)
+        fine = len(doc["site"]) - len(wrong)
+        lines.append(f"site {site}: {fine} of {len(doc['site'])} fine")
     if only != "site":
-        folder = data or _workspace(preset, site).data
+        folder = data or _workspace(preset=preset, site=site).data
         doc["data"], problems = _check_data(folder, pattern, how)
         if data is None and not folder.exists():
             problems = [
@@ -349,42 +312,24 @@ def _check_command(
         doc["problems"] += problems
         lines += [f"data {folder}:", _text_table(doc["data"])] if doc["data"] else []
     doc["ok"] = not doc["problems"]
-    lines += [f"wrong: {problem}" for problem in doc["problems"]] or [
-        "nothing is wrong"
-    ]
-    return _Answer("\n".join(lines), doc, FINE if doc["ok"] else FAILED)
+    wrong = [f"wrong: {problem}" for problem in doc["problems"]]
+    text = "\n".join([*lines, *(wrong or ["nothing is wrong"])])
+    return _Answer(text, doc, FINE if doc["ok"] else FAILED)
 
 
-def _site_problem(site: str, row: dict) -> str:
-    remedy = f": {row['remedy']}" if row["remedy"] else ""
-    return f"site {site}, {row['what']}: {row['found']}{remedy}"
-
-
-def _code_of(
-    states: Iterable[str],  # Such as "succeeded" and "queued"
-) -> int:  # 0 all fine; 1 something failed; 75 something is still to come
+def _code_of(states: Iterable[str]) -> int:
     "What a script should make of the states of some runs."
     from rvtutorial.hpc.scheduler import FINE as WELL
 
     rest = set(states) - set(WELL)
-    later = {
-        "queued",
-        "running",
-        "new",
-        "interrupted",
-        "unfinished",
-        "lost",
-        "node lost",
-    }
-    return (AGAIN if rest <= later else FAILED) if rest else FINE
+    later = {"queued", "running", "new", "interrupted", "unfinished", "lost"}
+    return (AGAIN if rest <= later | {"node lost"} else FAILED) if rest else FINE
 
 
-def _state_rows(
-    runs: dict[str, Path],  # Name -> run folder, which need not be there
-) -> list[dict]:  # run, state, epochs, of, F1 (validation scenes), why, folder
+def _state_rows(runs: dict[str, Path]) -> list[dict]:
     "How some runs are, one row each."
-    from rvtutorial.hpc.job import Job
     from rvtutorial.core.records import Unreadable
+    from rvtutorial.hpc.job import Job
     from rvtutorial.runs import Run
 
     rows = []
@@ -395,34 +340,32 @@ def _state_rows(
             state = run.state if state == "new" and not run.manifest else state
             scores = run.results.get("validation") or {}
         except Unreadable as error:
-            why = why or str(error)
-            state = "unreadable"
+            state, why = "unreadable", why or str(error)
         state = (state or "unfinished") if run.path.is_dir() else "new"
-        of = detail["epochs"]
-        row = {"run": name, "state": state, "epochs": detail["done"], "of": of}
-        row["F1"] = scores.get("f1")
-        rows.append(row | {"why": why, "folder": str(run.path)})
+        row = {"run": name, "state": state, "epochs": detail["done"]}
+        row |= {"of": detail["epochs"], "F1": scores.get("f1"), "why": why}
+        rows.append(row | {"folder": str(run.path)})
     return rows
 
 
-def _wait_for(waiting, states, timeout: float | None = None) -> int:
-    "Wait for jobs with `waiting`, then make an exit code of `states()`."
+def _wait_for(one, job, wait: bool, timeout: float | None) -> int:
+    "Wait for a job or a sweep, if that was asked for; an exit code of its states."
     from rvtutorial.hpc.job import JobFailed
 
+    if not wait and timeout is None:
+        return FINE
     note = "stopped looking; the jobs go on: `rvtutorial status` shows them"
     click.get_current_context().meta["stopped"] = note
     try:
-        waiting(timeout=timeout)
+        one.wait(timeout=timeout)
     except (JobFailed, TimeoutError) as error:
         click.echo(str(error), err=True)
-    return _code_of(states())
+    return _code_of(job.states().values())
 
 
 @cli.command("train", short_help="Train, predict and evaluate one run as a job.")
 @click.argument("folder", metavar="RUN_FOLDER")
-@click.argument(
-    "params", nargs=-1, metavar="[NAME=VALUE]...", shell_complete=_parameter_names
-)
+@_parameters
 @_site
 @click.option("--notebook", default="train_rastervision", show_default=True,
               help="Job notebook, by name or path.")  # fmt: skip
@@ -450,9 +393,7 @@ def _train_command(folder, params, site, notebook, after, wait, timeout):
         raise click.UsageError(str(error)) from None
     behind = [Job(run) for run in after]
     job = submit(folder, asked, site=site, notebook=notebook, after=behind or None)
-    code = FINE
-    if wait or timeout is not None:
-        code = _wait_for(job.wait, lambda: job.states().values(), timeout)
+    code = _wait_for(job, job, wait, timeout)
     rows = _state_rows({job.folders[0].name: job.folders[0]})
     if rows[0]["state"] not in ("queued", "running"):
         code = _code_of([rows[0]["state"]])  # over, or the queue is gone already
@@ -469,25 +410,23 @@ def _short(rows: list[dict]) -> list[dict]:
 
 
 @cli.command("predict", short_help="Map images with a trained model.")
-@click.argument("model", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
+@click.argument("model", metavar="RUN_OR_BUNDLE", type=_path)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option("-o", "--out", required=True, type=_folder, help="Folder of the maps.")
-@click.option("--scores", type=click.Choice(["uint8", "float16", "float32"]),
-              help="Also write the scores of the classes.")  # fmt: skip
-@click.option(
-    "--polygons/--no-polygons", default=True, help="Also write polygons.gpkg."
-)
+@_choice("--scores", words="uint8 float16 float32",
+         help="Also write the scores of the classes.")  # fmt: skip
+@click.option("--polygons/--no-polygons", default=True, help="Also polygons.gpkg.")
 @click.option("--chip-sz", type=int, help="Pixels along a side of a chip.")
 @click.option("--stride", type=int, help="Pixels from one chip to the next.")
 @click.option("--crop-sz", type=int, help="Pixels discarded along each edge of a chip.")
-@click.option("--blend", type=click.Choice(["cosine", "mean", "votes"]), default="cosine",
-              show_default=True, help="How overlapping chips are joined.")  # fmt: skip
+@_choice("--blend", words="cosine mean votes", default="cosine",
+         help="How overlapping chips are joined.")  # fmt: skip
 @click.option("--bands", help="Such as 3,2,1, counted from 1.")
-@click.option("--zeros", type=click.Choice(["empty", "data"]),
-              help="Patches that are 0 in all bands; as the run by default.")  # fmt: skip
+@_choice("--zeros", words="empty data",
+         help="Patches that are 0 in all bands; as the run by default.")  # fmt: skip
 @click.option("--batch-sz", type=int, help="Chips that are predicted together.")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]),
-              default="auto", show_default=True, help="Numbers to compute with.")  # fmt: skip
+@_choice("--precision", words="auto float32 bfloat16", default="auto",
+         help="Numbers to compute with.")  # fmt: skip
 @click.option("--trust", is_flag=True, help="Run code that the model carries.")
 def _predict_command(model, images, out, bands, **how):
     """Map IMAGES (files, folders, globs, or URIs) with a trained model.
@@ -521,57 +460,33 @@ def _predict_command(model, images, out, bands, **how):
     return _Answer(text, rows)
 
 
-def _plan_new(folder: Path, file: Path, base: dict) -> _Answer:
-    "The trials of a sweep that is not started, and what its runs need of the disk."
-    from rvtutorial.core.finding import is_sweep
-    from rvtutorial.sweeps.sweepfile import expand, new_trials, read_record
-    from rvtutorial.sweeps.trials import checked_trials, room_for
-
-    plan, asked = expand(file, base)
-    known = read_record(folder)[1] if is_sweep(folder) else []
-    new_trials(plan.fixed, asked, [])
-    trials = checked_trials(folder, plan, asked, known)
-    return _plan_answer(folder, trials, room_for(folder, plan, trials))
-
-
-def _plan_answer(folder: Path, trials: list, room) -> _Answer:
-    rows = [{"trial": t.name, "values": t.parameters, "there": t.path(folder).is_dir()}
-            for t in trials]  # fmt: skip
-    doc = {"folder": str(folder), "trials": rows, "dry_run": True}
-    disk = {"runs": room.runs, "bytes": round(room.needed), "free": room.free}
-    shown = [
-        {"trial": r["trial"], "": "there already" if r["there"] else "new"}
-        for r in rows
-    ]
-    enough = room.needed <= room.free
+def _plan_answer(sweep) -> _Answer:
+    "The trials of a sweep, started or not, and what its runs need of the disk."
+    room = sweep.room()
+    rows = []
+    for trial in sweep.trials:
+        there = trial.path(sweep.folder).is_dir()
+        row = {"trial": trial.name, "values": trial.parameters, "there": there}
+        rows.append(row)
+    doc = {"folder": str(sweep.folder), "trials": rows, "dry_run": True}
+    doc["disk"] = {"runs": room.runs, "bytes": round(room.needed), "free": room.free}
+    words = {True: "there already", False: "new"}
+    shown = [{"trial": row["trial"], "": words[row["there"]]} for row in rows]
     text = f"{_text_table(shown)}\n{room!r}\nnothing was started"
-    return _Answer(text, doc | {"disk": disk}, FINE if enough else FAILED)
-
-
-def _sweep_answer(sweep, code: int = FINE) -> _Answer:
-    "How a sweep is."
-    rows = _state_rows({trial.name: trial.path(sweep.folder) for trial in sweep.trials})
-    doc = _sweep_doc(sweep.folder)
-    text = doc.pop("text")
-    return _Answer(f"{_text_table(_short(rows))}\n{text}", doc | {"trials": rows}, code)
+    return _Answer(text, doc, FINE if room.enough else FAILED)
 
 
 def _existing(folder: Path, action: str | None, extend: str | None, site, dry: bool):
     "Do something with a sweep that is there; returns the sweep, or an Answer."
     from rvtutorial.sweep import Sweep
-    from rvtutorial.sweeps.trials import room_for
 
     sweep = Sweep(folder)
-    if dry and extend is None:
-        return _plan_answer(
-            sweep.folder, sweep.trials, room_for(folder, sweep.plan, sweep.trials)
-        )
-    if action == "stop":
-        return sweep.stop()
-    if action == "retry":
-        return sweep.retry(site)
     if extend is None:
-        return sweep.resume(site)
+        if dry:
+            return _plan_answer(sweep)
+        if action == "stop":
+            return sweep.stop()
+        return sweep.retry(site) if action == "retry" else sweep.resume(site)
     more = int(extend) if extend.isdecimal() else extend
     if extend == "next":
         more = sweep.next_round()
@@ -581,28 +496,13 @@ def _existing(folder: Path, action: str | None, extend: str | None, site, dry: b
     return sweep.extend(more, site=site)
 
 
-def _new_folder(file: Path, out: Path | None) -> Path:
-    "The folder of a new sweep: as said, else runs/NAME of the file."
-    if not file.is_file():
-        raise click.UsageError(f"{file} is neither a sweep file nor a sweep folder")
-    return Path(
-        os.path.abspath(out.expanduser() if out else _workspace().runs / file.stem)
-    )
-
-
 @cli.command("sweep", short_help="Run the trials of a sweep file.")
-@click.argument(
-    "plan", metavar="FILE.yaml|SWEEP_FOLDER", type=click.Path(path_type=Path)
-)
-@click.argument(
-    "params", nargs=-1, metavar="[NAME=VALUE]...", shell_complete=_parameter_names
-)
+@click.argument("plan", metavar="FILE.yaml|SWEEP_FOLDER", type=_path)
+@_parameters
 @click.option("-o", "--out", type=_folder, help="Sweep folder  [default: runs/FILE]")
 @_site
 @click.option("--dry-run", "dry", is_flag=True, help="Show trials and disk use only.")
-@click.option(
-    "--stop", "action", flag_value="stop", help="Stop it; going on is possible."
-)
+@click.option("--stop", "action", flag_value="stop", help="It can go on later.")
 @click.option("--retry", "action", flag_value="retry", help="Only what has failed.")
 @click.option("--extend", metavar="N|FILE|next",
               help="Add trials: a number, a sweep file, or a proposal.")  # fmt: skip
@@ -613,29 +513,33 @@ def _sweep_command(plan, params, out, site, dry, action, extend, wait, timeout):
 
     NAME=VALUE pairs hold for all trials, such as preset=sample data=scenes.
     """
-    ctx, there = click.get_current_context(), plan.is_dir()
+    there = plan.is_dir()
     if there and (params or out):
         raise click.UsageError("a sweep that is there keeps its values and its folder")
     if not there and (action or extend):
         raise click.UsageError(f"{plan} is no sweep folder")
+    if not there and not plan.is_file():
+        raise click.UsageError(f"{plan} is neither a sweep file nor a sweep folder")
     if there:
-        said = (
-            ctx.get_parameter_source("site") == click.core.ParameterSource.COMMANDLINE
-        )
+        source = click.get_current_context().get_parameter_source("site")
+        said = source == click.core.ParameterSource.COMMANDLINE
         found = _existing(plan, action, extend, site if said else None, dry)
     else:
-        folder = _new_folder(plan, out)
-        if dry:
-            return _plan_new(folder, plan, _values(params))
-        from rvtutorial.sweep import run_sweep
+        from rvtutorial.sweep import Sweep, run_sweep
 
+        folder = out.expanduser() if out else _workspace().runs / plan.stem
+        if dry:
+            return _plan_answer(Sweep.asked(folder, plan, _values(params)))
         found = run_sweep(folder, plan, _values(params), site)
     if isinstance(found, _Answer):
         return found
     code = FINE
-    if (wait or timeout is not None) and action != "stop":
-        code = _wait_for(found.wait, lambda: found.job.states().values(), timeout)
-    return _sweep_answer(found, code)
+    if action != "stop":
+        code = _wait_for(found, found.job, wait, timeout)
+    rows = _state_rows({trial.name: trial.path(found.folder) for trial in found.trials})
+    doc = _sweep_doc(found.folder)
+    text = f"{_text_table(_short(rows))}\n{doc.pop('text')}"
+    return _Answer(text, doc | {"trials": rows}, code)
 
 
 def _sweep_doc(folder: Path) -> dict:
@@ -646,13 +550,9 @@ def _sweep_doc(folder: Path) -> dict:
     try:
         now = Sweep(folder).progress()
     except (ValueError, OSError) as error:
-        return doc | {
-            "error": _one_line(error),
-            "text": f"{folder.name}: {_one_line(error)}",
-        }
-    doc |= {"states": now.states, "best": now.best, "elapsed": now.elapsed}
-    doc |= {"remaining": now.remaining, "gpu_minutes": now.gpu_minutes}
-    return doc | {"text": f"{folder.name}: {now!r}"}
+        why = _one_line(error)
+        return doc | {"error": why, "text": f"{folder.name}: {why}"}
+    return {**doc, **asdict(now), "text": f"{folder.name}: {now!r}"}
 
 
 def _look(paths: list[Path]) -> tuple[str, dict]:
@@ -664,71 +564,60 @@ def _look(paths: list[Path]) -> tuple[str, dict]:
     return text, {"runs": rows, "sweeps": sweeps}
 
 
-def _watch(paths: list[Path], every: float) -> None:
-    "Draw the states of some runs again and again until nothing is at work."
-    from rvtutorial.hpc.scheduler import LIVE
-
-    said, live = None, sys.stderr.isatty()
-    while True:
-        text, doc = _look(paths)
-        if text != said:
-            click.echo((_up_again(said) if live and said else "") + text, err=True)
-            said = text
-        if not any(row["state"] in LIVE for row in doc["runs"]):
-            click.echo(_up_again(said) if live else "", err=True, nl=False)
-            return
-        time.sleep(every)
-
-
-def _up_again(text: str) -> str:
-    "What takes the last frame off a screen."
-    return f"\x1b[{text.count(chr(10)) + 1}A\x1b[J"
-
-
 @cli.command("status", short_help="Say how runs and sweeps are.")
 @_paths
-@click.option(
-    "--watch", "live", is_flag=True, help="Until nothing is at work any more."
-)
+@click.option("--watch", "live", is_flag=True, help="Until nothing is at work.")
 @click.option("--every", type=click.FloatRange(0.1), default=2.0, show_default=True,
               metavar="SECONDS", help="Between two looks of --watch.")  # fmt: skip
 @click.option("--exit-code", is_flag=True,
               help="0 all succeeded, 1 some failed, 75 some still to come.")  # fmt: skip
 def _status_command(paths, live, every, exit_code):
     "Say how runs and sweeps are; without PATHS, all of this workspace."
+    from rvtutorial.hpc.scheduler import LIVE
+
     paths = paths or [_all_runs()]
     if live:
         note = "stopped looking; the jobs go on"
         click.get_current_context().meta["stopped"] = note
-        _watch(paths, every)
-    text, doc = _look(paths)
+    said, screen = "", live and sys.stderr.isatty()
+    while True:
+        text, doc = _look(paths)
+        above = f"\x1b[{said.count(chr(10)) + 1}A\x1b[J" if screen and said else ""
+        if not live or not any(row["state"] in LIVE for row in doc["runs"]):
+            click.echo(above, err=True, nl=False)  # the last frame off the screen
+            break
+        if text != said:
+            click.echo(above + text, err=True)
+            said = text
+        time.sleep(every)
     code = _code_of(row["state"] for row in doc["runs"]) if exit_code else FINE
     return _Answer(text, doc, code)
 
 
 def _finished(paths: Iterable[Path], split: str = "validation") -> dict:
-    "Name -> run for all that have succeeded; says what is left out."
+    "Name -> run for all that have succeeded or are unreadable; says what is left out."
     from rvtutorial.runs import Run
 
-    runs = {name: Run(path) for name, path in _run_folders(paths).items()}
-    judged = {name: (run.path / f"eval/{split}_scenes/eval.json").is_file()
-              for name, run in runs.items()}  # fmt: skip
-    done = {n: run for n, run in runs.items() if judged[n] and run.state == "succeeded"}
-    out = [f"{n} ({_left_out(run)})" for n, run in runs.items() if n not in done]
+    done, out, broken = {}, {}, {}
+    for name, path in _run_folders(paths).items():
+        run = Run(path)
+        judged = (run.path / f"eval/{split}_scenes/eval.json").is_file()
+        state = run.state if judged or run.state != "succeeded" else "not evaluated"
+        if state == "succeeded":
+            done[name] = run
+        else:
+            out[name] = (
+                f"{name} ({f'unreadable: {run.trouble}' if run.trouble else state})"
+            )
+        if state == "unreadable":
+            broken[name] = run
     if not done:
-        raise ValueError(f"nothing to compare on {split} scenes: {', '.join(out)}")
-    broken = {n: run for n, run in runs.items() if run.state == "unreadable"}
-    done = {n: run for n, run in runs.items() if n in done or n in broken}
-    out = [f"{n} ({_left_out(run)})" for n, run in runs.items() if n not in done]
+        listed = ", ".join(out.values())
+        raise ValueError(f"nothing to compare on {split} scenes: {listed}")
+    out = [words for name, words in out.items() if name not in broken]
     if out:
         click.echo(f"left out: {', '.join(out)}", err=True)
-    return done
-
-
-def _left_out(run) -> str:
-    "Why a run has no place in a leaderboard."
-    state = "not evaluated" if run.state == "succeeded" else run.state
-    return f"unreadable: {run.trouble}" if run.trouble else state
+    return done | broken
 
 
 def _maps(paths, truth: str, classes: str, values: str | None, split: str) -> dict:
@@ -747,30 +636,24 @@ def _maps(paths, truth: str, classes: str, values: str | None, split: str) -> di
     return found
 
 
-def _markdown(rows: list[dict]) -> str:
-    "Rows, each with a run, as a Markdown table."
-    rows = [{**row, "run": row["run"].replace("|", "\\|")} for row in rows]
-    lines = _text_table(rows, gap=" | ").splitlines()
-    rule = " | ".join("---" for _ in rows[0])
-    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
-
-
 def _board_text(board, form: str) -> str:
     "A leaderboard in one of the forms of `compare`."
     if form == "csv":
         return board.to_csv().rstrip("\n")
-    score = board.columns[0]
-    shown = [score, "low", "high", "behind", "tied", "scenes", "pixel_iou"]
-    shown += [
-        f"pixel_{name}" for name in ("roc_auc", "average_precision", "brier", "ece")
-    ]
-    short = board[[c for c in dict.fromkeys(shown) if c in board] + [
-        c for c in board if c.startswith("test_") and c != "test_scenes"]].copy()  # fmt: skip
+    shown = [board.columns[0], "low", "high", "behind", "tied", "scenes", "pixel_iou"]
+    shown += ["pixel_roc_auc", "pixel_average_precision", "pixel_brier", "pixel_ece"]
+    shown += [c for c in board if c.startswith("test_") and c != "test_scenes"]
+    short = board[[c for c in dict.fromkeys(shown) if c in board]].copy()
     short["tied"] = ["-", *("yes" if tied else "no" for tied in board["tied"].iloc[1:])]
     if form == "latex":
         return short.to_latex(float_format="%.3f", escape=True).rstrip("\n")
     rows = [{"run": name, **row} for name, row in short.to_dict("index").items()]
-    return _markdown(rows) if form == "markdown" else _text_table(rows)
+    if form != "markdown":
+        return _text_table(rows)
+    rows = [{**row, "run": row["run"].replace("|", "\\|")} for row in rows]
+    lines = _text_table(rows, gap=" | ").splitlines()
+    rule = " | ".join("---" for _ in rows[0])
+    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
 
 
 @cli.command("compare", short_help="Order runs, and say which can be told apart.")
@@ -778,16 +661,14 @@ def _board_text(board, form: str) -> str:
 @click.option("--metric", default="f1", show_default=True,
               help="f1, iou, precision, recall, specificity or accuracy; of runs that kept "
                    "scores roc_auc, average_precision, brier or ece.")  # fmt: skip
-@click.option("--split", type=click.Choice(["validation", "test"]), default="validation",
-              show_default=True, help="Scenes that decide; looking at test is recorded.")  # fmt: skip
-@click.option(
-    "--report", "also", type=click.Choice(["test"]), help="Show this split too."
-)
+@_choice("--split", words="validation test", default="validation",
+         help="Scenes that decide; looking at test is recorded.")  # fmt: skip
+@_choice("--report", "also", words="test", help="Show this split too.")
 @click.option("--class", "--of", "class_name", metavar="NAME",
               help="The class that is scored.")  # fmt: skip
 @click.option("--seeds", is_flag=True, help="Runs that differ in their seed are one.")
-@click.option("--method", type=click.Choice(["jackknife", "bootstrap"]),
-              default="jackknife", show_default=True, help="Of the intervals.")  # fmt: skip
+@_choice("--method", words="jackknife bootstrap", default="jackknife",
+         help="Of the intervals.")  # fmt: skip
 @click.option("--data", type=_folder, help="Where labels are now, to count scores.")
 @click.option("--truth", metavar="FOLDER",
               help="Labels of PATHS that are no runs, such as truth/{id}.geojson.")  # fmt: skip
@@ -795,8 +676,8 @@ def _board_text(board, form: str) -> str:
               help="With --truth: names in the order of the class numbers.")  # fmt: skip
 @click.option("--values", metavar="V=N,...",
               help="With --truth: value in its rasters = class number.")  # fmt: skip
-@click.option("--format", "form", type=click.Choice(["table", "csv", "markdown", "latex"]),
-              default="table", show_default=True)  # fmt: skip
+@_choice("--format", "form", words="table csv markdown latex", default="table",
+         help="Of the table.")  # fmt: skip
 def _compare_command(
     paths, metric, seeds, form, split, also, truth, classes, values, **how
 ):
@@ -805,9 +686,10 @@ def _compare_command(
     With --truth a path may also be a folder of label rasters from any program, named
     ID.tif, or a pattern such as 'maps/{id}_labels.tif'.
     """
+    from rvtutorial.core.finding import runs_below
     from rvtutorial.metrics.leaderboard import group_seeds, leaderboard
 
-    strange = [path for path in paths if truth and not _holds_runs(path)]
+    strange = [p for p in paths if truth and not (p.is_dir() and runs_below(p))]
     own = [path for path in paths if path not in strange]
     runs = _finished(own or [_all_runs()], split) if own or not strange else {}
     groups = group_seeds(runs) if seeds else runs
@@ -829,11 +711,9 @@ def _compare_command(
 @click.option("-o", "--out", default="report.html", show_default=True,
               type=click.Path(path_type=Path, dir_okay=False), help="The file.")  # fmt: skip
 @click.option("--title", help="What stands on top.")
-@click.option("--split", default="validation", show_default=True,
-              type=click.Choice(["validation", "test"]), help="Which scenes.")  # fmt: skip
+@_choice("--split", words="validation test", default="validation", help="Which scenes.")
 @click.option("--scenes", type=click.IntRange(1), help="Maps of so many; else three.")
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False),
-              help="Where images and labels are now, if they were moved.")  # fmt: skip
+@click.option("--data", type=_folder, help="Where images and labels are now.")
 def _report_command(paths, out, title, **more):
     "Write one HTML file about runs or a sweep, to send to somebody."
     from rvtutorial.core.finding import is_sweep
@@ -863,8 +743,7 @@ def _clean_command(paths, rules, scores, files, yes):
 
     from rvtutorial import housekeeping as keep
 
-    chosen = list(rules or keep.chosen_rules()) + ["scores"] * scores
-    plan = keep.look(paths or [_all_runs()], list(dict.fromkeys(chosen)))
+    plan = keep.look(paths or [_all_runs()], rules, scores)
     found = keep.clean(plan) if yes else plan
     doc = {"deleted": yes, "bytes": found.size, "rules": found.rows()}
     doc["files"] = [

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from humanize import naturalsize
 
-from rvtutorial.hpc.scheduler import LIVE
-from rvtutorial.core.files import is_own_file, scratch_places
-from rvtutorial.hpc.runner import Busy, lock
-from rvtutorial.hpc.job import Job, ask
 from rvtutorial.core import records
-from rvtutorial.core.records import Unreadable
+from rvtutorial.core.files import is_own_file, scratch_places
 from rvtutorial.core.names import near_match
-from rvtutorial.core.records import read_json
+from rvtutorial.core.records import Unreadable, read_json
+from rvtutorial.hpc.job import Job, ask
+from rvtutorial.hpc.runner import Busy, lock
+from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.runs import Run, find_runs
 
 
@@ -31,10 +30,8 @@ class _Rule:
     why: str  # Why it will not be missed
     patterns: tuple[str, ...] = ()  # Seen from the run folder
     done: bool = True  # Only where the run has succeeded
-    asked: bool = False  # Only where the rule was named
 
 
-_PARTIAL = re.compile(r"\.([0-9a-f]{8}\..+|reserve|gone-.+)")  # `atomic_path`, jobs, us
 RULES = {
     "checkpoints": _Rule(
         "checkpoints of finished runs", "only a run that is not done goes on from one",
@@ -64,7 +61,7 @@ RULES = {
     ),
     "scores": _Rule(
         "scores of the predicted scenes", "gone for good: curves need them, maps do not",
-        ("predict/*/scores.tif", "predict/*/pixel_hits.npy"), asked=True,
+        ("predict/*/scores.tif", "predict/*/pixel_hits.npy"),
     ),
 }  # fmt: skip
 
@@ -73,18 +70,13 @@ _KEPT = re.compile(
     r"(^|/)(run\.json|pipeline-config\.json|params\.json|notebook\.ipynb|log\.csv|"
     r"eval\.json|labels\.tif|[^/]*bundle\.zip)$|^(labels|bundle|eval)/[^.]"
 )
-
-
-def chosen_rules(
-    names: Iterable[str] | None = None,  # Of rules; None: all but those to be asked for
-) -> dict[str, _Rule]:
-    "The rules that are meant; ValueError for an unknown name."
-    if names is None:
-        return {name: rule for name, rule in RULES.items() if not rule.asked}
-    for name in names:
-        if name not in RULES:
-            raise ValueError(f"there is no rule {name!r}; {near_match(name, RULES)}")
-    return {name: RULES[name] for name in names}
+_PARTIAL = re.compile(r"\.([0-9a-f]{8}\..+|reserve|gone-.+)")  # `atomic_path`, jobs, us
+_GONE = re.compile(r"\.gone-[0-9a-f]+")  # a submission of a call that was killed
+_SUBMISSION = re.compile(
+    r"(tasks|job|queue|cancelled|modules)\.json|job\.sh|queue\.log|(local|slurm)-.+\.out|"
+    r"\.(reserve|probe|cancelling|[0-9a-f]{8}\..+)"
+)
+_CACHED = re.compile(r"[0-9a-f]{32}\.npy|\.[0-9a-f]{8}\.[0-9a-f]{32}\.npy")
 
 
 @dataclass(frozen=True)
@@ -97,37 +89,35 @@ class _Found:
     run: Path | None = None  # The run folder it belongs to, if it does
 
 
-def _busy_runs(
-    runs: list[Run],
-) -> dict[Path, str]:  # Run folder -> what it is at
-    "The runs that are queued or running, by their own record or by the queue."
-    if not runs:
-        return {}
-    said = {run.path: run.state for run in runs}
-    for detail in Job([run.path for run in runs]).details(now=True):
-        if detail["state"] in (*LIVE, "unreadable"):
+def _busy_runs(runs: Iterable[Run]) -> dict[Path, str]:
+    "Run folder -> state of those at work, or unreadable, by their record or the queue."
+    said, alone = {run.path: run.state for run in runs}, (*LIVE, "unreadable")
+    for detail in Job(list(said)).details(now=True) if said else ():
+        if detail["state"] in alone:
             said[detail["folder"]] = detail["state"]
-    left_alone = (*LIVE, "unreadable")
-    return {path: state for path, state in said.items() if state in left_alone}
+    return {path: state for path, state in said.items() if state in alone}
 
 
 def _in_run(run: Run, rules: dict[str, _Rule]) -> list[_Found]:
     "What the rules let go of one run; the caller knows that nobody works in it."
-    found = {}
+    found, whole = {}, run.path.resolve()
+    bundles = [run.path / stage / "model-bundle.zip" for stage in ("train", "bundle")]
     for name, rule in rules.items():
         if rule.done and run.state != "succeeded":
             continue
-        if name == "weights" and not _both_bundles(run.path):
+        if name == "weights" and not all(map(zipfile.is_zipfile, bundles)):
             continue
         for path in sorted(p for pat in rule.patterns for p in run.path.glob(pat)):
-            if _may_go(run.path, path, name):
+            if path.is_symlink() or not path.is_file():
+                continue
+            if name == "partials" and not (
+                _PARTIAL.fullmatch(path.name) and _old(path)
+            ):
+                continue
+            inside = path.resolve().is_relative_to(whole)
+            if inside and not _KEPT.search(path.relative_to(run.path).as_posix()):
                 found[path] = _Found(name, path, path.stat().st_size, run.path)
-    return _whole_files(found)
-
-
-def _whole_files(found: dict[Path, _Found]) -> list[_Found]:
-    "One of several names of a file frees its bytes, and that only if all names go."
-    names, sizes = {}, []
+    names, sizes = {}, []  # one of several names of a file frees its bytes, if all go
     for path in found:
         names.setdefault((path.stat().st_dev, path.stat().st_ino), []).append(path)
     for paths in names.values():
@@ -136,32 +126,9 @@ def _whole_files(found: dict[Path, _Found]) -> list[_Found]:
     return sizes
 
 
-def _may_go(run: Path, path: Path, rule: str) -> bool:
-    "Whether a path that a rule has found is a file of its own that may be deleted."
-    if path.is_symlink() or not path.is_file():
-        return False
-    if rule == "partials" and not (_PARTIAL.fullmatch(path.name) and _old(path)):
-        return False
-    inside = path.resolve().is_relative_to(run.resolve())
-    return inside and not _KEPT.search(path.relative_to(run).as_posix())
-
-
-def _both_bundles(run: Path) -> bool:
-    return all(
-        zipfile.is_zipfile(run / stage / "model-bundle.zip")
-        for stage in ("train", "bundle")
-    )
-
-
-def _old(path: Path, hours: float = 1.0) -> bool:
-    "Whether nobody has written to a path for a while: it may be in the making."
-    return time.time() - path.stat().st_mtime > 3600 * hours
-
-
-_SUBMISSION = re.compile(
-    r"(tasks|job|queue|cancelled|modules)\.json|job\.sh|queue\.log|(local|slurm)-.+\.out|"
-    r"\.(reserve|probe|cancelling|[0-9a-f]{8}\..+)"
-)
+def _old(path: Path) -> bool:
+    "Whether nobody has written to a path for an hour: it may be in the making."
+    return time.time() - path.stat().st_mtime > 3600
 
 
 def _is_submission(home: Path, folder: Path) -> bool:
@@ -169,13 +136,12 @@ def _is_submission(home: Path, folder: Path) -> bool:
     if not _lies_inside(home, folder):
         return False
     try:
-        doc, job = (read_json(home / f"{name}.json") for name in ("tasks", "job"))
-        members, queue, book = doc["folders"], job["queue"], doc.get("notebook")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        tasks = read_json(home / "tasks.json", form=records.TASKS, needed=("folders",))
+        read_json(home / "job.json", form=records.SUBMITTED, needed=("queue",))
+    except (OSError, ValueError):
         return False
-    named = isinstance(members, list) and all(isinstance(m, str) for m in members)
-    ours = named and members and queue in ("local", "slurm")
-    return bool(ours) and (home / "job.sh").is_file() and _only_ours(home, book)
+    whole = tasks["folders"] and (home / "job.sh").is_file()
+    return bool(whole) and _only_ours(home, tasks.get("notebook"))
 
 
 def _only_ours(home: Path, notebook: str | None = None) -> bool:
@@ -200,54 +166,33 @@ def _superseded(home: Path) -> bool:
         return False  # it may be in the making
     for folder in map(Path, read_json(tasks)["folders"]):
         moved = home.parent.parent / folder.name  # with the submissions beside it
-        try:
-            if any(home.name in _submissions(Run(place)) for place in (folder, moved)):
+        for run in (Run(folder), Run(moved)):
+            try:
+                job = run.manifest.get("went", {}).get("job") or {}
+                turns = [job.get("submission"), *(t[0] for t in job.get("earlier", []))]
+                if home.name in [Path(turn).name for turn in turns if turn]:
+                    return False
+            except Unreadable:  # nobody can tell
                 return False
-        except Unreadable:  # nobody can tell
-            return False
     told = {word for word, _ in ask({str(home)}, now=True).values()}
     return told.isdisjoint({*LIVE, "unreadable", "unknown"})
 
 
-def _submissions(run: Run) -> list[str]:
-    "Names of the submissions that a run refers to."
-    job = run.manifest.get("went", {}).get("job") or {}
-    homes = [job.get("submission"), *(turn[0] for turn in job.get("earlier", []))]
-    return [Path(home).name for home in homes if home]
-
-
 def _old_submissions(folder: Path) -> list[_Found]:
-    found = []
-    for tasks in sorted(folder.rglob("jobs/*/tasks.json")):
-        if _is_submission(tasks.parent, folder) and _superseded(tasks.parent):
-            found.append(_whole(tasks.parent))
-    for path in sorted(folder.rglob("jobs/.gone-*")):  # of a call that was killed
+    homes = [tasks.parent for tasks in sorted(folder.rglob("jobs/*/tasks.json"))]
+    homes = [h for h in homes if _is_submission(h, folder) and _superseded(h)]
+    for path in sorted(folder.rglob("jobs/.gone-*")):
         if _GONE.fullmatch(path.name) and _lies_inside(path, folder):
             with contextlib.suppress(OSError, ValueError):
                 tasks = read_json(path / "tasks.json", {}, records.TASKS)
-                if _only_ours(path, tasks.get("notebook")):
-                    found.append(_whole(path))
-    return found
-
-
-_GONE = re.compile(r"\.gone-[0-9a-f]+")
-
-
-def _whole(folder: Path) -> _Found:
-    size = sum(path.lstat().st_size for path in folder.iterdir())
-    return _Found("submissions", folder, size)
-
-
-def _cached() -> list[_Found]:
-    own = re.compile(r"[0-9a-f]{32}\.npy|\.[0-9a-f]{8}\.[0-9a-f]{32}\.npy")
-    names = [p for folder in scratch_places() for p in sorted(folder.iterdir())]
-    files = [p for p in names if own.fullmatch(p.name) and is_own_file(p)]
-    return [_Found("cache", p, p.stat().st_size) for p in files if _old(p)]
+                homes += [path] if _only_ours(path, tasks.get("notebook")) else []
+    sizes = {home: sum(p.lstat().st_size for p in home.iterdir()) for home in homes}
+    return [_Found("submissions", home, size) for home, size in sizes.items()]
 
 
 @dataclass(frozen=True)
 class _Cleaning:
-    "What would go; `do` lets it go. Prints as a table."
+    "What would go, or has gone. Prints as a table."
 
     found: tuple[_Found, ...]
     rules: dict[str, _Rule]
@@ -281,24 +226,29 @@ class _Cleaning:
 
 def look(
     folders: Iterable[str | Path],  # Runs, sweeps, or folders that hold some
-    rules: Iterable[str] | None = None,  # Names; None: all but those to be asked for
+    rules: Iterable[str] = (),  # Names of some rules; none: all but scores
+    scores: bool = False,  # With the scores of predicted scenes
 ) -> _Cleaning:
     "Find what may go below some folders; nothing is touched."
     folders = [Path(f).expanduser().absolute() for f in folders]
-    rules = chosen_rules(rules)
+    names = [*(rules or [n for n in RULES if n != "scores"]), *["scores"] * scores]
+    for name in names:
+        if name not in RULES:
+            raise ValueError(f"there is no rule {name!r}; {near_match(name, RULES)}")
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
+    rules = {name: RULES[name] for name in names}
     runs = {run.path: run for folder in folders for run in find_runs(folder)}
-    busy = _busy_runs(list(runs.values()))
-    found = [
-        item for path, run in runs.items() if path not in busy
-        for item in _in_run(run, rules)
-    ]  # fmt: skip
+    busy, found = _busy_runs(runs.values()), []
+    for path, run in runs.items():
+        found += [] if path in busy else _in_run(run, rules)
     if "submissions" in rules:
         found += [item for folder in folders for item in _old_submissions(folder)]
-    if "cache" in rules:
-        found += _cached()
+    for place in scratch_places() if "cache" in rules else ():
+        for path in sorted(place.iterdir()):
+            if _CACHED.fullmatch(path.name) and is_own_file(path) and _old(path):
+                found.append(_Found("cache", path, path.stat().st_size))
     unique = {item.path: item for item in found}
     return _Cleaning(tuple(unique.values()), rules, busy)
 
@@ -334,14 +284,6 @@ def _held(run: Path | None):
         yield
 
 
-def _empty(folder: Path) -> None:
-    "Delete the files of a submission and then the folder, in which there is nothing else."
-    tasks = folder / "tasks.json"  # last: it names the notebook
-    for path in sorted(folder.iterdir(), key=lambda path: (path == tasks, path)):
-        path.unlink()
-    folder.rmdir()
-
-
 def _delete(item: _Found, left: dict) -> bool:
     "Let one thing go; whether it has gone."
     try:
@@ -349,13 +291,16 @@ def _delete(item: _Found, left: dict) -> bool:
         if not gone.is_dir():
             gone.unlink()
             return True
-        if not (_GONE.fullmatch(gone.name) or _is_submission(gone, above.parent)):
-            left[gone] = "it is no submission any more"
-            return False
         if not _GONE.fullmatch(gone.name):
+            if not _is_submission(gone, above.parent):
+                left[gone] = "it is no submission any more"
+                return False
             gone = gone.with_name(f".gone-{secrets.token_hex(4)}")
             os.rename(item.path, gone)
-        _empty(gone)
+        tasks = gone / "tasks.json"  # last: it names the notebook
+        for path in sorted(gone.iterdir(), key=lambda path: (path == tasks, path)):
+            path.unlink()
+        gone.rmdir()
         return True
     except OSError as err:
         left[item.path] = err.strerror or str(err)

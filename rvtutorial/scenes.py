@@ -6,57 +6,31 @@
 __all__ = ['COLOURS', 'stretch', 'plot_scene', 'check_scenes', 'plot_balance', 'plot_histograms', 'percentiles', 'plot_map']
 
 # %% ../nbs/04_dataset.ipynb #7e1d3899
+# ruff: noqa: F401, what the lesson's user finds here is not all used here
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
-from rvtutorial.data.labels import (  # noqa: F401
-    data_mask,
-    image_info,
-    is_raster,
-    open_image,
-    pixel_size,
-    read_image,
-    read_shapes,
-    value_counts,
-)
-from .data.masks import read_classes, read_meaning
-from rvtutorial.data.pairing import (  # noqa: F401
-    IMAGE_PATTERN,
-    LABEL_PATTERN,
-    SPLITS,
-    DataError,
-    Scene,
-    band_histograms,
-    building_sizes,
-    clean_labels,
-    dataset_digest,
-    find_scenes,
-    find_splits,
-    label_rings,
-    leaks,
-    odd_ones,
-    outlines,
-    palette_problems,
-    raster_problems,
-    sampled_range,
-    scene_mask,
-    scene_row,
-    split_scenes,
-    target_class,
-    write_table,
-)
-from .data.validity import Validity, no_numbers
-from .data.spacenet import fetch_spacenet  # noqa: F401
-from .data.synthetic import ensure_data, make_sample_scenes  # noqa: F401
+from .data import labels, pairing
+from .data.label_values import Meaning
+from .data.labels import building_sizes, clean_labels, image_info, open_image
+from .data.labels import read_image, read_shapes
+from .data.pairing import IMAGE_PATTERN, LABEL_PATTERN, DataError, Scene
+from .data.pairing import band_histograms, dataset_digest, find_scenes
+from .data.pairing import find_splits, leaks, outlines, scene_mask
+from .data.pairing import split_scenes, write_table
+from .data.spacenet import fetch_spacenet
+from .data.synthetic import ensure_data, make_sample_scenes
+from .data.validity import Validity, data_mask, no_numbers
 
 # %% ../nbs/04_dataset.ipynb #ea445cc3
 def _figure(width, height):
-    "A figure that is drawn where it is shown, and only there."
-    from matplotlib.figure import Figure
+    "A figure of pyplot, so that Jupyter shows it, closed at once, so that it does so once."
+    import matplotlib.pyplot as plt
 
-    return Figure(figsize=(width, height), dpi=80, layout="constrained")
+    fig = plt.figure(figsize=(width, height), dpi=80, layout="constrained")
+    plt.close(fig)
+    return fig
 
 
 def stretch(
@@ -64,24 +38,21 @@ def stretch(
     low: float = 2,  # Percentile that becomes black
     high: float = 98,  # Percentile that becomes white
     rgb: tuple | None = None,  # Bands shown as red, green, blue; None: a usual choice
-    seen: np.ndarray
-    | None = None,  # (height, width), True where there is data; None: by value
+    seen: np.ndarray | None = None,  # (height, width), data or not; None: by value
 ) -> np.ndarray:  # (height, width, 3), float32 from 0 to 1
     "Stretch each band between two of its percentiles; pixels without data stay black."
     if rgb is None:
         rgb = {1: (0, 0, 0), 2: (0, 0, 0), 8: (4, 2, 1)}.get(len(image), (0, 1, 2))
     seen = data_mask(image) if seen is None else seen
-    seen = seen & ~no_numbers(image[list(rgb)]).any(
-        0
-    )  # averages, where few are numbers
+    # averages, where few are numbers
+    seen = seen & ~no_numbers(image[list(rgb)]).any(0)
     out = np.zeros((*image.shape[1:], 3), np.float32)
     if seen.any():
         for k, band in enumerate(rgb):
             a, b = np.percentile(image[band][seen], (low, high))
             known = np.where(seen, image[band], a).astype(np.float32)
-            out[..., k] = np.where(
-                seen, np.clip((known - a) / max(b - a, 1e-6), 0, 1), 0
-            )
+            stretched = np.clip((known - a) / max(b - a, 1e-6), 0, 1)
+            out[..., k] = np.where(seen, stretched, 0)
     return out
 
 # %% ../nbs/04_dataset.ipynb #e6fce4db
@@ -98,32 +69,32 @@ def plot_scene(
     "Draw a scene, stretched, with its labels outlined, and how many there are."
     from matplotlib.collections import LineCollection
 
-    info, (dx, dy) = image_info(scene.image), pixel_size(image_info(scene.image))
+    info = image_info(scene.image)
+    (high, wide), (dx, dy) = info.shape, info.pixel_size()
     placed = dx == dx  # NaN without a georeference: then pixels, rows downwards
     dx, dy = (dx, -dy) if placed else (1.0, 1.0)
     if ax is None:
         ax = _figure(5, 5).subplots()
-    top = -info.height * dy if placed else 0
-    extent = (0, info.width * dx, top + info.height * dy, top)
+    top = -high * dy if placed else 0
+    extent = (0, wide * dx, top + high * dy, top)
     pixels = read_image(scene.image, max_size)
     with open_image(scene.image) as file:
         seen = Validity(file, order, zeros).valid(shape=pixels.shape[1:])
     pixels = pixels if order is None else pixels[order]
     ax.imshow(stretch(pixels, seen=seen), extent=extent)
     title = f"scene {scene.id}"
-    if scene.label and is_raster(scene.label):
-        values = read_meaning(label_values, classes)
-        aim = target_class(classes)
-        if values is None:
+    if scene.label and labels.is_raster(scene.label):
+        meaning, aim = Meaning.of(label_values, classes), labels.target_class(classes)
+        if meaning is None:
             title += ": raster labels,\nwhose meaning label_values says"
         else:
-            mask = read_classes(scene.label, values, max_size, info) == aim + 1
+            mask = meaning.read(scene.label, max_size, info) == aim + 1
             title += f": {classes[aim]} on {mask.mean():.0%} of it"
             if 0 < mask.mean() < 1:
                 style = dict(colors="#F0E442", linewidths=0.8, origin="upper")
                 ax.contour(mask, [0.5], extent=extent, **style)
     elif scene.label:
-        lines, number = label_rings(scene, info, layer)
+        lines, number = labels.label_rings(scene, info, layer)
         lines = [(0, top) + line * (dx, dy) for line in lines]
         ax.add_collection(LineCollection(lines, colors="#F0E442", linewidths=1))
         title += f": {number} buildings"
@@ -139,9 +110,7 @@ def check_scenes(
     bands: int | None = None,  # Bands of every image; None: what most have
     class_field: str | None = None,  # Attribute of vector labels that holds the class
     classes=("building", "background"),  # Class names in order, or {value: id}
-    label_values: str
-    | dict
-    | None = None,  # Raster labels: 255:building,0:background, or #3C1098:building,...
+    label_values: str | dict | None = None,  # 255:building,... or #3C1098:building,...
     layer: str | None = None,  # Layer of vector labels; None: the only one
     zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
     order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
@@ -151,26 +120,18 @@ def check_scenes(
     `no_data` is the share of pixels without data in the bands that are used, and `share`
     that of the class that is looked for, the first but background; the notes say why
     pixels hold no data, and what classes label rasters hold. Where `order` says which
-    bands are used, images may have others beside them. Raises DataError, which names all scenes that cannot
-    be used and what would help, and ValueError for `label_values` that name no class.
+    bands are used, images may have others beside them. Raises DataError, which names all
+    scenes that cannot be used and what would help, and ValueError for `label_values` that
+    name no class.
     """
-    import pandas as pd
     from tqdm import tqdm
 
     if isinstance(scenes, dict):
         scenes = [scene for found in scenes.values() for scene in found]
     bar = tqdm(scenes, desc="checking", unit="scene", disable=len(scenes) < 100)
-    read_meaning(label_values, [*map(str, classes)])
     how = (class_field, classes, label_values, layer, zeros, order)
-    rows = [scene_row(scene, *how) for scene in bar]
-    rasters = [row.pop("raster") for row, _ in rows if row]
-    table = pd.DataFrame([row for row, _ in rows if row])
-    problems = [problem for _, problem in rows if problem]
-    problems += raster_problems([r for r in rasters if r], classes, label_values)
-    problems += odd_ones(table, "bands", bands) if order is None or bands else []
-    problems += odd_ones(table, "dtype")
-    problems += palette_problems(table)
-    if problems or not rows:
+    table, problems = pairing.describe(bar, bands, *how)
+    if problems or not len(table):
         raise DataError(problems or ["there are no scenes to check"])
     return table.drop(columns="palette")
 
@@ -182,26 +143,17 @@ def plot_balance(
     "Share of labelled pixels per scene, and the sizes of buildings."
     figure = _figure(7.5, 2.9)
     left, right = figure.subplots(1, 2)
-    shares = {
-        split: rows for split, rows in table.groupby("split", sort=False)["share"]
-    }
-    left.hist(
-        list(shares.values()),
-        np.linspace(0, 0.5, 26),
-        label=list(shares),
-        color=[COLOURS[i % len(COLOURS)] for i in range(len(shares))],
-        edgecolor="white",
-        hatch=["", "", "////", "..", "xx"][: len(shares)],
-        stacked=True,
-    )
+    shares = dict(iter(table.groupby("split", sort=False)["share"]))
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(shares))]
+    style = dict(color=colours, edgecolor="white", stacked=True)
+    style["hatch"] = ["", "", "////", "..", "xx"][: len(shares)]
+    bins, rows = np.linspace(0, 0.5, 26), list(shares.values())
+    left.hist(rows, bins, label=list(shares), **style)
     left.set(xlabel="share of building pixels in a scene", ylabel="scenes")
     left.legend(frameon=False)
     if len(areas):
-        right.hist(
-            areas,
-            np.geomspace(max(areas.min(), 1), areas.max() + 1, 40),
-            color=COLOURS[0],
-        )
+        bins = np.geomspace(max(areas.min(), 1), areas.max() + 1, 40)
+        right.hist(areas, bins, color=COLOURS[0])
     right.set(xlabel="footprint (square metres)", ylabel="buildings", xscale="log")
     return figure
 
@@ -216,24 +168,15 @@ def plot_histograms(
 ):  # -> matplotlib Figure
     "Draw the values of each band on buildings and elsewhere, each with area 1."
     figure = _figure(8, 2.6)
-    for band, axes in enumerate(
-        figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
-    ):
+    every = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for band, axes in enumerate(every):
         for k, label in enumerate(("elsewhere", "building")):
             height = counts[band, k] / max(counts[band, k].sum(), 1)
-            axes.stairs(
-                height,
-                edges,
-                label=label,
-                color=(COLOURS[0], COLOURS[4])[k],
-                fill=k == 0,
-                alpha=0.5 + k / 2,
-                linewidth=1.5,
-            )
+            style = dict(color=(COLOURS[0], COLOURS[4])[k], fill=k == 0, linewidth=1.5)
+            axes.stairs(height, edges, label=label, alpha=0.5 + k / 2, **style)
         name = names[band] if band < len(names) else f"band {band + 1}"
-        axes.set(
-            xlabel=f"{name} (digital numbers)", ylabel="" if band else "share of pixels"
-        )
+        axes.set_xlabel(f"{name} (digital numbers)")
+    every[0].set_ylabel("share of pixels")
     axes.legend(frameon=False)
     return figure
 
@@ -248,7 +191,8 @@ def percentiles(
 ) -> tuple[list[float], list[float]]:  # One number per band, twice
     """Find the range of each band over all pixels with data.
 
-    Exact for whole numbers of 8 and 16 bits, sampled (`sampled_range`) for others. The same scenes give the same numbers. A band of one value gets a range of width 1.
+    Exact for whole numbers of 8 and 16 bits, sampled for others. The same scenes give the
+    same numbers. A band of one value gets a range of width 1.
     """
     scenes = list(scenes)
     if not 0 <= low < high <= 100:
@@ -256,23 +200,25 @@ def percentiles(
     if not scenes:
         raise ValueError("there are no scenes to take percentiles from")
     if len(scenes) > most:
-        scenes = [
-            scenes[i] for i in np.linspace(0, len(scenes) - 1, most).round().astype(int)
-        ]
+        steps = np.linspace(0, len(scenes) - 1, most).round().astype(int)
+        scenes = [scenes[i] for i in steps]
     dtype = np.dtype(image_info(scenes[0].image).dtype)
     if dtype.kind not in "iu" or dtype.itemsize > 2:
-        return sampled_range(scenes, low, high, zeros=zeros, order=order)
+        return pairing.sampled_range(scenes, low, high, zeros=zeros, order=order)
     top, bottom = np.iinfo(dtype).max, np.iinfo(dtype).min
-    counts = sum(value_counts(s.image, top, zeros, order, bottom) for s in scenes)
+    how = top, zeros, order, bottom
+    counts = sum(labels.value_counts(s.image, *how) for s in scenes)
     if not counts.any():
         raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
-    cut = [
-        [bottom + int(np.searchsorted(np.cumsum(c), c.sum() * q / 100)) for c in counts]
-        for q in (low, high)
-    ]
-    return [float(a) for a in cut[0]], [
-        float(max(b, a + 1)) for a, b in zip(*cut, strict=True)
-    ]
+    lowest, highest = [], []
+    for band in counts:
+        cuts = np.searchsorted(
+            np.cumsum(band), band.sum() * np.array([low, high]) / 100
+        )
+        a, b = (float(bottom + cut) for cut in cuts)
+        lowest.append(a)
+        highest.append(max(b, a + 1))
+    return lowest, highest
 
 # %% ../nbs/04_dataset.ipynb #d341f8d7
 def plot_map(
@@ -281,20 +227,14 @@ def plot_map(
     "Draw where the scenes of each split lie."
     figure = _figure(4.6, 4)
     axes = figure.subplots()
-    for (split, rows), colour in zip(
-        frame.groupby("split", sort=False), COLOURS, strict=False
-    ):
-        for (
-            part
-        ) in rows.geometry.explode().exterior:  # two where 180 degrees are crossed
+    groups = frame.groupby("split", sort=False)
+    for (split, rows), colour in zip(groups, COLOURS, strict=False):
+        for part in rows.geometry.explode().exterior:  # two across 180 degrees
             axes.fill(*part.xy, facecolor=colour, alpha=0.5, edgecolor=colour)
         axes.fill([], [], color=colour, alpha=0.5, label=f"{split} ({len(rows)})")
     middle = np.radians(frame.total_bounds[[1, 3]].mean()) if len(frame) else 0.0
-    axes.set(
-        xlabel="longitude (degrees)",
-        ylabel="latitude (degrees)",
-        aspect=1 / np.cos(middle),
-    )
+    axes.set(xlabel="longitude (degrees)", ylabel="latitude (degrees)")
+    axes.set_aspect(1 / np.cos(middle))
     axes.ticklabel_format(useOffset=False)
     axes.locator_params(axis="y", nbins=4)
     axes.locator_params(axis="x", nbins=2)  # long labels

@@ -13,59 +13,20 @@ import pandas as pd
 
 from .core.renamed import renamed
 from .hpc.sites import Site
-from rvtutorial.metrics.leaderboard import (
-    Board,
-    board_in_words,
-    leaderboard,
-    readable_runs,
-)
-from .runs import Run
+from .metrics.leaderboard import Board, leaderboard
 from .slurm import Job
-from .sweeps import trials as _trials
 from .sweeps.space import Proposal, propose
-from rvtutorial.sweeps.sweepfile import (  # noqa: F401
-    Trial,
-    complete,
-    grid,
-    new_trials,
-    read_record,
-    read_sweep,
-    trial_names,
-)
+from .sweeps.sweepfile import complete, grid, read_sweep, trial_names  # noqa: F401
+from .sweeps.trials import BROKEN, SweepFolder
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #68be26d3
-class Sweep:
+class Sweep(SweepFolder):
     "A folder with sweep.yaml, trials.csv and one run folder a trial; see `run_sweep`."
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder).expanduser().resolve()
-        self.plan, found = read_record(self.folder)
-        self.fixed = self.plan.fixed
-        self.trials = found  # in the order they were asked for
-
-    def in_order(self) -> list[Trial]:
-        "The trials in the order of their values."
-        return sorted(self.trials, key=lambda trial: trial.place_in_order)
-
-    def runs(self, finished: bool = False) -> dict[str, Run]:
-        "The run of each trial by the trial's name, in the order of its values."
-        runs = {t.name: Run(t.path(self.folder)) for t in self.in_order()}
-        done = {name: run for name, run in runs.items() if run.state == "succeeded"}
-        return done if finished else runs
 
     @property
     def job(self) -> Job:
         "All trials, as something that can be watched and cancelled."
         return Job([run.path for run in self.runs().values()])
-
-    def status(self) -> pd.DataFrame:  # Index: name of the trial
-        "How far each trial is: state, epochs done and asked for, seconds, run folder."
-        return _trials.status_table(self.folder, self.in_order())
-
-    def progress(self) -> _trials.SweepProgress:
-        "States, best so far with its interval, time worked and left, GPU-minutes."
-        now = Sweep(self.folder)  # jobs may have noted more meanwhile
-        return _trials.progress(self.folder, now.plan, now.in_order())
 
     def leaderboard(self, metric=None, split="validation", **how) -> Board:
         "Finished trials, highest score first; `how` goes on to `metrics.leaderboard`."
@@ -82,14 +43,12 @@ class Sweep:
 
     def __repr__(self):
         states = self.progress().states.items()
-        counts = [f"{n} {state}" for state, n in states]
-        return (
-            f"Sweep({self.folder.name}: {len(self.trials)} trials, {', '.join(counts)})"
-        )
+        counts = ", ".join(f"{n} {state}" for state, n in states)
+        return f"Sweep({self.folder.name}: {len(self.trials)} trials, {counts})"
 
     def wait(self, progress: bool = True, timeout: float | None = None) -> "Sweep":
         "Come back when no trial is queued or running; an error if one has failed."
-        _trials.follow(self.progress, timeout=timeout, quiet=not progress)
+        self.follow(timeout=timeout, quiet=not progress)
         self.job.wait(progress=False)
         return Sweep(self.folder)
 
@@ -99,27 +58,15 @@ class Sweep:
         Job([*self.job.folders, *behind]).cancel()
         return self
 
-    def resume(self, site=None, only=None) -> "Sweep":
-        "Queue what is not done; `site` None is where it ran last, `only` some trials."
-        _trials.resume_sweep(self.folder, self.plan, self.trials, site, only)
-        return Sweep(self.folder)
-
-    go_on = renamed(resume, "Sweep.go_on", "Sweep.resume")
-
     def retry(self, site=None) -> "Sweep":
         "Queue again what has failed, and nothing else."
         states = self.status()["state"]
-        broken = states.isin([*_trials.BROKEN, "lost", "node lost"])
+        broken = states.isin([*BROKEN, "lost", "node lost"])
         # with early stopping the others may be waiting for these
         only = None if self.plan.early else list(states.index[broken])
         return self.resume(site, only)
 
-    def extend(self, trials, reuse: Iterable = (), site=None) -> "Sweep":
-        "Add trials, as `run_sweep` takes them, or a number where they are drawn."
-        plan, asked = _trials.wider(self.folder, self.plan, trials)
-        site = site or _trials.last_site(self.folder, self.trials)
-        _trials.record_and_submit(self.folder, plan, asked, reuse, site)
-        return Sweep(self.folder)
+    go_on = renamed(SweepFolder.resume, "Sweep.go_on", "Sweep.resume")
 
     def next_round(self) -> Proposal:
         "Trials that would make a second round, and in `.reason` why these."
@@ -140,15 +87,13 @@ def run_sweep(
     asked for that it does not have (`Sweep.extend` adds trials), or when the disk has
     no room for its runs.
     """
-    folder = Path(folder).expanduser().resolve()
-    _trials.start_sweep(folder, trials, base, site, reuse, compare)
-    return Sweep(folder)
+    return Sweep.start(folder, trials, base, site, reuse, compare)
 
 
 start = renamed(run_sweep, "sweep.start", "sweep.run_sweep")
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #bf428a69
-in_words = renamed(board_in_words, "sweep.in_words", "Board.summary")
+in_words = renamed(Board.summary, "sweep.in_words", "Board.summary")
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #daca764f
 def next_round(
@@ -158,13 +103,13 @@ def next_round(
 
     def allowed(trial):
         try:
-            new_trials(sweep.fixed, [trial], sweep.trials)
+            sweep.plan.new_trials([trial], sweep.trials)
             return complete(sweep.fixed, trial) is not None
         except ValueError:
             return False
 
     tried = {trial.name: trial.parameters for trial in sweep.trials}
-    return propose(tried, readable_runs(sweep.leaderboard()), allowed)
+    return propose(tried, sweep.leaderboard().readable(), allowed)
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #2aa22746
 def level_stretch(

@@ -16,17 +16,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from .figures import maps
-from .metrics import counting
-from .metrics import leaderboard as metrics
 from .chips import grid_windows, plot_windows
+from .core.colours import class_colours
+from .figures import maps
 from .figures.maps import alt_text, figure_bytes, figure_kind  # noqa: F401
-from .metrics.leaderboard import LabelFolder  # noqa: F401  (one place for all figures)
-from rvtutorial.figures.runs import (  # noqa: F401
-    Board,
+from rvtutorial.figures.runs import (  # noqa: F401  (one place for all figures)
     find_scene,
     note_test,
     open_runs,
@@ -37,12 +33,10 @@ from rvtutorial.figures.runs import (  # noqa: F401
     plot_scene_scores,
     plot_score_curves,
     plot_worst,
+    scene_layers,
     scene_score,
-    summary,
     write_table,
 )
-from .runs import Run
-from .scenes import plot_scene  # noqa: F401
 from rvtutorial.figures.sweeps import (  # noqa: F401
     importance,
     plot_cost,
@@ -51,6 +45,11 @@ from rvtutorial.figures.sweeps import (  # noqa: F401
     plot_parameter,
     trial_table,
 )
+from .metrics import counting
+from .metrics import leaderboard as metrics
+from .metrics.leaderboard import Board, LabelFolder, summary  # noqa: F401
+from .runs import Run
+from .scenes import plot_scene  # noqa: F401
 
 # %% ../nbs/07_evaluation.ipynb #04302b2f
 _all_ = [
@@ -74,7 +73,7 @@ def files(
             parts[1] = "<scene>"
         elif parts[0] == "labels":
             parts[-1] = f"<scene>{path.suffix}"
-        elif len(parts) > 2 and parts[0] in ("train", "labels"):
+        elif len(parts) > 2 and parts[0] == "train":
             parts[2:] = ["..."]
         if not parts[0].startswith("."):
             rows.append(("/".join(parts), path.stat().st_size / 1024))
@@ -94,14 +93,13 @@ def display_conf_mat(
     counts = {name: metrics.counts_of(run, split) for name, run in runs.items()}
     rows = -(-len(counts) // 4)
     columns = -(-len(counts) // rows)
-    size = dict(figsize=(0.3 + 3.7 * columns, 3.4 * rows), layout="constrained")
-    fig, axes = plt.subplots(rows, columns, squeeze=False, **size)
-    plt.close(fig)  # the figure is the value; open, Jupyter would draw it twice
+    size = (0.3 + 3.7 * columns, 3.4 * rows)
+    fig, axes = maps.subplots(*size, rows, columns, squeeze=False)
     for ax in axes.flat[len(counts) :]:
         ax.remove()
     for ax, (name, found) in zip(axes.flat, counts.items(), strict=False):
         kind = class_name or counting.first_class(found)
-        maps.draw_matrix(ax, metrics.table(found, kind, null).sum(), kind)
+        maps.draw_matrix(ax, counting.table(found, kind, null).sum(), kind)
         ax.set_title(f"{name}\n{len(found)} whole {split} scenes", fontsize=10)
     for note in note_test(runs, split, "display_conf_mat", "confusion matrix"):
         maps.title_above(fig, note)
@@ -123,44 +121,29 @@ def plot_predictions(
     opened = open_runs(runs)
     base = next(iter(opened.values()))
     scenes = base.scene_ids(split)[:3] if scenes is None else scenes
-    scenes = [scenes] if isinstance(scenes, (str, int)) else list(scenes)
-    ids = [find_scene(base, scene, split, data) for scene in scenes]
-    every = [maps.run_layers(base, scene, data, max_size) for scene in ids]
-    fig, axes = maps.panels(len(ids), 1 + len(opened), every[0].frame)
-    plt.close(fig)
+    every = scene_layers(base, scenes, split, data, max_size)
+    fig, axes = maps.panels(len(every), 1 + len(opened), every[0].frame)
     for row, layers in zip(axes, every, strict=True):
-        _draw_row(row, layers, opened, view, split, max_size)
+        layers.draw_picture(row[0])
+        for ax, run in zip(row[1:], opened.values(), strict=True):
+            if view == "labels":
+                colours = class_colours(*maps.class_names(run)).values()
+                layers.draw_classes(ax, layers.prediction(run), colours)
+            else:
+                layers.draw_errors(ax, layers.errors(run))
+            ax.set_title(scene_score(run, layers.id, split), fontsize=9)
     for name, ax in zip(["image", *opened], axes[0], strict=True):
-        ax.set_title(
-            f"{maps.wrapped_name(name)}\n{ax.get_title()}".strip(), fontsize=10
-        )
+        title = f"{maps.wrapped_name(name)}\n{ax.get_title()}".strip()
+        ax.set_title(title, fontsize=10)
     maps.label_panels(axes, every)
-    _legend(fig, base, view)
+    colours = class_colours(*maps.class_names(base)).items()
+    numbered = {f"{i} {name}": colour for i, (name, colour) in enumerate(colours)}
+    maps.legend_below(fig, numbered if view == "labels" else maps.ERRORS)
     notes = [f"{split} scenes", *note_test(opened, split, "plot_predictions")]
     maps.title_above(fig, "; ".join(notes))
     return fig
 
-# %% ../nbs/07_evaluation.ipynb #59a6e1f6
-def _draw_row(row, layers, runs, view, split, max_size):
-    maps.draw_picture(row[0], layers)
-    for ax, run in zip(row[1:], runs.values(), strict=True):
-        if view == "labels":
-            drawn = maps.prediction_of(run, layers, max_size)
-            maps.draw_classes(ax, layers, drawn, maps.class_colours(run).values())
-        else:
-            maps.draw_errors(ax, layers, maps.class_errors(run, layers, None, max_size))
-        ax.set_title(scene_score(run, layers.id, split), fontsize=9)
-
 # %% ../nbs/07_evaluation.ipynb #b9db64f1
-def _legend(fig, run, view):
-    names = maps.ERRORS
-    if view == "labels":
-        colours = maps.class_colours(run).items()
-        names = {f"{i} {name}": colour for i, (name, colour) in enumerate(colours)}
-    patches = [Patch(fc=c, ec="0.4", label=name) for name, c in names.items()]
-    maps.legend_below(fig, patches)
-
-
 def plot_prediction(
     output_dir,  # A run, or several as in `plot_predictions`
     val_scene_index: str | int,  # Id, or place in the alphabetical order of image names
@@ -192,12 +175,20 @@ def plot_metrics(
     columns: Sequence[str] | None = None,  # Of train/log.csv; None: losses and F1
 ):  # Figure with one panel for each column
     "Draw what training logged; runs may have different numbers of epochs."
-    runs = open_runs(output_path)
-    logs = {name: _log(name, run) for name, run in runs.items()}
-    columns = list(columns or _usual_columns(logs))
-    size = dict(figsize=(3.7 * len(columns) + 0.2, 3.3), layout="constrained")
-    fig, axes = plt.subplots(1, len(columns), squeeze=False, **size)
-    plt.close(fig)
+    runs, logs = open_runs(output_path), {}
+    for name, run in runs.items():
+        if not isinstance(run, Run):
+            raise ValueError(
+                f"{name} is a folder of labels: nothing was trained, so it has no curves"
+            )
+        logs[name] = run.log()
+    if not columns:  # both losses, and the F1 of the first class to be found
+        rest = ("avg_f1", "background_f1", "null_f1")
+        f1 = [c for c in next(iter(logs.values())) if c.endswith("_f1")]
+        f1 = [column for column in f1 if column not in rest] or ["avg_f1"]
+        columns = ["train_loss", "val_loss", f1[0]]
+    size, n = (3.7 * len(columns) + 0.2, 3.3), len(columns)
+    fig, axes = maps.subplots(*size, 1, n, squeeze=False)
     for ax, column in zip(axes.flat, columns, strict=True):
         for i, (name, log) in enumerate(logs.items()):
             maps.draw_curve(ax, log, column, name, i)
@@ -213,15 +204,6 @@ def plot_metrics(
     maps.title_above(fig, _chips_of(runs))
     return fig
 
-# %% ../nbs/07_evaluation.ipynb #6e3f5a38
-def _log(name, run):
-    "What a run logged, if it was trained at all."
-    if not isinstance(run, Run):
-        raise ValueError(
-            f"{name} is a folder of labels: nothing was trained, so it has no curves"
-        )
-    return run.log()
-
 
 def _chips_of(runs):
     "Which scenes the chips are cut from, as far as runs know."
@@ -235,14 +217,6 @@ def _chips_of(runs):
         return "chips of different sets of scenes"
     train, val = counts.pop()
     return f"chips of {train} training and {val} validation scenes"
-
-
-def _usual_columns(logs):
-    "Both losses, and the F1 of the first class that is no background or average."
-    names = list(next(iter(logs.values())).columns)
-    rest = ("avg_f1", "background_f1", "null_f1")
-    f1 = [name for name in names if name.endswith("_f1") and name not in rest]
-    return ["train_loss", "val_loss", *(f1 or ["avg_f1"])[:1]]
 
 
 def _needs_log(column, logs):
@@ -270,9 +244,5 @@ def leaderboard(
 ) -> Board:  # A DataFrame. Index: run, highest first
     "Score runs over whole scenes, with intervals and what they allow us to say."
     opened = open_runs(runs)
-    board = metrics.leaderboard(
-        metrics.group_seeds(opened) if seeds else opened, metric, split, **more
-    )
-    made = Board(board)
-    made.attrs |= board.attrs
-    return made
+    groups = metrics.group_seeds(opened) if seeds else opened
+    return metrics.leaderboard(groups, metric, split, **more)

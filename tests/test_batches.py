@@ -32,8 +32,7 @@ from rvtutorial.engine.batches import (
     _seeded,
     _symmetries,
     _turned,
-    batch_transform,
-    seed_of,
+    seed_everything,
     window_datasets,
 )
 from rvtutorial.engine.reading import SceneStore, build_scene
@@ -103,7 +102,7 @@ def test_chance_belongs_to_a_place_and_leaves_no_trace():
         raise KeyError
     with _seeded(0, 1):
         assert draw() == first
-    assert seed_of(1, 2) != seed_of(2, 1) != seed_of(1, 2, 0)
+    assert seed_everything(1, 2) != seed_everything(2, 1) != seed_everything(1, 2, 0)
     before = global_state()
     with _seeded(None, 1):
         draw()
@@ -227,13 +226,13 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_chips_equal_stock(name, zoo, tmp_path):
-    "Whole batches where there is a batch_transform, item by item where there is none."
+    "Whole batches where there is a BatchTransform, item by item where there is none."
     data = data_of(zoo, tmp_path, name)
     data.augmentors, data.aug_transform = [], None
     for split in ("train", "valid"):
         ours = window_datasets(data, split, SceneStore(100, tmp_path / "s"))
         theirs, _ = _parts_of(data.build_dataset(split))
-        how = batch_transform(data, dtype_of(ours), augment=split == "train")
+        how = BatchTransform.of(data, dtype_of(ours), augment=split == "train")
         slow = ZOO[name].slow.get("chips") == "plain"
         assert isinstance(how, str) == slow, how
         loader = BatchLoader(ours, 3, 0, None if slow else how, train=split == "train")
@@ -268,7 +267,7 @@ def test_every_recipe_scales_as_stock(dtype, bands, scaled, usual):
     label = rng.integers(0, 3, (64, 64)).astype("uint8")
     usual.base_transform, usual.augmentors = steps, []
     part = FakePart(image, label)
-    how = batch_transform(usual, image.dtype, augment=True)
+    how = BatchTransform.of(usual, image.dtype, augment=True)
     assert isinstance(how, BatchTransform)
     base, _ = usual.get_data_transforms()
     stock = AlbumentationsDataset(
@@ -308,13 +307,13 @@ def test_rows_are_scaled_as_single_numbers_are():
     chips = torch.rand(2, 5, 7, 3)
     how = BatchTransform(7, (2.0, 3.0, 0.5), (0.1, 0.0, -1.0))
     expected = chips * torch.tensor(how.scale) + torch.tensor(how.shift)
-    batches.scale_rows(chips, how)
+    how.scale_rows(chips)
     torch.testing.assert_close(chips, expected)
 
 
 def test_batches_lie_in_memory_as_convolutions_like_it(usual):
     dataset = window_datasets(usual, "train")
-    loader = BatchLoader(dataset, 4, 0, batch_transform(usual, "uint8", True))
+    loader = BatchLoader(dataset, 4, 0, BatchTransform.of(usual, "uint8", True))
     x, _ = next(iter(loader))
     assert x.is_contiguous(memory_format=torch.channels_last)
 
@@ -397,7 +396,7 @@ def test_what_a_recipe_cannot_do_is_said(usual):
         changed = usual.copy()
         for name, value in changes.items():
             setattr(changed, name, value)
-        return batch_transform(changed, dtype, augment)
+        return BatchTransform.of(changed, dtype, augment)
 
     assert isinstance(why(), BatchTransform)
     assert "resized" in why(img_sz=32)
@@ -430,12 +429,12 @@ def test_what_a_recipe_cannot_do_is_said(usual):
 
 
 def test_recipes_know_the_range_of_whole_numbers(usual):
-    assert batch_transform(usual, "uint8", True).scale == (1 / 255,)
-    assert batch_transform(usual, "uint16", True).scale == (1 / 65_535,)
-    assert batch_transform(usual, "int16", True).scale == (1.0,)
-    assert batch_transform(usual, "float32", True).scale == (1.0,)
-    assert batch_transform(usual, "uint8", True).augmentors == tuple(SYMMETRIES)
-    assert batch_transform(usual, "uint8", False).augmentors == ()
+    assert BatchTransform.of(usual, "uint8", True).scale == (1 / 255,)
+    assert BatchTransform.of(usual, "uint16", True).scale == (1 / 65_535,)
+    assert BatchTransform.of(usual, "int16", True).scale == (1.0,)
+    assert BatchTransform.of(usual, "float32", True).scale == (1.0,)
+    assert BatchTransform.of(usual, "uint8", True).augmentors == tuple(SYMMETRIES)
+    assert BatchTransform.of(usual, "uint8", False).augmentors == ()
 
 
 def test_a_chip_of_another_size_is_an_error():
@@ -464,7 +463,7 @@ def test_the_last_batch_is_stocks(batch_sz, train, zoo, tmp_path):
         # as Learner.build_dataloader decides it
         last = dict(drop_last=n % batch_sz == 1) if train else {}
         theirs = [len(b) for b in DataLoader(range(n), batch_sz, **last)]
-        how = batch_transform(data, "uint8", train)
+        how = BatchTransform.of(data, "uint8", train)
         loader = BatchLoader(dataset, batch_sz, 0, how, train)
         assert [len(x) for x, _ in loader.epoch(1)] == theirs
         assert len(loader) == len(theirs)
@@ -495,7 +494,7 @@ def test_any_batch_on_equals_the_tail(path, zoo, tmp_path):
 
     def loader():
         dataset = window_datasets(data, "train", store)
-        how = batch_transform(data, "uint8", True) if path == "recipe" else None
+        how = BatchTransform.of(data, "uint8", True) if path == "recipe" else None
         return BatchLoader(
             dataset, 2, 7, how, workers=2 if path == "two workers" else 0
         )
@@ -514,7 +513,7 @@ def test_any_batch_on_equals_the_tail(path, zoo, tmp_path):
 def test_validation_is_the_same_each_time(usual):
     dataset = window_datasets(usual, "valid")
     loader = BatchLoader(
-        dataset, 4, 0, batch_transform(usual, "uint8", False), train=False
+        dataset, 4, 0, BatchTransform.of(usual, "uint8", False), train=False
     )
     assert same_batches(clones(loader), clones(loader))
     assert loader.items(0) == loader.items(1)
@@ -526,7 +525,7 @@ def test_validation_is_the_same_each_time(usual):
 def test_making_batches_draws_nothing_from_the_generators(path, usual):
     # a training that goes on in the middle of an epoch must not draw once more
     dataset = window_datasets(usual, "train")
-    how = batch_transform(usual, "uint8", True) if path == "recipe" else None
+    how = BatchTransform.of(usual, "uint8", True) if path == "recipe" else None
     loader = BatchLoader(dataset, 4, 0, how)
     before = global_state()
     for _ in loader.epoch(0, 1):
@@ -574,9 +573,9 @@ def test_workers_do_not_change_chips(name, zoo, tmp_path):
 def test_a_batch_is_left_alone_while_it_is_used(usual):
     usual.sampling = random_windows(max_windows=20)
     dataset = window_datasets(usual, "train", SceneStore(100))
-    loader = BatchLoader(dataset, 2, 0, batch_transform(usual, "uint8", True))
+    loader = BatchLoader(dataset, 2, 0, BatchTransform.of(usual, "uint8", True))
     expected = clones(loader.epoch(0))
-    assert len(expected) > 3 * len(loader.collator.raw_buffers)
+    assert len(expected) > 3 * len(loader.collator.buffers)
     for (x, y), (ex, ey) in zip(loader.epoch(0), expected, strict=True):
         time.sleep(0.01)  # the thread runs ahead as far as it may
         assert torch.equal(x, ex) and torch.equal(y, ey)
@@ -606,7 +605,7 @@ def threads():
 def test_threads_end_when_nobody_asks_any_more(usual):
     assert not threads()
     dataset = window_datasets(usual, "train")
-    loader = BatchLoader(dataset, 2, 0, batch_transform(usual, "uint8", True))
+    loader = BatchLoader(dataset, 2, 0, BatchTransform.of(usual, "uint8", True))
     for _ in range(5):
         epoch = loader.epoch()
         next(epoch)
@@ -629,7 +628,7 @@ def test_errors_reach_the_one_who_waits(usual, monkeypatch):
     def broken(window):
         raise OSError("the disk is gone")
 
-    loader = BatchLoader(dataset, 2, 0, batch_transform(usual, "uint8", True))
+    loader = BatchLoader(dataset, 2, 0, BatchTransform.of(usual, "uint8", True))
     got = iter(loader)
     next(got)
     monkeypatch.setattr(part.scene.raster_source, "get_chip", broken)

@@ -20,9 +20,10 @@ from stock_configs import ZOO, image, pipeline, scenes, vector
 
 from rvtutorial.engine import bundles
 from rvtutorial.engine import pipeline as engine
-from rvtutorial.engine.learner import pack
+from rvtutorial.engine.learner import FastLearner
 from rvtutorial.models import unet
 
+pack = FastLearner.pack
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 KINDS = ("run", "bundle", "training", "moved", "old")
@@ -296,25 +297,26 @@ def test_what_is_not_known_is_said(gone, data, tmp_path):
 
 
 def test_ranges_of_values(tmp_path, data):
-    about = bundles.inputs_of(
+    about = bundles.Model.inputs_of(
         [image(data / "own/t1/rgb.tif"), image(data / "own/t2/rgb.tif")]
     )
     assert about["dtype"] == "uint8" and about["bands"] == 3
     for low, high in zip(about["low"], about["high"], strict=True):
         assert 0 < low[0] <= low[1] < high[0] <= high[1] <= 255
-    assert bundles.inputs_of([image("/nowhere/a.tif")]) is None
+    assert bundles.Model.inputs_of([image("/nowhere/a.tif")]) is None
 
 
 def test_ranges_count_where_training_scenes_differ_in_type(tmp_path, data):
     floats = picture(tmp_path, data, 1, "float32")
     both = [image(data / "own/t1/rgb.tif"), image(floats)]
-    about = bundles.inputs_of(both)
+    about = bundles.Model.inputs_of(both)
     assert about["dtype"] is None and about["bands"] == 3
     far = picture(tmp_path, data, 30, "float32")
-    (odd,) = bundles.odd_ranges([str(floats), str(far)], None, about)
+    model = bundles.Model(tmp_path, {}, {}, None, about)
+    (odd,) = model.odd_ranges([str(floats), str(far)], None)
     assert far.name in odd
     joined = SimpleNamespace(raster_sources=both)  # one scene of two files
-    about = bundles.inputs_of([joined])
+    about = bundles.Model.inputs_of([joined])
     assert about["dtype"] is None and about["bands"] == 6
 
 
@@ -330,7 +332,7 @@ def test_a_model_is_taken_from_its_own_folder_only(tmp_path, monkeypatch):
     for config in ({}, there):
         (copy / "pipeline-config.json").write_text(json.dumps(config))
         with pytest.raises(FileNotFoundError, match="holds no trained model"):
-            bundles.open_model(copy, tmp_path / "unpacked")
+            bundles.Model.open(copy, tmp_path / "unpacked")
 
 
 # --- code

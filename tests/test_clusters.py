@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from rvtutorial.hpc import scheduler
+from rvtutorial.hpc import scheduler, sites
 from rvtutorial.hpc.scheduler import (
     WORDS,
     _absent,
     _count,
     _explain,
-    _misfit,
+    _fitting,
     _read_id,
     _read_nodes,
     _read_states,
@@ -76,7 +76,7 @@ def test_times_as_slurm_writes_them(text, expected):
 def test_what_fits_no_node_is_said_with_its_field(fields, words):
     import re
 
-    said = _misfit(Site(name="x", **fields), NODES)
+    _, said = _fitting(Site(name="x", **fields), NODES)
     assert said is None if words is None else re.search(words, said), said
 
 
@@ -89,11 +89,12 @@ def test_what_fits_no_node_is_said_with_its_field(fields, words):
         (dict(partition="old"), "down"),
         (dict(partition="old,cpu"), None),
         (dict(gres="gpu:8"), "down, drained"),
-        (dict(partition="gpu", gres="gpu:9"), None),  # none fits: `misfit` says so
+        (dict(partition="gpu", gres="gpu:9"), None),  # none fits: `_fitting` says so
     ],
 )
 def test_nodes_that_fit_and_take_no_jobs(fields, states):
-    assert _absent(Site(name="x", **fields), TIRED) == states
+    fit, _ = _fitting(Site(name="x", **fields), TIRED)
+    assert _absent(fit) == states
 
 
 def test_a_request_for_absent_nodes_is_said_and_one_for_none_is_refused(monkeypatch):
@@ -203,8 +204,8 @@ def test_nodes_among_notices_and_with_large_numbers():
     assert [(n["partition"], n["cpus"], n["mem"]) for n in told] == [
         ("big", 1024, 2_060_000), ("gpu", 1536, 96_000),
     ]  # fmt: skip
-    assert _misfit(Site(name="x", cpus=1000), told) is None
-    assert "cpus 2000 is more" in _misfit(Site(name="x", cpus=2000), told)
+    assert _fitting(Site(name="x", cpus=1000), told)[1] is None
+    assert "cpus 2000 is more" in _fitting(Site(name="x", cpus=2000), told)[1]
     assert _read_nodes(NOTICE) == []
 
 
@@ -299,9 +300,12 @@ def test_members_that_wait_together_are_one_line(text, members):
 def test_accounts_among_notices(monkeypatch):
     rows = "crops|gpu|normal,high\ncrops||normal\n"
     monkeypatch.setattr(scheduler, "answer", lambda args: NOTICE + rows + NOTICE)
-    assert scheduler._associations() == [
-        ("crops", "gpu", ["normal", "high"]), ("crops", "", ["normal"]),
-    ]  # fmt: skip
+    mine = Site(name="x", account="crops", qos="high")
+    assert scheduler._not_yours(mine) is None
+    said = scheduler._not_yours(mine.replace(account="corps"))
+    assert said == "account 'corps' is not one of yours: crops"
+    said = scheduler._not_yours(mine.replace(qos="gold"))
+    assert said == "qos 'gold' is not one of yours: high, normal"
 
 
 def test_a_job_in_an_unknown_state_is_asked_about_again(slurm):
@@ -318,5 +322,5 @@ def test_a_job_in_an_unknown_state_is_asked_about_again(slurm):
     [(None, 1001), ("", 1001), ("MaxArraySize            = 50001\n", 50001)],
 )
 def test_how_many_an_array_may_have(monkeypatch, text, most):
-    monkeypatch.setattr(scheduler, "answer", lambda args: text and NOTICE + text)
-    assert scheduler.array_limit() == most
+    monkeypatch.setattr(sites, "answer", lambda args: text and NOTICE + text)
+    assert Site(name="x").array_limit() == most

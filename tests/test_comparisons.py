@@ -16,9 +16,9 @@ from rvtutorial.metrics.intervals import (
     FEWEST_SCENES,
     METHODS,
     _bootstrap,
+    _compare_all,
     _holm,
     board_of,
-    compare_all,
     difference,
     jackknife,
     neighbours,
@@ -250,7 +250,7 @@ def test_a_board_says_of_each_run_what_all_pairs_say(method):
     many["seeds"] = list(World(seeds=0.1).draw(9, [0.2] * 3, 5))
     if method == "bootstrap":
         del many["seeds"]
-    board, pairs = board_of(many, method=method), compare_all(many, method=method)[1]
+    board, pairs = board_of(many, method=method), _compare_all(many, method=method)[1]
     best = board.index[0]
     for name in board.index[1:]:
         pair = pairs.get((best, name)) or pairs[name, best]
@@ -312,7 +312,7 @@ def test_holm_leaves_out_what_has_no_p():
 
 def test_many_runs_are_corrected_and_it_is_said():
     many = {str(i): rows for i, rows in enumerate(World().draw(50, [0.0] * 8, 6))}
-    pairs = compare_all(many)[1]
+    pairs = _compare_all(many)[1]
     assert len(pairs) == 28
     assert all(
         pair.family == 28 and pair.corrected >= pair.p for pair in pairs.values()
@@ -458,7 +458,7 @@ def test_a_single_score_keeps_its_word_a_thousand_times():
 def test_eight_equal_runs_have_no_winner():
     world, rng, claims = World(), np.random.default_rng(4), 0
     for _ in range(300):
-        pairs = compare_all(dict(enumerate(world.draw(50, [0.0] * 8, rng))))[1]
+        pairs = _compare_all(dict(enumerate(world.draw(50, [0.0] * 8, rng))))[1]
         claims += any(pair.winner for pair in pairs.values())
     assert claims / 300 <= 0.065
 

@@ -19,6 +19,7 @@ from rvtutorial import config, scenes, viz
 from rvtutorial.config import get_config, make_classes, make_scene
 from rvtutorial.data import checks
 from rvtutorial.data.synthetic import make_sample_scenes
+from rvtutorial.data.validity import Validity
 from rvtutorial.engine import inputs
 from rvtutorial.metrics.counting import polygons_of
 from rvtutorial.runs import STOCK, Hyperparams, Run
@@ -301,11 +302,13 @@ def test_dark_specks_are_not_holes(tmp_path):
     pixels[:, 10:14, 10:14] = 0
     with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
         file.write(pixels)
-    assert checks._no_data(tmp_path / "a.tif") is None
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert Validity(file).valid().all()
     pixels[:, :20, :20] = 0
     with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
         file.write(pixels)
-    assert checks._no_data(tmp_path / "a.tif").sum() == 400
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert (~Validity(file).valid()).sum() == 400
 
 
 def with_a_fourth_band(data, out, band, only=("train", "val", "test")):

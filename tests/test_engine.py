@@ -195,7 +195,7 @@ def elsewhere(what, **values):
 @pytest.mark.slow
 def test_two_cannot_run_in_one_folder(data, finished, tmp_path):
     "The second is told who is inside and changes nothing; a killed one blocks nobody."
-    what = "learner.tell_epoch = wait\n"
+    what = "learner._tell_epoch = wait\n"
     what += "pipeline.run(configure(Path({data!r}), Path({run!r})))"
     other = elsewhere(what, data=str(data), run=str(tmp_path / "b"))
     cfg, run = configure(data, tmp_path / "b"), Run(tmp_path / "b")
@@ -392,7 +392,7 @@ def test_a_hidden_class_is_said_before_labels_are_read(
 ):
     asked = []
     monkeypatch.setattr(
-        pipeline, "hidden_classes", lambda data: asked.append(data) or ["a tag"]
+        pipeline, "_hidden_classes", lambda data: asked.append(data) or ["a tag"]
     )
     cfg = configure(data, copied.path)
     pipeline.run(cfg, progress=False)  # nothing is left to do

@@ -267,7 +267,7 @@ def test_images_placed_by_points_are_refused_by_name(pair, tmp_path, how, words)
     assert str(image) in told and words in told and "gdalwarp" in told
     assert ("-rpc" in told) == (how == "camera")
     with pytest.raises(ValueError, match=words):
-        prediction.look_at(str(image), None, None)
+        prediction.Raster(image).look()
 
 
 def test_a_file_of_several_rasters_is_refused_by_name(pair, tmp_path):
@@ -278,7 +278,7 @@ def test_a_file_of_several_rasters_is_refused_by_name(pair, tmp_path):
     told = problem(pair, geojson(tmp_path / "l.geojson", GOOD), path)
     assert "holds 2 rasters" in told and "GTIFF_DIR:1" in told
     with pytest.raises(ValueError, match="holds 2 rasters"):
-        prediction.look_at(str(path), None, None)
+        prediction.Raster(path).look()
 
 
 # ---- words of other libraries --------------------------------------------------------
@@ -359,7 +359,7 @@ def test_vertices_that_are_no_place(pair, tmp_path, x, crs):
         )
     told = problem(pair, label, image)
     assert str(label) in told and "feature 2" in told
-    assert labels.is_clean(label, labels.image_info(tmp_path / "i.tif")) is False
+    assert labels._is_clean(label, labels.image_info(tmp_path / "i.tif")) is False
 
 
 def test_a_feature_that_cannot_be_reprojected(pair, tmp_path):
@@ -608,16 +608,22 @@ def test_a_band_that_was_asked_for_is_a_band(tmp_path):
 def test_bands_that_are_not_there(tmp_path):
     near_infrared(tmp_path / "d")
     splits = find_splits(tmp_path / "d", "i_{id}.tif", "l_{id}.geojson")
+
+    def order(bands):
+        every = [scene for found in splits.values() for scene in found]
+        headers = {scene.id: labels.image_info(scene.image) for scene in every}
+        return checks._band_order(bands, headers)
+
     with pytest.raises(ValueError, match="from 1 to 4"):
-        checks._band_order("5", splits)
-    assert checks._band_order(None, splits) == [0, 1, 2]
+        order("5")
+    assert order(None) == [0, 1, 2]
     path = splits["train"][0].image
     with rasterio.open(path, "r+") as file:
         ci = rasterio.enums.ColorInterp
         file.colorinterp = [ci.red, ci.green, ci.blue, ci.undefined]
     with pytest.raises(ValueError, match="different bands as alpha.*scene 1: 1,2,3,4"):
-        checks._band_order(None, splits)
-    assert checks._band_order("4,1", splits) == [3, 0]
+        order(None)
+    assert order("4,1") == [3, 0]
 
 
 def test_alpha_need_not_be_the_last_band(tmp_path):
@@ -625,4 +631,4 @@ def test_alpha_need_not_be_the_last_band(tmp_path):
     ci = rasterio.enums.ColorInterp
     with rasterio.open(path, "r+") as file:
         file.colorinterp = [ci.alpha, ci.red, ci.green, ci.blue]
-    assert checks._band_order(None, {"train": [Scene("a", path)]}) == [1, 2, 3]
+    assert checks._band_order(None, {"a": labels.image_info(path)}) == [1, 2, 3]

@@ -447,8 +447,8 @@ def test_a_raw_chip_has_all_bands(data):
         channel_order=[2, 0],
     )
     for config in (image(path, channel_order=[4, 2, 0]), image(path), both):
-        stock, mine = config.build(None), reading.raster_source(config)
-        held = reading.raster_source(config)
+        stock, mine = config.build(None), reading._raster_source(config)
+        held = reading._raster_source(config)
         if hasattr(held, "hold"):
             held.hold(held.read_all())
         for source in (mine, held):
@@ -470,7 +470,7 @@ def test_a_signal_takes_the_folders_of_a_process_along(tmp_path, monkeypatch, na
     if not child:
         with contextlib.suppress(BaseException):
             signal.signal(number, signal.SIG_DFL)
-            files.own_folder("names-")
+            files._own_folder("names-")
             with engine._ended_by_signals():
                 os.kill(os.getpid(), number)
                 time.sleep(60)

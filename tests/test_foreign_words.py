@@ -14,16 +14,17 @@ from fake_runs import fake_run, three_scenes, write_raster
 
 from rvtutorial import scenes, viz
 from rvtutorial.chips import plot_windows
-from rvtutorial.core.gdalnames import gdal_name
+from rvtutorial.core.files import gdal_name
 from rvtutorial.course.examples import make_example_runs
 from rvtutorial.data.pairing import Scene
 from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine.prediction import find_images
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.figures.runs import Board, write_table
+from rvtutorial.figures.runs import write_table
 from rvtutorial.metrics import leaderboard
 from rvtutorial.metrics.counting import count_rasters
+from rvtutorial.metrics.leaderboard import Board
 from rvtutorial.scenes import find_scenes
 from rvtutorial.sweeps.sweepfile import read_sweep
 
@@ -281,9 +282,9 @@ def test_a_sweep_file_that_cannot_be_is_refused_with_its_place(name, tmp_path):
 def test_a_dictionary_that_holds_itself_is_refused():
     ring: dict = {"method": "grid"}
     ring["parameters"] = ring
-    with pytest.raises(ValueError, match="sweep: this holds itself"):
+    with pytest.raises(ValueError, match="sweep, parameters: this holds itself"):
         read_sweep(ring)
-    with pytest.raises(ValueError, match="the key None in parameters is no text"):
+    with pytest.raises(ValueError, match="sweep, parameters: the key None is no text"):
         read_sweep({"parameters": {None: {"value": 1}}})
 
 

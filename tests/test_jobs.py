@@ -18,7 +18,7 @@ from signals import heeded
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.course import lessons
 from rvtutorial.course.lessons import _LessonFailed, _run_lesson, _run_lessons
-from rvtutorial.hpc import runner
+from rvtutorial.hpc import kernels, runner
 from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run
 
@@ -326,9 +326,9 @@ def test_long_names_other_kernels_and_startup_files_do_no_harm(tmp_path):
 
 
 def test_no_short_folder_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setattr(runner.os, "access", lambda *a: False)
+    monkeypatch.setattr(kernels.os, "access", lambda *a: False)
     with pytest.raises(OSError, match="107 bytes: set TMPDIR"):
-        runner.socket_folder()
+        kernels._socket_folder()
 
 
 @pytest.fixture
@@ -471,12 +471,12 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_folders_that_are_no_runs(tmp_path, prepare, match, capsys):
     prepare(tmp_path)
-    assert runner.main([str(tmp_path), "--notebook", "hello"]) == 1
+    assert runner._main([str(tmp_path), "--notebook", "hello"]) == 1
     assert match in capsys.readouterr().err
 
 
 def test_a_member_that_is_not_there(tmp_path, capsys):
-    assert runner.main(["member", str(tmp_path / "tasks.json"), "0"]) == 1
+    assert runner._main(["member", str(tmp_path / "tasks.json"), "0"]) == 1
     assert "there is no" in capsys.readouterr().err
 
 
@@ -608,7 +608,7 @@ def test_no_parts_is_an_error(tmp_path):
 def test_remaining_time_comes_from_the_last_time():
     parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
     line = lessons._Progress(parts, {"01_a": 100.0, "02_b": 50.0})
-    assert line.left(0, 0) == 150 and line.left(0, 40) == 110 and line.left(1, 60) == 0
+    assert line.remaining(0) == 150 and line.remaining(40) == 110
     assert lessons._clock(3599) == "59:59"
 
 
@@ -619,7 +619,7 @@ class Screen(io.StringIO):
 
 def test_the_line_is_drawn_again_while_a_cell_works(monkeypatch):
     line = lessons._Progress([Path("01_a.ipynb")], {}, Screen())
-    with lessons._ticking(line):
+    with line.ticking():
         line.show(0, 1, 3)
         time.sleep(2.2)
     drawn = line.out.getvalue().split("\r")[1:]
@@ -739,7 +739,7 @@ def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
     from rvtutorial.slurm import submit_many
 
     monkeypatch.setattr(
-        "rvtutorial.hpc.batch.start_local", lambda home: str(os.getpid())
+        "rvtutorial.hpc.queue.Submission.start_local", lambda home: str(os.getpid())
     )
     monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": True)
     monkeypatch.setattr("rvtutorial.hpc.queue._is_script", lambda pid, home: False)

@@ -12,7 +12,7 @@ import pytest
 
 from rvtutorial.core.records import read_json
 from rvtutorial.hpc.job import JobFailed, own_imports
-from rvtutorial.hpc.queue import LocalQueue, _JobScript
+from rvtutorial.hpc.queue import _JobScript, _LocalQueue
 from rvtutorial.runs import Run
 from rvtutorial.slurm import submit_many
 
@@ -152,7 +152,7 @@ def test_drivers_that_do_not_bear_a_fork_and_single_runs_start_anew(
     def shares(count):
         tasks = {"folders": [str(tmp_path / f"r{n}") for n in range(count)]}
         (tmp_path / "tasks.json").write_text(str(tasks).replace("'", '"'))
-        return LocalQueue(tmp_path).shares
+        return _LocalQueue(tmp_path).shares
 
     monkeypatch.setattr("rvtutorial.hpc.queue.DRIVERS", ())
     monkeypatch.setenv("RVTUTORIAL_FRESH", "0")
@@ -201,9 +201,11 @@ def ended(script, number):
 
 
 def test_exit_codes_and_words_go_where_they_belong(script):
-    assert [ended(script, n) for n in (0, 3, 1)] == [0, 3, 1] and not script.is_over
+    assert [ended(script, n) for n in (0, 3, 1)] == [0, 3, 1]
+    assert script.process.poll() is None
     assert (script.home / "local-3.out").read_text() == "a word from the site\n"
-    assert ended(script, 7) == -9 and script.is_over
+    assert ended(script, 7) == -9
+    assert script.process.poll() is not None
     script.run(1)  # nobody reads it any more
 
 

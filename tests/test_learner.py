@@ -28,13 +28,12 @@ from tqdm.auto import tqdm
 
 from rvtutorial.core.progress import ProgressLine
 from rvtutorial.engine import learner
-from rvtutorial.engine.batches import BatchLoader, _plan
+from rvtutorial.engine.batches import BatchLoader, _plan, seed_everything
 from rvtutorial.engine.learner import (
     Checkpoint,
     FastLearner,
     Interrupted,
     Options,
-    OrderedDDPLearner,
     _precision_of,
     _prepared,
     _random_state,
@@ -42,9 +41,7 @@ from rvtutorial.engine.learner import (
     _Stop,
     _tell_epoch,
     _tell_step,
-    pack,
     quiet,
-    seed_everything,
 )
 
 
@@ -157,7 +154,9 @@ def test_precision_is_what_the_hardware_multiplies(monkeypatch):
         ({"avx512f", "avx2"}, torch.float32),
         (set(), torch.float32),
     ):
-        monkeypatch.setattr(learner, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(
+            learner.Path, "read_text", lambda _, flags=flags: " ".join(flags)
+        )
         assert _precision_of("auto") == expected
         assert _precision_of("float32") == torch.float32
     for native in (True, False):
@@ -841,7 +840,9 @@ def test_a_score_can_be_monitored(zoo, tmp_path):
 
 
 def test_each_epoch_goes_through_the_loader_it_was_given():
-    one = OrderedDDPLearner.__new__(OrderedDDPLearner)
+    from rvtutorial.engine.pipeline import _OrderedDDPLearner
+
+    one = _OrderedDDPLearner.__new__(_OrderedDDPLearner)
     seen = []
     one.model, one.device = nn.Conv2d(1, 1, 1), torch.device("cpu")
     one.train_step = lambda batch, i: (
@@ -909,7 +910,7 @@ def test_packing(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "x.txt").write_text("1")
     (tmp_path / "a" / "b" / "y.txt").write_text("2")
-    pack(tmp_path / "a", tmp_path / "a.zip")
+    FastLearner.pack(tmp_path / "a", tmp_path / "a.zip")
     with zipfile.ZipFile(tmp_path / "a.zip") as bundle:
         assert bundle.namelist() == ["b/y.txt", "x.txt"]
         assert bundle.read("b/y.txt") == b"2" and bundle.testzip() is None

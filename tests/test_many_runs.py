@@ -13,7 +13,7 @@ from fake_runs import PEAK, evaluation
 from worlds import World
 
 from rvtutorial.figures import report
-from rvtutorial.metrics import leaderboard
+from rvtutorial.metrics import counting, leaderboard
 from rvtutorial.metrics.intervals import board_of
 from rvtutorial.runs import Run
 
@@ -79,9 +79,9 @@ def test_a_report_draws_the_highest_and_says_so(many, tmp_path):
     assert seconds < 90, f"{seconds:.1f} s; the aim is 30 s on a machine of its own"
     assert peak < 700, f"{peak} MB"
     text = (tmp_path / "all.html").read_text()
-    assert f"show the {report.DRAWN} highest of {RUNS} runs" in text
-    assert f"The other {RUNS - report.DRAWN} runs of the leaderboard" in text
-    assert f"{report.VARIED} of {RUNS} runs, evenly" in text
+    assert f"show the {report._DRAWN} highest of {RUNS} runs" in text
+    assert f"The other {RUNS - report._DRAWN} runs of the leaderboard" in text
+    assert f"{report._VARIED} of {RUNS} runs, evenly" in text
     assert len(text) < 8e6
     runs = {path.name: path for path in many.iterdir()}
     assert all(name in text for name in runs), "every run is in the leaderboard"
@@ -91,13 +91,12 @@ def test_a_board_of_runs_scores_as_single_runs_do(tmp_path):
     names = [run.name for run in write_runs(tmp_path, 8, 6).iterdir()]
     board = leaderboard.leaderboard({name: tmp_path / name for name in names})
     for name in names:
-        rows = leaderboard.table(leaderboard.counts_of(Run(tmp_path / name)))
-        one = leaderboard.scores(rows.sum().to_frame().T).iloc[0]
+        rows = counting.table(leaderboard.counts_of(Run(tmp_path / name)))
+        one = counting.scores(rows.sum().to_frame().T).iloc[0]
         for column in ("f1", "iou", "precision", "recall", "accuracy"):
             assert board.loc[name, f"pixel_{column}"] == one[f"pixel_{column}"]
     pair = {
-        name: leaderboard.table(leaderboard.counts_of(tmp_path / name))
-        for name in names
+        name: counting.table(leaderboard.counts_of(tmp_path / name)) for name in names
     }
     pd.testing.assert_frame_equal(
         board[["p", "behind"]], board_of(pair)[["p", "behind"]]
@@ -105,7 +104,7 @@ def test_a_board_of_runs_scores_as_single_runs_do(tmp_path):
 
 
 def test_a_report_of_a_few_runs_leaves_none_out(tmp_path):
-    found = report.gather(write_runs(tmp_path, 4, 6))
+    found = report._gather(write_runs(tmp_path, 4, 6))
     board = leaderboard.leaderboard(found.runs)
-    shown, varied = report.selected(found, board)
+    shown, varied = report._selected(found, board)
     assert shown is found and varied is found and not found.picked

@@ -976,15 +976,15 @@ def test_a_name_that_cannot_be_a_kernels_is_refused(name):
 
 
 def test_the_command_line_says_what_it_did(tmp_path, capsys):
-    assert ondemand.main(["app", "--site", "atlas", str(tmp_path / "app")]) == 0
-    assert ondemand.main(["app", "--site", "atlas", str(tmp_path / "app")]) == 1
+    assert ondemand._main(["app", "--site", "atlas", str(tmp_path / "app")]) == 0
+    assert ondemand._main(["app", "--site", "atlas", str(tmp_path / "app")]) == 1
     assert "--replace" in capsys.readouterr().err
-    assert ondemand.main(["kernel", "--name", "rv"]) == 0
-    assert ondemand.main(["uninstall", "--name", "rv"]) == 0
+    assert ondemand._main(["kernel", "--name", "rv"]) == 0
+    assert ondemand._main(["uninstall", "--name", "rv"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "removed rv"
-    assert ondemand.main(["uninstall", "--name", "rv"]) == 1
+    assert ondemand._main(["uninstall", "--name", "rv"]) == 1
     with pytest.raises(SystemExit) as caught:
-        ondemand.main(["kernle"])
+        ondemand._main(["kernle"])
     assert caught.value.code == 2
 
 

@@ -1,7 +1,6 @@
 """Where rasters lie: one comparison of grids, and sizes on the ground."""
 
 import json
-from types import SimpleNamespace
 
 import geopandas
 import numpy as np
@@ -18,9 +17,9 @@ from rasterio.warp import transform as warped
 from rasterio.windows import Window
 
 from rvtutorial import scenes
-from rvtutorial.data import labels, masks, pairing
+from rvtutorial.data import labels, pairing
 from rvtutorial.data.pairing import DataError, Scene
-from rvtutorial.data.places import Fit, fit, ground_size, on_earth, square_metres
+from rvtutorial.data.places import Fit, Grid, fit, square_metres
 from rvtutorial.figures import maps
 from rvtutorial.metrics.counting import count_rasters
 
@@ -33,7 +32,7 @@ EARTH = pyproj.Geod(ellps="WGS84")
 def grid(shape=(60, 80), transform=HERE, crs=UTM):
     "A raster without pixels."
     crs = CRS.from_user_input(crs) if crs else None
-    return SimpleNamespace(shape=shape, transform=transform, crs=crs)
+    return Grid(crs, transform, shape)
 
 
 def scene_labels(seed=0):
@@ -124,8 +123,8 @@ def test_runs_get_labels_on_the_grid_of_the_image(same_ground, tmp_path):
     scene, classes = Scene("1", image, path), make_classes()
     said = "1:building,0:background"
     assert (scenes.scene_mask(scene, label_values=said) == truth).all()
-    values = masks.read_meaning(said, classes.names)
-    made, coding = checks._own_labels(scene, tmp_path, classes, values, holes=False)
+    where = dict(label_values=said)
+    made, coding = checks._own_labels(scene, tmp_path, classes, where, None, False)
     with rasterio.open(made) as file:
         ids = np.vectorize(coding.get)(file.read(1))
     assert ((ids == 0) == (truth == 1)).all() and set(np.unique(ids)) == {0, 1}
@@ -281,7 +280,7 @@ def test_areas_across_180_degrees():
 def test_pixels_are_measured_on_the_ground(tmp_path, crs, lat, step):
     (x,), (y,) = warped("EPSG:4326", crs, [10], [lat])
     transform = from_origin(x, y, step, step)
-    width, height = ground_size(CRS.from_string(crs), transform, (20, 30))
+    width, height = grid((20, 30), transform, crs).pixel_size()
     at = [transform @ p for p in ((15, 10), (16, 10), (15, 11))]
     lon, lat = warped(crs, "EPSG:4326", *zip(*at, strict=True))
     expected = EARTH.inv([lon[0]] * 2, [lat[0]] * 2, lon[1:], lat[1:])[2]
@@ -290,10 +289,10 @@ def test_pixels_are_measured_on_the_ground(tmp_path, crs, lat, step):
         tmp_path / "a.tif", np.ones((3, 20, 30), np.uint8), transform, crs
     )
     assert maps.frame_of(path).step == pytest.approx((width, height))
-    assert labels.pixel_size(labels.image_info(path)) == pytest.approx((width, height))
+    assert labels.image_info(path).pixel_size() == pytest.approx((width, height))
     box = shapely.box(*(at[0]), *(transform @ (25, 18)))
     geopandas.GeoSeries([box], crs=crs).to_file(tmp_path / "a.gpkg")
-    areas = pairing.building_sizes([Scene("1", path, tmp_path / "a.gpkg")])
+    areas = labels.building_sizes([Scene("1", path, tmp_path / "a.gpkg")])
     assert areas[0] == pytest.approx(80 * width * height, rel=1e-3)
 
 
@@ -311,7 +310,7 @@ def test_scenes_across_180_degrees(tmp_path, crs):
     there = write_raster(
         tmp_path / "there.tif", pixels, from_origin(x, y, step, step), crs
     )
-    wide, _ = labels.pixel_size(labels.image_info(there))
+    wide, _ = labels.image_info(there).pixel_size()
     assert 40 < wide < 60
     lat = -10 if crs == "EPSG:32701" else 10
     atlantic = from_origin(-30, lat, 0.0005, 0.0005)
@@ -347,9 +346,7 @@ def test_outlines_round_a_pole(tmp_path):
         assert leak(crs, -1e5, 2e5) == []
         assert leak(crs, -1e5, -1e5)[0][-1] == 1
         assert 0.1 < leak(crs, -1e5, 5e4)[0][-1] < 0.9
-        whole = on_earth(
-            CRS.from_string(crs), from_origin(-1e5, 1e5, 4000, 4000), (50, 50)
-        )
+        whole = grid((50, 50), from_origin(-1e5, 1e5, 4000, 4000), crs).on_earth()
         assert whole.covers(shapely.Point(77, pole)) and whole.area < 400
 
 
@@ -430,8 +427,8 @@ def test_a_place_on_another_body_is_none_on_earth(tmp_path, crs):
     crs = CRS.from_string(crs)
     there = from_origin(10, 10, 1e-4, 1e-4)
     path = write_raster(tmp_path / "a.tif", np.ones((3, 64, 64), np.uint8), there, crs)
-    assert np.isnan(ground_size(crs, there, (64, 64))).all()
-    assert on_earth(crs, there, (64, 64)).is_empty
+    assert np.isnan(Grid(crs, there, (64, 64)).pixel_size()).all()
+    assert Grid(crs, there, (64, 64)).on_earth().is_empty
     frame = geopandas.GeoDataFrame(
         geometry=[shapely.box(10.001, 9.995, 10.003, 9.998)], crs=crs.to_wkt()
     )
@@ -447,7 +444,7 @@ def test_a_place_on_another_body_is_none_on_earth(tmp_path, crs):
 
 def test_an_outline_without_a_place_is_left_out(tmp_path):
     beyond = grid(transform=from_origin(1e9, 1e9, 1, 1))
-    assert on_earth(beyond.crs, beyond.transform, beyond.shape).is_empty
+    assert beyond.on_earth().is_empty
     path = write_raster(
         tmp_path / "a.tif", np.ones((1, 9, 9), np.uint8), beyond.transform, UTM
     )

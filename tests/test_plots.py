@@ -32,7 +32,7 @@ from rvtutorial.course.examples import make_example_runs
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
 from rvtutorial.figures.runs import (
-    _shared_counts,
+    _shared_scores,
     in_order,
     open_runs,
 )
@@ -219,9 +219,9 @@ def test_a_picture_keeps_to_its_size():
 
 
 def test_scores_of_scenes_are_those_of_metrics(sweep):
-    values = _shared_counts(sweep).values("iou")
+    values = _shared_scores(sweep, "iou")[0]
     for name, run in open_runs(sweep).items():
-        expected = leaderboard.scores(leaderboard.counts_of(run), ["iou"]).pixel_iou
+        expected = counting.scores(leaderboard.counts_of(run), ["iou"]).pixel_iou
         assert values[name].to_numpy() == pytest.approx(expected.to_numpy())
 
 
@@ -230,7 +230,7 @@ def test_colours_of_errors_are_the_counts(sweep):
     scene = run.scene_ids()[1]
     fig = viz.plot_errors([run], scene)
     paint = np.asarray(fig.axes[1].images[0].get_array())
-    counts = leaderboard.table(leaderboard.counts_of(run)).loc[scene]
+    counts = counting.table(leaderboard.counts_of(run)).loc[scene]
     for colour, column in zip(maps.ERRORS.values(), ("tp", "fn", "fp"), strict=True):
         seen = np.isclose(paint, to_rgb(colour)).all(axis=-1).sum()
         assert seen == counts[column] > 0
@@ -252,7 +252,7 @@ def test_votes_are_counted(sweep):
 
 def test_the_worst_scenes_are_the_worst(sweep):
     fig = viz.plot_worst(sweep, n=2)
-    means = _shared_counts(sweep).values().mean(axis=1).sort_values()
+    means = _shared_scores(sweep)[0].mean(axis=1).sort_values()
     titles = [ax.get_title() for ax in fig.axes]
     assert (
         titles[0] == f"scene {means.index[0]}"
@@ -281,7 +281,7 @@ def test_the_curve_at_a_half_is_the_score_of_the_labels(sweep):
         curve = found[name].curve
         f1 = np.interp(0.5, curve.threshold[::-1], curve.f1[::-1])
         expected = counting.score(
-            leaderboard.table(leaderboard.counts_of(run)).sum(), "f1"
+            counting.table(leaderboard.counts_of(run)).sum(), "f1"
         )
         assert f1 == pytest.approx(expected, abs=2e-3)
 
@@ -319,8 +319,8 @@ def test_neighbouring_scenes_are_blocks_in_every_figure_with_intervals(tmp_path)
 def test_a_folder_of_labels_is_a_run(sweep, tmp_path):
     theirs = folder_of(sweep, tmp_path / "theirs")
     ours = sweep / "lr=1e-3+batch_sz=4"
-    found = _shared_counts({"theirs": theirs, "ours": ours})
-    assert (found.tables["theirs"] == found.tables["ours"]).all(axis=None)
+    found = leaderboard.common_counts({"theirs": theirs, "ours": ours}).tables
+    assert (found["theirs"][0] == found["ours"][0]).all(axis=None)
     for draw in (
         viz.plot_scene_scores,
         viz.plot_worst,

@@ -38,18 +38,15 @@ from rastervision.core.data import (
 )
 from rastervision.core.data.utils import rasterio as utils_rasterio
 
-from rvtutorial.engine import reading
+from rvtutorial.engine import polygons, reading
+from rvtutorial.engine.polygons import LabelRaster
 from rvtutorial.engine.reading import (
-    SceneStore,
-    _CannotHold,
     _FastSource,
-    _fingerprint_of,
-    _LabelRaster,
     _OpenRasters,
-    attach,
+    _raster_source,
     build_scene,
-    raster_source,
 )
+from rvtutorial.engine.store import SceneStore
 
 HEIGHT, WIDTH = 100, 120
 NORTH_UP = rasterio.Affine(2e-5, 0, 13.0, 0, -2e-5, 52.0)
@@ -176,8 +173,8 @@ def same(theirs, ours):
 def agree(config, tmp_path, where=None):
     "Stock, read, and held, twice each, for what is done to a chip must not stay."
     stock = config.build(str(tmp_path))
-    fast = raster_source(config, str(tmp_path))
-    held = raster_source(config, str(tmp_path))
+    fast = _raster_source(config, str(tmp_path))
+    held = _raster_source(config, str(tmp_path))
     held.hold(held.read_all())
     assert isinstance(fast, _FastSource)
     for name in ("shape", "dtype", "bbox", "extent", "num_channels", "channel_order"):
@@ -233,7 +230,7 @@ def test_a_turned_raster_is_read_as_it_is(tmp_path):
     config = RasterioSourceConfig(
         uris=write(tmp_path / "a.tif", pixels, transform=TURNED)
     )
-    fast, stock = raster_source(config), config.build(None)
+    fast, stock = _raster_source(config), config.build(None)
     same(stock.get_chip(stock.extent), fast.get_chip(fast.extent))
     inside = Box(10, 15, 50, 55)
     same(pixels[:, 10:50, 15:55].transpose(1, 2, 0), fast.get_chip(inside))
@@ -276,9 +273,9 @@ def test_a_mosaic_equals_stock(tmp_path):
     config = RasterioSourceConfig(uris=paths)
     agree(config, tmp_path)
     # two mosaics in one folder stay two
-    first = raster_source(config, str(tmp_path))
-    second = raster_source(RasterioSourceConfig(uris=paths[::-1]), str(tmp_path))
-    other = raster_source(RasterioSourceConfig(uris=[paths[1]] * 2), str(tmp_path))
+    first = _raster_source(config, str(tmp_path))
+    second = _raster_source(RasterioSourceConfig(uris=paths[::-1]), str(tmp_path))
+    other = _raster_source(RasterioSourceConfig(uris=[paths[1]] * 2), str(tmp_path))
     whole = first.get_chip(first.extent)
     assert whole.shape == (HEIGHT, 2 * WIDTH, 3)
     same(whole, second.get_chip(second.extent))
@@ -302,8 +299,8 @@ def test_two_resolutions_equal_stock(primary, tmp_path):
         channel_order=[3, 0, 1],
         transformers=[ReclassTransformerConfig(mapping={0: 1})],
     )
-    stock, fast = config.build(str(tmp_path)), raster_source(config, str(tmp_path))
-    held = raster_source(config, str(tmp_path))
+    stock, fast = config.build(str(tmp_path)), _raster_source(config, str(tmp_path))
+    held = _raster_source(config, str(tmp_path))
     for part in held.raster_sources:
         part.hold(part.read_all())
     height, width = stock.extent.size
@@ -314,7 +311,7 @@ def test_two_resolutions_equal_stock(primary, tmp_path):
         same(theirs, fast.get_chip(window))
         same(theirs, held.get_chip(window))
     with_bbox = config.model_copy(update={"bbox": (4, 6, 44, 50)})
-    stock, fast = with_bbox.build(str(tmp_path)), raster_source(with_bbox, "")
+    stock, fast = with_bbox.build(str(tmp_path)), _raster_source(with_bbox, "")
     for window in [w for w in windows(40, 44) if min(w.size) > 4]:
         same(stock.get_chip(window), fast.get_chip(window))
 
@@ -323,7 +320,7 @@ def test_two_resolutions_equal_stock(primary, tmp_path):
 def test_resized_chips_equal_stock(kind, tmp_path):
     pixels, how = FILES[kind]
     config = RasterioSourceConfig(uris=write(tmp_path / "a.tif", pixels, **how))
-    stock, held = config.build(str(tmp_path)), raster_source(config, str(tmp_path))
+    stock, held = config.build(str(tmp_path)), _raster_source(config, str(tmp_path))
     held.hold(held.read_all())
     for window in (Box(10, 20, 50, 60), Box(-10, 90, 30, 130), Box(0, 0, 100, 120)):
         for shape in ((20, 20), (40, 40), (64, 50)):
@@ -363,7 +360,7 @@ def test_beyond_a_bbox_there_is_nothing(tmp_path):
     path = write(tmp_path / "a.tif", numbers() | 1)
     config = RasterioSourceConfig(uris=path, bbox=(0, 0, 50, 50))
     beyond = Box(0, 60, 30, 90)
-    assert not raster_source(config).get_chip(beyond).any()
+    assert not _raster_source(config).get_chip(beyond).any()
 
 
 def test_what_a_caller_does_to_a_chip_does_not_stay(tmp_path):
@@ -479,16 +476,16 @@ def feature(shape, **properties):
 
 def labels_agree(config, where=None, quick=None):
     "Stock and ours give the same class ids in many windows, each asked twice."
-    reading._quickly, kept = spy(reading._quickly), reading._quickly
+    polygons._quickly, kept = spy(polygons._quickly), polygons._quickly
     try:
         theirs = config.build(classes(), None).label_source
         ours = build_scene(config, classes()).label_source
-        took = reading._quickly.results
+        took = polygons._quickly.results
     finally:
-        reading._quickly = kept
+        polygons._quickly = kept
     if quick is not None:
         assert [r is not None for r in took] == [quick]
-    assert isinstance(ours.raster_source, _LabelRaster)
+    assert isinstance(ours.raster_source, LabelRaster)
     assert theirs.bbox == ours.bbox
     height, width = theirs.extent.size
     found = set()
@@ -723,7 +720,7 @@ def test_raster_labels_equal_stock(image, tmp_path):
     labels = RasterioSourceConfig(uris=path, transformers=swap)
     config = scene_config(image, None, labels=labels, bbox=(7, 13, 83, 101))
     theirs = config.build(classes(), None).label_source
-    scene = attach(build_scene(config, classes()), SceneStore(100, tmp_path / "s"))
+    scene = SceneStore(100, tmp_path / "s").attach(build_scene(config, classes()))
     for window in [*windows(76, 88)] * 2:
         expected = theirs.get_label_arr(window)
         same(expected, scene.label_source.get_label_arr(window))
@@ -737,7 +734,7 @@ def test_label_rasters_of_another_extent_equal_stock(image, tmp_path):
         config = scene_config(image, None, labels=RasterioSourceConfig(uris=path))
         theirs, ours = config.build(classes(), None), build_scene(config, classes())
         assert theirs.label_source.bbox == ours.label_source.bbox
-        attach(ours, SceneStore(100, tmp_path / "s"))
+        SceneStore(100, tmp_path / "s").attach(ours)
         height, width = theirs.label_source.extent.size
         for window in [*windows(height, width)] * 2:
             expected = theirs.label_source.get_label_arr(window)
@@ -745,7 +742,7 @@ def test_label_rasters_of_another_extent_equal_stock(image, tmp_path):
 
 
 def test_a_large_scene_is_drawn_window_by_window(image, tmp_path, monkeypatch):
-    monkeypatch.setattr(_LabelRaster, "most", 100)
+    monkeypatch.setattr(LabelRaster, "most", 100)
     path = geojson(tmp_path / "a.geojson", on_map(blobs()))
     labels_agree(scene_config(image, path, default()))
 
@@ -801,7 +798,7 @@ def test_at_most_64_files_are_open(many, budget, tmp_path):
     gc.collect()
     before = open_files()
     store = SceneStore(budget, tmp_path / "scratch")
-    scenes = [attach(build_scene(c, classes()), store) for c in many]
+    scenes = [store.attach(build_scene(c, classes())) for c in many]
     assert open_files() - before <= 17  # sixteen, and the one that is about to close
     read_all(scenes)
     assert open_files() - before <= 17
@@ -942,7 +939,7 @@ def test_another_process_uses_the_same_file(budget, sources, tmp_path):
 
 def prepared(folder, source):
     "What somebody who knows our names would put there: zeros, with the right digest."
-    name, digest = _fingerprint_of(source)
+    name, digest = source.fingerprint()
     with open(folder / f"{name}.npy", "wb") as file:
         np.save(file, np.zeros_like(source.read_all()))
         file.write(digest.encode())
@@ -966,7 +963,7 @@ def test_pixels_that_others_have_prepared_are_not_served(
     prepared(store.folder, source)
     assert not SceneStore(0).array(source, never).any()  # so it would have worked
     store.folder.chmod(0o777)  # replaced by another one while a training runs
-    with pytest.raises(_CannotHold):
+    with pytest.raises(OSError):
         store.held.clear()
         store.say = lambda text: None
         store.array(source, source.read_all)
@@ -1046,13 +1043,13 @@ def test_scratch_that_cannot_hold_is_said_once(fault, sources, tmp_path, monkeyp
         scratch = scratch / "deeper"
     elif fault == "full":
         usage = type("Usage", (), {"free": 2**20})
-        monkeypatch.setattr(reading.shutil, "disk_usage", lambda path: usage)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     else:
 
         def full(*args):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(reading.np, "save", full)
+        monkeypatch.setattr(np, "save", full)
     expected = [s.get_chip(Box(5, 5, 45, 45)) for s in sources]
     store = SceneStore(1.5 * SIZE / 2**20, scratch, say=said.append)
     for source, chip in zip(sources, expected, strict=True):
@@ -1070,7 +1067,7 @@ def test_labels_without_scratch_are_still_right(image, tmp_path):
     config = scene_config(image, path, default())
     (tmp_path / "file").write_text("")
     store = SceneStore(0, tmp_path / "file" / "x", say=lambda text: None)
-    scene = attach(build_scene(config, classes()), store)
+    scene = store.attach(build_scene(config, classes()))
     theirs = config.build(classes(), None)
     for window in [*windows()] * 2:
         same(theirs[window][0], scene[window][0])
@@ -1128,7 +1125,7 @@ def test_held_pixels_survive_transformers_that_write_in_place(tmp_path):
     )
     stock = config.build(None)
     for budget in (0, 100):
-        store, source = SceneStore(budget, tmp_path / "s"), raster_source(config)
+        store, source = SceneStore(budget, tmp_path / "s"), _raster_source(config)
         source.keep_in(store)
         for window in [*windows()] * 2:
             same(stock.get_chip(window), source.get_chip(window))
@@ -1169,7 +1166,7 @@ def test_threads_share_a_store(sources, tmp_path):
 def test_a_scene_is_held_from_its_second_use_on(image, tmp_path):
     path = geojson(tmp_path / "a.geojson", on_map(blobs()))
     scene = build_scene(scene_config(image, path, default()), classes())
-    attach(scene, SceneStore(10, tmp_path / "scratch"))
+    SceneStore(10, tmp_path / "scratch").attach(scene)
     held = []
     for _ in range(3):
         scene[Box(0, 0, 50, 50)]

@@ -19,7 +19,7 @@ from rvtutorial.core.records import write_json
 from rvtutorial.course.examples import make_example_runs
 from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.figures import maps, report
-from rvtutorial.figures.report import gather, write_report
+from rvtutorial.figures.report import _gather, write_report
 from rvtutorial.figures.runs import telling_scenes
 from rvtutorial.metrics import leaderboard
 from rvtutorial.metrics.leaderboard import LabelFolder
@@ -157,7 +157,7 @@ def test_names_cannot_become_code(sweep, tmp_path):
 )  # fmt: skip
 def test_many_runs_are_counted_and_not_listed(tied, said):
     board = pd.DataFrame({"tied": [True] + tied * [True] + (3 - tied) * [False]})
-    assert said in report.others(board)
+    assert said in report._others(board)
 
 
 @pytest.mark.parametrize("size", [245, 250, 255])
@@ -170,7 +170,7 @@ def test_a_report_may_have_a_long_name(size, sweep, tmp_path):
 @pytest.mark.parametrize("name", ["x" * 256, "é" * 130 + ".html"])
 def test_a_name_that_no_disk_takes_is_told_before_the_work(name, sweep, tmp_path):
     with (
-        patch.object(report, "gather", side_effect=AssertionError("has begun")),
+        patch.object(report, "_gather", side_effect=AssertionError("has begun")),
         pytest.raises(OSError, match="a name may have 255 bytes here, this one has"),
     ):
         write_report(sweep, tmp_path / name, progress=False)
@@ -225,10 +225,10 @@ def cut_short(folder, sweep):
 )
 def test_what_cannot_be_compared_is_named(make, why, sweep, tmp_path):
     make(tmp_path / "odd", sweep)
-    found = gather([sweep, tmp_path / "odd"])
+    found = _gather([sweep, tmp_path / "odd"])
     assert list(found.left_out) == ["odd"] and why in found.left_out["odd"]
     assert list(found.runs) == ["lr=1e-4", "lr=1e-3", "lr=2e-3"]
-    with patch.object(report, "drawn", side_effect=ValueError("not drawn here")):
+    with patch.object(report, "_drawn", side_effect=ValueError("not drawn here")):
         out = write_report([sweep, tmp_path / "odd"], tmp_path / "a.html", scenes=0)
     assert f"Left out: odd ({found.left_out['odd']})." in words(out)
 
@@ -302,7 +302,7 @@ def test_predictions_and_images_that_are_gone(sweep, tmp_path):
 def test_seeds_are_taken_together(data, tmp_path):
     trials = [{"lr": lr, "seed": s} for lr in (1e-3, 1e-4) for s in (0, 1)]
     sweep = make_example_runs(tmp_path / "s", find_scenes(data / "val"), trials)
-    with patch.object(report, "drawn", side_effect=ValueError("not drawn here")):
+    with patch.object(report, "_drawn", side_effect=ValueError("not drawn here")):
         out = write_report(sweep, tmp_path / "a.html", scenes=0, progress=False)
     (rows,) = re.findall(r"seed alone.*?</table>", out.read_text(), re.S)
     assert sorted(
@@ -313,25 +313,25 @@ def test_seeds_are_taken_together(data, tmp_path):
 def test_a_path_or_a_sweep_is_the_same(sweep):
     from rvtutorial.sweep import Sweep
 
-    a, b = gather(str(sweep)), gather([Sweep(sweep)])
+    a, b = _gather(str(sweep)), _gather([Sweep(sweep)])
     assert list(a.runs) == list(b.runs) and a.sweep.folder == b.sweep.folder == sweep
     assert (
-        list(gather(list(sweep.glob("lr=*"))).runs) != []
-        and not gather(list(sweep.glob("lr=*"))).sweep
+        list(_gather(list(sweep.glob("lr=*"))).runs) != []
+        and not _gather(list(sweep.glob("lr=*"))).sweep
     )
 
 
 def test_runs_of_one_name_are_told_apart(sweep, tmp_path):
     shutil.copytree(sweep / "lr=1e-3", tmp_path / "other" / "lr=1e-3")
-    found = gather([sweep, tmp_path / "other" / "lr=1e-3"])
+    found = _gather([sweep, tmp_path / "other" / "lr=1e-3"])
     assert len(found.runs) == 4 and "other/lr=1e-3" in found.runs
 
 
 def test_several_runs_may_stand_under_one_name(sweep):
     two = [sweep / "lr=1e-3", sweep / "lr=1e-4"]
-    found = gather({"a": two, "b": sweep / "lr=2e-3"})
+    found = _gather({"a": two, "b": sweep / "lr=2e-3"})
     assert list(found.runs) == ["a/lr=1e-3", "a/lr=1e-4", "b"] and not found.sweep
-    found = gather({"y" * 99: two[0], "y" * 98: two[1]})
+    found = _gather({"y" * 99: two[0], "y" * 98: two[1]})
     assert [len(name) for name in found.runs] == [60, 61]
 
 
@@ -351,7 +351,7 @@ def test_a_run_whose_records_are_broken_is_compared_all_the_same(tmp_path):
     out = write_report([good, bad], tmp_path / "a.html", progress=False)
     assert "good is better than bad" in words(out) or "tied" in words(out)
     (bad / "run.json").write_text('{"went": {"state": "succeeded", "attempts": [{')
-    found = gather([good, bad])
+    found = _gather([good, bad])
     assert list(found.runs) == ["good"]
     assert "run.json is not whole JSON" in found.left_out["bad"]
 
@@ -409,7 +409,7 @@ def test_a_layer_shows_what_was_found_missed_and_drawn_in_error(tmp_path):
     boxes, shape = [(2, 3, 8, 10)], (40, 50)
     image, label = make_scene(tmp_path / "d", "9", boxes, shape)
     run = Run(fake_run(tmp_path / "r", {"9": (image, label, boxes, shape)}, shift=4))
-    made = report.scene_map(gather({"r": run}), "9")
+    made = _gather({"r": run}).scene_map("9")
     layer, under = pixels(made["over"]["r"]), pixels(made["under"])
     assert layer.shape == under.shape
     tall, wide = layer.shape[:2]
@@ -419,7 +419,7 @@ def test_a_layer_shows_what_was_found_missed_and_drawn_in_error(tmp_path):
         return layer[round((row + 0.5) * tall / 40), round((column + 0.5) * wide / 50)]
 
     colours = [
-        tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in report.KEY.values()
+        tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in report._KEY.values()
     ]
     assert tuple(at(5, 10)[:3]) == colours[0] and tuple(at(5, 4)[:3]) == colours[1]
     assert tuple(at(5, 15)[:3]) == colours[2]
@@ -451,7 +451,10 @@ def test_a_scene_that_is_stored_south_first_stands_north_up(tmp_path):
     flipped = maps._read_layers(image, label, "9")
     south = (np.arange(40)[:, None] >= 20) * np.ones((1, 50), np.uint8)
     for layers, row in ((view, -1), (flipped, 0)):
-        found = pixels(report.painted(south, layers.frame, 200, ""))[..., 3] > 0
+        found = (
+            pixels(report._inside(*maps.scene_image(south, layers.frame, 200)))[..., 3]
+            > 0
+        )
         assert found[row].all() and not found[-1 - row].any()
 
 
@@ -480,10 +483,10 @@ def test_the_comparison_job_writes_a_report(sweep, tmp_path):
 
 def test_pictures_stay_in_the_budget(whole, tmp_path):
     tree = Tree(whole.read_text())
-    sides = [report.side_of(n, runs) for n in (3, 20, 50) for runs in (1, 8, 20)]
-    assert all(120 <= side <= 800 for side in sides) and report.side_of(3, 8) == 800
+    sides = [report._side_of(n, runs) for n in (3, 20, 50) for runs in (1, 8, 20)]
+    assert all(120 <= side <= 800 for side in sides) and report._side_of(3, 8) == 800
     for scenes, runs in ((50, 8), (200, 20)):
-        side = report.side_of(scenes, runs)
+        side = report._side_of(scenes, runs)
         under = [a for a in tree.all("img") if a.get("class") == "under"]
         over = [a for a in tree.all("img") if a.get("class") == "over"]
         area = sum(int(a["width"]) * int(a["height"]) for a in under)

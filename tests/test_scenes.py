@@ -697,7 +697,9 @@ def test_other_labels_are_written_clean(copy, tmp_path, spoil):
     assert not shapely.has_z(shapely.from_geojson(out.read_text())).any()
     mask = scenes.scene_mask(Scene("1", scene.image, out))
     assert (mask != before).mean() < 0.001
-    assert labels.is_clean(out, scenes.image_info(scene.image)) is False  # has class_id
+    assert (
+        labels._is_clean(out, scenes.image_info(scene.image)) is False
+    )  # has class_id
 
 
 def test_class_field_is_written(copy, tmp_path):
@@ -810,8 +812,8 @@ def test_the_samples_of_many_scenes_are_bounded(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).normal(5, 1, (2, 400, 400)).astype(np.float32)
     found = [write_image(tmp_path / f"{i}.tif", pixels + i) for i in range(10)]
     told = scenes.percentiles(found)
-    monkeypatch.setattr(pairing, "SAMPLES", 2000)
-    parts = pairing.sampled_range.__globals__["_sampled"]
+    monkeypatch.setattr(pairing, "SAMPLED", 2000)
+    parts = pairing._sampled
     kept = []
     monkeypatch.setattr(
         pairing, "_sampled", lambda *a: kept.extend(p := list(parts(*a))) or p

@@ -492,7 +492,7 @@ def test_what_is_left_to_stock(case):
     ours = cfg.evaluators
     cfg.evaluators = [OtherEvaluator(output_uri=str(case.root))]
     assert "OtherEvaluator" in scoring.why_stock(cfg)
-    with pytest.raises(scoring.LeftToStock, match="OtherEvaluator"):
+    with pytest.raises(ValueError, match="OtherEvaluator"):
         scoring.evaluate(cfg, str(case.root))
     assert not list(case.root.rglob("eval.json"))
     cfg.evaluators = ours

@@ -16,20 +16,12 @@ from rvtutorial.sweeps.space import (
     KINDS,
     Distribution,
     Halving,
+    Journal,
     _around,
     _chance,
-    _draw,
-    _open_study,
-    _replay,
     _values_between,
-    ask,
-    distribution,
     draws,
-    enlist,
-    halving,
-    promoted,
     propose,
-    tell,
 )
 
 RATES = Distribution("log_uniform_values", 1e-5, 1e-1)
@@ -78,7 +70,7 @@ def test_every_distribution_is_what_its_name_says(kind):
     "By the largest distance between two distribution functions (Kolmogorov-Smirnov)."
     from scipy.stats import ks_2samp
 
-    space = distribution({"distribution": kind, **GIVEN[kind]})
+    space = Distribution.of({"distribution": kind, **GIVEN[kind]})
     ours = [space.at(_chance(0, i, "x")) for i in range(4000)]
     theirs = reference(kind, np.random.default_rng(1), 4000)
     assert ks_2samp(ours, theirs).statistic < 0.04
@@ -88,12 +80,12 @@ def test_every_distribution_is_what_its_name_says(kind):
 
 def test_all_documented_distributions_are_known():
     assert set(GIVEN) | {"constant", "categorical"} == set(KINDS)
-    assert distribution({"distribution": "constant", "value": 3}).at(0.7) == 3
-    weighted = distribution({"values": ["a", "b"], "probabilities": [0.9, 0.1]})
+    assert Distribution.of({"distribution": "constant", "value": 3}).at(0.7) == 3
+    weighted = Distribution.of({"values": ["a", "b"], "probabilities": [0.9, 0.1]})
     found = [weighted.at(_chance(0, i, "x")) for i in range(1000)]
     assert 860 < found.count("a") < 940
-    assert distribution({"min": 1, "max": 3}).kind == "int_uniform"
-    assert distribution({"min": 1, "max": 3.0}).kind == "uniform"
+    assert Distribution.of({"min": 1, "max": 3}).kind == "int_uniform"
+    assert Distribution.of({"min": 1, "max": 3.0}).kind == "uniform"
 
 
 @given(st.floats(0, 1), st.floats(1e-9, 1e3), st.floats(1.001, 1e4))
@@ -124,7 +116,7 @@ def test_values_stay_within_their_ends(u, low, factor):
 )  # fmt: skip
 def test_impossible_distributions_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        distribution(wrong)
+        Distribution.of(wrong)
 
 
 # ------------------------------------------------------------- random draws
@@ -142,15 +134,14 @@ def test_chance_is_even_and_its_values_are_fixed():
 
 
 def test_trial_37_is_the_same_alone_in_company_and_in_another_process():
-    spaces = {"lr": RATES, "batch_sz": distribution({"values": [4, 8]})}
-    alone = _draw(spaces, 37, seed=5)
-    assert (
-        _draw({**spaces, "seed": distribution({"min": 0, "max": 9})}, 37, 5)["lr"]
-        == alone["lr"]
-    )
+    spaces = {"lr": RATES, "batch_sz": Distribution.of({"values": [4, 8]})}
+    alone = draws(spaces, 38, seed=5)[37]
+    more = {**spaces, "seed": Distribution.of({"min": 0, "max": 9})}
+    assert draws(more, 38, seed=5)[37]["lr"] == alone["lr"]
     code = (
-        "from rvtutorial.sweeps.space import Distribution, _draw\n"
-        "print(_draw({'lr': Distribution('log_uniform_values', 1e-5, 1e-1)}, 37, 5))"
+        "from rvtutorial.sweeps.space import Distribution, draws\n"
+        "lr = Distribution('log_uniform_values', 1e-5, 1e-1)\n"
+        "print(draws({'lr': lr}, 38, seed=5)[37])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -159,7 +150,7 @@ def test_trial_37_is_the_same_alone_in_company_and_in_another_process():
 
 
 def test_more_draws_change_none_of_the_first_and_none_comes_twice():
-    few = distribution({"values": [1, 2, 3]})
+    few = Distribution.of({"values": [1, 2, 3]})
     assert draws({"lr": RATES}, 9)[:4] == draws({"lr": RATES}, 4)
     found = draws({"seed": few, "batch_sz": few}, 9)
     assert len({tuple(t.values()) for t in found}) == 9
@@ -183,7 +174,7 @@ def test_more_draws_change_none_of_the_first_and_none_comes_twice():
     ],
 )
 def test_rungs(given, epochs, rungs):
-    assert halving({"type": "hyperband", **given}, epochs).rungs == rungs
+    assert Halving.of({"type": "hyperband", **given}, epochs).rungs == rungs
 
 
 @pytest.mark.parametrize(
@@ -203,7 +194,7 @@ def test_rungs(given, epochs, rungs):
 )
 def test_impossible_ladders_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        halving(wrong, 8)
+        Halving.of(wrong, 8)
 
 
 def test_sizes_and_epochs_of_a_ladder():
@@ -215,9 +206,9 @@ def test_sizes_and_epochs_of_a_ladder():
 
 def test_promotion_is_deterministic_and_never_takes_a_failed_trial():
     scores = {"a": 0.5, "b": None, "c": 0.7, "d": 0.5, "e": math.nan}
-    assert promoted(scores, 2) == ["a", "c"]
-    assert promoted(scores, 5) == ["a", "c", "d"]
-    assert promoted({"a": None}, 1) == []
+    assert Halving((1, 2)).best(scores) == ["a", "c"]
+    assert Halving((1, 2), eta=1.1).best(scores) == ["a", "c", "d"]
+    assert Halving((1, 2)).best({"a": None}) == []
 
 
 @given(st.integers(1, 30), st.integers(0, 1000))
@@ -225,7 +216,7 @@ def test_a_replay_spends_what_the_ladder_says(n, seed):
     rng = np.random.default_rng(seed)
     curves = {str(i): list(rng.random(8)) for i in range(n)}
     ladder = Halving((1, 3, 8))
-    name, spent = _replay(curves, ladder)
+    name, spent = ladder.replay(curves)
     assert spent == ladder.epochs(n) and name in curves
 
 
@@ -234,47 +225,53 @@ def test_a_replay_spends_what_the_ladder_says(n, seed):
 
 def test_a_trial_keeps_its_values_and_others_get_their_own(tmp_path):
     names = [f"trial-{i}" for i in range(4)]
-    enlist(tmp_path, names)
-    enlist(tmp_path, names)
+    journal = Journal(tmp_path)
+    journal.enlist(names)
+    journal.enlist(names)
     spaces = {
         "lr": RATES,
-        "batch_sz": distribution({"values": [4, 8]}),
-        "epochs": distribution({"min": 2, "max": 5}),
-        "max_windows": distribution({"distribution": "q_normal", "mu": 9, "sigma": 2}),
+        "batch_sz": Distribution.of({"values": [4, 8]}),
+        "epochs": Distribution.of({"min": 2, "max": 5}),
+        "max_windows": Distribution.of(
+            {"distribution": "q_normal", "mu": 9, "sigma": 2}
+        ),
     }
-    first = [ask(tmp_path, name, spaces) for name in names]
-    assert first == [ask(tmp_path, name, spaces) for name in names]
+    first = [Journal(tmp_path).ask(name, spaces) for name in names]
+    assert first == [Journal(tmp_path).ask(name, spaces) for name in names]
     assert len({found["lr"] for found in first}) == 4
     assert all(
         type(found["epochs"]) is int and found["batch_sz"] in (4, 8) for found in first
     )
-    tell(tmp_path, {names[0]: 0.7, names[1]: None})
-    tell(tmp_path, {names[0]: 0.1, names[1]: 0.9})  # too late
-    assert ask(tmp_path, names[0], spaces) == first[0]
-    study = _open_study(tmp_path)
+    journal.tell({names[0]: 0.7, names[1]: None})
+    journal.tell({names[0]: 0.1, names[1]: 0.9})  # too late
+    assert journal.ask(names[0], spaces) == first[0]
+    study = Journal(tmp_path).study
     assert len(study.trials) == 4 and study.best_value == 0.7
     with pytest.raises(KeyError, match="no trial trial-9"):
-        ask(tmp_path, "trial-9", spaces)
+        journal.ask("trial-9", spaces)
 
 
 def test_killed_between_two_values_it_asks_only_for_the_rest(tmp_path):
-    enlist(tmp_path, ["a"])
-    lr = ask(tmp_path, "a", {"lr": RATES})["lr"]
-    both = ask(
-        tmp_path, "a", {"lr": RATES, "epochs": distribution({"min": 1, "max": 9})}
-    )
-    assert both["lr"] == lr and len(_open_study(tmp_path).trials) == 1
+    Journal(tmp_path).enlist(["a"])
+    lr = Journal(tmp_path).ask("a", {"lr": RATES})["lr"]
+    epochs = Distribution.of({"min": 1, "max": 9})
+    both = Journal(tmp_path).ask("a", {"lr": RATES, "epochs": epochs})
+    assert both["lr"] == lr and len(Journal(tmp_path).study.trials) == 1
 
 
 def test_many_at_one_time_and_half_a_line(tmp_path):
     names = [f"trial-{i}" for i in range(6)]
-    enlist(tmp_path, names)
+    Journal(tmp_path).enlist(names)
+
+    def ask(name):
+        return Journal(tmp_path).ask(name, {"lr": RATES})
+
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda name: ask(tmp_path, name, {"lr": RATES}), names))
+        found = list(pool.map(ask, names))
     assert len({f["lr"] for f in found}) == 6
     with open(tmp_path / JOURNAL, "ab") as file:
         file.write(b'{"op_code": 5, "tri')  # killed while it wrote
-    assert [ask(tmp_path, name, {"lr": RATES}) for name in names] == found
+    assert [ask(name) for name in names] == found
     assert not (tmp_path / f"{JOURNAL}.lock").exists()
 
 
@@ -284,11 +281,12 @@ def test_it_learns(tmp_path):
     for seed in range(3):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        enlist(folder, [str(i) for i in range(20)])
+        journal = Journal(folder)
+        journal.enlist([str(i) for i in range(20)])
         for i in range(20):
-            lr = ask(folder, str(i), {"lr": RATES}, seed, startup=5)["lr"]
+            lr = journal.ask(str(i), {"lr": RATES}, seed, startup=5)["lr"]
             off.append(abs(math.log10(lr / 3e-3)))
-            tell(folder, {str(i): 1 - off[-1]})
+            journal.tell({str(i): 1 - off[-1]})
     off = np.array(off).reshape(3, 20)
     assert off[:, 10:].mean() < 0.8 * off[:, :5].mean()
     assert off.min(axis=1).max() < 0.4

@@ -104,7 +104,7 @@ def test_broken_toml_names_the_file(tmp_path):
 
 
 def test_a_site_is_found_as_path_then_own_then_packaged(tmp_path, monkeypatch):
-    assert sites._find_site("atlas") == packaged("sites", "atlas")
+    assert Site.files()["atlas"] == packaged("sites", "atlas")
     own = tmp_path / "config" / "rvtutorial" / "sites"
     own.mkdir(parents=True)
     (own / "atlas.toml").write_text('account = "mine"\n')
@@ -148,9 +148,9 @@ def test_a_toml_time_of_day_is_a_duration(tmp_path):
 
 def test_an_unset_variable_in_a_path_is_an_error(monkeypatch):
     monkeypatch.setenv("RVT_TEST", "/here")
-    assert sites.expand("data", "$RVT_TEST/x") == "/here/x"
+    assert Site.expand("data", "$RVT_TEST/x") == "/here/x"
     with pytest.raises(ValueError, match="data names a variable that is not set"):
-        sites.expand("data", "$RVT_TEST_UNSET/x")
+        Site.expand("data", "$RVT_TEST_UNSET/x")
 
 
 # --- text -------------------------------------------------------------------------
@@ -330,9 +330,9 @@ def test_the_same_values_written_differently_are_the_same_run(tmp_path):
     folder.mkdir()
     job = {"notebook": str(book), "params": {"lr": "1e-3"}}
     Run(folder).update("went", state="succeeded", job=job)
-    same = jobs.differences(folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book)
+    same = jobs._differences(folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book)
     assert same == []
-    other = jobs.differences(folder, {"lr": 0.002}, book)
+    other = jobs._differences(folder, {"lr": 0.002}, book)
     assert other == ["lr is 0.001 there, 0.002 here"]
 
 
@@ -510,11 +510,11 @@ def test_a_lost_number_is_found_by_the_name(cluster, tmp_path, quick, monkeypatc
     write_json(home / "job.json", {"queue": "slurm"})
     assert job.states() == {tmp_path / "r": "queued"}  # just sent, perhaps
     os.utime(home / "job.json", (1, 1))
-    jobs._SOUGHT.clear()
+    queue._SOUGHT.clear()
     assert job.states() == {tmp_path / "r": "lost"}
     cluster.answers(squeue={"out": "221|0|RUNNING|None\n"})
-    monkeypatch.setattr(jobs, "find_job", lambda name: "221")
-    jobs._SOUGHT.clear()
+    monkeypatch.setattr(queue, "find_job", lambda *named: "221")
+    queue._SOUGHT.clear()
     assert job.states() == {tmp_path / "r": "running"}
     assert read_json(home / "job.json")["id"] == "221"
 
@@ -611,7 +611,7 @@ def test_names_of_the_version_before_are_found_and_said_once(capsys):
 def test_a_script_that_cannot_start_says_why(tmp_path):
     write_json(tmp_path / "tasks.json", {"folders": [str(tmp_path / "r")]})
     (tmp_path / "job.sh").write_text("no_such_program <&0")
-    one = queue.LocalQueue(tmp_path)
+    one = queue._LocalQueue(tmp_path)
     assert one.start(0).wait() == 127
     assert "no_such_program" in (tmp_path / "local-0.out").read_text()
     one.run_member(0)
@@ -621,8 +621,8 @@ def test_a_script_that_cannot_start_says_why(tmp_path):
 def test_the_earlier_ticket_goes_first(tmp_path):
     "Three processes, started in the wrong order, are served by their numbers."
     code = (
-        "import sys, time; from rvtutorial.hpc.queue import first_in_queue\n"
-        "with first_in_queue(int(sys.argv[1])):\n"
+        "import sys, time; from rvtutorial.hpc.queue import _first_in_queue\n"
+        "with _first_in_queue(int(sys.argv[1])):\n"
         "    open(sys.argv[2], 'a').write(sys.argv[1]); time.sleep(0.3)"
     )
     with queue._first_in_queue(1):
@@ -985,7 +985,7 @@ def test_runs_behind_a_silent_slurm_are_counted(cluster, tmp_path, quick, monkey
 def test_what_cannot_be_read_is_said_once(tmp_path, capsys):
     write_json(tmp_path / "tasks.json", {"folders": ["/x/r"]})
     (tmp_path / "cancelled.json").write_text("{")
-    waiting = queue.LocalQueue(tmp_path)
+    waiting = queue._LocalQueue(tmp_path)
     assert not any(waiting.cancelled(0) for _ in range(5))
     assert capsys.readouterr().err.count("cancelled.json") == 1
 
@@ -1077,10 +1077,10 @@ def test_more_runs_than_an_array_holds(cluster, tmp_path, quick, said, sizes):
 
 
 def test_the_local_queue_takes_any_number(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(batch, "start_local", lambda home: "0")
+    monkeypatch.setattr(queue.Submission, "start_local", lambda home: "0")
     submit_many({tmp_path / f"r{i}": {"a": i} for i in range(1002)}, notebook=quick)
     [home] = (tmp_path / "jobs").iterdir()
-    waiting = queue.LocalQueue(home)
+    waiting = queue._LocalQueue(home)
     assert len(waiting.members) == 1002
     begun = time.monotonic()
     waiting.wait_behind("another")  # one record of all, not one of each
@@ -1236,14 +1236,14 @@ def test_a_job_that_may_be_queued_is_not_queued_again(
         submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
     SLURM.forget()
-    jobs._SOUGHT.clear()
+    queue._SOUGHT.clear()
     job = Job(tmp_path / "r")
     assert job.states() == {tmp_path / "r": "queued"}
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
     cluster.answers(squeue={"out": NOTICE + NAMED + "221|0|PENDING|Priority\n"})
     SLURM.forget()
-    jobs._SOUGHT.clear()
+    queue._SOUGHT.clear()
     assert repr(job) == "r  queued  (Priority)"
     submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1

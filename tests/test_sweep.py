@@ -30,7 +30,7 @@ from rvtutorial.sweep import (
     run_sweep,
 )
 from rvtutorial.sweeps import trials as at_work
-from rvtutorial.sweeps.space import _open_study
+from rvtutorial.sweeps.space import Journal
 from rvtutorial.sweeps.sweepfile import (
     SweepFile,
     Trial,
@@ -41,7 +41,6 @@ from rvtutorial.sweeps.sweepfile import (
 )
 from rvtutorial.sweeps.trials import (
     _gpus,
-    _refuse_full_disk,
     _run_size,
     prepare_trial,
     worked,
@@ -187,7 +186,7 @@ def test_yaml_as_it_looks(tmp_path):
     "What PyYAML would read otherwise: 1e-3 as text, 010 as 8, yes as true."
     path = tmp_path / "x.yaml"
     path.write_text("a: [1e-3, 1E5, 010, yes, true, 1_000, 1:30, null, ~, -3, 2.]\n")
-    found = sweeps.read_sweep.__globals__["_load_yaml"](path)[0]["a"]
+    found = sweeps.read_sweep.__globals__["_load"](path)[0]["a"]
     assert found == [
         1e-3,
         1e5,
@@ -526,18 +525,22 @@ def test_one_parameter_in_two_groups_of_a_dictionary():
         read_sweep({"parameters": {"a": group, "b": group}})
 
 
-def test_progress_on_a_terminal_in_a_file_and_not_at_all(capsys):
-    now = at_work.SweepProgress({"running": 1}, "", 60, 30, 2)
-    after = at_work.SweepProgress({"succeeded": 1}, "", 90, 0, 3)
+def test_progress_on_a_terminal_in_a_file_and_not_at_all(tmp_path, queue, capsys):
+    sweep = run_sweep(tmp_path, grid(lr=RATES), BASE)
+    now = at_work._Progress({"running": 1}, "", 60, 30, 2)
+    after = at_work._Progress({"succeeded": 1}, "", 90, 0, 3)
     looks = iter([now, now, after])
-    found = at_work.follow(lambda: next(looks), every=0)
+    sweep.progress = lambda: next(looks)
+    found = sweep.follow(every=0)
     lines = capsys.readouterr().err.splitlines()
     assert found is after and len(lines) == 2  # one for each change
-    assert lines[0] == "1 running; 1:00 worked; about 0:30 left; 2 GPU-minutes"
-    at_work.follow(lambda: after, quiet=True)
+    assert lines[0] == "1 running; 01:00 worked; about 00:30 left; 2 GPU-minutes"
+    sweep.progress = lambda: after
+    sweep.follow(quiet=True)
     assert capsys.readouterr().err == ""
     with pytest.raises(TimeoutError, match="still at work after 0 s: 1 running"):
-        at_work.follow(lambda: now, every=0, timeout=0, quiet=True)
+        sweep.progress = lambda: now
+        sweep.follow(every=0, timeout=0, quiet=True)
 
 
 def test_own_job_notebook_beside_the_sweep_file(tmp_path):
@@ -567,9 +570,9 @@ def test_bayes_asks_when_a_trial_starts_and_learns_from_the_finished(tmp_path, q
         runs[name].update("results", validation=f1)
     runs["trial-3"].path.mkdir()
     prepare_trial(runs["trial-3"].path, queue[0]["trial-3"])
-    states = [t.state.name for t in _open_study(tmp_path).trials]
+    states = [t.state.name for t in Journal(tmp_path).study.trials]
     assert states == ["COMPLETE", "FAIL", "RUNNING", "WAITING"]
-    assert _open_study(tmp_path).best_value == 0.8
+    assert Journal(tmp_path).study.best_value == 0.8
     again = Sweep(tmp_path)  # the values are on record
     assert again.trials[1].parameters == {k: given[k] for k in ("lr", "batch_sz")}
     assert again.trials[3].parameters == {} and "lr" in again.trials[2].parameters
@@ -640,7 +643,7 @@ def test_a_training_that_ended_by_itself_counts_with_its_last_epoch(tmp_path, qu
     for i, run in enumerate(runs.values()):
         reach(run, 2, 0.5 + 0.1 * i)
     reach(runs["lr=1e-2"], 1, 0.95, state="succeeded")
-    found = at_work._rung_scores(tmp_path, sweep.plan, sweep.trials, 2)
+    found = sweep._rung_scores(sweep.trials, 2)
     assert found["lr=1e-2"] == 0.95 and found["lr=1e-3"] == 0.7
 
 
@@ -653,7 +656,7 @@ def test_turns_of_a_queue_that_is_gone(tmp_path, queue):
         reach(run, 1, float(name[3:]), state="queued")
         run.update("went", paused=1, job=gone)
     assert set(sweep.status()["state"]) == {"lost"}
-    at_work._who_goes_on(tmp_path, sweep.plan, sweep.trials, 0)
+    sweep.who_goes_on(0)
     run_sweep(tmp_path, EARLY, BASE)
     again = {name for handed in queue[3:] for name in handed if name[:2] == "lr"}
     assert again == {"lr=1e-2", "lr=1e-3"}
@@ -678,7 +681,7 @@ def test_a_full_disk_is_no_verdict_on_a_trial(tmp_path, queue):
     for why, state in [("the disk is full", "RUNNING"), ("the loss is nan", "FAIL")]:
         run.update("went", state="failed", why=why)
         assert prepare_trial(run.path, {}) == given
-        assert _open_study(learns.folder).trials[0].state.name == state
+        assert Journal(learns.folder).study.trials[0].state.name == state
 
 
 def test_a_target_that_is_reached_ends_the_sweep(tmp_path, queue):
@@ -722,7 +725,7 @@ def test_a_sweep_that_does_not_fit_leaves_no_folder(tmp_path, queue, monkeypatch
     base = {"preset": "version2", "data": "/data"}
     with pytest.raises(
         ValueError,
-        match=r"4 runs of 636 MB need 3.2 GB, 3.0 GB are free",
+        match=r"4 runs of 635.9 MB need 3.2 GB, 3.0 GB are free",
     ):
         run_sweep(tmp_path / "s", grid(lr=RATES), base)
     assert not (tmp_path / "s").exists() and not queue
@@ -748,8 +751,7 @@ def test_sizes_against_runs_that_were_measured(asked, pixels, measured):
 
 
 def test_room_says_yes():
-    room = at_work._Room(2, 1e9, 1e9, 3e9)
-    _refuse_full_disk(Path("."), SweepFile({}, {}), [], room)
+    assert at_work._Room(2, 1e9, 1e9, 3e9).enough
 
 
 @pytest.mark.parametrize(
@@ -867,7 +869,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_sweep(tmp_path, monkeypatch, fille
         while not (disk / "s" / "here").exists():
             time.sleep(0.05)
         with filled(disk, tmp_path / "stop"):
-            at_work.follow(sweep.progress, timeout=60, quiet=True)
+            sweep.follow(timeout=60, quiet=True)
             check_full(sweep, record)
         go_on_with_room(sweep, tmp_path)
 
@@ -884,7 +886,7 @@ def check_full(sweep, record):
     assert list(sweep.leaderboard().index) == ["lr=1e-2"]
     with pytest.raises(OSError, match="No space left|no space is left"):
         write_record(sweep.folder, sweep.plan, sweep.trials * 9999)
-    with pytest.raises(ValueError, match="0 MB are free on the disk"):
+    with pytest.raises(ValueError, match="are free on the disk"):
         sweep.extend(grid(lr=[2e-2]))
     assert {path: path.read_bytes() for path in record} == record
     assert Sweep(sweep.folder).trials == sweep.trials
@@ -901,6 +903,9 @@ def go_on_with_room(sweep, tmp_path):
     assert all(after[n] == before[n] + (n != "lr=1e-2") for n in after)
     for run in sweep.runs().values():
         assert (run.path / "finished.txt").read_text() == "once\n"
+    end = time.monotonic() + 30
+    while list(sweep.folder.rglob(".reserve")) and time.monotonic() < end:
+        time.sleep(0.05)  # the queue ends a moment after its last member
     assert not list(sweep.folder.rglob(".reserve"))
     assert len(sweep.leaderboard()) == 3
 

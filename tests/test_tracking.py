@@ -10,14 +10,7 @@ from fake_runs import write_log
 
 from rvtutorial.core.finding import named_runs
 from rvtutorial.runs import Run
-from rvtutorial.sweeps import trials as tracking
-from rvtutorial.sweeps.trials import (
-    _history,
-    _outcome,
-    _run_table,
-    _to_csv,
-    _track,
-)
+from rvtutorial.sweeps.trials import _history, _outcome, track
 
 
 @pytest.fixture
@@ -44,9 +37,9 @@ def test_history_has_numbers_only(runs):
     assert len(_history(Run(runs[2]))) == 0
 
 
-def test_outcome_and_summary(runs):
+def test_outcome_and_summary(runs, tmp_path):
     assert _outcome(Run(runs[0])) == {"validation/f1": 0.9}
-    table = _run_table(runs)
+    table = pd.read_csv(track(runs, tmp_path / "out")["csv"][1], index_col="run")
     assert table.loc["lr=0.01", "class_weights"] == "[1, 2]"
     assert "img_sz" not in table and table.loc["new", "state"] == "unfinished"
 
@@ -70,17 +63,18 @@ def test_what_counts_as_runs(runs, tmp_path):
 
 def test_csv_holds_all_runs_and_can_be_written_again(runs, tmp_path):
     for _ in range(2):
-        curves, table = (pd.read_csv(path) for path in _to_csv(runs, tmp_path / "out"))
+        curves, table = map(pd.read_csv, track(runs, tmp_path / "out")["csv"])
     assert len(curves) == 6 and set(curves["run"]) == {"lr=0.01", "lr=0.001"}
     assert table["validation/f1"].tolist()[:2] == [0.9, 0.7]
-    assert _to_csv(runs[2], tmp_path / "none")[0].exists()
+    assert track(runs[2], tmp_path / "none")["csv"][0].exists()
 
 
 def test_tensorboard_reads_back_what_the_log_says(runs, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for _ in range(2):  # written twice, there once
-        made = tracking._to_tensorboard(runs[:2], tmp_path / "tb")
+        found = track(runs[:2], tmp_path, csv=False, tensorboard=True)
+    made = found["tensorboard"]
     events = EventAccumulator(str(made[0])).Reload()
     scalars = events.Scalars("validation/building_f1")
     log = Run(runs[0]).log()
@@ -88,7 +82,7 @@ def test_tensorboard_reads_back_what_the_log_says(runs, tmp_path):
     assert [e.value for e in scalars] == pytest.approx(list(log["building_f1"]))
     assert [e.wall_time - scalars[0].wall_time for e in scalars] == [0, 6, 12]
     assert "validation/f1" in events.Tags()["scalars"]  # of the HPARAMS page
-    assert sorted(p.name for p in (tmp_path / "tb").iterdir()) == [
+    assert sorted(p.name for p in (tmp_path / "tensorboard").iterdir()) == [
         "lr=0.001",
         "lr=0.01",
     ]
@@ -107,9 +101,9 @@ def test_a_name_never_leads_out_of_the_folder(name, runs, tmp_path):
     name = str(tmp_path / "home" / "x") if name == "/x" else name
     before = sorted(p for p in tmp_path.rglob("*"))
     place = kept / "out"
-    made = _track({name: runs[0]}, place, csv=False, tensorboard=True)["tensorboard"]
+    made = track({name: runs[0]}, place, csv=False, tensorboard=True)["tensorboard"]
     for _ in range(2):
-        again = _track({name: runs[0]}, place, csv=False, tensorboard=True)
+        again = track({name: runs[0]}, place, csv=False, tensorboard=True)
         assert again["tensorboard"] == made
     assert made[0].parent == place / "tensorboard" and list(made[0].glob("events*"))
     assert set(before) <= set(tmp_path.rglob("*"))
@@ -119,37 +113,39 @@ def test_a_name_never_leads_out_of_the_folder(name, runs, tmp_path):
 
 def test_a_run_named_by_its_parent_folder_stays(runs, tmp_path):
     out = tmp_path / "out" / "tensorboard"
-    _track([runs[0] / ".."], tmp_path / "out", csv=False, tensorboard=True)
+    track([runs[0] / ".."], tmp_path / "out", csv=False, tensorboard=True)
     assert all(r.is_dir() for r in runs)
     assert {p.name for p in out.iterdir()} == {"lr=0.01", "lr=0.001"}  # runs in there
 
 
 def test_only_event_files_are_replaced(runs, tmp_path):
     "TensorBoard's files into the folder of the runs themselves: the runs stay."
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tensorboard").symlink_to(tmp_path)
     before = {p: p.read_bytes() for p in runs[0].rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match="only a folder of event files is replaced"):
-        tracking._to_tensorboard(runs[:1], tmp_path)
+        track(runs[:1], tmp_path / "out", csv=False, tensorboard=True)
     assert before == {p: p.read_bytes() for p in runs[0].rglob("*") if p.is_file()}
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / runs[0].name).symlink_to(runs[0])
+    (tmp_path / "more" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "more" / "tensorboard" / runs[0].name).symlink_to(runs[0])
     with pytest.raises(ValueError, match="link"):
-        tracking._to_tensorboard(runs[:1], tmp_path / "out")
+        track(runs[:1], tmp_path / "more", csv=False, tensorboard=True)
 
 
 def test_switches(runs, tmp_path):
-    made = _track(runs, tmp_path / "a")
+    made = track(runs, tmp_path / "a")
     assert list(made) == ["csv"]
     assert (
-        _track(runs, tmp_path / "b", csv=False) == {} and not (tmp_path / "b").exists()
+        track(runs, tmp_path / "b", csv=False) == {} and not (tmp_path / "b").exists()
     )
     with pytest.raises(ValueError, match="online is for Weights & Biases"):
-        _track(runs, tmp_path / "b", online=True)
+        track(runs, tmp_path / "b", online=True)
 
 
 def test_without_wandb_the_error_says_what_to_do(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb"):
-        _track(runs, tmp_path, wandb=True)
+        track(runs, tmp_path, wandb=True)
     assert "WANDB_ERROR_REPORTING" not in os.environ
 
 
@@ -167,6 +163,6 @@ def test_wandb_writes_offline_whatever_the_environment_says(
 ):
     pytest.importorskip("wandb", reason="an extra that is not installed here")
     monkeypatch.setenv("WANDB_MODE", "online")
-    made = _track(runs[:1], tmp_path / "w", csv=False, wandb=True)["wandb"]
+    made = track(runs[:1], tmp_path / "w", csv=False, wandb=True)["wandb"]
     assert made[0].name.startswith("offline-run-") and list(made[0].glob("*.wandb"))
     assert os.environ["WANDB_MODE"] == "online"

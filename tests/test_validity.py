@@ -13,10 +13,15 @@ from rasterio.windows import Window
 from rvtutorial import scenes
 from rvtutorial.data import validity
 from rvtutorial.data.pairing import Scene
-from rvtutorial.data.validity import Validity, emptiness, valid, windows_of
+from rvtutorial.data.validity import Validity, windows_of
 
 HOLE = np.zeros((200, 150), bool)
 HOLE[20:60, 30:90] = True
+
+
+def valid(file, window=None, **how):
+    "Which pixels of an open raster hold data."
+    return Validity(file, **how).valid(window)
 
 
 def image(bands=3, dtype="uint8", seed=0):
@@ -95,9 +100,9 @@ def test_every_way_to_say_that_there_is_nothing(case):
     path, why = case
     with rasterio.open(path) as file:
         assert (valid(file) == ~HOLE).all()
-        found = emptiness(file)
-        assert found.share == pytest.approx(HOLE.mean(), abs=1e-9)
-    assert why in found.notes[0] and len(found.why) == 1
+        share, note = Validity(file).emptiness()
+        assert share == pytest.approx(HOLE.mean(), abs=1e-9)
+    assert why in note and note.count("%") == 2
 
 
 def test_the_check_says_what_is_empty_and_why(case):
@@ -139,7 +144,7 @@ def test_a_value_that_a_camera_may_measure_takes_all_bands_that_declare_it(tmp_p
         with rasterio.open(write(tmp_path / "a.tif", pixels, nodata=value)) as file:
             assert valid(file).all() and (file.dataset_mask() > 0).all()
             assert (valid(file, bands=[0]) == ~HOLE).all()
-            assert emptiness(file).notes == []
+            assert Validity(file).emptiness() == (0, "")
     pixels = image(3, "int16")
     pixels[0][HOLE] = -9999
     with rasterio.open(write(tmp_path / "a.tif", pixels, nodata=-9999)) as file:
@@ -162,12 +167,12 @@ def test_a_small_share_is_not_called_none(tmp_path):
     pixels = image(3, "float32")
     pixels[1, 5, 5:7] = np.nan
     with rasterio.open(write(tmp_path / "a.tif", pixels)) as file:
-        assert emptiness(file).notes == [
-            "less than 0.01% without data (not finite: less than 0.01%)"
-        ]
+        told = "less than 0.01% without data (not finite: less than 0.01%)"
+        assert Validity(file).emptiness()[1] == told
     pixels[1, 5, 5:35] = np.nan
     with rasterio.open(write(tmp_path / "a.tif", pixels)) as file:
-        assert emptiness(file).notes == ["0.10% without data (not finite: 0.10%)"]
+        told = "0.10% without data (not finite: 0.10%)"
+        assert Validity(file).emptiness()[1] == told
     table = scenes.check_scenes([Scene("1", tmp_path / "a.tif")])
     assert table.no_data[0] == 30 / HOLE.size
 
@@ -178,8 +183,8 @@ def test_a_band_that_is_asked_for_is_no_alpha(tmp_path):
     with rasterio.open(write(tmp_path / "a.tif", pixels, alpha=3)) as file:
         assert not valid(file)[HOLE].any()
         assert valid(file, bands=[0, 1, 2, 3]).all()
-        assert validity.alpha_bands(file) == [3]
-        assert validity.alpha_bands(file, [3, 2]) == []
+        assert Validity(file).alphas == [3]
+        assert Validity(file, [3, 2]).alphas == []
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -285,11 +290,11 @@ def test_windows_cover_every_pixel_once_within_bounds(tmp_path, layout):
 
 def test_masks_that_are_compared_in_the_type_of_the_band():
     values = np.array([0, 7, 255], "uint8")
-    assert not validity.stands_for(values, -9999).any()
-    assert not validity.stands_for(values, 7.5).any()
-    assert validity.stands_for(values, 255.0).tolist() == [False, False, True]
+    assert not validity._stands_for(values, -9999).any()
+    assert not validity._stands_for(values, 7.5).any()
+    assert validity._stands_for(values, 255.0).tolist() == [False, False, True]
     third = np.float32([0.1, 0.2])
-    assert validity.stands_for(third, 0.1).tolist() == [True, False]
+    assert validity._stands_for(third, 0.1).tolist() == [True, False]
 
 
 def test_thinned_out_for_drawing(tmp_path):
@@ -591,7 +596,7 @@ def test_real_tiles_with_alpha(shared_data):
             if file.count == 4:
                 clear = file.read(4) == 0
                 assert not valid(file)[clear].any()
-                found = emptiness(file)
-                assert ("alpha in band 4" in found.why) == clear.any()
+                _, note = Validity(file).emptiness()
+                assert ("alpha in band 4" in note) == clear.any()
                 seen += clear.any()
     assert seen

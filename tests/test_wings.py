@@ -104,7 +104,7 @@ def test_a_job_that_was_queued_before_the_move_runs(tmp_path):
     "Its script calls `python -m rvtutorial.jobs`, its notebook imports old names."
     new, book = nbformat.v4.new_code_cell, nbformat.v4.new_notebook()
     body = (
-        "from rvtutorial.labels import RASTERS\nfrom rvtutorial import engine\nprint(a)"
+        "from rvtutorial.labels import RESTS\nfrom rvtutorial import engine\nprint(a)"
     )
     book.cells = [new("a = 1", metadata={"tags": ["parameters"]}), new(body)]
     nbformat.write(book, tmp_path / "job.ipynb")

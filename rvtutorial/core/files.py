@@ -27,9 +27,7 @@ from rvtutorial.core.renamed import say_once
 # --- folders
 
 
-def is_private(
-    folder: str | Path,
-) -> bool:
+def is_private(folder: str | Path) -> bool:
     "Whether a path is a real folder of this user that nobody else can look into or replace."
     try:
         now, above = os.lstat(folder), os.stat(Path(folder).parent)
@@ -46,10 +44,8 @@ def is_private(
 _NOBODY = 65534
 
 
-def private_places(
-    name: str,  # Of the folder, without the user
-) -> list[Path]:  # In the temporary folder, else in the user's cache
-    "Where a private folder may lie."
+def _private_places(name):
+    "Where a private folder may lie: in the temporary folder, else in the user's cache."
     places = [Path(tempfile.gettempdir(), f"{name}-{os.getuid()}")]
     with contextlib.suppress(RuntimeError):  # no home
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -57,41 +53,31 @@ def private_places(
     return places
 
 
-def _private_folder(
+def lasting_folder(
     name: str,  # Such as rvtutorial: the user is added
-) -> Path:  # The same in every process, as long as nobody else is in the way
-    """A folder of this user alone (mode 0700), made if need be.
+) -> Path:
+    """A folder of this user alone (mode 0700) that every process finds, made if need be.
 
     A folder of that name in the temporary folder that is a link, belongs to somebody
     else or is open to others is left alone: another one is taken, and it is said once.
+    Raises OSError where every place is taken by others, or cannot be written to.
     """
-    return lasting_folder(name) or _own_folder(private_places(name)[0])
-
-
-def lasting_folder(
-    name: str,  # As of `_private_folder`
-) -> Path | None:  # None where every place is taken by others, or cannot be written to
-    "A folder of this user alone that every process finds, made if need be."
-    first, *others = private_places(name)
-    if _made_private(first):
-        return first
-    for place in others:
-        if _made_private(place):
-            say_once(f"{first} is not a private folder of yours: {place} is used")
+    first, *others = _private_places(name)
+    for place in (first, *others):
+        with contextlib.suppress(OSError):  # there already, or no place for it
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.mkdir(mode=0o700)
+        if is_private(place) and os.access(place, os.W_OK | os.X_OK):
+            if place != first:
+                say_once(f"{first} is not a private folder of yours: {place} is used")
             return place
-    return None
-
-
-def _made_private(folder: Path) -> bool:
-    with contextlib.suppress(OSError):  # there already, or no place for it
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700)
-    return is_private(folder) and os.access(folder, os.W_OK | os.X_OK)
+    raise OSError(errno.EACCES, "is not a private folder of yours", str(first))
 
 
 @functools.cache
-def _own_folder(first: Path) -> Path:
-    made = own_folder(f"{first.name}-")
+def _own_scratch() -> Path:
+    first = _private_places("rvtutorial")[0]
+    made = _own_folder(f"{first.name}-")
     say_once(f"{first} is not a private folder of yours: {made} is used, for this once")
     return made
 
@@ -99,7 +85,7 @@ def _own_folder(first: Path) -> Path:
 _OWN: dict = {}  # Folder -> the process that made it
 
 
-def own_folder(
+def _own_folder(
     prefix: str,  # Of its name
 ) -> Path:
     "A new folder for this process alone, deleted at its end or by `remove_own_folders`."
@@ -110,7 +96,7 @@ def own_folder(
 
 @atexit.register
 def remove_own_folders() -> None:
-    "Delete what `own_folder` has made; a forked process leaves the folders of its parent."
+    "Delete what `_own_folder` has made; a forked process leaves the folders of its parent."
     for made, process in _OWN.items():
         if process == os.getpid():
             shutil.rmtree(made, ignore_errors=True)
@@ -118,21 +104,22 @@ def remove_own_folders() -> None:
 
 def scratch_folder() -> Path:
     "RVTUTORIAL_SCRATCH as it is, or a private folder in the system's temporary one."
-    named = os.environ.get("RVTUTORIAL_SCRATCH")
-    return Path(named) if named else _private_folder("rvtutorial")
+    if named := os.environ.get("RVTUTORIAL_SCRATCH"):
+        return Path(named)
+    try:
+        return lasting_folder("rvtutorial")
+    except OSError:
+        return _own_scratch()
 
 
 def scratch_places() -> list[Path]:
     "The folders that `scratch_folder` may have given so far, as far as they are there."
-    named = os.environ.get("RVTUTORIAL_SCRATCH")
-    if named:
+    if named := os.environ.get("RVTUTORIAL_SCRATCH"):
         return [Path(named)] if Path(named).is_dir() else []
-    return [place for place in private_places("rvtutorial") if is_private(place)]
+    return [place for place in _private_places("rvtutorial") if is_private(place)]
 
 
-def is_own_file(
-    path: str | Path,
-) -> bool:
+def is_own_file(path: str | Path) -> bool:
     "Whether a path is a file of this user, and no link to one."
     with contextlib.suppress(OSError):
         now = os.lstat(path)
@@ -158,14 +145,6 @@ def open_plain(
 # --- names
 
 LONGEST = 255  # bytes of a name on the usual file systems
-
-
-def _shortened(
-    name: str,
-    most: int = LONGEST,  # Bytes
-) -> str:  # The end of the name, with its suffix, where all of it is too long
-    "A name that a file system takes."
-    return os.fsencode(name)[-most:].decode("utf-8", "ignore")
 
 
 def safe_name(
@@ -217,6 +196,44 @@ def refuse_outside(
         )
 
 
+# pyogrio reads a path as an address: what stands before `!` is an archive to it, what stands
+# behind `;` or `?` a parameter, and line breaks are dropped. Such a file is reached by a link
+# in a folder of this process, whose name holds nothing of the kind.
+_SPECIAL = re.compile(r"[!;?\x00-\x1f]")
+
+
+def gdal_name(
+    path: str | os.PathLike,  # A file that is read; or a new GeoPackage
+) -> str:  # The same file by a name that stays in one piece
+    """A path that can be given to pyogrio or geopandas; addresses stay as they are.
+
+    Of a format of several files, such as a shapefile, only what is there can be read: new
+    files beside a special name would be written elsewhere.
+    """
+    text = os.fspath(path)
+    if "://" in text or text.startswith("/vsi") or not _SPECIAL.search(text):
+        return text
+    path = Path(text).parent.resolve() / Path(text).name
+    place = _links(os.getpid()) / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    links, stem = {place: path.parent}, path.stem
+    if _SPECIAL.search(path.name):  # the file and its companions get other names
+        place.mkdir(exist_ok=True)
+        stem = _SPECIAL.sub("_", stem)
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        beside = {path, *(p for p in beside if p.name.startswith(f"{path.stem}."))}
+        links = {place / (stem + p.name.removeprefix(path.stem)): p for p in beside}
+    for link, target in links.items():
+        with contextlib.suppress(FileExistsError):  # another thread's
+            link.symlink_to(target)
+    return str(place / (stem + path.suffix))
+
+
+@functools.cache
+def _links(process: int) -> Path:
+    "A folder of this process alone, gone when it ends."
+    return _own_folder("rvtutorial-names-")
+
+
 # --- locks
 # They are those of filelock. It keeps no record of who holds one and fails where a file
 # system knows no locks, such as some NFS: `held` writes that record, and believes it there.
@@ -236,23 +253,26 @@ def _alive(
     job = owner.get("slurm_job_id")
     if owner.get("host") == socket.gethostname():
         now, then = _begun(owner.get("pid")), owner.get("begun")
-        # another process may have its number by now
-        return now is not None and (then is None or _same_moment(now, then))
+        if now is None or then is None:
+            return now is not None
+        # another process may have its number by now; the clock may be set a little
+        with contextlib.suppress(TypeError, ValueError):
+            return abs(now - float(then)) < 2
+        return False
     if job and job == os.environ.get("SLURM_JOB_ID"):
         return False  # the same job, started again on another node
+
+    def names_job(reply: str) -> bool:  # in one of its lines; a site may print others
+        start = re.compile(rf"{re.escape(str(job))}(\D|$)")
+        return any(start.match(line.strip()) for line in reply.splitlines())
+
     # %A: of a member of an array %i would be ARRAY_MEMBER, and SLURM_JOB_ID is neither
     asked = ["squeue", "-h", "-j", str(job), "-t", "R,CG,S", "-o", "%A"]
     reply = answer(asked) if job else None
-    if reply is not None and not _names_job(reply, job) and owner.get("cluster"):
+    if reply is not None and not names_job(reply) and owner.get("cluster"):
         # without accounting no cluster can be asked by its name: then the first word counts
         reply = answer(["squeue", "-M", str(owner["cluster"]), *asked[1:]]) or ""
-    return reply is None or _names_job(reply, job)
-
-
-def _names_job(reply: str, job: str) -> bool:
-    "Whether a line of squeue's names a job; a site may print others."
-    start = re.compile(rf"{re.escape(str(job))}(\D|$)")
-    return any(start.match(line.strip()) for line in reply.splitlines())
+    return reply is None or names_job(reply)
 
 
 def is_other(
@@ -282,14 +302,6 @@ def _begun(pid) -> float | None:
         return None
 
 
-def _same_moment(now: float, then) -> bool:
-    "Whether two starts are one: the clock that they are counted from may be set a little."
-    try:
-        return abs(now - float(then)) < 2
-    except (TypeError, ValueError):
-        return False
-
-
 def _acquire(path: Path, seconds: float, give_up: Callable, every: float) -> FileLock:
     "A lock, held except on a file system that knows none; `filelock.Timeout` otherwise."
     group = stat.S_IRGRP | stat.S_IWGRP
@@ -301,9 +313,7 @@ def _acquire(path: Path, seconds: float, give_up: Callable, every: float) -> Fil
         if not stat.S_ISREG(now):
             raise OSError(errno.EINVAL, "is no plain file", str(path))
         if stat.S_IMODE(now) != mode:
-            with contextlib.suppress(
-                OSError
-            ):  # somebody else's, or a disk without modes
+            with contextlib.suppress(OSError):  # another's, or a disk without modes
                 os.fchmod(file, mode)
 
     lock = FileLock(path, mode=mode, fallback_to_soft=False, on_acquired=check)
@@ -341,9 +351,7 @@ def locked(
         lock.release()
 
 
-def is_locked(
-    path: str | Path,
-) -> bool:
+def is_locked(path: str | Path) -> bool:
     "Whether a process holds a lock; one that is gone holds none. The file is not made."
     try:
         with open_plain(path) as file:  # to be read only: it may be somebody else's
@@ -358,13 +366,6 @@ def _owner(path: Path) -> dict:
         found = json.loads(file.read())
         return found if isinstance(found, dict) else {}
     return {}
-
-
-def _myself() -> dict:
-    pid, since = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
-    mine = dict(pid=pid, host=socket.gethostname(), since=since, begun=_begun(pid))
-    names = dict(slurm_job_id="SLURM_JOB_ID", cluster="SLURM_CLUSTER_NAME")
-    return mine | {key: os.environ.get(name) for key, name in names.items()}
 
 
 @contextlib.contextmanager
@@ -390,13 +391,15 @@ def held(
     try:
         owner = _owner(path)
         left = owner.get("host") == socket.gethostname()  # by a process that is gone
-        if lock.is_locked and (
-            left or is_other(owner.get("folder"), path.parent.absolute())
-        ):
-            owner = {}
+        left = left or is_other(owner.get("folder"), path.parent.absolute())
+        owner = {} if lock.is_locked and left else owner
         if owner and _alive(owner, answer):
             raise Busy(_in_use(path, owner))
-        mine = _myself() | {"folder": str(path.parent.absolute())}
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        mine = dict(pid=pid, host=socket.gethostname(), since=since, begun=_begun(pid))
+        mine |= {"slurm_job_id": os.environ.get("SLURM_JOB_ID")}
+        mine |= {"cluster": os.environ.get("SLURM_CLUSTER_NAME")}
+        mine |= {"folder": str(path.parent.absolute())}
         with open_plain(path, write=True) as file:
             file.truncate()
             file.write(json.dumps(mine).encode() + b"\n")
@@ -469,7 +472,7 @@ def need_addresses(
 
 
 def available_memory(
-    root: str | Path = "/",  # Above proc/ and sys/; another one for tests
+    root: str | Path = "/",  # Above proc/self/cgroup and sys/; another one for tests
 ) -> int:  # Bytes
     """What this process may still take: the smallest of all limits that apply.
 
@@ -477,16 +480,16 @@ def available_memory(
     the process's control group and all above it; Slurm's SLURM_MEM_PER_NODE, _CPU and
     _GPU; the limits of address space and data (ulimit -v, -d).
     """
-    root = Path(root)
-    found = [_free(root), *_cgroup_room(root), *_slurm_room(root), *_rlimit_room(root)]
+    used = psutil.Process().memory_info()
+    found = [psutil.virtual_memory().available]
+    found += [*_cgroup_room(Path(root)), *_slurm_room(used.rss)]
+    for kind, taken in (
+        (resource.RLIMIT_AS, used.vms),
+        (resource.RLIMIT_DATA, used.data),
+    ):
+        soft = resource.getrlimit(kind)[0]
+        found += [] if soft == resource.RLIM_INFINITY else [soft - taken]
     return max(0, min(found))
-
-
-def _free(root: Path) -> int:
-    for line in _lines(root / "proc/meminfo"):
-        if found := re.match(r"MemAvailable:\s*(\d+) kB", line):
-            return int(found[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _lines(path: Path) -> list[str]:
@@ -534,71 +537,30 @@ def _room(group: Path, limits: list[str], usage: str, idle: str) -> Iterator[int
             yield most - max(0, used - cached)
 
 
-def _slurm_room(root: Path) -> Iterator[int]:
+def _slurm_room(used: int) -> Iterator[int]:
     "What Slurm has granted, without what this process has."
+
+    def number(name: str) -> int:
+        found = re.match(r"\d+", os.environ.get(f"SLURM_{name}", ""))
+        return int(found[0]) if found else 0
+
     names = "CPUS_ON_NODE", "JOB_CPUS_PER_NODE", "CPUS_PER_TASK"
-    cpus = next(filter(None, map(_count, names)), 1)
-    gpus = _count("GPUS_ON_NODE") or _listed("SLURM_JOB_GPUS") or 1
-    for unit, count in (("NODE", 1), ("CPU", cpus), ("GPU", gpus)):
-        granted = _megabytes(os.environ.get(f"SLURM_MEM_PER_{unit}"))
-        if granted:  # 0 stands for all memory of the node
-            yield granted * count - _pages(root, 1)
-
-
-def _count(name: str) -> int:
-    found = re.match(r"\d+", os.environ.get(f"SLURM_{name}", ""))
-    return int(found[0]) if found else 0
-
-
-def _listed(name: str) -> int:
-    "How many numbers a list such as 0,3 or 0-3 holds."
-    words = (
-        re.search(r"(\d+)(?:-(\d+))?$", w) for w in os.environ.get(name, "").split(",")
+    cpus = next(filter(None, map(number, names)), 1)
+    listed = os.environ.get("SLURM_JOB_GPUS", "")  # such as 0,3 or 0-3
+    listed = re.findall(r"(\d+)(?:-(\d+))?(?:,|$)", listed)
+    gpus = (
+        number("GPUS_ON_NODE") or sum(int(b or a) - int(a) + 1 for a, b in listed) or 1
     )
-    return sum(int(w[2] or w[1]) - int(w[1]) + 1 for w in words if w)
-
-
-def _megabytes(text: str | None) -> int | None:
-    "Bytes of a number as Slurm writes it: megabytes, or with K, M, G or T behind it."
-    text = (text or "").strip().upper()  # N and C: of a node, of a CPU
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?[NC]?", text)
-    units = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}
-    return int(float(found[1]) * units[found[2]]) if found else None
-
-
-def _pages(root: Path, field: int) -> int:
-    "A size of this process in bytes: 0 addresses, 1 memory, 5 data."
-    rows = _lines(root / "proc/self/statm")
-    sizes = rows[0].split() if rows else []
-    known = field < len(sizes) and sizes[field].isdecimal()
-    return int(sizes[field]) * os.sysconf("SC_PAGE_SIZE") if known else 0
-
-
-def _rlimit_room(root: Path) -> Iterator[int]:
-    for kind, field in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)):
-        soft = resource.getrlimit(kind)[0]
-        if soft != resource.RLIM_INFINITY:
-            yield soft - _pages(root, field)
+    for unit, count in (("NODE", 1), ("CPU", cpus), ("GPU", gpus)):
+        # megabytes, or with K, M, G or T behind it; N and C: of a node, of a CPU
+        text = os.environ.get(f"SLURM_MEM_PER_{unit}", "").strip().upper()
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?[NC]?", text)
+        granted = found and float(found[1]) * 1024 ** " KMGT".index(found[2] or "M")
+        if granted:  # 0 stands for all memory of the node
+            yield int(granted) * count - used
 
 
 # --- files written whole or not at all
-
-
-def _is_full(folder: Path, err: Exception) -> bool:
-    "Whether an error means a full disk; torch and GDAL only say that writing failed."
-    if isinstance(err, OSError) and err.errno is not None:
-        return err.errno in (errno.ENOSPC, errno.EDQUOT)
-    return shutil.disk_usage(folder).free < 65536
-
-
-def _full(path: Path, err: Exception) -> OSError:
-    "The same error in words that help."
-    return OSError(
-        getattr(err, "errno", None) or errno.ENOSPC,
-        f"no space is left; {path.name} is as it was before. Free some space, or "
-        f"choose a folder elsewhere, and run this again",
-        str(path.parent),
-    )
 
 
 @contextlib.contextmanager
@@ -613,15 +575,27 @@ def atomic_path(
     refuse_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     begin = f".{secrets.token_hex(4)}."
-    partial = path.with_name(begin + _shortened(path.name, LONGEST - len(begin)))
+    room = LONGEST - len(begin)  # the end of the name, with its suffix, stays
+    partial = path.with_name(
+        begin + os.fsencode(path.name)[-room:].decode("utf-8", "ignore")
+    )
     try:
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except Exception as err:
-        if _is_full(path.parent, err):
-            raise _full(path, err) from err
-        raise
+        number = getattr(err, "errno", None) if isinstance(err, OSError) else None
+        full = number in (errno.ENOSPC, errno.EDQUOT)
+        if number is None:  # torch and GDAL only say that writing failed
+            full = shutil.disk_usage(path.parent).free < 65536
+        if not full:
+            raise
+        raise OSError(
+            number or errno.ENOSPC,
+            f"no space is left; {path.name} is as it was before. Free some space, or "
+            f"choose a folder elsewhere, and run this again",
+            str(path.parent),
+        ) from err
     finally:
         partial.unlink(missing_ok=True)

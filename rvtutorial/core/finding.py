@@ -10,9 +10,7 @@ from rvtutorial.core.names import natural_key
 from rvtutorial.core.record import Run, find_runs
 
 
-def is_sweep(
-    path: Path,  # A folder
-) -> bool:
+def is_sweep(path: Path) -> bool:
     "Whether a folder is a sweep's."
     return (path / "trials.csv").is_file()
 
@@ -22,18 +20,18 @@ def trial_rows(
 ) -> list[dict[str, str]]:  # trial, name, folder and the parameters of each, as text
     "The lines of a sweep's trials.csv; raises `Unreadable` for one that is broken."
     path = sweep / "trials.csv"
-    return attempt(lambda: _whole_rows(path), path, "list of trials")
 
+    def read() -> list[dict[str, str]]:
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                header, *lines = csv.reader(file, strict=True)
+        except csv.Error as err:
+            raise ValueError(err) from None
+        if not {"trial", "name", "folder"} <= {*header}:
+            raise ValueError(f"its columns are {header}")
+        return [dict(zip(header, line, strict=True)) for line in lines if line]
 
-def _whole_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            header, *lines = csv.reader(file, strict=True)
-    except csv.Error as err:
-        raise ValueError(err) from None
-    if not {"trial", "name", "folder"} <= {*header}:
-        raise ValueError(f"its columns are {header}")
-    return [dict(zip(header, line, strict=True)) for line in lines if line]
+    return attempt(read, path, "list of trials")
 
 
 def runs_below(

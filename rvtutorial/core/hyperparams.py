@@ -74,24 +74,17 @@ _CASTS = {  # of a type: the cast, and what it takes
     int: (_whole, "a whole number"),
     float: (_real, "a finite number"),
     bool: (_truth, "true or false"),
-    tuple: (
-        _weights,
-        "two or more weights such as 1,2,0.5, none negative and not all 0",
-    ),
+    tuple: (_weights, "two or more weights such as 1,2,0.5, none negative, not all 0"),
     Scaling: (_scaling, "percentiles, none, or a range LO,HI with LO below HI"),
 }
 
 
-def _setting(
-    default,  # Its value in version 2, Part 8's model
-    what: str,  # What it is, in a few words
-    rv: str,  # Where Raster Vision keeps it
-    why: str = "",  # The reason for the range
-    ge: float | None = None,  # Smallest value
-    le: float | None = None,  # Largest value
-    **stock,  # `stock=`: Raster Vision's own value, where ours is another
-):  # A field of pydantic's that carries all this
-    "Declare one hyperparameter."
+def _setting(default, what, rv, why="", ge=None, le=None, **stock):
+    """Declare one hyperparameter: a field of pydantic's.
+
+    Its value in version 2, what it is, where Raster Vision keeps it, the reason for the
+    range; `stock=`: Raster Vision's own value, where ours is another.
+    """
     more = {"rv": rv, "why": why, **stock}
     return Field(default, description=what, ge=ge, le=le, json_schema_extra=more)
 
@@ -138,16 +131,11 @@ def _refusal(name: str, field, given) -> ValueError:
 # --- combinations
 
 
-def _gap(chip: int, stride: int, side: int = 650) -> int:
-    "Pixels of a square scene that no window covers when the stride exceeds the chip."
-    seen = chip * len(range(0, side - chip + 1, stride))
-    return side**2 - seen**2
-
-
 def _contradictions(hp) -> Iterator[str]:
     "What is wrong with a combination of values that are each allowed."
     if hp.stride_length > hp.chip_sz:
-        lost = _gap(hp.chip_sz, hp.stride_length)
+        seen = hp.chip_sz * len(range(0, 650 - hp.chip_sz + 1, hp.stride_length))
+        lost = 650**2 - seen**2
         yield (
             f"stride_length {hp.stride_length} is larger than chip_sz {hp.chip_sz}: "
             f"the chips leave gaps, and of a scene of 650 x 650 pixels {lost} "
@@ -169,18 +157,6 @@ def _contradictions(hp) -> Iterator[str]:
             "batch_sz 1 cannot train deeplabv3: one of its layers normalises over the "
             "batch and has a single value for each chip. Use a batch_sz of 2 or more"
         )
-
-
-def _notes(hp) -> Iterator[str]:
-    "What is allowed but may surprise."
-    if hp.model == "unet":
-        yield "backbone is not used: it belongs to deeplabv3"
-    if hp.img_sz not in (None, hp.chip_sz):
-        yield f"chips of {hp.chip_sz} pixels are resized to {hp.img_sz}"
-    if hp.epochs == 1 and hp.one_cycle:
-        yield "one_cycle is not used: a single epoch has no schedule"
-    if hp.seed is None:
-        yield "no seed: the same values will give another model each time"
 
 
 # --- the table
@@ -277,8 +253,8 @@ class Hyperparams(BaseModel):
         "LabelStoreConfig.smooth_output, smooth_as_uint8", stock="none",
     )  # fmt: skip
     onnx: bool = _setting(
-        False, "also export the network as ONNX", "no field", stock=True
-    )
+        False, "also export the network as ONNX", "no field", stock=True,
+    )  # fmt: skip
     # how the engine goes about it; no field of Raster Vision's holds any of this
     engine: Literal["fast", "stock"] = _setting(
         "fast", "whose code trains and predicts: ours, or Raster Vision's", "no field",
@@ -349,8 +325,17 @@ class Hyperparams(BaseModel):
 
     @property
     def notes(self) -> list[str]:
-        "What may surprise about these values."
-        return list(_notes(self))
+        "What is allowed but may surprise."
+        notes = []
+        if self.model == "unet":
+            notes.append("backbone is not used: it belongs to deeplabv3")
+        if self.img_sz not in (None, self.chip_sz):
+            notes.append(f"chips of {self.chip_sz} pixels are resized to {self.img_sz}")
+        if self.epochs == 1 and self.one_cycle:
+            notes.append("one_cycle is not used: a single epoch has no schedule")
+        if self.seed is None:
+            notes.append("no seed: the same values will give another model each time")
+        return notes
 
     def table(self):
         "A DataFrame: value, what is allowed, what it is, where Raster Vision keeps it."

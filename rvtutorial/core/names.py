@@ -71,9 +71,8 @@ def site_data(site: str) -> str | None:
     "The data folder that a site file names, if there is one."
     import tomllib
 
-    own = own_sites() / f"{site}.toml"
+    path = Path(site) if site.endswith(".toml") else own_sites() / f"{site}.toml"
     try:
-        path = Path(site) if site.endswith(".toml") else own
         path = path if path.is_file() else packaged("sites", site)
         return tomllib.loads(path.read_text()).get("data")
     except FileNotFoundError:
@@ -85,5 +84,5 @@ def as_text(value) -> str:
     if isinstance(value, tuple | list):
         return ",".join(as_text(item) for item in value)
     return (
-        str(value).lower() if value is None or isinstance(value, bool) else f"{value}"
+        str(value).lower() if value is None or isinstance(value, bool) else str(value)
     )

@@ -3,16 +3,16 @@
 import io
 import os
 import re
+import xml.etree.ElementTree as ET
 from functools import cached_property, partial
 from pathlib import Path
 
 from rvtutorial.core import records
-from rvtutorial.core.files import locked
+from rvtutorial.core.files import atomic_path, locked
 from rvtutorial.core.formulas import fractions
 from rvtutorial.core.hyperparams import differences
 from rvtutorial.core.names import as_text, natural_key, near_match
 from rvtutorial.core.records import Unreadable, read_json, write_json
-from rvtutorial.core.views import view_of_image
 
 _SPLITS = {"train": "train_scenes", "val": "validation_scenes"}
 _SPLITS |= {"validation": "validation_scenes", "test": "test_scenes"}
@@ -66,9 +66,9 @@ class Run:
 
     def __init__(self, path: str | Path):
         if re.match(r"[a-z][a-z0-9]+:/", str(path)):
-            hint = "run it in a local folder and copy that when it is done"
             raise ValueError(
-                f"a run needs a folder of this machine, got {path}; {hint}"
+                f"a run needs a folder of this machine, got {path}; run it in a local "
+                "folder and copy that when it is done"
             )
         self.path = Path(path).expanduser().absolute()
 
@@ -136,12 +136,6 @@ class Run:
             raise FileNotFoundError(f"run {self.name} has no {name} yet: {when}")
         return self.path / name
 
-    def _given(self) -> dict:
-        "What a job of one's own was given, that asks nothing of Raster Vision."
-        job = self.manifest.get("went", {}).get("job") or {}
-        config = self.path / "pipeline-config.json"
-        return {} if config.is_file() else job.get("params") or {}
-
     @cached_property
     def config(self) -> dict:
         "Raster Vision's record of the configuration."
@@ -168,7 +162,22 @@ class Run:
         what, own = f"image of scene {scene_id}", self._own(uri)
         if own is None:
             return _located(uri, data, what)
-        return view_of_image(own, lambda there: _located(there, data, what))
+        if own.suffix.lower() != ".vrt":
+            return own
+        # a view of an image that was moved since names its new place from now on
+        tree, found = ET.parse(own), {}
+        for source in tree.iter("SourceFilename"):
+            there = source.text or ""
+            if not (own.parent / there).is_file():  # an absolute path stays one
+                found[there] = (
+                    found.get(there) or _located(there, data, what).absolute()
+                )
+                source.text = str(found[there])
+                source.set("relativeToVRT", "0")
+        if found:
+            with atomic_path(own) as partial:
+                tree.write(partial)
+        return own
 
     def label(self, scene_id: str, data: str | Path | None = None) -> Path | None:
         "Labels of a scene, None if the run has none; its own copy comes first."
@@ -193,18 +202,23 @@ class Run:
     def hyperparams(self) -> dict:
         "The values the run was asked for, or what its config or its job says of them."
         asked = self.manifest.get("asked", {}).get("hyperparams")
-        return asked or self._given() or _hyperparams_in(self.config)
+        if not asked and not (self.path / "pipeline-config.json").is_file():
+            job = self.manifest.get("went", {}).get("job") or {}
+            asked = job.get("params")  # of a job that asks nothing of Raster Vision
+        return asked or _hyperparams_in(self.config)
 
     def log(self):
         "DataFrame of the epochs so far, with Raster Vision's column names."
         import pandas as pd
 
         path = self._file("train/log.csv")
-        text = _rows(path.read_text(errors="replace"))
-        read = partial(pd.read_csv, io.StringIO(text))
-        table = (
-            records.attempt(read, path, "table of epochs") if text else pd.DataFrame()
-        )
+        # whole lines: one that a running job is still writing is left out
+        *lines, _ = path.read_text(errors="replace").split("\n")
+        lines = [n for n in lines if n.count(",") == lines[0].count(",")]
+        if not lines:
+            return pd.DataFrame()
+        read = partial(pd.read_csv, io.StringIO("\n".join(lines)))
+        table = records.attempt(read, path, "table of epochs")
         if "epoch" in table:
             table = table.drop_duplicates("epoch", keep="last", ignore_index=True)
         return table
@@ -248,7 +262,12 @@ class Run:
         _refuse(run, asked, differ)
         run.path.mkdir(parents=True, exist_ok=True)
         if not run.manifest.get("asked") or differ == "continue":
-            run._change("asked", lambda place: _ask(place, asked, differ))
+
+            def ask(place):  # unless another process has done so meanwhile
+                if not place or differ == "continue":
+                    place.update(asked)
+
+            run._change("asked", ask)
         _refuse(run, asked, differ)  # somebody else may have been faster
         if not run.manifest.get("went"):
             run.update("went", state="queued", attempts=[], stages=[])
@@ -261,12 +280,6 @@ class Run:
             return f"Run({self.name}: unreadable: {error})"
         text = "" if f1 is None else f", validation F1 {f1:.3f}"
         return f"Run({self.name}: {self.state}{text})"
-
-
-def _rows(text: str) -> str:
-    "The whole lines of a table: one that a running job is still writing is left out."
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return "\n".join(line for line in lines if line.count(",") == lines[0].count(","))
 
 
 def headline(
@@ -290,12 +303,6 @@ _OURS = (
     "run.json", "notebook*.ipynb", "params*.json", "job*", "*.log", "*.out", "*.err",
     "*.sh", "tasks.json", "queue.json", "cancelled.json", "checkpoint*.pt", ".*",
 )  # fmt: skip
-
-
-def _ask(place: dict, asked: dict, differ: str) -> None:
-    "Note what is asked of a run, unless another process has done so meanwhile."
-    if not place or differ == "continue":
-        place.update(asked)
 
 
 def _refuse(run: Run, asked: dict, differ: str) -> None:

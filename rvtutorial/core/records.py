@@ -43,6 +43,7 @@ def _turn(value) -> bool:
     return whole and all(map(isinstance, value, kinds))
 
 
+SCHEMA = 1  # The newest version of a record that is known here
 NUMBER = (int, float)
 _ATTEMPT = {
     "started": _moment, "ended": _moment, "state": str, "why": str, "host": str,
@@ -69,13 +70,8 @@ SUBMITTED = {  # job.json
     "sbatch": [str], "site": {"queue": str, "gres": str, "parallel": int, "name": str},
 }  # fmt: skip
 CANCELLED = [int]  # cancelled.json
-OWNER = {
-    "host": str,
-    "pid": int,
-    "slurm_job_id": str,
-    "folder": str,
-    "cluster": str,
-}  # job.lock
+OWNER = dict.fromkeys("host slurm_job_id folder cluster".split(), str)  # job.lock
+OWNER["pid"] = int
 RUNGS = {...: {"scores": {...: NUMBER}, "go on": [str]}}  # rungs.json
 _SPLIT = [{"id": str, "raster_source": dict, "label_source": dict}]
 CONFIG = {  # pipeline-config.json
@@ -107,32 +103,23 @@ def _misfit(
     elif isinstance(form, list):
         if not isinstance(value, list):
             return _instead(place, "a list", value)
-        inside = [
-            (item, form[0], f"item {n} of {place}") for n, item in enumerate(value)
-        ]
+        inside = [(v, form[0], f"item {n} of {place}") for n, v in enumerate(value)]
+    elif value is None:
+        return None
+    elif not isinstance(form, type | tuple):  # a test
+        return None if form(value) else _instead(place, _WORDS[form], value)
+    elif isinstance(form, tuple) and isinstance(form[0], str):
+        one = "one of " + ", ".join(form)
+        return None if value in form else _instead(place, one, value)
     else:
-        fits = value is None or _is(value, form)
-        return None if fits else _instead(place, _named(form), value)
+        fits = isinstance(value, form) and not isinstance(value, bool)
+        return None if fits else _instead(place, _WORDS[form], value)
     return next((bad for item in inside if (bad := _misfit(*item))), None)
 
 
-def _is(value, form) -> bool:
-    "Whether a value that is no dictionary and no list of forms is as it should be."
-    kinds = form if isinstance(form, tuple) else (form,)
-    if isinstance(kinds[0], str):
-        return value in kinds
-    if not isinstance(form, type | tuple):
-        return form(value)
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _named(form) -> str:
-    "A form in words."
-    names = {dict: "a dictionary", list: "a list", str: "a text", int: "a whole number"}
-    names |= {NUMBER: "a number", (str, int): "a text", _moment: "a time with its zone"}
-    names[_turn] = "a submission, a number and parameters"
-    known = isinstance(form, type) or form in names
-    return names[form] if known else "one of " + ", ".join(form)
+_WORDS = {dict: "a dictionary", list: "a list", str: "a text", int: "a whole number"}
+_WORDS |= {NUMBER: "a number", (str, int): "a text", _moment: "a time with its zone"}
+_WORDS[_turn] = "a submission, a number and parameters"
 
 
 def _instead(place: str, wanted: str, value) -> str:
@@ -164,8 +151,16 @@ def read_json(
     except (ValueError, RecursionError) as err:
         why = f"not whole JSON: {err}"
         raise Unreadable(path, why, f"{path} is {why}") from None
-    if form is not None:
-        _refuse_other(found, path, form, needed)
+    if form is None:
+        return found
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if type(schema) is int and schema > SCHEMA:
+        why = "of a newer rvtutorial; update it"
+        raise Unreadable(path, why, f"{path} is {why}")
+    wrong = _misfit(found, form)
+    lacks = [] if wrong else [key for key in needed if found.get(key) is None]
+    if wrong or lacks:
+        raise Unreadable(path, wrong or f"it has no {lacks[0]!r}")
     return found
 
 
@@ -197,8 +192,21 @@ def write_json(
         with atomic_path(path) as partial:
             partial.write_text(text)
     except OSError:
-        if not (last and _write_into_reserve(Path(path), text.encode())):
+        if not last:
             raise
+        try:  # over blocks that the reserve has: they are never free meanwhile
+            reserve = Path(path).with_name(".reserve")
+            with open(reserve, "rb+") as file:
+                if os.fstat(file.fileno()).st_size < len(text.encode()):
+                    raise OSError("the reserve is too small")
+                file.write(text.encode())
+                file.truncate()
+                os.fsync(file.fileno())
+            os.replace(reserve, path)
+            return
+        except OSError:
+            pass
+        raise
 
 
 RESERVE = 65536  # Bytes kept, so that the last states can be written
@@ -214,37 +222,6 @@ def reserve_disk(folder: Path):
         yield
     finally:
         reserve.unlink(missing_ok=True)
-
-
-def _write_into_reserve(path: Path, content: bytes) -> bool:
-    "Let the reserve become a file, over blocks that it has: they are never free meanwhile."
-    reserve = path.with_name(".reserve")
-    try:
-        if reserve.stat().st_size < len(content):
-            return False
-        with open(reserve, "rb+") as file:
-            file.write(content)
-            file.truncate()
-            os.fsync(file.fileno())
-        os.replace(reserve, path)
-    except OSError:
-        return False
-    return True
-
-
-SCHEMA = 1  # The newest version of a record that is known here
-
-
-def _refuse_other(found, path: Path, form, needed: tuple) -> None:
-    "Raise `Unreadable` for what a newer version wrote, or what is of another form."
-    schema = found.get("schema") if isinstance(found, dict) else None
-    if type(schema) is int and schema > SCHEMA:
-        why = "of a newer rvtutorial; update it"
-        raise Unreadable(path, why, f"{path} is {why}")
-    wrong = _misfit(found, form)
-    lacks = [] if wrong else [key for key in needed if found.get(key) is None]
-    if wrong or lacks:
-        raise Unreadable(path, wrong or f"it has no {lacks[0]!r}")
 
 
 def attempt(

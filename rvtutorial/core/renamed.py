@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 
 @functools.cache
-def say_once(
-    text: str,
-) -> None:
+def say_once(text: str) -> None:
     "One line on standard error: Raster Vision switches Python's warnings off."
     print(text, file=sys.stderr, flush=True)
 

@@ -17,9 +17,8 @@ def _believed(truth, skill, seeds):
     from scipy.ndimage import gaussian_filter
 
     def noise(seed, sigma):
-        field = gaussian_filter(
-            np.random.default_rng(seed).normal(size=truth.shape), sigma
-        )
+        draws = np.random.default_rng(seed).normal(size=truth.shape)
+        field = gaussian_filter(draws, sigma)
         return field / field.std()
 
     shared, own = noise(seeds[0], 7), noise(seeds[1], 4)
@@ -37,9 +36,8 @@ def _write_scene(folder, scene, score, truth, grid):
     folder.mkdir(parents=True, exist_ok=True)
     how = grid | dict(driver="GTiff", dtype="uint8", compress="deflate", zlevel=1)
     for name, pixels in (("labels", labels[None]), ("scores", np.rint(bands))):
-        with rasterio.open(
-            folder / f"{name}.tif", "w", count=len(pixels), **how
-        ) as file:
+        path = folder / f"{name}.tif"
+        with rasterio.open(path, "w", count=len(pixels), **how) as file:
             file.write(pixels.astype(np.uint8))
     return confusion(truth, labels, 3)
 
@@ -60,45 +58,28 @@ def _evaluation(matrices):
     return {"overall": items(sum(matrices.values())), "per_scene": scenes}
 
 
-def _write_log(folder, skill, epochs=8):
-    "train/log.csv with curves that suit the skill."
-    epoch = np.arange(epochs)
+def _write_records(folder, scenes, parameters, skill, minutes):
+    "Log, configuration and record of a made-up run, with curves that suit its skill."
+    epoch = np.arange(8)
     loss = 0.1 + 0.6 * np.exp(-0.5 * skill * (epoch + 1))
     f1 = 0.93 * skill / (0.3 + skill) * (1 - np.exp(-0.8 * (epoch + 1)))
     columns = dict(epoch=epoch, train_loss=loss, val_loss=1.1 * loss, building_f1=f1)
     (folder / "train").mkdir(exist_ok=True)
     pd.DataFrame(columns).to_csv(folder / "train" / "log.csv", index=False)
-
-
-def _scene_config(scene, image, label):
-    labels = dict(vector_source=dict(uris=str(label)))
-    labels |= dict(rasterizer_config=dict(background_class_id=1))
-    source = dict(id=scene, raster_source=dict(uris=str(image)))
-    return source | dict(label_source=dict(raster_source=labels))
-
-
-def _write_records(folder, scenes, parameters, minutes):
-    "pipeline-config.json and run.json of a made-up run."
     names = dict(names=["building", "background", "null"], null_class="null")
-    splits = dict(validation_scenes=[_scene_config(*scene) for scene in scenes])
-    write_json(
-        folder / "pipeline-config.json",
-        dict(dataset=dict(class_config=names, **splits)),
-    )
+    configs = []
+    for scene, image, label in scenes:
+        labels = dict(vector_source=dict(uris=str(label)))
+        labels |= dict(rasterizer_config=dict(background_class_id=1))
+        source = dict(id=scene, raster_source=dict(uris=str(image)))
+        configs.append(source | dict(label_source=dict(raster_source=labels)))
+    dataset = dict(class_config=names, validation_scenes=configs)
+    write_json(folder / "pipeline-config.json", dict(dataset=dataset))
     ended = pd.Timestamp("2026-01-01T00:00:00+00:00") + pd.Timedelta(minutes=minutes)
     times = dict(started="2026-01-01T00:00:00+00:00", ended=ended.isoformat())
     went = dict(state="succeeded", attempts=[times])
-    made = dict(device="cuda:0")
-    record = dict(
-        schema=1, asked=dict(hyperparams=parameters), went=went, made_with=made
-    )
-    write_json(folder / "run.json", record)
-
-
-def _skill(parameters):
-    "How well a made-up run does: best at a learning rate of 1e-3, better with more epochs."
-    far = np.log10(parameters.get("lr", 1e-3)) + 3
-    return float(np.exp(-0.45 * far**2) * (parameters.get("epochs", 8) / 8) ** 0.15)
+    record = dict(schema=1, asked=dict(hyperparams=parameters), went=went)
+    write_json(folder / "run.json", record | {"made_with": dict(device="cuda:0")})
 
 
 def make_example_runs(
@@ -112,27 +93,23 @@ def make_example_runs(
 
     folder, names = Path(folder), trial_names(list(trials))
     for number, (name, parameters) in enumerate(zip(names, trials, strict=True)):
-        skill, matrices = _skill(parameters), {}
+        # best at a learning rate of 1e-3, better with more epochs
+        far = np.log10(parameters.get("lr", 1e-3)) + 3
+        epochs, matrices = parameters.get("epochs", 8), {}
+        skill = float(np.exp(-0.45 * far**2) * (epochs / 8) ** 0.15)
         for scene in scenes:
             frame = maps.frame_of(scene.image)
             truth = maps.read_truth(scene.label, frame, max(frame.shape))
             seeds = ([seed, int(scene.id)], [seed, int(scene.id), number + 1])
             with rasterio.open(scene.image) as source:
-                grid = {
-                    k: source.profile[k]
-                    for k in ("width", "height", "crs", "transform")
-                }
-            score = _believed(truth, skill, seeds)
-            matrices[scene.id] = _write_scene(
-                folder / name, scene.id, score, truth, grid
-            )
-        write_json(
-            folder / name / "eval/validation_scenes/eval.json", _evaluation(matrices)
-        )
-        minutes = 0.4 * parameters.get("epochs", 8)
+                keys = ("width", "height", "crs", "transform")
+                grid = {key: source.profile[key] for key in keys}
+            score, id = _believed(truth, skill, seeds), scene.id
+            matrices[id] = _write_scene(folder / name, id, score, truth, grid)
+        evaluation = folder / name / "eval/validation_scenes/eval.json"
+        write_json(evaluation, _evaluation(matrices))
         ids = [(scene.id, scene.image, scene.label) for scene in scenes]
-        _write_log(folder / name, skill)
-        _write_records(folder / name, ids, parameters, minutes)
+        _write_records(folder / name, ids, parameters, skill, 0.4 * epochs)
     tried = {k: [t[k] for t in trials] for k in trials[0]}
     made = [Trial(n, n, p) for n, p in zip(names, trials, strict=True)]
     write_record(folder, SweepFile({}, tried), made)

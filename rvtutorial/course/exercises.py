@@ -10,10 +10,16 @@ import math
 import os
 import re
 import reprlib
+import shlex
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Integral, Real
+from pathlib import Path
+
+from ..hpc.scheduler import minutes
+from ..hpc.sites import Site
 
 # %% ../../nbs/course/exercises.ipynb #252062af
 @dataclass(frozen=True)
@@ -31,7 +37,11 @@ class _Verdict:
         mark = {True: "Right", False: "Not yet", None: "Open"}[self.right]
         return f"{mark} ({self.number}): {self.message}"
 
-# %% ../../nbs/course/exercises.ipynb #d096602a
+
+class _OtherKind(ValueError):
+    "An answer of another kind than the one that is asked for."
+
+
 CHECKS: dict[str, Callable] = {}
 
 
@@ -53,13 +63,14 @@ def check(
     if number not in CHECKS:
         known = ", ".join(sorted(CHECKS))
         raise KeyError(f"there is no exercise {number!r}; there are {known}")
+    asked = CHECKS[number].__doc__ or "see the question above."
     if answer is ...:
-        asked = CHECKS[number].__doc__ or "see the question above."
         return _Verdict(number, None, f"not answered yet. {asked}")
     try:
         message = CHECKS[number](answer)
+    except _OtherKind as err:
+        message = f"{err} {asked}"
     except Exception as err:  # whatever was answered, the reader gets a sentence
-        asked = CHECKS[number].__doc__ or "see the question above."
         message = f"{_shown(answer)} cannot be read ({type(err).__name__}). {asked}"
     return _Verdict(number, message is None, message or "well done.")
 
@@ -72,120 +83,113 @@ def _shown(answer) -> str:
         return f"this {type(answer).__name__}"
 
 
-def _number(answer) -> float | None:
-    "A finite number of any kind, numpy's included; None for everything else."
-    if getattr(answer, "shape", None) == () and hasattr(answer, "item"):
-        answer = answer.item()  # a number of numpy or torch
-    if isinstance(answer, bool) or not isinstance(answer, (Real, Decimal)):
-        return None
+def _number(answer) -> float:
+    "A finite number of any kind, numpy's included."
+    value = answer
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a number of numpy or torch
     try:
-        value = float(answer)
-    except (OverflowError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
+        if isinstance(value, (Real, Decimal)) and not isinstance(value, bool):
+            if math.isfinite(value):
+                return float(value)
+    except (OverflowError, ValueError):  # too large, or no number at all
+        pass
+    raise _OtherKind(f"a number is asked for; {_shown(answer)} is not a number.")
 
 
-def _numbers(answer, many: int) -> list[float] | None:
-    "So many finite numbers in their order; None for everything else."
-    if isinstance(answer, (str, bytes, dict, set)) or not isinstance(answer, Iterable):
-        return None
-    found = [_number(part) for part in answer]
-    return None if len(found) != many or None in found else found
+def _numbers(answer) -> list[float]:
+    "Two finite numbers in their order."
+    if isinstance(answer, Iterable) and not isinstance(answer, (str, bytes, dict, set)):
+        parts = list(answer)
+        if len(parts) == 2:
+            return [_number(part) for part in parts]
+    raise _OtherKind(f"two numbers are asked for, as a tuple, not {_shown(answer)}.")
+
+
+def _hint(value: float, hints: dict, near: float, other: str) -> str | None:
+    "What is said of the first of some numbers that a value is near to."
+    return next((said for n, said in hints.items() if abs(value - n) < near), other)
+
+
+def _number_exercise(
+    number: str, asked: str, right: float, hints: dict, other: str, near: float = 0.0015
+) -> None:
+    "Register an exercise whose answer is one number, with what is said of wrong ones."
+
+    def check(answer):
+        value = _number(answer)
+        hint = f"not {value:g}: {other}"
+        return _hint(value, {right: None} | hints, near, hint)
+
+    check.__doc__ = asked
+    exercise(number)(check)
 
 # %% ../../nbs/course/exercises.ipynb #ca4eb4db
-def _slurm_seconds(text) -> float | None:
-    "Seconds that Slurm understands: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None: nothing."
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text).strip())
-    if not found:
-        return None
-    days, *rest = found.groups()
-    parts = [int(p) for p in rest if p is not None]
-    if days is None:
-        parts = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
-    hours, minutes, seconds = (parts + [0, 0])[:3]
-    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
-
-
 @exercise("1.1")
 def _time_limit(answer):
     "Give the time limit as Slurm's text, such as '00:30:00'."
-    seconds = _slurm_seconds(answer)
-    if seconds is None or isinstance(answer, bool):
+    text = str(answer).strip()
+    try:
+        seconds = 60 * minutes(text)
+    except ValueError:
         return f"Slurm cannot read {_shown(answer)}; write hours, minutes and seconds as '00:30:00'."
-    if str(answer).strip().isdigit() and seconds > 2 * 3792:
-        days = seconds / 86400
-        return f"a bare number counts minutes, so {answer} asks for {days:.1f} days."
-    if str(answer).count(":") == 1 and "-" not in str(answer) and seconds < 300:
-        return f"two numbers are minutes and seconds: {answer} is only {seconds:.0f} seconds."
-    if 3160 <= seconds < 3792:
-        return (
-            "that is enough when all goes well; add a fifth, for a slower node or disk."
-        )
+    if text.isdigit() and seconds > 2 * 3792:
+        return f"a bare number counts minutes, so {text} asks for {seconds / 86400:.1f} days."
+    if text.count(":") == 1 and "-" not in text and seconds < 300:
+        return f"two numbers are minutes and seconds: {text} is only {seconds:.0f} seconds."
     if seconds < 3160:
         return f"{seconds / 60:.0f} minutes end the job early: 8 epochs alone take 43, the rest 10."
+    if seconds < 3792:
+        return "that is enough if all is well; add a fifth, for a slower node or disk."
     if seconds > 1.5 * 3792:
         return "that would do, but the longer the time asked for, the longer the wait for a gap."
-    return None
 
 # %% ../../nbs/course/exercises.ipynb #06b8e7fc
 _FARM = {"account": ("crops",), "partition": ("gpu",), "gres": ("gpu:1", "gpu")}
-_FARM |= {"cpus": (2,)}
+_FARM |= {"cpus": (2,), "mem": ("8G", "8GB", "8192M", "8192MB")}
 _FARM_HINTS = {
     "account": "without the right account the job is charged to your default one, or refused.",
     "partition": "the job would wait in the default partition, which may have no GPU.",
     "gres": "being in a GPU partition gives no GPU; ask for it with gres='gpu:1'.",
     "cpus": "the number of cores is `cpus`; left out, Slurm gives one.",
+    "mem": "8 GB is written '8G', and is not the node's whole memory.",
 }
 
 
 @exercise("1.2")
 def _farm_site(answer):
     "Make a Site for the cluster `farm`."
-    from rvtutorial.hpc.sites import Site
-
     if isinstance(answer, dict):
         return "those are the fields; hand them to Site(...), which also checks them."
     if not isinstance(answer, Site):
         return f"a Site is asked for, this is a {type(answer).__name__}."
-    if answer.name == "local" or answer.queue == "local":
-        return (
-            "this site has no name of its own, so its jobs would run on this machine."
-        )
+    if answer.queue == "local":
+        return "this site has no name of its own: its jobs would run on this machine."
     if answer.name != "farm":
         return f"the cluster is called farm, and this site {answer.name}."
     for field, right in _FARM.items():
         if getattr(answer, field) not in right:
             return f"{field} is {getattr(answer, field)!r}: {_FARM_HINTS[field]}"
-    if str(answer.mem).upper() not in ("8G", "8GB", "8192", "8192M", "8192MB"):
-        return f"mem is {answer.mem!r}; 8 GB is written '8G', and is not the node's whole memory."
-    usual = Site(name="farm")
-    extra = [name for name in Site.model_fields if name not in (*_FARM, "mem")
-             and getattr(answer, name) != getattr(usual, name)]  # fmt: skip
+    given, usual = answer.model_dump(), Site(name="farm").model_dump()
+    extra = [name for name in given if name not in _FARM and given[name] != usual[name]]
     if extra:
         return f"{', '.join(extra)}: nobody has said so; leave it to the cluster."
-    return None
 
 # %% ../../nbs/course/exercises.ipynb #888f0f26
+_STARTS = {
+    "a": "a: that run is done, and asking for it again only finds it again.",
+    "b": "b: '0.001' is cast to the same number, so it is the same run, already done.",
+    "c": "c: the folder belongs to lr=1e-3; another rate is refused, not mixed in.",
+}
+
+
 @exercise("1.3")
 def _which_start(answer):
     "Give a list of letters."
-    usable = isinstance(answer, (str, list, tuple, set))
-    letters = (
-        set(map(str, [answer] if isinstance(answer, str) else answer))
-        if usable
-        else set()
-    )
+    letters = set(map(str, answer)) if isinstance(answer, Iterable) else set()
     if letters - set("abcd") or not letters:
         return "give one or more of the letters a, b, c and d, as a list."
-    if "a" in letters:
-        return "a: that run is done, and asking for it again only finds it again."
-    if "b" in letters:
-        return "b: '0.001' is cast to the same number, so it is the same run, already done."
-    if "c" in letters:
-        return (
-            "c: the folder belongs to lr=1e-3; another rate is refused, not mixed in."
-        )
-    return None
+    return next((said for letter, said in _STARTS.items() if letter in letters), None)
 
 # %% ../../nbs/course/exercises.ipynb #f7b573b4
 @exercise("2.1")
@@ -194,28 +198,24 @@ def _covering_stride(answer):
     from rvtutorial.chips import coverage, windows
 
     given = _number(answer)
-    if given is None:
-        return f"a stride is one number of pixels; {_shown(answer)} is not a number."
-    if given != int(given) or given < 1:
+    if not given.is_integer() or given < 1:
         return f"{given:g} is not a whole number of pixels from 1 up."
     if given > 220:
         return f"with a stride of {given:g} there are gaps between chips of 220."
-    answer = int(given)
-    share = coverage((650, 650), 220, answer, pad=False)
+    stride = int(given)
+    share = coverage((650, 650), 220, stride, pad=False)
     if share < 1:
-        end = windows(650, 220, answer, pad=False)[-1] + 220
-        return f"{answer} covers {share:.1%}: the last chip ends at pixel {end}, not at 650."
-    if answer < 215:
-        return (
-            f"{answer} covers everything, but it is not the largest stride that does."
-        )
-    return None
+        end = windows(650, 220, stride, pad=False)[-1] + 220
+        return f"{stride} covers {share:.1%}: the last chip ends at pixel {end}, not at 650."
+    if stride < 215:
+        return f"{stride} covers everything, but is not the largest stride that does."
 
 # %% ../../nbs/course/exercises.ipynb #0d344928
-@exercise("2.2")
-def _updates(answer):
-    "A whole number: batches an epoch, times epochs."
-    known = {
+_number_exercise(
+    "2.2",
+    "Just one number, a whole one: batches an epoch, times epochs.",
+    1_672,
+    {
         40_000: "40,000 is how many chips go through; the weights change once a batch.",
         5_000: "5,000 is the chips of one epoch; the weights change once a batch.",
         8_000: "8,000 is one update for each scene and epoch; a batch holds 24 chips.",
@@ -225,16 +225,11 @@ def _updates(answer):
         1_667: "1,667 carries chips over from one epoch to the next; each starts anew.",
         336: "336 counts one chip a scene; each epoch draws five.",
         8: "8 is the number of epochs; the weights change once a batch.",
-    }
-    given = _number(answer)
-    if given is None:
-        return f"the answer is one number; {_shown(answer)} is not."
-    if not given.is_integer():
-        return f"{given} is not whole: a batch that is not full is still one batch."
-    if given == 1_672:
-        return None
-    other = "start with the batches of one epoch: 5,000 chips, 24 at a time."
-    return known.get(given, f"{given:g} is not it; {other}")
+        1666.7: "1666.7 is not whole: a batch that is not full is still one batch.",
+    },
+    "start with the batches of one epoch: 5,000 chips, 24 at a time.",
+    near=0.1,
+)
 
 # %% ../../nbs/course/exercises.ipynb #cda96425
 _TASKS = {
@@ -243,30 +238,18 @@ _TASKS = {
     "chips": "chip classification",
 }
 _WRONG_TASK = {
-    (
-        "cars",
-        "semantic segmentation",
-    ): "pixels that are cars do not say how many cars: parked bumper to bumper they are one blot.",
-    (
-        "cars",
-        "chip classification",
-    ): "a label for each chip says that there are cars in it, not how many.",
-    (
-        "asphalt",
-        "object detection",
-    ): "boxes around asphalt contain much else; hectares need the class of each pixel.",
-    (
-        "asphalt",
-        "chip classification",
-    ): "one label a chip counts a chip that is half asphalt as all of it.",
-    (
-        "chips",
-        "object detection",
-    ): "boxes would do, but boxes must first be drawn by hand; one label a chip is enough.",
-    (
-        "chips",
-        "semantic segmentation",
-    ): "a class for each pixel would do, but one label a chip is enough and far cheaper to make.",
+    "cars": {
+        "semantic segmentation": "pixels that are cars do not say how many cars: parked bumper to bumper they are one blot.",
+        "chip classification": "a label for each chip says that there are cars in it, not how many.",
+    },
+    "asphalt": {
+        "object detection": "boxes around asphalt contain much else; hectares need the class of each pixel.",
+        "chip classification": "one label a chip counts a chip that is half asphalt as all of it.",
+    },
+    "chips": {
+        "object detection": "boxes would do, but boxes must first be drawn by hand; one label a chip is enough.",
+        "semantic segmentation": "a class for each pixel would do, but one label a chip is enough and far cheaper to make.",
+    },
 }
 
 
@@ -280,17 +263,15 @@ def _tasks(answer):
         return f"the dictionary has no entry for {', '.join(missing)}."
     for key, right in _TASKS.items():
         given = str(answer[key]).strip().lower().replace("_", " ")
-        if given not in _TASKS.values():
-            return f"{_shown(answer[key])} is none of the three tasks."
         if given != right:
-            return _WRONG_TASK[key, given]
-    return None
+            other = f"{_shown(answer[key])} is none of the three tasks."
+            return _WRONG_TASK[key].get(given, other)
 
 # %% ../../nbs/course/exercises.ipynb #443dacb8
 @exercise("3.1")
 def _read_only_bind(answer):
     'Text such as "source:target:mode".'
-    from rvtutorial.hpc.image import Bind, parse_bind
+    from rvtutorial.hpc.image import Bind
 
     if isinstance(answer, Bind):
         answer = ":".join([answer.source, answer.target, "ro"][: 2 + answer.readonly])
@@ -306,14 +287,11 @@ def _read_only_bind(answer):
     if parts[:2] == ["/opt/data/labels", "/shared/rv/labels"]:
         return "the machine's folder comes first, the container's second; yours are swapped."
     if parts[:2] != ["/shared/rv/labels", "/opt/data/labels"]:
-        return (
-            f"{parts[0]!r} would appear under {parts[1]!r}; read the two paths again."
-        )
+        return f"{parts[0]!r} would appear under {parts[1]!r}; read both paths again."
     if len(parts) == 2 or parts[2] == "rw":
         return "jobs could still write there, and what they write is on the machine's disk."
-    if parts[2:] != ["ro"] or not parse_bind(text).readonly:
+    if parts[2:] != ["ro"]:
         return f"the mode {':'.join(parts[2:])!r} is not one Apptainer knows; read-only has two letters."
-    return None
 
 # %% ../../nbs/course/exercises.ipynb #5711c5ca
 _FLAGS = {
@@ -356,19 +334,16 @@ def _where_results_are(answer):
     given = str(answer).strip().strip("'\"").lower()
     if given == "nowhere":
         return None
-    return wrong.get(
-        given, f"{_shown(answer)} is none of image, host, input and nowhere."
-    )
+    other = f"{_shown(answer)} is none of image, host, input and nowhere."
+    return wrong.get(given, other)
 
 # %% ../../nbs/course/exercises.ipynb #92bae014
 @exercise("4.1")
 def _dubai_patterns(answer):  # (image pattern, label pattern)
     "Give two patterns, for images and for masks, each with one {id}."
-    usable = isinstance(answer, Iterable) and not isinstance(answer, (str, dict, set))
-    parts = list(answer) if usable else []
-    if len(parts) != 2 or not all(isinstance(p, (str, os.PathLike)) for p in parts):
+    if isinstance(answer, (str, dict, set)) or len(answer) != 2:
         return "two patterns are asked, as a tuple: (images, masks)."
-    image, label = map(str, parts)
+    image, label = map(os.fspath, answer)
     if _finds_dubai(image, label):
         return None
     if "{id}" not in image or "{id}" not in label:
@@ -376,9 +351,7 @@ def _dubai_patterns(answer):  # (image pattern, label pattern)
     if "Tile" in image or "Tile" in label:
         return "the folder is already 'Tile 1'; a pattern counts from there. With Tile {id} all nine parts would share one id."
     if "images/" not in image or "masks/" not in label:
-        return (
-            "the files lie one folder deeper; name images/ and masks/ in the patterns."
-        )
+        return "files lie one folder deeper; name images/ and masks/ in the patterns."
     if image.endswith("png") or label.endswith("jpg"):
         return "look at the endings: the images are jpg, the masks png."
     return "the id must be the same text in both names; compare image_part_001.jpg with image_part_001.png."
@@ -386,92 +359,80 @@ def _dubai_patterns(answer):  # (image pattern, label pattern)
 
 def _finds_dubai(image: str, label: str) -> bool:
     "Whether `find_scenes` pairs empty files of these names as it should."
-    import tempfile
-    from pathlib import Path
-
     from rvtutorial.scenes import find_scenes
 
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(1, 10):
-            for name in ("images/{}.jpg", "masks/{}.png"):
-                path = Path(folder, "Tile 1", name.format(f"image_part_{number:03}"))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+    names = [f"image_part_{number:03}" for number in range(1, 10)]
+    right = [(f"images/{name}.jpg", f"masks/{name}.png") for name in names]
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home, "Tile 1")
+        for path in (folder / name for pair in right for name in pair):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         try:
-            found = find_scenes(Path(folder, "Tile 1"), image, label)
+            found = find_scenes(folder, image, label)
         except (ValueError, OSError, NotImplementedError):
             return False
-        pairs = [
-            (scene.image.name, scene.label and scene.label.name) for scene in found
+        return [(s.image, s.label) for s in found] == [
+            (folder / i, folder / m) for i, m in right
         ]
-    right = [(f"image_part_{i:03}.jpg", f"image_part_{i:03}.png") for i in range(1, 10)]
-    return sorted(pairs) == right
 
 # %% ../../nbs/course/exercises.ipynb #1e3eab35
+_OF_EVERYTHING = {
+    0.39: None,
+    0.24: "0.24 is the precision (and the accuracy); recall is 1, and F1 lies between the two.",
+    0.62: "0.62 is the plain mean of precision 0.24 and recall 1; F1 is the harmonic mean.",
+    1: "1 is the recall: every building is found, but three calls of four are wrong.",
+}
+
+
 @exercise("4.2")
 def _f1_of_nothing(answer):  # (all background, all building)
-    "Give two numbers: F1 for background everywhere, F1 for building everywhere."
-    found = _numbers(answer, 2)
-    if found is None:
-        return "two finite numbers are asked, as a tuple."
-    none, everything = found
+    "Give two finite numbers: F1 for background everywhere, F1 for building everywhere."
+    none, everything = _numbers(answer)
     if abs(none - 0.76) < 0.006 or abs(none - 0.86) < 0.011:
         return "that is accuracy, or the F1 of background; F1 of building needs hits, and there are none."
     if none != 0:
         return "without a single hit F1 of building is 0, whatever the accuracy."
-    if abs(everything - 0.24) < 0.006:
-        return "0.24 is the precision (and the accuracy); recall is 1, and F1 lies between the two."
-    if abs(everything - 0.62) < 0.006:
-        return "0.62 is the plain mean of precision 0.24 and recall 1; F1 is the harmonic mean."
-    if abs(everything - 1) < 0.006:
-        return "1 is the recall: every building is found, but three calls of four are wrong."
-    if abs(everything - 0.39) > 0.006:
-        return "with building everywhere precision is 0.24 and recall 1: 2pr / (p + r)."
-    return None
+    other = "with building everywhere precision is 0.24 and recall 1: 2pr / (p + r)."
+    return _hint(everything, _OF_EVERYTHING, 0.006, other)
 
 # %% ../../nbs/course/exercises.ipynb #76accee6
+_STRETCHED = {
+    0.5: None,
+    610
+    / 2047: "2047 is the maximum, not the 98th percentile; one shining pixel would then rule the scene.",
+    610 / 1100: "black lies at the 2nd percentile: take 120 off before dividing.",
+    490 / 1100: "the width of the range is 1100 - 120, not 1100.",
+}
+
+
 @exercise("4.3")
 def _stretched_pixel(answer):  # (stretched, divided)
-    "Give two numbers: the stretched value of 610 and 610 / 65535."
-    found = _numbers(answer, 2)
-    if found is None:
-        return "two finite numbers are asked, as a tuple."
-    stretched, divided = found
-    if abs(stretched - 610 / 2047) < 0.004:
-        return "2047 is the maximum, not the 98th percentile; one shining pixel would then rule the scene."
-    if abs(stretched - 610 / 1100) < 0.004:
-        return "black lies at the 2nd percentile: take 120 off before dividing."
-    if abs(stretched - 490 / 1100) < 0.006:
-        return "the width of the range is 1100 - 120, not 1100."
-    if abs(stretched - 0.5) > 0.004:
-        return "(value - low) / (high - low), with the two percentiles."
+    "Give two finite numbers: the stretched value of 610 and 610 / 65535."
+    stretched, divided = _numbers(answer)
+    other = "(value - low) / (high - low), with the two percentiles."
+    if said := _hint(stretched, _STRETCHED, 0.004, other):
+        return said
     if abs(divided - 610 / 65535) > 0.00006:
         return "the second is 610 / 65535: about one per cent of the range that a network expects."
-    return None
 
 # %% ../../nbs/course/exercises.ipynb #bc9fae8a
 @exercise("5.1")
 def _path_in_the_tree(answer):
     "The path of the number of epochs, from the root of the configuration."
     if not isinstance(answer, str):
-        return (
-            f"a path is a text such as 'predict_options.stride', got {_shown(answer)}."
-        )
+        return f"a path is a text like 'predict_options.stride', got {_shown(answer)}."
     path = answer.strip().removeprefix("config.")
     if path in ("solver.num_epochs", "num_epochs"):
         return "that is the right end of it; the path begins at the root of the tree."
-    if path.endswith(".epochs") or path == "epochs":
-        return (
-            "`epochs` is our name for it. Raster Vision calls it something else: look "
-            "at the last column of the table."
-        )
+    if path.split(".")[-1] == "epochs":
+        return "`epochs` is our name for it. Raster Vision calls it something else: look at the last column of the table."
     if path == "backend.solver.lr":
         return "that is the learning rate. The number of epochs is its neighbour."
     if path.startswith("backend.model"):
         return "the model says what is trained, not for how long."
     if path != "backend.solver.num_epochs":
         return "no; print `outline(config)` and look for the object that solves."
-    return None
 
 # %% ../../nbs/course/exercises.ipynb #9ed3946e
 @exercise("5.2")
@@ -509,69 +470,61 @@ def _padding_of_stock(answer):
     return None
 
 # %% ../../nbs/course/exercises.ipynb #a64f68c4
-@exercise("5.3")
-def _largest_input(answer):
-    "The largest number the network sees, for values to 255 in uint16 and no scaling."
-    if problem := _no_number(answer):
-        return problem
-    answer = _number(answer)
-    if math.isclose(answer, 1):
-        return "that would be so in a uint8 file. It is the file type that counts."
-    if math.isclose(answer, 255):
-        return "Raster Vision does divide: by the largest value of the file type."
-    if math.isclose(answer, 2047 / 65535, rel_tol=0.02):
-        return "that is for imagery of 11 bits; here values end at 255."
-    if math.isclose(answer, 255 / 2047, rel_tol=0.02):
-        return "it divides by what the type could hold, not by 11 bits."
-    if not math.isclose(answer, 255 / 65535, rel_tol=0.02):
-        return "no; divide the largest value by the largest that uint16 can hold."
-    return None
+_number_exercise(
+    "5.3",
+    "The largest number the network sees, for values to 255 in uint16 and no scaling.",
+    255 / 65535,
+    {
+        1: "that would be so in a uint8 file. It is the file type that counts.",
+        255: "Raster Vision does divide: by the largest value of the file type.",
+        2047 / 65535: "that is for imagery of 11 bits; here values end at 255.",
+        255 / 2047: "it divides by what the type could hold, not by 11 bits.",
+    },
+    "divide the largest value by the largest that uint16 can hold.",
+    near=0.00008,
+)
 
 # %% ../../nbs/course/exercises.ipynb #a96bb934
+_SAME_RUN = {
+    "lr": "'1e-3' is cast when Hyperparams takes it, and is 0.001 from then on.",
+    "preset": "a preset is a name for values; the values are compared, not the name.",
+    "data.path": "data may move: as long as the fingerprint is the same, so are they.",
+    "data.digest": "the two fingerprints are the same; look again.",
+}
+
+
 @exercise("5.4")
 def _other_settings(answer):
     "The names that open_for lists as different, as a set."
-    if isinstance(answer, str | dict) or not hasattr(answer, "__iter__"):
+    if isinstance(answer, str | dict) or not isinstance(answer, Iterable):
         return f"a set of names is asked for, such as {{'lr', 'seed'}}, got {_shown(answer)}."
     names = {str(name).removeprefix("hyperparams.") for name in answer}
-    if "lr" in names:
-        return "'1e-3' is cast when Hyperparams takes it, and is 0.001 from then on."
-    if "preset" in names:
-        return "a preset is a name for values; the values are compared, not the name."
-    if "data.path" in names:
-        return "data may move: as long as the fingerprint is the same, so are they."
-    if "data.digest" in names:
-        return "the two fingerprints are the same; look again."
+    for name in _SAME_RUN:
+        if name in names:
+            return _SAME_RUN[name]
     if "seed" not in names:
         return "another seed gives another model, so the seed counts."
     if "epochs" not in names:
         return "more epochs stretch the schedule of lr: that is another run."
-    if names != {"epochs", "seed"}:
-        return (
-            f"there is no {', '.join(sorted(names - {'epochs', 'seed'}))} in the list."
-        )
-    return None
+    if more := names - {"epochs", "seed"}:
+        return f"there is no {', '.join(sorted(more))} in the list."
 
 # %% ../../nbs/course/exercises.ipynb #f5f8cc19
-@exercise("6.1")
-def _validation_chips(answer):  # chips scored after an epoch
-    "How many chips are scored after each epoch? A whole number."
-    given = _number(answer)
-    if given is None or not given.is_integer():
-        return f"a number of chips is a whole number, not {_shown(answer)}"
-    answer = int(given)
-    hints = {
+_WITH_A_GRID = "so it would be with random windows, but validation has a grid"
+_number_exercise(
+    "6.1",
+    "How many chips are scored after each epoch? A whole number.",
+    72,
+    {
         9: "9 is one scene; there are eight of them",
         24: "three chips a scene: that is one row of the grid, which has three rows",
-        40: "5 chips from each of 8 scenes: so it would be with random windows, but validation has a grid",
-        80: "10 chips from each of 8 scenes: so it would be with random windows, but validation has a grid",
+        40: f"5 chips from each of 8 scenes: {_WITH_A_GRID}",
+        80: f"10 chips from each of 8 scenes: {_WITH_A_GRID}",
         128: "16 chips a scene would be a grid of 4 by 4; the third chip of a row already ends at the edge",
         216: "9 chips of each of 24 scenes: those are the training scenes, and nobody cuts them on a grid",
-    }
-    if answer in hints:
-        return hints[answer]
-    if answer != 72:
-        return f"count how many chips begin along one side (0, 215, ...): not {answer}"
+    },
+    "count how many chips begin along one side (0, 215, ...)",
+)
 
 # %% ../../nbs/course/exercises.ipynb #5998ef18
 @exercise("6.2")
@@ -579,10 +532,9 @@ def _label_values(answer):  # text for label_values
     "What must `label_values` say? A text."
     if isinstance(answer, dict):
         return "a dict is understood too, but a command line can only give a text"
-    if not isinstance(answer, str) or ":" not in answer:
-        return "label_values is a text of pairs value:class, with commas between them"
-    pairs = [tuple(w.strip() for w in p.split(":", 1)) for p in answer.split(",")]
-    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+    pairs = [part.partition(":") for part in str(answer).split(",")]
+    pairs = [(value.strip(), kind.strip()) for value, _, kind in pairs]
+    if not all(value and kind for value, kind in pairs):
         return "label_values is a text of pairs value:class, with commas between them"
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -596,16 +548,12 @@ def _label_values(answer):  # text for label_values
     if set(found) != {"255", "0"}:
         return "every value in the raster needs a class: 255 and 0, each once"
     if found != {"255": "building", "0": "background"}:
-        return (
-            f"the classes are building and background, not {', '.join(found.values())}"
-        )
+        return f"classes are building and background, not {', '.join(found.values())}"
 
 # %% ../../nbs/course/exercises.ipynb #8aa89c3f
 @exercise("6.3")
 def _rastervision_command(answer):  # a command line
     "Which command trains in runs/second with lr 1e-3, one stage after the other? A text."
-    import shlex
-
     if not isinstance(answer, str):
         return "a command is a text"
     try:
@@ -618,39 +566,36 @@ def _rastervision_command(answer):  # a command line
         return "-a takes two words, a name and a value: no equals sign between them"
     if any(word.startswith("--") and word != "--arg" for word in words):
         return "Raster Vision has no option of that name; what get_config takes goes after -a"
-    pairs, rest, i = {}, [], 2
-    while i < len(words):
-        if words[i] in ("-a", "--arg"):
-            pairs[words[i + 1] if i + 1 < len(words) else ""] = words[i + 2 : i + 3]
-            i += 3
+    given, rest, words = {}, [], iter(words[2:])
+    for word in words:
+        if word in ("-a", "--arg"):
+            name = next(words, "")
+            given[name] = next(words, None)
         else:
-            rest.append(words[i])
-            i += 1
+            rest.append(word)
     if "local" in rest:
         return "local starts a process for every stage; here one process is asked for"
-    if words[-1] in ("-a", "--arg") or any(not value for value in pairs.values()):
+    if None in given.values():
         return "-a takes two words, a name and a value; the last one has fewer"
     stages = set(rest[2:])
-    if rest[:2] != ["inprocess", "rvtutorial.config"] or stages - _STAGES:
+    known = {"analyze", "chip", "train", "predict", "eval", "bundle"}
+    if rest[:2] != ["inprocess", "rvtutorial.config"] or stages - known:
         return "two words stand without -a: the runner, then the module with get_config"
-    if "output_uri" not in pairs:
+    if "output_uri" not in given:
         return "no output_uri: the run would go to the folder called output"
     if stages and "train" not in stages:
         return f"nothing is trained: only {', '.join(rest[2:])} would run"
-    if os.path.normpath(pairs["output_uri"][0]) != "runs/second":
+    if os.path.normpath(given["output_uri"]) != "runs/second":
         return "another folder: output_uri must be runs/second"
-    if "lr" not in pairs:
+    if "lr" not in given:
         return "no lr: the run would train with the preset's learning rate"
     try:
-        lr = float(pairs["lr"][0])
-    except (IndexError, ValueError):
+        lr = float(given["lr"])
+    except ValueError:
         return "lr needs a number"
     if lr != 1e-3:
         return f"the learning rate is {lr:g}, not 1e-3"
-    return _refused_by_config({name: value[0] for name, value in pairs.items()})
-
-
-_STAGES = {"analyze", "chip", "train", "predict", "eval", "bundle"}
+    return _refused_by_config(given)
 
 
 def _refused_by_config(given: dict) -> str | None:
@@ -668,77 +613,52 @@ def _refused_by_config(given: dict) -> str | None:
         return f"get_config refuses it: {err}"
     return None
 
-# %% ../../nbs/course/exercises.ipynb #7216ff83
-def _near(answer, value, tolerance=0.0015):
-    "Is the answer this number, as far as three decimals can tell?"
-    return abs(_number(answer) - value) < tolerance
-
-
-def _no_number(answer):
-    if _number(answer) is None:
-        return f"a number is asked for, got {_shown(answer)}."
-
 # %% ../../nbs/course/exercises.ipynb #6dd72f7f
-@exercise("7.1")
-def _share_unseen(answer):
-    "The share of a scene of 1000 x 1000 that chips of 300 at stride 300 do not reach."
-    if problem := _no_number(answer):
-        return problem
-    if _near(answer, 0.1):
-        return "0.1 is missing of each side. The strip runs along two sides; think in areas."
-    if _near(answer, 0.2):
-        return "0.2 counts the corner, where both strips meet, twice."
-    if _near(answer, 0.81):
-        return "0.81 is the share that is reached. How much is left?"
-    if _near(answer, 0.01):
-        return "0.01 is only the corner of 100 x 100 pixels; the strip runs along two whole sides."
-    if _near(answer, 19, 0.2) or _number(answer) > 1:
-        return f"a share is a number from 0 to 1, got {answer}; per cent are divided by 100."
-    if _near(answer, 0):
-        return "0 is what Raster Vision 0.31 leaves, which lets chips hang over. 0.30 did not."
-    if not _near(answer, 0.19):
-        return "three chips fit along a side and reach 900 of 1000 pixels; go on from there."
-
-# %% ../../nbs/course/exercises.ipynb #adeff953
-@exercise("7.2")
-def _iou_of_first(answer):
-    "The IoU for TP .139, FN .060, FP .023."
-    if problem := _no_number(answer):
-        return problem
-    wrong = {
+_number_exercise(
+    "7.1",
+    "The share of a scene of 1000 x 1000 that chips of 300 at stride 300 do not reach.",
+    0.19,
+    {
+        0.1: "0.1 is missing of each side. The strip runs along two sides; think in areas.",
+        0.2: "0.2 counts the corner, where both strips meet, twice.",
+        0.81: "0.81 is the share that is reached. How much is left?",
+        0.01: "0.01 is only the corner of 100 x 100 pixels; the strip runs along two whole sides.",
+        19: "a share is a number from 0 to 1; per cent are divided by 100.",
+        0: "0 is what Raster Vision 0.31 leaves, which lets chips hang over. 0.30 did not.",
+    },
+    "three chips fit along a side and reach 900 of 1000 pixels; go on from there.",
+)
+_number_exercise(
+    "7.2",
+    "The IoU for TP .139, FN .060, FP .023.",
+    0.626,
+    {
         0.770: "that is F1: it counts TP twice. IoU divides TP by all that is building in either.",
         0.858: "that is precision, TP / (TP + FP): what was missed is not in it.",
         0.698: "that is recall, TP / (TP + FN): what was drawn in error is not in it.",
         0.917: "that is accuracy: it counts background, where most pixels are right.",
         0.139: "that is TP, the intersection. IoU divides it by the union.",
         0.222: "that is the union, TP + FN + FP. The intersection goes above it.",
-    }
-    for value, message in wrong.items():
-        if _near(answer, value):
-            return message
-    if not _near(answer, 0.626):
-        return "intersection over union: TP / (TP + FN + FP)."
+    },
+    "intersection over union: TP / (TP + FN + FP).",
+)
+_NO_F1 = "that is precision or recall. F1 is 2 TP / (2 TP + FN + FP)."
+_number_exercise(
+    "7.3",
+    "The pixel F1 of both scenes together.",
+    170 / 205,
+    {
+        0.754: "that is the mean of the two scenes' F1. The small scene would weigh as much as the large one: add the counts first.",
+        0.708: "that is the IoU of both together.",
+        0.842: "that is the F1 of the first scene alone.",
+        0.667: "that is the F1 of the second scene alone.",
+        0.85: _NO_F1,
+        0.81: _NO_F1,
+    },
+    "add TP, FN and FP over the scenes, then divide once: 2 TP / (2 TP + FN + FP).",
+)
 
-# %% ../../nbs/course/exercises.ipynb #edaaec18
-@exercise("7.3")
-def _pooled_f1(answer):
-    "The pixel F1 of both scenes together."
-    if problem := _no_number(answer):
-        return problem
-    if _near(answer, 0.754):
-        return "that is the mean of the two scenes' F1. The small scene would weigh as much as the large one: add the counts first."
-    if _near(answer, 0.708):
-        return "that is the IoU of both together."
-    if _near(answer, 0.842):
-        return "that is the F1 of the first scene alone."
-    if _near(answer, 0.667):
-        return "that is the F1 of the second scene alone."
-    if _near(answer, 0.85) or _near(answer, 0.81):
-        return "that is precision or recall. F1 is 2 TP / (2 TP + FN + FP)."
-    if not _near(answer, 170 / 205):
-        return "add TP, FN and FP over the scenes, then divide once: 2 TP / (2 TP + FN + FP)."
 
-# %% ../../nbs/course/exercises.ipynb #a7604594
 @exercise("7.4")
 def _say_so(answer):
     "What an interval from -0.003 to 0.011 allows to be said."
@@ -761,14 +681,13 @@ _CANNOT = r"(cannot|can not|can['\u2019]t) be told apart"
 # %% ../../nbs/course/exercises.ipynb #4c945042
 @exercise("8.1")
 def _cover_without_padding(answer):  # (chip_sz, stride_length)
-    "A chip size and a stride that cover 650 pixels without padding."
+    "(chip_sz, stride_length) that cover 650 pixels without padding: give two whole numbers."
     from rvtutorial.chips import coverage, windows
 
-    found = _numbers(answer, 2)
-    whole = found and all(isinstance(item, Integral) for item in answer)
-    if not whole or min(found) < 1:
+    whole = all(isinstance(item, Integral) for item in answer)
+    if not whole or len(answer) != 2 or min(answer) < 1:
         return "give two whole numbers, (chip_sz, stride_length), such as (220, 215)."
-    chip, stride = map(int, found)
+    chip, stride = map(int, answer)
     if chip > 256:
         return f"chips of {chip} pixels do not fit in the memory; 256 is the most."
     if stride > chip:
@@ -779,7 +698,6 @@ def _cover_without_padding(answer):  # (chip_sz, stride_length)
         return f"a strip of {left} pixels is left over, {share:.0%} of the scene."
     if chip - stride < 20:
         return f"covers all, but neighbours overlap by {chip - stride} pixels, not 20."
-    return None
 
 # %% ../../nbs/course/exercises.ipynb #87238031
 @exercise("8.2")
@@ -797,38 +715,29 @@ def _rates_and_seeds(answer):  # A dictionary, or YAML text
         return "one seed cannot tell a better rate from a lucky start: try 0, 1 and 2."
     if len(trials) != 6 or len({(whole.lr, whole.seed) for _, whole in trials}) != 6:
         return f"each rate needs each seed, which makes 6 trials, not {len(trials)}."
-    return None
 
 
 def _trials_of(answer) -> list[tuple]:
     "(what was asked for, all hyperparameters) of each trial of an answer."
-    from rvtutorial.sweeps.sweepfile import complete, expand, trial_names
+    from rvtutorial.sweeps import sweepfile
 
-    if isinstance(answer, (list, tuple)) and all(isinstance(t, dict) for t in answer):
-        plan, asked = expand(list(answer))  # as `grid` gives them
-    else:
-        plan, asked = expand(_read_sweep_text(answer))
-    trial_names(asked)  # refuses a trial that is asked for twice
-    return [({**plan.fixed, **trial}, complete(plan.fixed, trial)) for trial in asked]
-
-
-def _read_sweep_text(answer):
-    "Read a dictionary, or text by way of a file."
-    import tempfile
-    from pathlib import Path
-
-    from rvtutorial.sweeps.sweepfile import SweepFile, read_sweep
-
-    if isinstance(answer, SweepFile):
-        return answer
-    if not isinstance(answer, str):
-        if not isinstance(answer, dict):
-            raise ValueError("give the text of the file or a dictionary")
-        return read_sweep(answer)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "answer.yaml"
-        path.write_text(answer, encoding="utf-8")
-        return read_sweep(path)
+    if isinstance(answer, str):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "answer.yaml"
+            path.write_text(answer, encoding="utf-8")
+            answer = sweepfile.read_sweep(path)
+    elif isinstance(answer, dict):
+        answer = sweepfile.read_sweep(answer)
+    elif isinstance(answer, (list, tuple)):  # as `grid` gives them
+        answer = list(answer)
+    elif not isinstance(answer, sweepfile.SweepFile):
+        raise ValueError("give the text of the file or a dictionary")
+    plan, asked = sweepfile.SweepFile.expand(answer)
+    sweepfile.trial_names(asked)  # refuses a trial that is asked for twice
+    return [
+        ({**plan.fixed, **trial}, sweepfile.complete(plan.fixed, trial))
+        for trial in asked
+    ]
 
 # %% ../../nbs/course/exercises.ipynb #3bdcfb6a
 def four_runs() -> dict:  # Name -> (50, 5) counts of scenes
@@ -855,14 +764,12 @@ def _which_may_be_best(answer):  # A set of names
     "The runs that may be the best, as a set of names."
     from rvtutorial.metrics.intervals import board_of
 
-    usable = isinstance(answer, Iterable) and not isinstance(answer, (str, dict))
-    names = list(answer) if usable else []
-    if not names or not all(isinstance(name, str) for name in names):
+    if isinstance(answer, (str, dict)) or not all(isinstance(n, str) for n in answer):
         return 'give a set of names, such as {"a", "d"}.'
-    answer, board = set(map(str, names)), board_of(four_runs())
+    answer, board = set(map(str, answer)), board_of(four_runs())
     right = set(board.index[board.tied])  # the highest is tied with itself
     if answer - set("abcd"):
-        return f"there is no run {sorted(map(str, answer - set('abcd')))[0]!r}."
+        return f"there is no run {min(answer - set('abcd'))!r}."
     if answer == {"a"}:
         return "the highest number alone: the difference of a and b may well be zero."
     if "a" not in answer:
@@ -878,4 +785,3 @@ def _which_may_be_best(answer):  # A set of names
         )
     if answer != right:
         return "compare each run with a, and count how many comparisons there are."
-    return None

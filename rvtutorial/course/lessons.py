@@ -14,24 +14,17 @@ import signal
 import sys
 import threading
 import time
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from rvtutorial.core.records import Unreadable, read_json
+from rvtutorial.core.files import atomic_path
+from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
+from rvtutorial.hpc.kernels import own_kernel
 from rvtutorial.hpc.job import Job, summary
-from rvtutorial.hpc.kernels import (
-    kernel_env,
-    kernel_options,
-    refuse_limits,
-    socket_folder,
-)
-from rvtutorial.hpc.queue import folders_of
+from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.runner import EXIT_FAILED, EXIT_OK
 from rvtutorial.hpc.scheduler import LIVE, SlurmError
-from rvtutorial.core.files import atomic_path
-from rvtutorial.core.records import write_json
 from rvtutorial.runs import Workspace, find_runs
 
 
@@ -42,36 +35,33 @@ class _LessonFailed(RuntimeError):
 def _skip_flags(notebook: Path) -> set[str]:
     "Directives that mean: not here. Read from `tst_flags` in the nearest settings.ini."
     settings = configparser.ConfigParser(interpolation=None)
-    for folder in Path(notebook).resolve().parents:
+    for folder in notebook.parents:
         if settings.read(folder / "settings.ini"):
             break
-    words = settings.get("DEFAULT", "tst_flags", fallback="gpu slow")
-    return set(words.split())
+    return set(settings.get("DEFAULT", "tst_flags", fallback="gpu slow").split())
 
 
-def _skipped(
-    cell: dict,  # Cell of a notebook
-    flags: set[str],  # Such as {"gpu", "slow"}
-) -> bool:  # True: leave it alone
-    "Whether a cell says that it is not to be run."
+def _skipped(cell: dict, flags: set[str]) -> bool:
+    "Whether a cell says that it is not to be run, by a tag or a directive of `flags`."
     if "skip-execution" in cell["metadata"].get("tags", []):
         return True
     said = re.findall(r"^\s*#\s*\|\s*(.*?)\s*$", cell["source"], re.M)
     return any(re.fullmatch(r"eval:\s*false", d) or d in flags for d in said)
 
 
-def _lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
+def _lesson_client(book, options: dict, folder: Path, flags: set[str], after):
     "A client of nbclient that skips what is marked and calls `after` behind each cell."
     from nbclient import NotebookClient
 
     class Client(NotebookClient):
-        stopped = False  # True after Ctrl-C
+        stopped, at = False, 0  # True after Ctrl-C; the cell that is executed
 
         async def async_execute_cell(self, cell, cell_index, **given):
+            self.at = cell_index
             try:
-                if cell.cell_type == "code" and not _skipped(cell, flags):
-                    return await super().async_execute_cell(cell, cell_index, **given)
-                return cell
+                if _skipped(cell, flags):
+                    return cell
+                return await super().async_execute_cell(cell, cell_index, **given)
             finally:
                 after(cell_index)
 
@@ -85,31 +75,17 @@ def _lesson_client(book, sockets: Path, folder: Path, flags: set[str], after):
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, client.stop)
 
-    here = {"metadata": {"path": str(folder)}}
-    options = kernel_options(sockets)
-    client = Client(book, resources=here, on_notebook_start=listen, **options)
+    options |= {"resources": {"metadata": {"path": str(folder)}}}
+    client = Client(book, on_notebook_start=listen, **options)
     return client
 
 
-def _save_notebook(book, path: Path) -> None:
-    "Write a notebook in one step."
-    import nbformat
-
-    with atomic_path(path) as part:
-        part.write_text(nbformat.writes(book), encoding="utf-8")
-
-
-def _save_figures(
-    book,  # An executed notebook
-    folder: Path,  # Where the image files go
-    stem: str,  # How their names begin
-) -> list[Path]:  # In the order of the cells
+def _save_figures(book, folder: Path, stem: str) -> None:
     "Write the pictures of a notebook as files, named by the place of their cell."
     kinds = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{glob.escape(stem)}-*"):
         old.unlink()
-    made = []
     for number, cell in enumerate(book.cells):
         datas = [out.get("data", {}) for out in cell.get("outputs", [])]
         for kind, suffix in kinds.items():
@@ -118,20 +94,6 @@ def _save_figures(
                 text = "".join(data)
                 raw = text.encode() if suffix == "svg" else base64.b64decode(text)
                 path.write_bytes(raw)
-                made.append(path)
-    return made
-
-
-def _failed_cell(book, name: str, error: Exception) -> str:
-    "Which cell stopped a lesson, what it says, and where it happened."
-    for number, cell in enumerate(book.cells):
-        meant = "raises-exception" in cell["metadata"].get("tags", [])
-        for out in [] if meant else cell.get("outputs", []):
-            if out["output_type"] == "error":
-                trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(out["traceback"]))
-                what = f"{out['ename']}: {out['evalue']}"
-                return f"{name}, cell {number}: {what}\n\n{cell['source']}\n\n{trace}"
-    return f"{name}: {type(error).__name__}: {error}"
 
 
 def _run_lesson(
@@ -146,48 +108,46 @@ def _run_lesson(
     keep the outputs they have. Figures are written as files into `figures/` beside the
     copy. Raises `_LessonFailed` with cell and traceback; the copy is saved up to there.
     """
-    refuse_limits()
     import nbformat
+    from nbclient.exceptions import CellExecutionError
 
     notebook, out = Path(notebook).resolve(), Path(out_folder).resolve()
     out.mkdir(parents=True, exist_ok=True)
     book, path = nbformat.read(notebook, 4), out / notebook.name
-    sockets, total = socket_folder(), len(book.cells)
+
+    def save():
+        with atomic_path(path) as part:
+            part.write_text(nbformat.writes(book), encoding="utf-8")
 
     def after(index):
-        _save_notebook(book, path)
+        save()
         if progress:
-            progress(index + 1, total)
+            progress(index + 1, len(book.cells))
 
-    client = _lesson_client(book, sockets, out, _skip_flags(notebook), after)
-    try:
-        client.execute(env=kernel_env(sockets, env))
-    except Exception as error:
-        if client.stopped:
-            raise KeyboardInterrupt from None
-        message = _failed_cell(book, notebook.name, error)
-        raise _LessonFailed(f"{message}\n\nExecuted so far: {path}") from None
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
-        _save_notebook(book, path)
-        _save_figures(book, out / "figures", notebook.stem)
+    with own_kernel(env) as (options, env):
+        client = _lesson_client(book, options, out, _skip_flags(notebook), after)
+        try:
+            client.execute(env=env)
+        except Exception as error:
+            if client.stopped:
+                raise KeyboardInterrupt from None
+            where, what = notebook.name, f"{type(error).__name__}: {error}"
+            if isinstance(error, CellExecutionError):
+                where = f"{where}, cell {client.at}"
+                what = f"{error.ename}: {error.evalue}\n\n{error.traceback}"
+            text = re.sub(r"\x1b\[[0-9;]*m", "", f"{where}: {what}")
+            raise _LessonFailed(f"{text}\n\nExecuted so far: {path}") from None
+        finally:
+            save()
+            _save_figures(book, out / "figures", notebook.stem)
     return path
 
 
-SECONDS = {
-    "01": 20,
-    "02": 15,
-    "03": 10,
-    "04": 30,
-    "05": 60,
-    "06": 90,
-    "07": 40,
-    "08": 300,
-}
+# how long each part takes, until it has been run here
+_SECONDS = dict(zip(range(1, 9), (20, 15, 10, 30, 60, 90, 40, 300), strict=True))
 
 
 def _clock(seconds: float) -> str:  # Such as 3:07
-    "Minutes and seconds."
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
@@ -200,36 +160,23 @@ def _trainings(
     details = Job([folder for part in new.values() for folder in part]).details()
     if not any(d["state"] in LIVE for d in details):
         return "", None
-    total = sum((d["epochs"] or 0) + 1 for d in details)
-    done = sum(
-        d["done"] if d["state"] in LIVE else (d["epochs"] or 0) + 1 for d in details
-    )
+    text, done, total = summary(details)
     worked = time.time() - min(path.stat().st_mtime for path in new)
-    return summary(details), worked / done * (total - done) if done else None
+    return text, worked / done * (total - done) if done else None
 
 
 class _Progress:
     "One line that says which part runs, how long it has taken and how long it will."
 
-    def __init__(
-        self,
-        parts: list[Path],
-        durations: dict,  # Seconds that each took the last time, by its name
-        out=None,  # A file; None: the screen
-        look=lambda since: ("", None),  # As `_trainings`, for the part that runs
-    ):
+    def __init__(self, parts, durations: dict, out=None, look=lambda since: ("", None)):
         self.out, self.parts, self.look = out or sys.stdout, parts, look
+        self.live, self.at = self.out.isatty(), (0, 0, 1)
         self.clock, self.looked, self.seen = time.time(), -math.inf, ("", None)
         self.took = {}  # Seconds of the parts that are over
         self.start = self.begun = time.monotonic()
-        self.at, self.over = (0, 0, 1), threading.Event()
         self.expected = [
-            durations.get(p.stem) or SECONDS.get(p.stem[:2], 30) for p in parts
+            durations.get(p.stem) or _SECONDS.get(int(p.stem[:2]), 30) for p in parts
         ]
-
-    def left(self, part: int, spent: float) -> float:
-        "Seconds that remain, from how long each part usually takes."
-        return max(self.expected[part] - spent, 0) + sum(self.expected[part + 1 :])
 
     def remaining(self, spent: float) -> float:
         """Seconds that remain, from what is left to do.
@@ -245,14 +192,6 @@ class _Progress:
         here = max(here, self.seen[1] or 0) if done < total else 0
         return here + pace * sum(self.expected[part + 1 :])
 
-    def glance(self) -> str:
-        "What the trainings of this part are at; looked at every five seconds."
-        if time.monotonic() - self.looked > 5:
-            with contextlib.suppress(OSError, ValueError, SlurmError):
-                self.seen = self.look(self.clock)
-            self.looked = time.monotonic()
-        return self.seen[0]
-
     def show(self, part: int, done: int = 0, total: int = 1):
         "Note where we are, and draw the line if that is news."
         if done == 0:
@@ -261,83 +200,61 @@ class _Progress:
         if done == total:
             self.took[part] = time.monotonic() - self.begun
         self.at = (part, done, total)
-        if self.out.isatty() or done in (0, total):
+        if self.live or done in (0, total):
             self.draw(last=done == total)
 
     def draw(self, last: bool = False):
         "Write the line; on a screen over the old one."
         (part, done, total), now = self.at, time.monotonic()
-        jobs = "" if last else self.glance()
+        if not last and now - self.looked > 5:  # what the trainings of this part are at
+            with contextlib.suppress(OSError, ValueError, SlurmError):
+                self.seen = self.look(self.clock)
+            self.looked = now
+        jobs = "" if last else self.seen[0]
         text = (
             f"part {part + 1} of {len(self.parts)}  {self.parts[part].stem:<27}"
             f" cell {done:>2} of {total:<2}  elapsed {_clock(now - self.start)}"
             f"  about {_clock(self.remaining(now - self.begun))} left"
         ) + (f"  [{jobs}]" if jobs else "")
-        live = self.out.isatty()
-        self.out.write(f"\r\x1b[K{text}" if live else text)
-        self.out.write("\n" if last or not live else "")
+        self.out.write(f"\r\x1b[K{text}" if self.live else text)
+        self.out.write("\n" if last or not self.live else "")
         self.out.flush()
 
+    @contextlib.contextmanager
+    def ticking(self):
+        "Draw the line again and again while the context lasts."
+        over = threading.Event()
 
-@contextlib.contextmanager
-def _ticking(line: _Progress):
-    "Draw a line again and again while the context lasts."
+        def tick():
+            while not over.wait(1 if self.live else 30):
+                self.draw()
 
-    def tick():
-        while not line.over.wait(1 if line.out.isatty() else 30):
-            line.draw()
-
-    thread = threading.Thread(target=tick, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        line.over.set()
-        thread.join()
-
-
-def _minutes(went: dict) -> float | None:
-    "How long a run worked, all its attempts together."
-    spans = [
-        datetime.fromisoformat(a["ended"]) - datetime.fromisoformat(a["started"])
-        for a in went.get("attempts") or []
-        if a.get("ended")
-    ]
-    return sum(s.total_seconds() for s in spans) / 60 if spans else None
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
-def _runs_table(
-    folder: str | Path,  # Folder of run folders
-):  # DataFrame: run, state, val F1, val IoU, minutes, path
+def _runs_table(folder: str | Path):
     "All runs below a folder in one table; scores are those of whole validation scenes."
     import pandas as pd
 
-    rows = []
+    from rvtutorial.sweeps.trials import worked
+
+    numbers, rows = ["val F1", "val IoU", "minutes"], []
     for run in find_runs(folder):
-        row = {"run": os.path.relpath(run.path, folder), "state": run.state}
+        state, values = run.state, (None, None, None)
         try:
-            val, went = (
-                run.results.get("validation") or {},
-                run.manifest.get("went", {}),
-            )
-            row |= {"val F1": val.get("f1"), "val IoU": val.get("iou")}
-            row |= {"minutes": _minutes(went)}
+            scores = run.results.get("validation") or {}
+            values = scores.get("f1"), scores.get("iou"), worked(run) / 60 or None
         except Unreadable as error:
-            row |= {"state": f"unreadable: {error}", "val F1": None, "val IoU": None}
-            row |= {"minutes": None}
-        rows.append(row | {"path": str(run.path)})
-    table = pd.DataFrame(rows)
-    numbers = ["val F1", "val IoU", "minutes"]
-    return table.astype(dict.fromkeys(numbers, float)) if rows else table
-
-
-def _find_parts(folder: Path, only: list[str] | None = None) -> list[Path]:
-    "The notebooks of the parts, in order."
-    parts = sorted(folder.glob("0[1-8]_*.ipynb"))
-    parts = [p for p in parts if not only or p.name.startswith(tuple(only))]
-    if not parts:
-        raise FileNotFoundError(f"no parts named 01_... to 08_... in {folder}")
-    return parts
+            state = f"unreadable: {error}"
+        rows.append((os.path.relpath(run.path, folder), state, *values, str(run.path)))
+    table = pd.DataFrame(rows, columns=["run", "state", *numbers, "path"])
+    return table.astype(dict.fromkeys(numbers, float))
 
 
 def _run_lessons(
@@ -349,72 +266,59 @@ def _run_lessons(
     "Execute the parts in order, stop at the first that fails, and show what was made."
     folder, out = Path(folder_of_parts).resolve(), Path(out).resolve()
     home = Path(home or folder.parent).resolve()
-    parts, durations = _find_parts(folder, only), read_json(out / "durations.json", {})
+    runs, since = home / "runs", time.time()
+    parts = sorted(folder.glob("0[1-8]_*.ipynb"))
+    parts = [p for p in parts if not only or p.name.startswith(tuple(only))]
+    if not parts:
+        raise FileNotFoundError(f"no parts named 01_... to 08_... in {folder}")
+    durations = read_json(out / "durations.json", {})
     if (folder / "images").is_dir():
         shutil.copytree(folder / "images", out / "images", dirs_exist_ok=True)
-    look, since = partial(_trainings, home / "runs"), time.time()
-    line = _Progress(parts, durations, look=look)
+    line = _Progress(parts, durations, look=partial(_trainings, runs))
     try:
-        with _ticking(line):
-            _run_parts(line, out, {"RVTUTORIAL_HOME": str(home)}, durations)
+        with line.ticking():
+            for number, part in enumerate(parts):
+                line.show(number)
+                env = {"RVTUTORIAL_HOME": str(home)}
+                _run_lesson(part, out, env, partial(line.show, number))
+                durations[part.stem] = round(time.monotonic() - line.begun, 1)
+                write_json(out / "durations.json", durations)
     except _LessonFailed as error:
         print(f"\n\n{error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        stopped = _cancel_since(home / "runs", since)
-        print(f"\n\ninterrupted; {stopped} jobs were cancelled", file=sys.stderr)
+        made = [f for part in _submitted_since(runs, since).values() for f in part]
+        live = [folder for folder in made if not Job(folder).done]
+        if live:
+            Job(live).cancel()
+        print(f"\n\ninterrupted; {len(live)} jobs were cancelled", file=sys.stderr)
         return 130
-    print(_closing_text(home / "runs", out, time.monotonic() - line.start))
+    table = _runs_table(runs) if runs.is_dir() else ()
+    form = dict(index=False, na_rep="-", float_format="{:.3f}".format)
+    figures = len(list((out / "figures").glob("*")))
+    print(
+        f"\nAll parts done in {_clock(time.monotonic() - line.start)}. "
+        f"Runs (scores are those of whole validation scenes):\n\n"
+        f"{table.to_string(**form) if len(table) else 'no runs were made'}\n\n"
+        f"executed notebooks  {out}\n"
+        f"figures ({figures})        {out / 'figures'}\nrun folders         {runs}"
+    )
     return EXIT_OK
-
-
-def _run_parts(line: _Progress, out: Path, env: dict, durations: dict) -> None:
-    "Execute one part after the other and note how long each takes."
-    for number, part in enumerate(line.parts):
-        line.show(number)
-        _run_lesson(part, out, env, lambda d, t, n=number: line.show(n, d, t))
-        durations[part.stem] = round(time.monotonic() - line.begun, 1)
-        write_json(out / "durations.json", durations)
 
 
 def _submitted_since(runs: Path, since: float) -> dict[Path, list[str]]:
     "The lists of submissions that were made after a time, and their run folders."
-    new = [p for p in runs.rglob("jobs/*/tasks.json") if p.stat().st_mtime >= since]
     found = {}
-    for path in new:
-        try:
-            found[path] = folders_of(path.parent) or []
-        except Unreadable as error:  # the others all the same
-            say_once(f"left out: {error}")
+    for path in runs.rglob("jobs/*/tasks.json"):
+        if path.stat().st_mtime >= since:
+            try:
+                found[path] = Submission(path.parent).folders or []
+            except Unreadable as error:  # the others all the same
+                say_once(f"left out: {error}")
     return found
 
 
-def _cancel_since(runs: Path, since: float) -> int:
-    "Cancel the jobs that were submitted after a time (of the clock); their number."
-    folders = [f for part in _submitted_since(runs, since).values() for f in part]
-    live = [f for f in folders if not Job(f).done]
-    if live:
-        Job(live).cancel()
-    return len(live)
-
-
-def _closing_text(runs: Path, out: Path, seconds: float) -> str:
-    "What was made, and where to look."
-    table = _runs_table(runs) if runs.is_dir() else None
-    text = "no runs were made"
-    if table is not None and len(table):
-        text = table.to_string(
-            index=False, na_rep="-", float_format=lambda v: f"{v:.3f}"
-        )
-    figures = len(list((out / "figures").glob("*")))
-    return (
-        f"\nAll parts done in {_clock(seconds)}. Runs (scores are those of whole validation scenes):\n\n"
-        f"{text}\n\nexecuted notebooks  {out}\n"
-        f"figures ({figures})        {out / 'figures'}\nrun folders         {runs}"
-    )
-
-
-def main(argv: list[str] | None = None) -> int:
+def _main(argv: list[str] | None = None) -> int:
     "The command line: `python -m rvtutorial.course.lessons`."
     home = Workspace().home
     parser = argparse.ArgumentParser(prog="python -m rvtutorial.course.lessons")
@@ -432,4 +336,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())

@@ -7,6 +7,7 @@ cannot be trained on is refused with a reason before anything is written.
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,14 +20,12 @@ from rasterio.features import shapes
 from rasterio.warp import transform_geom
 
 from rvtutorial import scenes
-from rvtutorial.data import masks, validity
-from rvtutorial.data.labels import check_grid, image_info, is_raster
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import read_json, write_json
+from rvtutorial.data.label_values import Meaning
+from rvtutorial.data.labels import image_info, is_raster
+from rvtutorial.data.validity import Validity, check_zeros
 from rvtutorial.runs import Hyperparams, Workspace
-
-__all__ = ["data_folder", "labels_of_run", "look_at_data"]
-__all__ += ["shown_as_bands"]
 
 
 def data_folder(
@@ -36,29 +35,15 @@ def data_folder(
     "Where the scenes are."
     if data is not None:
         return Path(data).expanduser().absolute()
-    folder = Workspace(preset=preset).data_of(
-        preset
-    )  # also when RVTUTORIAL_PRESET differs
+    folder = Workspace(preset=preset).data_of(preset)  # RVTUTORIAL_PRESET may differ
     return Path(scenes.ensure_data(SimpleNamespace(preset=preset, data=folder)))
 
 
-def _shape_of(
-    image: str | Path,  # A raster
-) -> tuple[int, int, int]:  # Rows, columns, bands (an alpha band does not count)
-    "How large an image is, without reading its pixels."
-    with rasterio.open(image) as file:
-        bands = sum(c != ColorInterp.alpha for c in file.colorinterp)
-        return file.height, file.width, bands
+def _read_bands(bands, available, image=None):
+    """Bands such as "3,2,1" in that order, counted from 0 as Raster Vision does.
 
-
-def _read_bands(
-    bands: str | list | None,  # Such as "3,2,1", counted from 1 as QGIS does; None: all
-    available: int,  # Bands of the images
-    image: str | Path | None = None,  # Which of them, for the message
-) -> list[int]:  # Counted from 0, as Raster Vision does
-    "Which bands the network sees, in which order; raises ValueError."
-    if bands is None:
-        return list(range(available))
+    They are given as QGIS counts them, from 1. Raises ValueError.
+    """
     given = bands.split(",") if isinstance(bands, str) else bands
     try:
         order = [int(b) - 1 for b in given]
@@ -72,21 +57,16 @@ def _read_bands(
     return order
 
 
-def _band_order(
-    bands: str | list | None,  # As `_read_bands` takes them
-    splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
-) -> list[int]:  # Counted from 0
-    """Which bands the network sees: those asked for, else all but alpha.
+def _band_order(bands, infos):
+    """Which bands the network sees: those asked for, else all but alpha; counted from 0.
 
-    Raises ValueError for bands that are not there, and for images of which some have an
-    alpha band where others have none.
+    Raises ValueError for bands that are not there, and for images (id -> header) of which
+    some have an alpha band where others have none.
     """
-    every = [scene for found in splits.values() for scene in found]
-    found = {scene.id: image_info(scene.image) for scene in every}
     if bands is not None:
-        return _read_bands(bands, min(info.bands for info in found.values()))
+        return _read_bands(bands, min(info.bands for info in infos.values()))
     orders = {}
-    for name, info in found.items():
+    for name, info in infos.items():
         left = tuple(b for b in range(info.bands) if b not in info.alphas)
         orders.setdefault(left, name)
     if len(orders) > 1:
@@ -119,96 +99,82 @@ def shown_as_bands(
             info = image_info(scene.image)
         except (ValueError, FileNotFoundError):
             return scene  # the check of all scenes says what is wrong with it
-        wanted = _read_bands(bands, info.bands, scene.image)
-        if not {*info.alphas} & {*wanted}:
+        if not {*info.alphas} & {*_read_bands(bands, info.bands, scene.image)}:
             return scene
-        out = Path(folder) / f"{scene.id}.vrt"
-        _without_alpha(scene.image, out)
-        return scenes.Scene(scene.id, out, scene.label, scene.split)
+        out, alpha = Path(folder) / f"{scene.id}.vrt", ColorInterp.alpha
+        with atomic_path(out) as partial:
+            rasterio.shutil.copy(scene.image.absolute(), partial, driver="VRT")
+            with rasterio.open(partial, "r+") as file:
+                kinds = [
+                    ColorInterp.undefined if c == alpha else c for c in file.colorinterp
+                ]
+                file.colorinterp = kinds
+        return replace(scene, image=out)
 
     return {name: [view(scene) for scene in found] for name, found in splits.items()}
 
 
-def _without_alpha(
-    image: Path,  # A raster
-    out: Path,  # The VRT file to write
-) -> None:
-    "Write a view of an image in which no band is alpha."
-    with atomic_path(out) as partial:
-        rasterio.shutil.copy(Path(image).absolute(), partial, driver="VRT")
-        with rasterio.open(partial, "r+") as file:
-            file.colorinterp = [
-                ColorInterp.undefined if c == ColorInterp.alpha else c
-                for c in file.colorinterp
-            ]
-
-
 def look_at_data(
-    hp: Hyperparams,  # chip_sz, max_windows
+    hp: Hyperparams,  # chip_sz, max_windows, scaling
     where: dict,  # data, patterns, class_field, label_values, layer, bands, zeros
     classes,  # ClassConfig
-) -> dict:  # splits, shapes by scene id, holes, order of bands, values, limits, fills
+) -> dict:  # splits, shapes by scene id, holes, order of bands, limits, fills
     "Find the scenes and refuse what cannot be trained on, before anything is written."
     patterns = where["image_pattern"], where["label_pattern"]
     splits = scenes.find_splits(where["data"], *patterns)
-    zeros = validity.check_zeros(where.get("zeros"))
-    names = ("class_field", "label_values", "layer")
-    labels = {name: where.get(name) for name in names}
-    asked = where.get("bands")
+    zeros, asked = check_zeros(where.get("zeros")), where.get("bands")
+    how = {name: where.get(name) for name in ("class_field", "label_values", "layer")}
+    how |= dict(classes=classes.names[:-1], zeros=zeros)
+    every = [scene for found in splits.values() for scene in found]
     with tempfile.TemporaryDirectory() as tmp:
         shown = shown_as_bands(splits, asked, tmp)  # every image has those bands
         order = None if asked is None else _read_bands(asked, sys.maxsize)
         try:
-            more = dict(classes=classes.names[:-1], zeros=zeros, order=order)
-            table = scenes.check_scenes(shown, **labels, **more)
-        except scenes.DataError as err:
-            raise _about_images(err, shown, splits) from None
-        _refuse_untrainable(hp, table, len(splits["train"]))
-        order = _band_order(asked, splits)
-        limits = _input_range(shown["train"], hp.scaling, order, zeros)
-    shapes = {s.id: _shape_of(s.image) for found in splits.values() for s in found}
-    holes = set(table.id[table.no_data > 0])
-    values = masks.read_meaning(where.get("label_values"), classes.names)
-    found = {"splits": splits, "shapes": shapes, "holes": holes}
-    found |= {"order": order, "values": values, "limits": limits}
-    return found | {"fills": _fills_of(splits, order)}
+            table = scenes.check_scenes(shown, **how, order=order)
+        except scenes.DataError as err:  # about images, and not about views of them
+            problems = "\n".join(err.problems)
+            views = [view for found in shown.values() for view in found]
+            for view, scene in zip(views, every, strict=True):
+                problems = problems.replace(str(view.image), str(scene.image))
+            raise scenes.DataError(problems.split("\n")) from None
+        unlabelled = table[table.labels == "none"]
+        if len(unlabelled):
+            raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
+        hp.check_scene(int(table.height.min()), int(table.width.min()))
+        if len(splits["train"]) * hp.max_windows < 2:
+            raise ValueError(
+                "one chip an epoch is too little to train on: raise max_windows"
+            )
+        infos = {scene.id: image_info(scene.image) for scene in every}
+        order = _band_order(asked, infos)
+        if hp.scaling == "none":
+            limits = None
+        elif hp.scaling == "percentiles":
+            more = dict(zeros=zeros, order=order)
+            limits = scenes.percentiles(shown["train"], *PERCENTILES, **more)
+        else:
+            low, high = (float(v) for v in hp.scaling.split(","))
+            limits = [low] * len(order), [high] * len(order)
+    sizes = {
+        i: (*info.shape, info.bands - len(info.alphas)) for i, info in infos.items()
+    }
+    holes, fills = set(table.id[table.no_data > 0]), _fills_of(every, order)
+    found = {"splits": splits, "shapes": sizes, "holes": holes}
+    return found | {"order": order, "limits": limits, "fills": fills}
 
 
-def _refuse_untrainable(hp, table, train):
-    "ValueError for scenes without labels, too small, or too few."
-    unlabelled = table[table.labels == "none"]
-    if len(unlabelled):
-        raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
-    hp.check_scene(int(table.height.min()), int(table.width.min()))
-    if train * hp.max_windows < 2:
-        raise ValueError(
-            "one chip an epoch is too little to train on: raise max_windows"
-        )
+def _fills_of(every, order):
+    """Values of float images, such as -9999, that are no measurement; None: no floats.
 
-
-def _about_images(error, shown, splits):
-    "The same problems, with the names of images in place of those of views."
-    problems = "\n".join(error.problems)
-    for name, found in splits.items():
-        for view, scene in zip(shown[name], found, strict=True):
-            problems = problems.replace(str(view.image), str(scene.image))
-    return scenes.DataError(problems.split("\n"))
-
-
-def _fills_of(
-    splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
-    order: list | None = None,  # Used bands, counted from 0; None: all but alpha
-) -> list[int] | None:  # Such as [-9999]; None: no floats
-    """Values of float images that are no measurement, and that the network must not see.
-
-    Raises ValueError for infinite values, which no transformer of Raster Vision removes.
+    The network must not see them. Raises ValueError for infinite values, which no
+    transformer of Raster Vision removes.
     """
     found, floats = set(), False
-    for image in (scene.image for some in splits.values() for scene in some):
+    for image in (scene.image for scene in every):
         with rasterio.open(image) as file:
             if not any(np.dtype(kind).kind == "f" for kind in file.dtypes):
                 continue
-            floats, values = True, validity.fill_values(file, order)
+            floats, values = True, Validity(file, order).fill_values()
         if not np.isfinite(list(values)).all():
             raise ValueError(
                 f"{image} holds infinite values: write nan or a declared nodata value there"
@@ -220,40 +186,8 @@ def _fills_of(
 PERCENTILES = (1, 99)
 
 
-def _input_range(
-    train: list,  # The training scenes, and no others
-    how: str,  # percentiles, none, or LO,HI
-    channel_order: list,  # Bands, counted from 0
-    zeros: str | None = None,  # Patches of 0 in all bands: "empty" (None), "data"
-) -> tuple[list, list] | None:  # Lowest and highest value of each band
-    "The values between which the imagery lives."
-    if how == "none":
-        return None
-    if how == "percentiles":
-        zeros = validity.check_zeros(zeros)
-        return scenes.percentiles(train, *PERCENTILES, zeros=zeros, order=channel_order)
-    low, high = (float(v) for v in how.split(","))
-    return [low] * len(channel_order), [high] * len(channel_order)
-
-
-def _no_data(
-    image: str | Path,  # A raster
-    zeros: str | None = None,  # Patches of 0 in all bands: "empty" (None), "data"
-    order: list | None = None,  # Used bands, counted from 0; None: all but alpha
-) -> np.ndarray | None:  # (rows, columns), True where there is no data; None: nowhere
-    "Where an image holds no data, as `validity.valid` says."
-    with rasterio.open(image) as file:
-        empty = ~validity.valid(file, bands=order, zeros=validity.check_zeros(zeros))
-    return empty if empty.any() else None
-
-
-def _burn_null(
-    label: Path,  # GeoJSON in longitude and latitude; changed in place
-    image: Path,  # Gives the pixel grid
-    empty: np.ndarray,  # (rows, columns), True where there is no data
-    value: int,  # What these pixels are labelled with
-) -> None:
-    "Label the pixels without data; polygons that come last lie on top."
+def _burn_null(label, image, empty, value):
+    "Label the pixels without data in a GeoJSON; polygons that come last lie on top."
     with rasterio.open(image) as file:
         crs, transform = file.crs, file.transform
     nudge = Affine.translation(0.01, 0.01)  # Raster Vision floors vertices to pixels
@@ -267,30 +201,26 @@ def _burn_null(
     write_json(label, made)
 
 
-def _own_labels(
-    scene: scenes.Scene,  # Image and labels as they were found
-    folder: Path,  # Where this run keeps its labels
-    classes,  # ClassConfig
-    values: dict | None = None,  # Value or colour in a label raster -> class id
-    class_field: str | None = None,  # Attribute of vector labels that holds the class
-    holes: bool = True,  # Look for pixels without data, and label them null
-    layer: str | None = None,  # Layer of vector labels; None: the only one
-    zeros: str | None = None,  # Patches of 0 in all bands: "empty" (None), "data"
-    order: list | None = None,  # Used bands, counted from 0; None: all but alpha
-) -> tuple[Path, dict | None]:  # The label file, and what the numbers of a raster mean
-    "Labels as Raster Vision needs them, with `null` where there is no data."
-    names, null = classes.names, classes.null_class_id
-    empty = _no_data(scene.image, zeros, order) if holes else None
+def _own_labels(scene, folder, classes, where, order, holes):
+    """Labels as Raster Vision needs them, with `null` where there is no data, if asked.
+
+    The label file, and what the numbers of a raster mean.
+    """
+    names, null, empty = classes.names, classes.null_class_id, None
+    if holes:
+        with rasterio.open(scene.image) as file:
+            empty = ~Validity(file, order, where.get("zeros")).valid()
+        empty = empty if empty.any() else None
     if is_raster(scene.label):
-        info, mask = image_info(scene.image), masks.look_at_mask(scene.label)
-        check_grid(scene.label, info)
-        if empty is None and masks.as_stock_reads(mask, values, info):
-            return Path(scene.label), masks.coding(values, names, copied=False)
-        out = folder / f"{scene.id}.tif"
-        masks.write_classes(scene.label, values, info, out, null, empty)
-        return out, masks.coding(values, names, copied=True)
-    out = folder / f"{scene.id}.geojson"
-    found = scenes.clean_labels(scene, out, class_field, names[:-1], layer)
+        info = image_info(scene.image)
+        meaning = Meaning.of(where["label_values"], names)
+        info.fit_of(scene.label)
+        if empty is None and meaning.stock_reads(scene.label, info):
+            return Path(scene.label), meaning.coding(copied=False)
+        out = meaning.write(scene.label, info, folder / f"{scene.id}.tif", empty)
+        return out, meaning.coding(copied=True)
+    out, field = folder / f"{scene.id}.geojson", where.get("class_field")
+    found = scenes.clean_labels(scene, out, field, names[:-1], where.get("layer"))
     if empty is None:
         return found, None
     with atomic_path(out) as partial:
@@ -302,13 +232,10 @@ def _own_labels(
 def labels_of_run(folder, hp, where, found, splits, classes) -> dict:
     "The labels of all scenes as a run uses them; its own copies lie in its folder."
     place, made = Path(folder) / "labels", {}
-    how = {name: where.get(name) for name in ("class_field", "layer", "zeros")}
-    how["order"] = found["order"]
     for split, some in splits.items():
         marked = hp.null == "ignore" and split != "train"
-        for s in some:
-            holes = marked and s.id in found["holes"]
-            made[s.id] = _own_labels(
-                s, place, classes, found["values"], holes=holes, **how
-            )
+        for scene in some:
+            holes = marked and scene.id in found["holes"]
+            more = where, found["order"], holes
+            made[scene.id] = _own_labels(scene, place, classes, *more)
     return made

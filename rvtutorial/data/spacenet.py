@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rvtutorial.core.records import write_json
 from rvtutorial.data.synthetic import IMAGE_NAME, LABEL_NAME, check_numbers
-
-__all__ = ["BUCKET", "PREFIX", "KEYS", "fetch_spacenet"]
 
 BUCKET = "spacenet-dataset"
 PREFIX = "spacenet/SN2_buildings/train/AOI_2_Vegas/"
@@ -62,36 +61,20 @@ def _client(endpoint_url, retries):
         s3={"addressing_style": "path"} if endpoint_url else None,
         request_checksum_calculation="when_required",
     )  # fmt: skip
-    return boto3.client(
-        "s3", region_name="us-east-1", endpoint_url=endpoint_url, config=config
-    )
+    where = dict(region_name="us-east-1", endpoint_url=endpoint_url)
+    return boto3.client("s3", config=config, **where)
 
 
 def _listing(client, bucket, template):
     "{id: (key, bytes)} of all keys that fit a template."
     before, after = template.split("{id}")
-    found = {}
-    for page in client.get_paginator("list_objects_v2").paginate(
-        Bucket=bucket, Prefix=before
-    ):
+    found, pages = {}, client.get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=before):
         for item in page.get("Contents", []):
             middle = item["Key"][len(before) : len(item["Key"]) - len(after)]
             if item["Key"].endswith(after) and middle.isdigit():
                 found[int(middle)] = (item["Key"], item["Size"])
     return found
-
-
-def _reach(bucket, endpoint_url, err):
-    "The error for a bucket that does not answer as it should."
-    from botocore.exceptions import ClientError
-
-    where = f"bucket {bucket!r} at {endpoint_url or 'Amazon S3'}"
-    if isinstance(err, ClientError):
-        return RuntimeError(f"{where} refused: {err}; look at bucket and endpoint_url")
-    return ConnectionError(
-        f"cannot reach {where} ({type(err).__name__}). Is there a network here? Compute nodes often "
-        "have none: fetch on a login or transfer node. The sample scenes need no network."
-    )
 
 
 def _choose(ids, asked, seed):
@@ -104,11 +87,8 @@ def _choose(ids, asked, seed):
             f"ask for {need}; ask for fewer"
         )
     val, test = ids[: asked["val"]], ids[asked["val"] : need]
-    return {
-        "train": sorted(ids[need:][: asked["train"]]),
-        "val": sorted(val),
-        "test": sorted(test),
-    }
+    train = ids[need:][: asked["train"]]
+    return {"train": sorted(train), "val": sorted(val), "test": sorted(test)}
 
 
 def _opens(path):
@@ -166,9 +146,7 @@ def _fetch_plan(client, bucket, folder, asked, seed):
         ids = known["ids"]
     else:
         ids = _choose(pairs, asked, seed)
-        part = record.with_name(".spacenet.part.json")
-        part.write_text(json.dumps({**wanted, "ids": ids}, indent=1) + "\n")
-        part.replace(record)
+        write_json(record, {**wanted, "ids": ids})
     files = [
         (*lists[name][i], folder / split / name.format(id=i))
         for split, numbers in ids.items() for i in numbers for name in KEYS if i in lists[name]
@@ -186,10 +164,8 @@ def _fetch_all(client, bucket, files, retries, workers, progress, patience=20):
 
     done, failed = [], []
     total = sum(size for _, size, _ in files)
-    bar = tqdm(
-        total=total, unit="B", unit_scale=True, desc="fetching", disable=not progress
-    )
-    with bar, ThreadPoolExecutor(workers) as pool:
+    style = dict(unit="B", unit_scale=True, desc="fetching", disable=not progress)
+    with tqdm(total=total, **style) as bar, ThreadPoolExecutor(workers) as pool:
         jobs = {pool.submit(_download, client, bucket, *f, retries): f for f in files}
         try:
             for job in as_completed(jobs):
@@ -236,7 +212,16 @@ def fetch_spacenet(
     try:
         files, ids, found = _fetch_plan(client, bucket, folder, asked, seed)
     except (BotoCoreError, ClientError) as err:
-        raise _reach(bucket, endpoint_url, err) from err
+        where = f"bucket {bucket!r} at {endpoint_url or 'Amazon S3'}"
+        if isinstance(err, ClientError):
+            raise RuntimeError(
+                f"{where} refused: {err}; look at bucket and endpoint_url"
+            ) from err
+        raise ConnectionError(
+            f"cannot reach {where} ({type(err).__name__}). Is there a network here? "
+            "Compute nodes often have none: fetch on a login or transfer node. The sample "
+            "scenes need no network."
+        ) from err
     done, failed = _fetch_all(client, bucket, files, retries, workers, progress)
     if failed:
         shown, here = "\n  ".join(failed[:5]), sum(f[2].is_file() for f in files)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import shapely
 
 from ..core.files import locked
 
@@ -46,10 +47,8 @@ ROOFS = {
 YARDS = ("sand", "gravel", "clay", "concrete", "mulch", "grass", "dry")
 
 # %% ../../nbs/data/synthetic.ipynb #b476d886
-def _band_waves(
-    bands: int,  # Number of bands, at least 1
-) -> list[float]:  # Wavelength of each band in nm; 0 stands for panchromatic
-    "Which wavelengths the bands see: 1 is panchromatic, 3 is red, green, blue."
+def _band_waves(bands):
+    "Wavelengths of the bands in nm: 1 is panchromatic (0), 3 are red, green, blue."
     if not isinstance(bands, int) or bands < 1:
         raise ValueError(f"bands must be a whole number from 1, got {bands!r}")
     if bands == 1:
@@ -64,13 +63,9 @@ def _band_waves(
 def _spectra(waves):
     "Reflectance of each surface in each band, float32 of shape (surfaces, bands)."
     table = np.array(list(SURFACES.values()), np.float64)
-    out = [
-        table[:, :3].mean(1)
-        if w == 0
-        else np.array([np.interp(w, WAVES, row) for row in table])
-        for w in waves
-    ]
-    return np.stack(out, 1).astype(np.float32)
+    seen = np.array([np.interp(waves, WAVES, row) for row in table])
+    seen[:, np.array(waves) == 0] = table[:, :3].mean(1, keepdims=True)
+    return seen.astype(np.float32)
 
 # %% ../../nbs/data/synthetic.ipynb #5dd897f0
 def _box(x, y, length, width, angle):
@@ -95,6 +90,13 @@ class _Plan:
         "Whether any of it may fall into the scene."
         lo, hi = np.min(corners, 0), np.max(corners, 0)
         return bool((hi > -margin).all() and (lo < self.size + margin).all())
+
+    def boxes(self):
+        "Corners of the parts of buildings."
+        shapes = [
+            (p["x"], p["y"], 2 * p["a"], 2 * p["b"], p["angle"]) for p in self.parts
+        ]
+        return [_box(*shape) for shape in shapes]
 
     def paint(self, corners, surface, gain=1.0):
         "Cover an area with a surface."
@@ -164,9 +166,8 @@ def _car(plan, rng, x, y, angle):
         return
     surface = ("paint", "tar", "concrete", "clay", "blue")[rng.integers(5)]
     plan.paint(body, surface, rng.uniform(0.7, 1.2))
-    plan.paint(
-        _box(x, y, 6.5, 4.6, angle), "tar" if rng.random() < 0.5 else surface, 0.8
-    )
+    surface = "tar" if rng.random() < 0.5 else surface
+    plan.paint(_box(x, y, 6.5, 4.6, angle), surface, 0.8)
     plan.walls.append((body, 1.5))
 
 # %% ../../nbs/data/synthetic.ipynb #f3067c7a
@@ -189,22 +190,16 @@ def _lot(plan, rng, style, frame, u0, u1, front, back):
     centre = frame.at(middle, front + s * (setback + width / 2))
     if not plan.seen(frame.area(u0, u1, front, back)):
         return
-    if rng.random() < style["vacant"]:
-        _vacant(plan, rng, frame, (u0, u1, front, back))
+    if rng.random() < style["vacant"]:  # bare or paved, in the colours of roofs
+        inset = rng.uniform(0, 8)
+        surface = ("sand", "concrete", "clay", "gravel", "pale")[rng.integers(5)]
+        area = frame.area(u0 + inset, u1 - inset, front + s * inset, back - s * inset)
+        plan.paint(area, surface, np.exp(rng.normal(0, 0.15)))
         return
     _garden(plan, rng, style, frame, (u0, u1, front, back), setback, setback + width)
     if rng.random() < 0.5:
         length, width = length * rng.uniform(0.75, 1), width * rng.uniform(0.8, 1)
     _house(plan, rng, style, *centre, length, width, angle)
-
-
-def _vacant(plan, rng, frame, where):
-    "A lot without a building: bare or paved, in the colours of roofs."
-    u0, u1, front, back = where
-    s, inset = np.sign(back - front), rng.uniform(0, 8)
-    surface = ("sand", "concrete", "clay", "gravel", "pale")[rng.integers(5)]
-    area = frame.area(u0 + inset, u1 - inset, front + s * inset, back - s * inset)
-    plan.paint(area, surface, np.exp(rng.normal(0, 0.15)))
 
 # %% ../../nbs/data/synthetic.ipynb #64127fe6
 def _garden(plan, rng, style, frame, where, near, far):
@@ -213,10 +208,9 @@ def _garden(plan, rng, style, frame, where, near, far):
     s, wide = np.sign(back - front), u1 - u0
     paved = ("concrete", "concrete", "gravel", "asphalt", "pale")[rng.integers(5)]
     drive = rng.uniform(u0 + 6, u1 - 26)
-    plan.paint(
-        frame.area(drive, drive + rng.uniform(14, 22), front - s * 4, front + s * (near + 4)),
-        paved, rng.uniform(0.85, 1.15),
-    )  # fmt: skip
+    end = drive + rng.uniform(14, 22)
+    area = frame.area(drive, end, front - s * 4, front + s * (near + 4))
+    plan.paint(area, paved, rng.uniform(0.85, 1.15))
     if rng.random() < 0.4:
         at = frame.at(drive + 9, front + s * near * 0.5)
         _car(plan, rng, *at, frame.turn(drive) + np.pi / 2)
@@ -224,24 +218,16 @@ def _garden(plan, rng, style, frame, where, near, far):
     if rng.random() < 0.55:  # a patio or lawn behind the house
         a = rng.uniform(u0 + 3, u0 + wide * 0.5)
         surface = ("concrete", "grass", "pale", "clay", "sand")[rng.integers(5)]
-        area = frame.area(
-            a, a + rng.uniform(14, max(15, wide * 0.5)), front + s * far, back - s * 4
-        )
+        b = a + rng.uniform(14, max(15, wide * 0.5))
+        area = frame.area(a, b, front + s * far, back - s * 4)
         plan.paint(area, surface, rng.uniform(0.85, 1.2))
     if rng.random() < style["pools"] and end - far > 22:
-        _pool(
-            plan,
-            rng,
-            frame.at(rng.uniform(u0 + 14, u1 - 14), front + s * (end + far) / 2),
-        )
+        u = rng.uniform(u0 + 14, u1 - 14)
+        _pool(plan, rng, frame.at(u, front + s * (end + far) / 2))
     for _ in range(rng.poisson(style["green"])):
         deep = rng.choice((rng.uniform(2, near), rng.uniform(far + 3, end)))
-        _tree(
-            plan,
-            rng,
-            frame.at(rng.uniform(u0, u1), front + s * deep),
-            rng.uniform(4, 11),
-        )
+        at = frame.at(rng.uniform(u0, u1), front + s * deep)
+        _tree(plan, rng, at, rng.uniform(4, 11))
 
 
 def _pool(plan, rng, xy):
@@ -249,9 +235,8 @@ def _pool(plan, rng, xy):
     a, b, turn = rng.uniform(8, 14), rng.uniform(5, 8), rng.uniform(0, np.pi)
     t = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     power = rng.choice((0.5, 1.0))
-    ring = np.stack(
-        [np.sign(f) * np.abs(f) ** power for f in (np.cos(t), np.sin(t))], -1
-    )
+    flat = [np.sign(f) * np.abs(f) ** power for f in (np.cos(t), np.sin(t))]
+    ring = np.stack(flat, -1)
     spin = np.array([(np.cos(turn), np.sin(turn)), (-np.sin(turn), np.cos(turn))])
     plan.paint(ring * (a + 3, b + 3) @ spin + xy, "concrete", rng.uniform(0.9, 1.2))
     plan.paint(ring * (a, b) @ spin + xy, "water", rng.uniform(0.8, 1.2))
@@ -283,14 +268,11 @@ def _park(plan, rng, frame, u0, u1, v0, v1):
     ground = ("grass", "dry", "sand", "gravel")[rng.integers(4)]
     plan.paint(frame.area(u0, u1, v0, v1), ground, rng.uniform(0.85, 1.15))
     for _ in range(rng.integers(1, 5)):
-        u, v = (
-            rng.uniform(u0 + 40, max(u0 + 41, u1 - 60)),
-            rng.uniform(v0 + 30, v1 - 30),
-        )
+        u = rng.uniform(u0 + 40, max(u0 + 41, u1 - 60))
+        at = frame.at(u, rng.uniform(v0 + 30, v1 - 30))
         surface = ("court", "clay", "concrete", "sand", "pale")[rng.integers(5)]
-        court = _box(
-            *frame.at(u, v), rng.uniform(40, 85), rng.uniform(28, 50), frame.turn(u)
-        )
+        size = rng.uniform(40, 85), rng.uniform(28, 50)
+        court = _box(*at, *size, frame.turn(u))
         plan.paint(court, surface, rng.uniform(0.85, 1.2))
         plan.paint(_box(*court.mean(0), 1.5, 30, frame.turn(u)), "paint", 0.8)
     path = rng.uniform(v0, v1)
@@ -349,25 +331,19 @@ def _style(rng):
     )  # fmt: skip
 
 
-def _plan_scene(
-    rng: np.random.Generator,  # Source of all chance
-    size: int,  # Side of the scene in pixels
-    empty: bool = False,  # Streets, parks and bare land, but no building
-) -> _Plan:  # Polygons, parts of buildings and trees, in pixels
-    "Plan a neighbourhood: streets, blocks, lots, and what stands on them."
+def _plan_scene(rng, size, empty=False):
+    """Plan a neighbourhood: streets, blocks, lots, and what stands on them.
+
+    If `empty`, there are streets, parks and bare land, but no building.
+    """
     plan, style = _Plan(size), _style(rng)
     if empty:
         style.update(blocks=(0, 0, 1))
     angle = rng.choice((rng.normal(0, 0.05), rng.uniform(-np.pi / 4, np.pi / 4)))
-    bend = rng.uniform(0, 22)
-    frame = _Frame(
-        size / 2, size / 2, angle, bend, rng.uniform(110, 240), rng.uniform(0, 6)
-    )
-    half = 0.75 * size + 60
-    background = np.array(
-        [(-9, -9), (size + 9, -9), (size + 9, size + 9), (-9, size + 9)]
-    )
-    plan.paint(background, "sand")
+    bend, wave, phase = rng.uniform(0, 22), rng.uniform(110, 240), rng.uniform(0, 6)
+    frame = _Frame(size / 2, size / 2, angle, bend, wave, phase)
+    half, low, high = 0.75 * size + 60, -9, size + 9
+    plan.paint(np.array([(low, low), (high, low), (high, high), (low, high)]), "sand")
     v = -half - rng.uniform(0, 150)
     while v < half:
         deep = 2 * style["depth"] * rng.uniform(0.92, 1.1)
@@ -394,18 +370,16 @@ class _Light:
     @classmethod
     def draw(cls, rng):
         "Chance light: late morning to afternoon, clear to hazy."
-        return cls(
-            np.radians(rng.uniform(100, 260)), np.radians(rng.uniform(33, 62)),
-            rng.uniform(0.75, 1.25), rng.uniform(0.0, 0.07),
-        )  # fmt: skip
+        angles = np.radians(rng.uniform(100, 260)), np.radians(rng.uniform(33, 62))
+        return cls(*angles, rng.uniform(0.75, 1.25), rng.uniform(0.0, 0.07))
 
     @property
     def sun(self):
         "Direction to the sun as (right, down, up)."
-        flat = np.cos(self.height)
-        return np.array([
-            flat * np.sin(self.azimuth), -flat * np.cos(self.azimuth), np.sin(self.height)
-        ])  # fmt: skip
+        flat, turn = np.cos(self.height), self.azimuth
+        return np.array(
+            [flat * np.sin(turn), -flat * np.cos(turn), np.sin(self.height)]
+        )
 
     def shadow(self, height_m, pixel=0.3):
         "Where the shadow of a point ends, as (right, down) in pixels."
@@ -416,10 +390,7 @@ def _burn(shapes, size, dtype="int32"):
     "Paint (corners, value) in order; pixels that nothing covers are 0."
     from rasterio.features import rasterize
 
-    shapes = [
-        ({"type": "Polygon", "coordinates": [np.vstack([c, c[:1]]).tolist()]}, v)
-        for c, v in shapes
-    ]
+    shapes = [(shapely.Polygon(corners), value) for corners, value in shapes]
     if not shapes:
         return np.zeros((size, size), dtype)
     return rasterize(shapes, (size, size), dtype=dtype)
@@ -441,28 +412,14 @@ def _noise(rng, size, sigma):
 
 def _shadows(plan, light):
     "Mask (size, size) of the ground that the sun does not reach."
-    import shapely
-
-    tall = [
-        (_box(p["x"], p["y"], 2 * p["a"], 2 * p["b"], p["angle"]), p["height"])
-        for p in plan.parts
-    ]
+    tall = [(box, p["height"]) for box, p in zip(plan.boxes(), plan.parts, strict=True)]
     shapes = []
     for corners, height in tall + plan.walls:
-        both = np.concatenate([corners, corners + light.shadow(height)])
-        hull = (
-            shapely.convex_hull(shapely.multipoints(both))
-            if len(corners) == 4
-            else None
-        )
-        shapes.append(
-            (
-                shapely.get_coordinates(hull)[:-1]
-                if hull is not None
-                else corners + light.shadow(height),
-                1,
-            )
-        )
+        shadow = corners + light.shadow(height)
+        if len(corners) == 4:
+            both = shapely.multipoints(np.concatenate([corners, shadow]))
+            shadow = shapely.get_coordinates(shapely.convex_hull(both))[:-1]
+        shapes.append((shadow, 1))
     for (_, _, r, _), crown in zip(plan.trees, _crowns(plan), strict=True):
         shapes.append((crown + light.shadow(r * 0.3), 1))
         shapes.append((crown + light.shadow(r * 0.55), 1))
@@ -483,9 +440,8 @@ def _roof_light(plan, light, which, rows, cols, noise):
     "Brightness of roof pixels: sides of the roof, rows of tiles, edges."
     get = {k: np.array([p[k] for p in plan.parts], np.float32)[which]
            for k in ("x", "y", "a", "b", "angle", "pitch")}  # fmt: skip
-    kind = np.array([("hip", "gable", "flat").index(p["kind"]) for p in plan.parts])[
-        which
-    ]
+    kinds = [("hip", "gable", "flat").index(p["kind"]) for p in plan.parts]
+    kind = np.array(kinds)[which]
     c, s = np.cos(get["angle"]), np.sin(get["angle"])
     dx, dy = cols + 0.5 - get["x"], rows + 0.5 - get["y"]
     p, q = dx * c + dy * s, -dx * s + dy * c
@@ -498,9 +454,8 @@ def _roof_light(plan, light, which, rows, cols, noise):
     tilt = np.where(kind == 2, 0.0, get["pitch"])
     lit = np.clip(np.sin(tilt) * facing + np.cos(tilt) * sz, 0.05, None) / sz
     tiles = 0.11 * np.sin(edge * 2.0) * (kind != 2)
-    rim = np.where((kind == 2) & (edge < 2.0), 0.16, 0.0) - 0.10 * (
-        (kind != 2) & (edge > np.minimum(get["a"], get["b"]) - 1)
-    )
+    ridge = (kind != 2) & (edge > np.minimum(get["a"], get["b"]) - 1)
+    rim = np.where((kind == 2) & (edge < 2.0), 0.16, 0.0) - 0.10 * ridge
     return (0.22 + 0.78 * lit) * (1 + tiles + rim + 0.03 * noise)
 
 # %% ../../nbs/data/synthetic.ipynb #94e84b83
@@ -524,11 +479,7 @@ def _albedo(plan, light, rng):
         gain *= 1 + rough[:, k][surface] * noise[k if k < 2 else 2]
     gain *= 1 + 0.05 * noise[3]
     bright = 1 - 0.78 * _shadows(plan, light).astype(np.float32)
-    boxes = [
-        (_box(p["x"], p["y"], 2 * p["a"], 2 * p["b"], p["angle"]), i + 1)
-        for i, p in enumerate(plan.parts)
-    ]
-    roof = _burn(boxes, size)
+    roof = _burn([(box, i + 1) for i, box in enumerate(plan.boxes())], size)
     rows, cols = np.nonzero(roof)
     which = roof[rows, cols] - 1
     if len(which):
@@ -536,9 +487,8 @@ def _albedo(plan, light, rng):
         surface[rows, cols] = np.array([p["surface"] for p in part], np.int16)[which]
         gain[rows, cols] = np.array([p["gain"] for p in part], np.float32)[which]
         gain[rows, cols] *= 1 + 0.05 * noise[2][rows, cols]
-        bright[rows, cols] = _roof_light(
-            plan, light, which, rows, cols, noise[0][rows, cols]
-        )
+        fine = noise[0][rows, cols]
+        bright[rows, cols] = _roof_light(plan, light, which, rows, cols, fine)
     return surface, gain, bright, noise
 
 # %% ../../nbs/data/synthetic.ipynb #a25a35ef
@@ -546,9 +496,8 @@ def _add_trees(plan, light, surface, gain, bright, noise):
     "Crowns over everything else, brighter towards the sun."
     crown = _burn([(c, i + 1) for i, c in enumerate(_crowns(plan))], plan.size)
     rows, cols = np.nonzero(crown)
-    x, y, r, g = (
-        np.array(plan.trees, np.float32).reshape(-1, 4)[crown[rows, cols] - 1].T
-    )
+    trees = np.array(plan.trees, np.float32).reshape(-1, 4)
+    x, y, r, g = trees[crown[rows, cols] - 1].T
     sx, sy, _ = light.sun
     towards = ((cols - x) * sx + (rows - y) * sy) / r
     surface[rows, cols] = NAMES.index("leaf")
@@ -557,48 +506,32 @@ def _add_trees(plan, light, surface, gain, bright, noise):
     bright[rows, cols] = np.clip(0.8 + 0.6 * towards, 0.3, 1.5)
 
 
-def _render(
-    plan: _Plan,  # What is there
-    light: _Light,  # Sun and air
-    waves: list[float],  # Wavelength of each band, see `_band_waves`
-    rng: np.random.Generator,  # Texture and instrument noise
-) -> np.ndarray:  # (bands, size, size), uint16, 1 to 2047
-    "Turn a plan into the numbers of an 11-bit sensor."
+def _render(plan, light, waves, rng):
+    "Turn a plan into the numbers of an 11-bit sensor: 1 to 2047, (bands, size, size)."
     from scipy.ndimage import gaussian_filter
 
     surface, gain, bright, noise = _albedo(plan, light, rng)
     if plan.trees:
         _add_trees(plan, light, surface, gain, bright, noise)
     spectra = _spectra(waves)
-    total = (
-        np.clip(gain, 0.15, 3)
-        * bright
-        * np.float32(light.gain * np.sin(light.height) / 0.75)
-    )
+    sun = np.float32(light.gain * np.sin(light.height) / 0.75)
+    total = np.clip(gain, 0.15, 3) * bright * sun
     out = np.empty((len(waves), plan.size, plan.size), np.uint16)
     for i, wave in enumerate(waves):
         haze = light.haze * (550 / (wave or 550)) ** 2 + 0.02
-        band = (
-            gaussian_filter(spectra[:, i][surface] * total, 0.6) * (1 - light.haze)
-            + haze
-        )
+        band = gaussian_filter(spectra[:, i][surface] * total, 0.6)
+        band = band * (1 - light.haze) + haze
         band += rng.standard_normal(band.shape, np.float32) * 0.006
         out[i] = np.clip(band * 2500, 1, 2047)
     return out
 
 # %% ../../nbs/data/synthetic.ipynb #f8b01766
-def _footprints(
-    plan: _Plan,  # What is there
-    inside=None,  # Polygon to which the footprints are cut; None: the scene
-) -> list:  # Shapely polygons in pixels, in the order of the plan
-    "Outlines of the buildings as an annotator would draw them."
-    import shapely
-
+def _footprints(plan, inside=None):
+    "Outlines of the buildings as an annotator would draw them, cut to a polygon."
     inside = inside or shapely.box(0, 0, plan.size, plan.size)
     houses = {}
-    for p in plan.parts:
-        box = shapely.polygons(_box(p["x"], p["y"], 2 * p["a"], 2 * p["b"], p["angle"]))
-        houses.setdefault(p["house"], []).append(box)
+    for p, box in zip(plan.parts, plan.boxes(), strict=True):
+        houses.setdefault(p["house"], []).append(shapely.polygons(box))
     out = []
     for boxes in houses.values():
         shape = shapely.union_all(boxes).intersection(inside)
@@ -629,41 +562,30 @@ def _place(number, size, crs):
     pixel = 0.3 / crs.linear_units_factor[1]
     (x,), (y,) = transform("EPSG:4326", crs, [-115.31], [36.24])
     if not np.isfinite([x, y]).all():
-        raise ValueError(
-            f"{crs.to_string()} does not reach Las Vegas; choose another crs"
-        )
+        raise ValueError(f"{crs.to_string()} does not reach Las Vegas; choose another")
     step *= pixel / degree
     return from_origin(round(x) + col * step, round(y) - row * step, pixel, pixel)
 
 # %% ../../nbs/data/synthetic.ipynb #211cac50
 def _geojson(shapes, transform, crs):
     "Text of a GeoJSON file: footprints in longitude and latitude, no attributes."
-    import shapely
     from rasterio.warp import transform as warp
 
     features = []
     for number, shape in enumerate(shapes, 1):
-        cols, rows = shapely.get_coordinates(shape.exterior).T
-        x = transform.a * cols + transform.b * rows + transform.c
-        y = transform.d * cols + transform.e * rows + transform.f
+        x, y = transform @ shapely.get_coordinates(shape.exterior).T
         if not crs.is_geographic:
             x, y = warp(crs, "EPSG:4326", x, y)
         ring = np.round(np.stack([x, y], -1), 9).tolist()
-        geometry = {"type": "Polygon", "coordinates": [ring]}
-        features.append(
-            {
-                "type": "Feature",
-                "properties": {"building": number},
-                "geometry": geometry,
-            }
-        )
+        made = {"type": "Feature", "properties": {"building": number}}
+        made["geometry"] = {"type": "Polygon", "coordinates": [ring]}
+        features.append(made)
     return json.dumps({"type": "FeatureCollection", "features": features})
 
 # %% ../../nbs/data/synthetic.ipynb #3bb5e38e
 def _write_scene(folder, number, split, size, waves, crs, seed):
     "Make and write one scene; what it holds depends on seed, number and split only."
     import rasterio
-    import shapely
 
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
     empty, strip = (split == "train" and number == n for n in (EMPTY_ID, STRIP_ID))
@@ -703,10 +625,9 @@ def _same(folder, asked):
     found = json.loads(file.read_text())
     keys = [k for k in {**asked, **found} if asked.get(k) != found.get(k)]
     if keys:
-        told = "; ".join(
-            f"{k}: {found.get(k)!r} there, {asked.get(k)!r} asked" for k in keys
-        )
-        raise FileExistsError(f"{folder} holds other sample scenes ({told}); {remedy}")
+        told = [f"{k}: {found.get(k)!r} there, {asked.get(k)!r} asked" for k in keys]
+        told = f"{folder} holds other sample scenes ({'; '.join(told)})"
+        raise FileExistsError(f"{told}; {remedy}")
     return True
 
 
@@ -726,18 +647,12 @@ def _new_folder(folder, asked):
         try:
             yield new
             (new / "samples.json").write_text(json.dumps(asked, indent=1) + "\n")
-            _settle(new, folder, asked)
+            new.rename(folder)
+        except OSError:
+            if not _same(folder, asked):  # another process was faster
+                raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
-
-
-def _settle(new, folder, asked):
-    "Give a finished folder its name, unless another process was faster."
-    try:
-        new.rename(folder)
-    except OSError:
-        if not _same(folder, asked):
-            raise
 
 # %% ../../nbs/data/synthetic.ipynb #76dabbef
 def make_sample_scenes(
@@ -761,18 +676,14 @@ def make_sample_scenes(
     from rasterio.crs import CRS
     from tqdm import tqdm
 
-    folder, counts = Path(folder), (n_train, n_val, n_test)
+    folder = Path(folder)
     asked = dict(n_train=n_train, n_val=n_val, n_test=n_test, size=size, bands=bands,
                  crs=str(crs), seed=seed, version=VERSION)  # fmt: skip
     check_numbers(asked)
     if folder.exists() and _same(folder, asked):
         return folder
     system, waves = CRS.from_user_input(crs), _band_waves(bands)
-    splits = [
-        s
-        for s, n in zip(("train", "val", "test"), counts, strict=True)
-        for _ in range(n)
-    ]
+    splits = ["train"] * n_train + ["val"] * n_val + ["test"] * n_test
     with _new_folder(folder, asked) as new:
         if new:
             bar = tqdm(splits, desc="making scenes", unit="scene", disable=not progress)
@@ -786,19 +697,10 @@ def check_numbers(
     asked: dict,  # n_train, n_val, n_test, size, seed
 ) -> None:
     "ValueError for numbers of which no scenes can be made."
-    for name, low in (
-        ("n_train", 0),
-        ("n_val", 0),
-        ("n_test", 0),
-        ("size", 64),
-        ("seed", 0),
-    ):
-        value = asked[name]
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, np.integer))
-            or value < low
-        ):
+    for name in ("n_train", "n_val", "n_test", "size", "seed"):
+        value, low = asked[name], 64 if name == "size" else 0
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not whole or value < low:
             raise ValueError(f"{name} must be a whole number from {low}, got {value!r}")
     if asked["n_train"] + asked["n_val"] + asked["n_test"] == 0:
         raise ValueError(

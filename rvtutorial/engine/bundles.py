@@ -4,12 +4,12 @@ Written by hand: the plumbing of `engine.predict`.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,13 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from rvtutorial.engine.learner import INPUTS, pack, quiet
+from rvtutorial.engine.learner import INPUTS, FastLearner, quiet
 from rvtutorial.engine.mapfiles import colour_bands
 from rvtutorial.data.places import unplaced_allowed
-from rvtutorial.engine.reading import MultiRasterSourceConfig, raster_source
 from rvtutorial.core.records import read_json
 
 with quiet():
-    from rastervision.core.data import MinMaxTransformerConfig, RasterSourceConfig
+    from rastervision.core.data import MinMaxTransformerConfig, MultiRasterSourceConfig
     from rastervision.core.rv_pipeline import (
         SemanticSegmentationConfig,
         SemanticSegmentationPredictOptions,
@@ -34,8 +33,7 @@ with quiet():
     from rastervision.pytorch_learner import SemanticSegmentationLearnerConfig
     from rastervision.pytorch_learner.utils.torch_hub import get_hubconf_dir_from_cfg
 
-__all__ = ["INPUTS", "OUR_CODE", "Model", "open_model", "inputs_of"]
-__all__ += ["odd_ranges", "refuse_other_task"]
+__all__ = ["INPUTS", "OUR_CODE", "Model"]
 
 OUR_CODE = {  # SHA-256 of every version of `models/unet.py`, which is a bundle's hubconf.py
     "f335d3a4ccd4fd3d19dd1147a60e995e45385771243bf82d20b8571c22bb8ee5",
@@ -45,38 +43,11 @@ OUR_CODE = {  # SHA-256 of every version of `models/unet.py`, which is a bundle'
 }
 
 
-# --- tasks
-
-
-def refuse_other_task(
-    type_hint: str | None,  # Of a serialized configuration
-    what,  # In the message: what the configuration is of
-    known: type = SemanticSegmentationConfig,  # What it has to be
-) -> None:
-    "ValueError unless a configuration is for semantic segmentation."
-    try:
-        kind = registry.get_config(type_hint)
-    except Exception as err:  # whatever the registry raises for a name it does not know
-        text = (
-            f"{what}: {type_hint!r} is no configuration that Raster Vision knows here"
-        )
-        raise ValueError(text) from err
-    if not issubclass(kind, known):
-        raise ValueError(
-            f"{what} is for another task ({type_hint}): this package trains, predicts "
-            f"and evaluates semantic segmentation; use `rastervision run` for this one"
-        )
-
-
 # --- code
 
 
-def _code_in(
-    folder: Path,  # Where the bundle of a training lies unpacked
-    trees: Iterable[dict],  # Its configurations, as JSON
-    known: Iterable[str] = (),  # SHA-256 of more files that may run
-) -> list[str]:  # Names, each with what it is
-    "The code of others that loading a model would run."
+def _code_in(folder, trees, known) -> list[str]:
+    "The code of others that loading an unpacked model would run, by its files and configurations."
     found = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder)
@@ -86,7 +57,14 @@ def _code_in(
             found.append(f"{name} (SHA-256 {digest[:16]}...)")
     for tree in trees:
         found += [f"transforms in {path}" for path in _transform_files(tree)]
-        found += _outer_module(folder, tree)
+        network = ((tree.get("learner") or tree).get("model") or {}).get("external_def")
+        if network and not network.get("name") and network.get("github_repo"):
+            found.append(f"the network of {network['github_repo']}")
+        elif network:
+            modules = folder / "modules"
+            place = get_hubconf_dir_from_cfg(build_config(network), parent=str(modules))
+            if Path(place).resolve().parent != modules.resolve():
+                found.append(f"the network in {place}")
     return found
 
 
@@ -98,27 +76,6 @@ def _transform_files(tree):
         return []
     own = [tree["lambda_transforms_path"]] if tree.get("lambda_transforms_path") else []
     return own + _transform_files(list(tree.values()))
-
-
-def _outer_module(folder, tree):
-    "The definition of a network that does not lie in the bundle."
-    known = ((tree.get("learner") or tree).get("model") or {}).get("external_def")
-    if not known:
-        return []
-    modules = folder / "modules"
-    if not known.get("name") and known.get("github_repo"):
-        return [f"the network of {known['github_repo']}"]
-    place = Path(get_hubconf_dir_from_cfg(build_config(known), parent=str(modules)))
-    inside = place.resolve().parent == modules.resolve()
-    return [] if inside else [f"the network in {place}"]
-
-
-def _without_caches(folder):
-    "Delete what Python has compiled: it would be run in place of the files beside it."
-    for path in folder.rglob("__pycache__"):
-        shutil.rmtree(path)
-    for path in folder.rglob("*.pyc"):
-        path.unlink()
 
 
 # --- a model
@@ -133,6 +90,81 @@ class Model:
     learner: dict  # Its learner's configuration, upgraded
     root: Path | None  # Where `analyze` and its statistics lie
     inputs: dict | None  # What `inputs_of` said when it was trained; None: unknown
+
+    @classmethod
+    def open(
+        cls,
+        model: Path,  # A run folder, its bundle, or the bundle of its training
+        tmp: Path,  # An empty folder
+        trust: bool = False,  # Run the code of others that it carries?
+        known: Iterable[str] = (),  # SHA-256 of files of others that may run
+    ) -> "Model":
+        """Unpack a model and look at it; no code of it runs here.
+
+        Raises FileNotFoundError if there is none, ValueError when it is for another task,
+        and when it carries code that is not ours and is not trusted.
+        """
+        path, root = _find(model)
+        tree = {} if root is None else read_json(root / "pipeline-config.json", {})
+        _unpack(path, tmp / "model")
+        inner = tmp / "model/model-bundle.zip"
+        if inner.exists():  # the bundle of a run, with that of its training inside
+            tree, root = read_json(tmp / "model/pipeline-config.json"), tmp / "model"
+            _unpack(inner, tmp / "training")
+        else:
+            os.rename(tmp / "model", tmp / "training")
+        training = tmp / "training"
+        names = ("learner-config.json", "pipeline-config.json")
+        trees = [read_json(p) for n in names if (p := training / n).exists()]
+        if not trees:
+            raise ValueError(
+                f"{path} says nothing of its network ({names[0]} is missing)"
+            )
+        # what Python has compiled would be run in place of the files beside it
+        for path in [*training.rglob("__pycache__")]:
+            shutil.rmtree(path)
+        for path in [*training.rglob("*.pyc")]:
+            path.unlink()
+        code = _code_in(training, trees, known)
+        if code and not trust:
+            raise ValueError(
+                f"{model} carries code that would run here: {', '.join(code[:5])}. Code "
+                f"of others can do all that you can; if you know where it comes from, "
+                f"allow it with trust=True (in a terminal: --trust)"
+            )
+        if tree:
+            cls.refuse_other_task(tree.get("type_hint"), model)
+        learner = trees[0]
+        if "learner" in learner:  # early bundles have that of a pipeline around it
+            learner = trees[0]["learner"]
+            learner |= {"plugin_versions": trees[0].get("plugin_versions")}
+        learner = _upgraded(learner, names[0])
+        task = SemanticSegmentationLearnerConfig
+        cls.refuse_other_task(learner.get("type_hint"), model, task)
+        FastLearner.pack(training, tmp / "training.zip")
+        inputs = read_json(training / INPUTS, None)
+        if not inputs:
+            inputs = read_json(model / "run.json", {}).get("went", {}).get("inputs")
+        tree = _upgraded(tree, path)
+        return cls(tmp / "training.zip", tree, learner, root, inputs)
+
+    @staticmethod
+    def refuse_other_task(
+        type_hint: str | None,  # Of a serialized configuration
+        what,  # In the message: what the configuration is of
+        known: type = SemanticSegmentationConfig,  # What it has to be
+    ) -> None:
+        "ValueError unless a configuration is for semantic segmentation."
+        try:
+            kind = registry.get_config(type_hint)
+        except Exception as err:  # whatever the registry raises for an unknown name
+            text = f"{what}: {type_hint!r} is no configuration that Raster Vision knows here"
+            raise ValueError(text) from err
+        if not issubclass(kind, known):
+            raise ValueError(
+                f"{what} is for another task ({type_hint}): this package trains, predicts "
+                f"and evaluates semantic segmentation; use `rastervision run` for this one"
+            )
 
     @property
     def predicts(self) -> dict:  # chip_sz, stride, crop_sz, batch_sz; empty: not said
@@ -166,49 +198,61 @@ class Model:
             return None
         return _Source(build_config(scenes[0]["raster_source"]), self.root)
 
+    @staticmethod
+    def inputs_of(
+        configs: list,  # Raster sources of training scenes
+    ) -> dict | None:  # None where none can be read
+        """What images hold before any transformer: dtype, bands, and the range of each band.
 
-def open_model(
-    model: Path,  # A run folder, its bundle, or the bundle of its training
-    tmp: Path,  # An empty folder
-    trust: bool = False,  # Run the code of others that it carries?
-    known: Iterable[str] = (),  # SHA-256 of files of others that may run
-) -> Model:
-    """Unpack a model and look at it; no code of it runs here.
+        `dtype` is None when scenes differ in it, or the files of a scene.
+        `low` and `high` hold, for each band that is read, the least and the largest 2 % and
+        98 % quantile of a scene.
+        """
+        chosen = configs[:: max(1, len(configs) // SCENES)][:SCENES]
+        found = [one for one in map(_values_of, chosen) if one]
+        if not found:
+            return None
+        dtypes, counts, ranges = zip(*found, strict=True)
+        one = dtypes[0] if len(set(dtypes)) == 1 else None
+        about = {"dtype": one, "bands": counts[0]}
+        seen = np.array([r for r in ranges if r is not None and len(r) == counts[0]])
+        if len(seen):  # (scenes, bands, low and high)
+            about["low"], about["high"] = (
+                np.stack([seen[..., i].min(0), seen[..., i].max(0)], -1).tolist()
+                for i in (0, 1)
+            )
+        return about
 
-    Raises FileNotFoundError if there is none, ValueError when it is for another task,
-    and when it carries code that is not ours and is not trusted.
-    """
-    path, root = _find(model)
-    tree = {} if root is None else read_json(root / "pipeline-config.json", {})
-    _unpack(path, tmp / "model")
-    inner = tmp / "model/model-bundle.zip"
-    if inner.exists():  # the bundle of a run, with that of its training inside
-        tree, root = read_json(tmp / "model/pipeline-config.json"), tmp / "model"
-        _unpack(inner, tmp / "training")
-    else:
-        os.rename(tmp / "model", tmp / "training")
-    training = tmp / "training"
-    names = ("learner-config.json", "pipeline-config.json")
-    trees = [read_json(p) for n in names if (p := training / n).exists()]
-    if not trees:
-        raise ValueError(f"{path} says nothing of its network ({names[0]} is missing)")
-    _without_caches(training)
-    code = _code_in(training, trees, known)
-    if code and not trust:
-        raise ValueError(
-            f"{model} carries code that would run here: {', '.join(code[:5])}. Code of "
-            f"others can do all that you can; if you know where it comes from, allow it "
-            f"with trust=True (in a terminal: --trust)"
-        )
-    if tree:
-        refuse_other_task(tree.get("type_hint"), model)
-    learner = _learner(trees[0])
-    refuse_other_task(
-        learner.get("type_hint"), model, SemanticSegmentationLearnerConfig
-    )
-    pack(training, tmp / "training.zip")
-    known = read_json(training / INPUTS, None) or _noted(model)
-    return Model(tmp / "training.zip", _upgraded(tree, path), learner, root, known)
+    def odd_ranges(
+        self,
+        images: Iterable[str],  # Paths or URIs
+        bands: list[int] | None,  # That are read, counted from 0; None: all colours
+    ) -> list[str]:  # One line for each that looks otherwise
+        "Images whose values lie far from those that the network was trained on."
+        if "high" not in self.inputs:
+            return []
+        low, high = (np.array(self.inputs[k]) for k in ("low", "high"))
+        found = []
+        for uri in images:
+            try:
+                with unplaced_allowed(), rasterio.open(uri) as file:
+                    chosen = colour_bands(file) if bands is None else bands
+                    known = self.inputs["dtype"]  # None: training images differ in it
+                    if known and any(file.dtypes[i] != known for i in chosen):
+                        continue  # refused for its type
+                    here = _value_ranges(file, chosen)
+            except (RasterioError, IndexError):
+                continue  # whoever maps it says what is wrong
+            if here is None or len(here) != len(low):
+                continue
+            for i, (least, most) in enumerate(here):
+                if _odd(least, most, low[i], high[i]):
+                    found.append(
+                        f"{uri}: band {chosen[i] + 1} has values of {least:g} to {most:g}, "
+                        f"in training it had {low[i][0]:g} to {high[i][1]:g}"
+                    )
+                    break
+        return found
 
 
 def _find(model):
@@ -255,42 +299,25 @@ def _upgraded(tree, path):
             ) from err
 
 
-def _learner(tree):
-    "The configuration of a learner; early bundles have it within that of a pipeline."
-    if "learner" in tree:
-        tree = tree["learner"] | {"plugin_versions": tree.get("plugin_versions")}
-    return _upgraded(tree, "learner-config.json")
-
-
-def _noted(model):
-    "What `run.json` of a run folder says about its inputs."
-    return read_json(model / "run.json", {}).get("went", {}).get("inputs")
-
-
 # --- what a network is shown
 
 
-@dataclass
 class _Source:
-    "How the images of a model are read, from Raster Vision's configuration of one of them."
+    """How the images of a model are read, from Raster Vision's configuration of one of them.
 
-    config: RasterSourceConfig
-    root: Path | None = None  # Where `analyze` and its statistics lie
-    parts: list[RasterSourceConfig] = field(init=False)  # Of a scene of several files
+    `root` is where `analyze` and its statistics lie; `several` files may make a scene,
+    whose bands are joined.
+    """
 
-    def __post_init__(self):
-        if getattr(self.config, "temporal", False):
+    def __init__(self, config, root):
+        if getattr(config, "temporal", False):
             raise ValueError(
                 "the model was trained on time series: map scenes with engine.run(config, "
                 '["predict"]), for single images do not suit it'
             )
-        several = isinstance(self.config, MultiRasterSourceConfig)
-        self.parts = self.config.raster_sources if several else [self.config]
-
-    @property
-    def several(self) -> bool:
-        "Whether a scene has several files, whose bands are joined."
-        return self.parts[0] is not self.config
+        self.config, self.root = config, root
+        self.several = isinstance(config, MultiRasterSourceConfig)
+        self.parts = config.raster_sources if self.several else [config]
 
     @property
     def bands(self) -> list[int] | None:  # Counted from 0; None: all colours
@@ -311,38 +338,43 @@ class _Source:
         bands: list[int] | None = None,  # Bands that were asked for instead
     ) -> Callable | None:  # chip (rows, columns, bands) -> chip; None: nothing to do
         "The raster transformers of the model, and the order of bands of several files."
+        order = self.config.channel_order
         if not self.several:
-            order = self.config.channel_order if bands is None else bands
-            return _chain(_steps(self.config, order, self.root))
-        each = [_steps(p, p.channel_order, self.root) for p in self.parts]
-        joined = _steps(self.config, self.config.channel_order, self.root)
+            steps = self._steps(self.config, order if bands is None else bands)
+            return partial(_changed, steps=steps) if steps else None
+        each = [self._steps(part, part.channel_order) for part in self.parts]
+        joined = self._steps(self.config, order)
         if bands is not None:
             if any(each):
                 raise ValueError(
                     "the model changes the values of each of its files by itself: bands "
                     "cannot be chosen for it"
                 )
-            return _chain(joined)
-        cut = self._cut() if any(each) else None
+            return partial(_changed, steps=joined) if joined else None
+        ends = np.cumsum(
+            [_channels_of(part) for part in self.parts] if any(each) else []
+        )
 
         def prepare(chip):
-            if cut:
-                pieces = np.split(chip, cut, axis=-1)
-                both = zip(pieces, map(_chain, each), strict=True)
-                pieces = [change(piece) if change else piece for piece, change in both]
-                chip = np.concatenate(pieces, axis=-1)
-            if self.config.channel_order:
-                chip = chip[..., self.config.channel_order]
-            for step in joined:
-                chip = step.transform(chip)
-            return chip
+            if len(ends):
+                pieces = np.split(chip, ends[:-1], axis=-1)
+                chip = np.concatenate(list(map(_changed, pieces, each)), axis=-1)
+            return _changed(chip[..., order] if order else chip, joined)
 
         return prepare
 
-    def _cut(self):
-        "Where the bands of one file end and those of the next begin."
-        sizes = [_channels_of(part) for part in self.parts]
-        return np.cumsum(sizes)[:-1].tolist()
+    def _steps(self, config, order):
+        "The transformers of a source, with statistics of where the model lies."
+        found = []
+        with quiet():
+            for step in config.transformers:
+                moved = step.copy()
+                if self.root is not None:
+                    moved.update_root(str(self.root))
+                uri = getattr(moved, "stats_uri", None)
+                lost = uri and not Path(uri).exists()
+                found.append((step if lost else moved).build(channel_order=order))
+        return found
 
     @property
     def stretched(self) -> bool:
@@ -351,32 +383,10 @@ class _Source:
         return any(isinstance(t, MinMaxTransformerConfig) for t in every)
 
 
-def _steps(config, order, root):
-    "The transformers of a source, with statistics of where the model lies."
-    with quiet():
-        placed = [_placed(step, root) for step in config.transformers]
-        return [step.build(channel_order=order) for step in placed]
-
-
-def _placed(step, root):
-    "A transformer that reads what it needs from the folder of its model."
-    if root is None:
-        return step
-    moved = step.copy()
-    moved.update_root(str(root))
-    uri = getattr(moved, "stats_uri", None)
-    return step if uri and not Path(uri).exists() else moved
-
-
-def _chain(steps):
-    "Several transformers as one function, None if there are none."
-
-    def change(chip):
-        for step in steps:
-            chip = step.transform(chip)
-        return chip
-
-    return change if steps else None
+def _changed(chip, steps):
+    for step in steps:
+        chip = step.transform(chip)
+    return chip
 
 
 def _channels_of(config):
@@ -405,31 +415,6 @@ SCENES = 8  # as many training scenes are looked at
 MOST = 4.0  # times brighter or darker than any training scene: worth a warning
 
 
-def inputs_of(
-    configs: list,  # Raster sources of training scenes
-) -> dict | None:  # None where none can be read
-    """What images hold before any transformer: dtype, bands, and the range of each band.
-
-    `dtype` is None when scenes differ in it, or the files of a scene.
-    `low` and `high` hold, for each band that is read, the least and the largest 2 % and
-    98 % quantile of a scene.
-    """
-    chosen = configs[:: max(1, len(configs) // SCENES)][:SCENES]
-    found = [one for one in map(_values_of, chosen) if one]
-    if not found:
-        return None
-    dtypes, counts, ranges = zip(*found, strict=True)
-    one = dtypes[0] if len(set(dtypes)) == 1 else None
-    about = {"dtype": one, "bands": counts[0]}
-    seen = np.array([r for r in ranges if r is not None and len(r) == counts[0]])
-    if len(seen):  # (scenes, bands, low and high)
-        about["low"], about["high"] = (
-            np.stack([seen[..., i].min(0), seen[..., i].max(0)], -1).tolist()
-            for i in (0, 1)
-        )
-    return about
-
-
 def _values_of(config):
     "dtype (None: several), number of bands and their ranges of a source; None: unreadable."
     parts = getattr(config, "raster_sources", [config])
@@ -449,13 +434,8 @@ def _values_of(config):
     return kinds[0] if len(set(kinds)) == 1 else None, len(kinds), whole
 
 
-def _value_ranges(
-    file,  # An open raster
-    bands: list[int],  # Counted from 0
-    places: int = 4,  # Windows along each side
-    size: int = 128,  # Pixels along a side of a window
-) -> np.ndarray | None:  # (bands, 2): quantiles 2 % and 98 %; None: nothing there
-    "The range of values in windows that are spread over an image."
+def _value_ranges(file, bands, places=4, size=128) -> np.ndarray | None:
+    "Quantiles 2 % and 98 % of each band in `places` windows along each side; None: no data."
     rows, columns = (
         sorted({int(at) for at in np.linspace(0, max(side - size, 0), places)})
         for side in (file.height, file.width)
@@ -469,38 +449,6 @@ def _value_ranges(
             found.append(flat[:, np.isfinite(flat).all(0) & (flat != 0).any(0)])
     values = np.concatenate(found, axis=1)
     return np.quantile(values, (0.02, 0.98), axis=1).T if values.size else None
-
-
-def odd_ranges(
-    images: Iterable[str],  # Paths or URIs
-    bands: list[int] | None,  # That are read, counted from 0; None: all colours
-    inputs: dict,  # What `inputs_of` said of the training images
-) -> list[str]:  # One line for each that looks otherwise
-    "Images whose values lie far from those that the network was trained on."
-    if "high" not in inputs:
-        return []
-    low, high = (np.array(inputs[k]) for k in ("low", "high"))
-    found = []
-    for uri in images:
-        try:
-            with unplaced_allowed(), rasterio.open(uri) as file:
-                chosen = colour_bands(file) if bands is None else bands
-                known = inputs["dtype"]  # None: training images differ in it
-                if known and any(file.dtypes[i] != known for i in chosen):
-                    continue  # refused for its type
-                here = _value_ranges(file, chosen)
-        except (RasterioError, IndexError):
-            continue  # whoever maps it says what is wrong
-        if here is None or len(here) != len(low):
-            continue
-        wrong = [i for i in range(len(here)) if _odd(*here[i], low[i], high[i])]
-        if wrong:
-            i = wrong[0]
-            found.append(
-                f"{uri}: band {chosen[i] + 1} has values of {here[i][0]:g} to "
-                f"{here[i][1]:g}, in training it had {low[i][0]:g} to {high[i][1]:g}"
-            )
-    return found
 
 
 def _odd(bottom, top, low, high):

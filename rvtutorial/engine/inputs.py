@@ -1,7 +1,7 @@
 """Open a run's folder, check its open files and pre-trained weights, scale its inputs.
 
-Written by hand: what `get_config` does that needs torch or Raster Vision; what only needs
-the scenes stands in `data.checks`.
+Written by hand: what `get_config` does that needs torch; what only needs the scenes
+stands in `data.checks`.
 """
 
 # ruff: noqa: E402
@@ -23,21 +23,19 @@ from pathlib import Path
 with warnings.catch_warnings():  # importing Raster Vision switches all of them off
     warnings.simplefilter("ignore")
     importlib.import_module("rastervision.pytorch_backend")
-    importlib.import_module(
-        "rastervision.pytorch_learner.semantic_segmentation_learner"
-    )
+    learner = "rastervision.pytorch_learner.semantic_segmentation_learner"
+    importlib.import_module(learner)
 
 import albumentations as A
 import torch
-from rastervision.core.data import ClassConfig
 from torchvision.models import get_model_weights
 
 from rvtutorial import scenes
 from rvtutorial.data import validity
 from rvtutorial.runs import Hyperparams, Run
 
-__all__ = ["allow_open_files", "begun", "check_pretrained", "class_weights"]
-__all__ += ["make_transform", "what_is_asked"]
+__all__ = ["allow_open_files", "begun", "check_pretrained", "in_one_way"]
+__all__ += ["make_transform"]
 
 
 def allow_open_files(
@@ -67,24 +65,6 @@ def make_transform(
     middle = [(low + high) / 2 for low, high in pairs]
     quarter = [max(high - low, 1e-6) / 4 for low, high in pairs]
     return A.to_dict(A.Normalize(mean=middle, std=quarter, max_pixel_value=1.0))
-
-
-def class_weights(
-    hp: Hyperparams,  # class_weights, null
-    classes: ClassConfig,  # The classes
-) -> list[float] | None:  # One for each class with null; None: all count the same
-    "How much a pixel of each class counts; raises ValueError for a wrong number of them."
-    if hp.class_weights is None:
-        return None
-    given, names = list(hp.class_weights), classes.names[:-1]
-    if len(given) == len(names):
-        given.append(0.0 if hp.null == "ignore" else 1.0)
-    if len(given) != len(classes):
-        raise ValueError(
-            f"class_weights must be {len(names)} numbers, for {', '.join(names)}, "
-            f"got {len(hp.class_weights)}: {','.join(f'{w:g}' for w in hp.class_weights)}"
-        )
-    return given
 
 
 def check_pretrained(
@@ -128,28 +108,30 @@ def in_one_way(
     return where | out | {"zeros": "data" if data else None}
 
 
-def what_is_asked(hp, preset, where, splits, windows) -> dict:
-    "What makes two runs the same run: values, data, windows."
-    grid = {s.id: json.loads(windows[s.id].json()) for s in splits["val"]}
-    digest = hashlib.sha256(json.dumps(grid, sort_keys=True).encode()).hexdigest()[:16]
-    data = {k: where[k] for k in ("data", "image_pattern", "label_pattern")}
-    labels = {k: v for k, v in where.items() if k not in data}
-    return {
-        "hyperparams": hp.asdict(),
-        "preset": preset,
-        "data": {**data, "digest": scenes.dataset_digest(splits)},
-        "labels": labels,
-        "windows_digest": digest,
-        "seed": hp.seed,
-    }
-
-
 @contextmanager
 def begun(
     output_uri: str | Path,  # Folder of the run
-    asked: dict,  # What it is asked for
+    hp: Hyperparams,  # All of them
+    preset: str,  # Its name
+    where: dict,  # Settings of data and labels, as `in_one_way` returns them
+    splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
+    windows: dict,  # Scene id -> which chips are cut from it
 ) -> Iterator[Run]:  # New, or the same run again; ValueError when it is another one
-    "Open the folder of a run; if what follows fails, a new one is left as it was found."
+    """Open the folder of a run; if what follows fails, a new one is left as it was found.
+
+    Values, data and windows make two runs the same run.
+    """
+    grid = {s.id: json.loads(windows[s.id].json()) for s in splits["val"]}
+    digest = hashlib.sha256(json.dumps(grid, sort_keys=True).encode()).hexdigest()[:16]
+    data = {k: where[k] for k in ("data", "image_pattern", "label_pattern")}
+    asked = {
+        "hyperparams": hp.asdict(),
+        "preset": preset,
+        "data": {**data, "digest": scenes.dataset_digest(splits)},
+        "labels": {k: v for k, v in where.items() if k not in data},
+        "windows_digest": digest,
+        "seed": hp.seed,
+    }
     run = Run(output_uri)
     there, new = run.path.exists(), not run.manifest
     run = Run.open_for(output_uri, asked)

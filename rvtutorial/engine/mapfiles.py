@@ -8,51 +8,41 @@ of an image.
 import glob
 import itertools
 import json
-import math
 import os
 import re
 import threading
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import geopandas
 import numpy as np
+import pyogrio
 import rasterio
+import shapely
 from affine import Affine
 from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.features import shapes
 from rasterio.windows import Window
 
-from rvtutorial.core.files import safe_name
-from rvtutorial.core.gdalnames import gdal_name
-from rvtutorial.data.labels import refuse_several, refuse_unplaced
-from rvtutorial.data.places import square_metres
+from rvtutorial.core.files import atomic_path, gdal_name, safe_name
+from rvtutorial.data.labels import check_raster
+from rvtutorial.data.places import square_metres, unplaced_allowed
 from rvtutorial.data.validity import Validity, cleared, colour_bands
-from rvtutorial.core.files import atomic_path
 from rvtutorial.core.names import natural_key
 
-__all__ = ["MapFiles", "Outputs", "Raster", "SceneMask", "find_images", "look_at"]
-__all__ += ["refuse_other_map"]
+__all__ = ["Outputs", "Raster", "find_images"]
 
 BLOCK = 512  # Rows and columns of a block in a file
 CACHE = 16 * 2**20  # Bytes that GDAL may keep of all files; rasterio counts bytes
 SCORES = ("float32", "float16", "uint8")
 
 
-def _tiled(
-    profile: dict,  # height, width, crs, transform
-    dtype: str,  # Of the pixels
-    count: int = 1,  # Bands
-    **options,  # Further options of rasterio.open
-) -> dict:  # Options of rasterio.open
-    """A compressed GeoTIFF in blocks.
-
-    Raises ValueError when this GDAL cannot write the type of the pixels.
-    """
+def _tiled(profile, dtype, count=1, **options):
+    "Options of a compressed GeoTIFF in blocks; ValueError for a type that this GDAL cannot write."
     if dtype == "float16" and not rasterio.dtypes.check_dtype(dtype):
         raise ValueError(
             f"float16 scores need GDAL 3.11 and a rasterio that knows them, here are GDAL "
@@ -65,7 +55,7 @@ def _tiled(
 
 
 @cache
-def _fast_compression() -> dict:  # Options of rasterio.open
+def _fast_compression() -> dict:
     "For scores, which are many and do not shrink much: ZSTD where GDAL has it."
     tiny = {"height": 16, "width": 16, "count": 1, "dtype": "uint8", "driver": "GTiff"}
     tiny["transform"] = Affine.scale(2)
@@ -81,10 +71,8 @@ def _fast_compression() -> dict:  # Options of rasterio.open
 # --- writing
 
 
-def _check_whole(
-    path: str | Path,  # A tiled GeoTIFF
-) -> None:
-    "OSError unless all blocks of a file and of its overviews lie within it."
+def _check_whole(path):
+    "OSError unless all blocks of a tiled GeoTIFF and of its overviews lie within it."
     try:
         with rasterio.open(path) as file:
             levels = [{"overview_level": i} for i in range(len(file.overviews(1)))]
@@ -102,10 +90,7 @@ def _blocks_inside(path, level):
     size = os.path.getsize(path)
     with rasterio.open(path, **level) as file:
         for band, (height, width) in zip(file.indexes, file.block_shapes, strict=True):
-            across, down = (
-                math.ceil(file.width / width),
-                math.ceil(file.height / height),
-            )
+            across, down = -(-file.width // width), -(-file.height // height)
             for x, y in itertools.product(range(across), range(down)):
                 names = f"BLOCK_OFFSET_{x}_{y}", f"BLOCK_SIZE_{x}_{y}"
                 found = [file.get_tag_item(n, "TIFF", bidx=band) for n in names]
@@ -114,20 +99,20 @@ def _blocks_inside(path, level):
     return True
 
 
-class _Raster:
-    "A GeoTIFF that is written from top to bottom."
+class _Tiff:
+    "A GeoTIFF that is written from top to bottom: rows of class ids, or of (bands, n, width)."
 
     def __init__(
         self, path, profile, names=(), tags=None, overviews=False, colors=None
     ):
         self.path, self.overviews, self.colors = path, overviews, colors
         self.file = rasterio.open(path, "w", **profile)
+        self.close = self.file.close
         self.file.update_tags(**(tags or {}))
         for i, name in enumerate(names, start=1):
             self.file.set_band_description(i, name)
 
     def put(self, top, rows):
-        "Write rows, (n, width) of class ids or (bands, n, width)."
         if self.colors is not None:
             rows = self.colors[rows].transpose(2, 0, 1)
         bands = rows if rows.ndim == 3 else rows[None]
@@ -137,16 +122,12 @@ class _Raster:
     def finish(self):
         "Close the file, then give it overviews down to one block."
         side = max(self.file.height, self.file.width)
-        self.file.close()
+        self.close()
         steps = [2**i for i in range(1, 20) if side > BLOCK * 2 ** (i - 1)]
         if self.overviews and steps:
             with rasterio.open(self.path, "r+") as file:
                 file.build_overviews(steps, Resampling.nearest)
         _check_whole(self.path)
-
-    def close(self):
-        "Close the file as it is."
-        self.file.close()
 
 
 class _Hits:
@@ -156,35 +137,17 @@ class _Hits:
         self.file = open(path, "wb")
         head = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self.file, head)
+        self.close = self.finish = self.file.close
 
     def put(self, top, rows):
-        "Write rows, (n, width)."
         rows.tofile(self.file)
-
-    def close(self):
-        "Close the file."
-        self.file.close()
-
-    finish = close
 
 
 # --- polygons
 
 
-def _outlines(labels, top, ids):
-    "Polygons of equal labels, in pixel coordinates of the whole image."
-    from shapely.geometry import shape
-
-    wanted = np.isin(labels, ids)
-    down = Affine.translation(0, top)
-    found = shapes(labels, mask=wanted, connectivity=4, transform=down)
-    return [(shape(outline), int(value)) for outline, value in found]
-
-
 def _joined(parts):
     "Polygons of the same class that share an edge become one."
-    import shapely
-
     found = []
     for value in sorted({value for _, value in parts}):
         outlines = [polygon for polygon, v in parts if v == value]
@@ -194,11 +157,6 @@ def _joined(parts):
 
 
 PIXELS = "pixels of the image: x from its left side, y down from its upper side"
-
-
-def _in_pixels(transform):
-    "Whether an image has no place on Earth, so that its pixels are all there is."
-    return transform.a == transform.e == 1 and transform.b == transform.d == 0
 
 
 class _Polygons:
@@ -217,7 +175,10 @@ class _Polygons:
 
     def put(self, top: int, labels: np.ndarray) -> None:
         "The next rows of labels."
-        bottom, found = top + len(labels), _outlines(labels, top, list(self.names))
+        bottom, wanted = top + len(labels), np.isin(labels, list(self.names))
+        down = Affine.translation(0, top)
+        found = shapes(labels, mask=wanted, connectivity=4, transform=down)
+        found = [(shapely.geometry.shape(line), int(value)) for line, value in found]
         cut = [item for item in found if item[0].bounds[1] == top]
         whole = [item for item in found if item[0].bounds[1] > top]
         self.waiting, items = [], whole + _joined(self.waiting + cut)
@@ -232,8 +193,6 @@ class _Polygons:
         self.done, self.waiting = self.done + self.waiting, []
         if self.done or self.saved is None:
             self._save()
-        import pyogrio
-
         found = pyogrio.read_info(gdal_name(self.path))["features"]
         if found != self.saved:
             raise OSError(
@@ -245,9 +204,6 @@ class _Polygons:
 
     def _save(self):
         "Append to the file."
-        import geopandas
-        import shapely
-
         a, b, c, d, e, f = self.transform[:6]
         outlines = shapely.transform(
             np.array([polygon for polygon, _ in self.done], dtype=object),
@@ -260,7 +216,7 @@ class _Polygons:
         )
         how = {"driver": "GPKG", "layer": "polygons", "geometry_type": "Polygon"}
         table["area_m2"] = square_metres(table.geometry)
-        if self.crs is None and _in_pixels(self.transform):
+        if self.crs is None and a == e == 1 and b == d == 0:  # no place on Earth
             how["layer_metadata"] = {"AXES": PIXELS}
         place, mode = gdal_name(self.path), "w" if self.saved is None else "a"
         table.to_file(place, mode=mode, **how)
@@ -270,19 +226,20 @@ class _Polygons:
 # --- reading
 
 
-class _ImageFile:
-    """An image file that is opened when it is first needed.
-
-    `shape` are rows and columns that the file is known to have; ValueError if it has
-    changed since.
-    """
+class Raster:
+    "Windows of an image file, and where it holds data; it is opened when it is first needed."
 
     def __init__(
-        self, uri, bands=None, shape=None, box=None, prepare=None, zeros="empty"
+        self,
+        uri: str | Path,  # A path or URI
+        bands: list[int] | None = None,  # Counted from 0; None: all colours
+        box: tuple | None = None,  # The part that counts: top, left, bottom, right
+        prepare: Callable | None = None,  # Raster transformers: chip -> chip
+        zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
     ):
-        self.uri, self.shape = str(uri), shape
+        self.uri, self.shape, self.box = str(uri), None, box
         self.bands = None if bands is None else list(bands)
-        self.box, self.prepare, self.file = box, prepare, None
+        self.prepare, self.file = prepare, None
         self.zeros, self.lock = zeros, threading.RLock()  # two threads may ask
         self.strips, self.looked = [], 0  # (top, bottom, packed mask) of rows looked at
 
@@ -293,8 +250,10 @@ class _ImageFile:
             if self.bands is None:
                 self.bands = colour_bands(self.file)
             self.validity = Validity(self.file, self.bands, self.zeros)
+            flags = [self.file.mask_flag_enums[i] for i in self.bands]
+            alpha = any(MaskFlags.alpha in flag for flag in flags)  # GDAL masks by it
             self.masked = bool(self.validity.declared or self.validity.masks)
-            self.masked |= self._alpha_of_gdal()
+            self.masked |= alpha and bool(self.validity.alphas)
             now = self.file.height, self.file.width
             if self.shape not in (None, now):
                 raise ValueError(
@@ -314,12 +273,53 @@ class _ImageFile:
         place = np.s_[..., y0 - y - top : y1 - y - top, x0 - x - left : x1 - x - left]
         return window, place
 
-    def _alpha_of_gdal(self):
-        "Whether GDAL masks a band by an alpha band, as Raster Vision then does."
-        flags = [self.file.mask_flag_enums[i] for i in self.bands]
-        return bool(self.validity.alphas) and any(
-            MaskFlags.alpha in flag for flag in flags
-        )
+    def look(
+        self,
+        dtype: str | None = None,  # That the model was trained on; None: any
+        chip_sz: int = 256,  # Pixels along one side of a chip
+        channels: int | None = None,  # Bands that the model sees; None: any number
+    ) -> tuple[dict, int]:  # height, width, crs, transform; bytes of cache it needs
+        """What has to be known of an image; ValueError when the model cannot take it.
+
+        Reading it later is a ValueError if its size has changed since.
+        """
+        uri = self.uri
+        try:
+            with unplaced_allowed(), rasterio.open(uri) as file:
+                check_raster(file, uri)
+                count, wanted = file.count, self.bands or colour_bands(file)
+                dtypes = {file.dtypes[i] for i in wanted if i < count}
+                found = {"height": file.height, "width": file.width}
+                found |= {"transform": file.transform, "crs": None}
+                if file.crs:  # as text: threads must not share the object
+                    found["crs"] = file.crs.to_wkt(version="WKT2_2019")
+                # so much that a row of windows decodes every block once
+                rows = chip_sz + 2 * max(height for height, _ in file.block_shapes)
+                row = sum(np.dtype(kind).itemsize for kind in file.dtypes) * file.width
+                cache = min(CACHE + min(rows, file.height) * row, 2**31)
+        except RasterioError as err:
+            raise ValueError(f"{uri} cannot be read as an image: {err}") from err
+        if max(wanted) >= count:
+            numbers = ", ".join(str(b + 1) for b in wanted)
+            raise ValueError(
+                f"{uri} has {count} bands, and the model needs the bands {numbers} "
+                "(counted from 1): name the bands of this image that it should see"
+            )
+        if channels is not None and len(wanted) != channels:
+            raise ValueError(
+                f"{uri}: {len(wanted)} bands would be read, and the model was trained on "
+                f"{channels}: name the bands of this image that it should see (bands)"
+            )
+        if dtype is not None and dtypes != {dtype}:
+            scale = f"-ot {dtype.capitalize().replace('Ui', 'UI')}"
+            scale = "-ot Byte -scale LOW HIGH 0 255" if dtype == "uint8" else scale
+            raise ValueError(
+                f"{uri} holds {', '.join(sorted(dtypes))}, and the model was trained on "
+                f"{dtype}: write it as the training images were written, such as "
+                f"gdal_translate {scale} IN.tif OUT.tif"
+            )
+        self.shape = found["height"], found["width"]
+        return found, cache
 
     def close(self) -> None:
         "Close the file; what is known of its rows is kept."
@@ -327,10 +327,6 @@ class _ImageFile:
             if self.file is not None:
                 self.file.close()
                 self.file = None
-
-
-class Raster(_ImageFile):
-    "Windows of an image file, and where it holds data."
 
     def read(self, y: int, x: int, size: int) -> np.ndarray:  # (size, size, bands)
         "A square chip; zero outside the image and in bands that have no data there."
@@ -347,7 +343,7 @@ class Raster(_ImageFile):
         return cleared(chip)  # what the transformers of the model have left
 
     def valid(self, top: int, bottom: int) -> np.ndarray | None:
-        """Which pixels of whole rows hold data (`validity.valid`); None: all of them.
+        """Which pixels of whole rows hold data (`Validity.valid`); None: all of them.
 
         Rows are asked for from top to bottom; those above are forgotten.
         """
@@ -370,9 +366,7 @@ class Raster(_ImageFile):
         if top < (self.strips[0][0] if self.strips else self.looked):
             self.strips, self.looked = [], top  # forgotten, so look again
         while self.looked < bottom:
-            self._look(
-                self.looked, min(self.looked + BLOCK, max(bottom, self.looked + 1))
-            )
+            self._look(self.looked, min(self.looked + BLOCK, bottom))
         parts = [strip for strip in self.strips if strip[1] > top and strip[0] < bottom]
         if all(packed is None for *_, packed in parts):
             return None
@@ -381,9 +375,8 @@ class Raster(_ImageFile):
         for first, last, packed in parts:
             if packed is not None:
                 rows = slice(max(first, top) - top, min(last, bottom) - top)
-                bits = packed[
-                    max(top - first, 0) : bottom - first, left // 8 : -(-right // 8)
-                ]
+                bits = packed[max(top - first, 0) : bottom - first]
+                bits = bits[:, left // 8 : -(-right // 8)]
                 mask = np.unpackbits(bits, axis=1).view(bool)
                 found[rows] = mask[:, left % 8 : left % 8 + right - left]
         return found
@@ -394,29 +387,24 @@ class Raster(_ImageFile):
         width, mask = self.box[3] - self.box[1], None
         wide = max(2**22 // (bottom - top), 1)
         for left in range(0, 0 if self.validity.always else width, wide):
-            window, place = self._inside(
-                top, left, bottom - top, min(wide, width - left)
-            )
+            size = bottom - top, min(wide, width - left)
+            window, place = self._inside(top, left, *size)
             if window.width and window.height:
                 seen = self.validity.valid(window)
                 if not seen.all():
-                    mask = (
-                        np.ones((bottom - top, width), bool) if mask is None else mask
-                    )
+                    if mask is None:
+                        mask = np.ones((bottom - top, width), bool)
                     mask[:, left : left + wide][place] = seen
         packed = None if mask is None else np.packbits(mask, axis=1)
         self.strips.append((top, bottom, packed))
         self.looked = bottom
 
+    def masks(self, top: int, bottom: int) -> np.ndarray | None:
+        """Which pixels of whole rows hold data in any band by the masks of the file.
 
-class SceneMask(_ImageFile):
-    """Where the image of a run's scene holds data in any band, by the masks of the file.
-
-    Raster Vision predicts there, and its scores count it; `Raster` asks for more.
-    """
-
-    def valid(self, top: int, bottom: int) -> np.ndarray | None:
-        "Which pixels of whole rows hold data; None: all of them."
+        None: all of them. Raster Vision predicts there, and its scores count it; `valid`
+        asks for more.
+        """
         file = self._opened()
         flags = [file.mask_flag_enums[i] for i in self.bands]
         if all(MaskFlags.all_valid in flag for flag in flags):
@@ -429,16 +417,6 @@ class SceneMask(_ImageFile):
         if window.width and window.height:
             valid[place] = file.read_masks(numbers, window=window).any(axis=0)
         return valid
-
-
-def _cache_for(
-    file,  # An open raster
-    chip_sz: int,  # Pixels along one side of a chip
-) -> int:  # Bytes, at most 2 GiB
-    "What GDAL has to keep so that a row of windows decodes every block once."
-    rows = chip_sz + 2 * max(height for height, _ in file.block_shapes)
-    pixel = sum(np.dtype(kind).itemsize for kind in file.dtypes)
-    return min(CACHE + min(rows, file.height) * file.width * pixel, 2**31)
 
 
 # --- the files of one map
@@ -477,59 +455,61 @@ class Outputs:
         wanted |= {"polygons.gpkg": self.polygons}
         return [name for name, yes in wanted.items() if yes]
 
+    def refuse_other_map(
+        self,
+        uri: str,  # Of the image
+    ) -> None:
+        "ValueError if the folder holds the map of another image."
+        path = Path(self.folder) / "labels.tif"
+        with suppress(RasterioError):
+            with rasterio.open(path) as file:
+                other = file.tags().get("image")
+            if other != uri:
+                raise ValueError(
+                    f"{self.folder} holds the map of {other or 'something else'}, not of "
+                    f"{uri}: choose another folder for the maps, or delete that one"
+                )
 
-def _packed(rows, dtype):
-    "Scores in the type of the file; NaN, or 0 in bytes, where no window came."
-    scores = rows.scores
-    if dtype == "uint8":
-        return np.rint(np.clip(scores, 0, 1) * 255).astype(np.uint8)
-    scores = scores.astype(dtype, copy=False)
-    scores[:, rows.hits == 0] = np.nan
-    return scores
+    def open(
+        self,
+        image=None,  # A Raster or the like: says where there is no data
+        done: Callable | None = None,  # Called when all files are complete
+    ) -> "_MapFiles":  # Takes rows: put, finish, abort
+        "Begin to write the files."
+        return _MapFiles(self, image, done)
+
+    def new_file(
+        self,
+        name: str,  # One of `names`
+        path: Path,  # Where it is written
+    ):  # Takes rows: put, finish, close
+        "One of the files, open for writing."
+        profile = self.profile
+        if name == "labels.tif":
+            count = 1 if self.colors is None else 3
+            how = _tiled(profile, "uint8", count, nodata=self.nodata)
+            tags = {"classes": json.dumps(self.classes), **self.tags}
+            return _Tiff(path, how, colors=self.colors, overviews=True, tags=tags)
+        if name == "scores.tif":
+            how = _tiled(profile, self.scores, len(self.classes)) | _fast_compression()
+            how["predictor"] = 3 if self.scores.startswith("float") else 2
+            return _Tiff(path, how, names=self.classes)
+        if name == "pixel_hits.npy":
+            return _Hits(path, (profile["height"], profile["width"]))
+        names = {self.classes.index(name): name for name in self.polygons}
+        return _Polygons(path, names, profile["transform"], profile.get("crs"))
 
 
-def _labels_file(out, path):
-    "labels.tif, with one band of class ids or three of colours."
-    count = 1 if out.colors is None else 3
-    profile = _tiled(out.profile, "uint8", count, nodata=out.nodata)
-    tags = {"classes": json.dumps(out.classes), **out.tags}
-    return _Raster(path, profile, colors=out.colors, overviews=True, tags=tags)
+_FILES = "labels.tif scores.tif pixel_hits.npy polygons.gpkg".split()
 
 
-def _scores_file(out, path):
-    "scores.tif, with one band for each class."
-    near = {"predictor": 3 if out.scores.startswith("float") else 2}
-    profile = _tiled(out.profile, out.scores, len(out.classes))
-    return _Raster(path, profile | _fast_compression() | near, names=out.classes)
-
-
-def _hits_file(out, path):
-    "pixel_hits.npy."
-    return _Hits(path, (out.profile["height"], out.profile["width"]))
-
-
-def _polygons_file(out, path):
-    "polygons.gpkg."
-    names = {out.classes.index(name): name for name in out.polygons}
-    return _Polygons(path, names, out.profile["transform"], out.profile.get("crs"))
-
-
-_FILES = {"labels.tif": _labels_file, "scores.tif": _scores_file}
-_FILES |= {"pixel_hits.npy": _hits_file, "polygons.gpkg": _polygons_file}
-
-
-class MapFiles:
-    """The files of one map; takes `Rows` from top to bottom.
+class _MapFiles:
+    """The files of one map; takes `_Rows` from top to bottom.
 
     Rows are gathered until a row of blocks is complete.
     """
 
-    def __init__(
-        self,
-        outputs: Outputs,  # What is written
-        image=None,  # A Raster or SceneMask: says where there is no data
-        done: Callable | None = None,  # Called when all files are complete
-    ):
+    def __init__(self, outputs, image, done):
         self.outputs = outputs
         self.height, self.width = (outputs.profile[k] for k in ("height", "width"))
         n, self.top, self.filled = min(BLOCK, self.height), 0, 0
@@ -548,15 +528,19 @@ class MapFiles:
                 for name in outputs.names
             }
             for name, path in self.paths.items():
-                self.files[name] = _FILES[name](outputs, path)
+                self.files[name] = outputs.new_file(name, path)
         except BaseException:
             self.abort()
             raise
 
     def put(self, rows) -> None:
-        "Take `Rows` and write the blocks that are complete."
+        "Take `_Rows` and write the blocks that are complete."
         out, at, n = self.outputs, 0, len(rows.labels)
-        scores = _packed(rows, out.scores) if out.scores else None
+        if out.scores == "uint8":
+            scores = np.rint(np.clip(rows.scores, 0, 1) * 255).astype(np.uint8)
+        elif out.scores:
+            scores = rows.scores.astype(out.scores, copy=False)
+            scores[:, rows.hits == 0] = np.nan
         while at < n:
             k = min(n - at, len(self.labels) - self.filled)
             into = slice(self.filled, self.filled + k)
@@ -591,7 +575,7 @@ class MapFiles:
             file.finish()
         self._close()
         self.stack.close()
-        for name in _FILES.keys() - self.paths.keys():
+        for name in set(_FILES) - self.paths.keys():
             (Path(self.outputs.folder) / name).unlink(missing_ok=True)
         if self.done:
             self.done()
@@ -637,14 +621,12 @@ def find_images(
     names, apart = {}, _distinct_names(list(found.values()))
     stems = {_stem(uri).lower() for uri in found.values()}
     for uri in found.values():
-        name, taken = apart[uri], {n.lower() for n in names}
-        if name != _stem(uri):
+        base, taken = apart[uri], {n.lower() for n in names}
+        if base != _stem(uri):
             taken |= stems
-        base = name
         numbered = (f"{base}-{number}" for number in itertools.count(2))
-        while name.lower() in taken:
-            name = next(numbered)
-        names[name] = uri
+        every = itertools.chain([base], numbered)
+        names[next(name for name in every if name.lower() not in taken)] = uri
     if not names:
         raise FileNotFoundError(f"no image in {images}")
     return names
@@ -712,73 +694,3 @@ def _stem(uri):
     "Name of a file without folders, query and suffix."
     name = re.split(r"[?#]", uri)[0] if "://" in uri else uri
     return _safe(Path(name.rstrip("/")).stem)
-
-
-def look_at(
-    uri: str,  # A path or URI
-    bands: list[int] | None,  # Bands that the model sees, counted from 0; None: all
-    dtype: str | None,  # Type of the pixels it was trained on; None: any
-    chip_sz: int = 256,  # Pixels along one side of a chip
-    channels: int | None = None,  # Bands that the model sees; None: any number
-) -> tuple[dict, int]:  # height, width, crs, transform; bytes of cache it needs
-    "What has to be known of an image; ValueError when the model cannot take it."
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(uri) as file:
-                refuse_several(file, uri)
-                refuse_unplaced(file, uri)
-                count, wanted = file.count, bands or colour_bands(file)
-                dtypes = {file.dtypes[i] for i in wanted if i < count}
-                found = {"height": file.height, "width": file.width}
-                found |= {"transform": file.transform, "crs": None}
-                if file.crs:  # as text: threads must not share the object
-                    found["crs"] = file.crs.to_wkt(version="WKT2_2019")
-                cache = _cache_for(file, chip_sz)
-    except RasterioError as err:
-        raise ValueError(f"{uri} cannot be read as an image: {err}") from err
-    if max(wanted) >= count:
-        numbers = ", ".join(str(b + 1) for b in wanted)
-        raise ValueError(
-            f"{uri} has {count} bands, and the model needs the bands {numbers} (counted "
-            "from 1): name the bands of this image that it should see"
-        )
-    if channels is not None and len(wanted) != channels:
-        raise ValueError(
-            f"{uri}: {len(wanted)} bands would be read, and the model was trained on "
-            f"{channels}: name the bands of this image that it should see (bands)"
-        )
-    if dtype is not None and dtypes != {dtype}:
-        raise ValueError(
-            f"{uri} holds {', '.join(sorted(dtypes))}, and the model was trained on "
-            f"{dtype}: write it as the training images were written, such as "
-            f"gdal_translate {_gdal_type(dtype)} IN.tif OUT.tif"
-        )
-    return found, cache
-
-
-def _gdal_type(dtype):
-    "What gdal_translate is told to write a type, such as -ot UInt16."
-    if dtype == "uint8":
-        return "-ot Byte -scale LOW HIGH 0 255"
-    return f"-ot {dtype.capitalize().replace('Ui', 'UI')}"
-
-
-def refuse_other_map(
-    folder: Path,  # Where a map is to be written
-    uri: str,  # Of the image
-) -> None:
-    "ValueError if a folder holds the map of another image."
-    path = Path(folder) / "labels.tif"
-    if not path.exists():
-        return
-    try:
-        with rasterio.open(path) as file:
-            other = file.tags().get("image")
-    except RasterioError:
-        return
-    if other != uri:
-        raise ValueError(
-            f"{folder} holds the map of {other or 'something else'}, not of {uri}: "
-            "choose another folder for the maps, or delete that one"
-        )

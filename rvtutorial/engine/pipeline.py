@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -24,7 +25,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -34,119 +34,91 @@ import pandas as pd
 import rasterio
 import torch
 
+from rvtutorial.core import files
 from rvtutorial.core.commands import answer
-from rvtutorial.core.files import refuse_outside, remove_own_folders, writing
+from rvtutorial.core.names import near_match
 from rvtutorial.core.progress import ProgressLine
-from rvtutorial.data.validity import check_zeros
-from rvtutorial.engine import prediction, scoring
-from rvtutorial.engine.batches import batch_transform
-from rvtutorial.engine.bundles import (
-    Model,
-    inputs_of,
-    odd_ranges,
-    open_model,
-    refuse_other_task,
-)
+from rvtutorial.core.record import headline
+from rvtutorial.core.records import read_json
+from rvtutorial.data.places import unplaced_allowed
+from rvtutorial.data.validity import check_zeros, declared_nodata
+from rvtutorial.engine import prediction, scoring, speed
+from rvtutorial.engine.batches import BatchTransform, seed_everything
+from rvtutorial.engine.bundles import Model
 from rvtutorial.engine.learner import (
     Checkpoint,
     FastLearner,
     Interrupted,
     Options,
-    OrderedDDPLearner,
     Paused,
-    pack,
     quiet,
-    seed_everything,
 )
-from rvtutorial.engine.reading import (
-    SceneStore,
-    build_scene,
-    crs_transformer_of,
-    hidden_classes,
-    slow_reason,
-)
-from rvtutorial.engine.speed import Meter, bottleneck, flops_of, peak
-from rvtutorial.core.files import atomic_path
-from rvtutorial.core.names import near_match
-from rvtutorial.core.record import headline
-from rvtutorial.core.records import read_json
+from rvtutorial.engine.reading import build_scene, slow_reason
+from rvtutorial.engine.store import SceneStore
 from rvtutorial.runs import Run
 
-from rastervision.core.data import (  # isort: skip  after the modules that keep it quiet
-    IdentityCRSTransformer,
-    SemanticSegmentationLabelStoreConfig,
-)
-from rastervision.core.data.utils import color_to_triple
+from rastervision.core import data as rv  # isort: skip  after what keeps it quiet
+from rastervision.core.data.utils import color_to_triple, listify_uris
 from rastervision.core.rv_pipeline import SemanticSegmentationConfig
 from rastervision.pipeline.config import build_config, save_pipeline_config
 from rastervision.pipeline.file_system import get_tmp_dir
 from rastervision.pipeline.pipeline_config import PipelineConfig
-from rastervision.pytorch_learner import (
-    SemanticSegmentationGeoDataConfig,
-    SemanticSegmentationLearner,
-)
+from rastervision.pytorch_learner import SemanticSegmentationGeoDataConfig
+from rastervision.pytorch_learner import SemanticSegmentationLearner as StockLearner
 
 __all__ = ["paths", "predict", "run"]
 
 # --- the configuration
 
 
-def _prepare(
-    config: PipelineConfig,  # Such as `get_config` returns
-) -> PipelineConfig:  # Complete and checked; the one given is not changed
-    """What Raster Vision makes of a configuration before it runs it.
+def _prepare(config: PipelineConfig) -> PipelineConfig:
+    """What Raster Vision makes of a configuration before it runs it, complete and checked.
 
-    ValueError unless it is for semantic segmentation.
+    ValueError unless it is for semantic segmentation. The one given is not changed.
     """
-    refuse_other_task(getattr(config, "type_hint", None), "the configuration")
+    Model.refuse_other_task(getattr(config, "type_hint", None), "the configuration")
     config = copy.deepcopy(config)
-    _name_null(config.dataset.class_config)
+    classes = config.dataset.class_config
+    taken, black = {_triple(color) for color in classes.colors}, (0, 0, 0)
+    if classes.null_class is None and "null" not in classes.names and black in taken:
+        # Raster Vision would draw a random colour for null
+        free = next(c for i in range(256) if (c := (i, i, i)) not in taken)
+        classes.names.append("null")
+        classes.colors.append(free)
     with quiet():
         config.update()
         config.recursive_validate_config()
         return build_config(config.dict())
 
 
-def _name_null(classes):
-    "Give `null` a fixed colour where Raster Vision would draw a random one (black is taken)."
-    taken = [color_to_triple(c) if isinstance(c, str) else c for c in classes.colors]
-    taken = {tuple(color) for color in taken}
-    if (
-        classes.null_class is None
-        and "null" not in classes.names
-        and (0, 0, 0) in taken
-    ):
-        free = next(c for i in range(256) if (c := (i, i, i)) not in taken)
-        classes.names.append("null")
-        classes.colors.append(free)
+def _triple(color):
+    return tuple(color_to_triple(color) if isinstance(color, str) else color)
 
 
-def _fingerprint(
-    config: PipelineConfig
-    | dict,  # A configuration, or what pipeline-config.json holds
-    places: bool = True,  # Does it count where files lie?
-) -> str:  # 16 hex digits
-    """Digest of what a configuration says; versions and the order of sets do not count.
+def _fingerprint(config: PipelineConfig | dict, places: bool = True) -> str:
+    """Digest of what a configuration says, or a pipeline-config.json: 16 hex digits.
 
-    Nor does the way in which a local folder is named: `runs/a` or its whole path.
+    Versions and the order of sets do not count, nor does the way in which a local folder
+    is named: `runs/a` or its whole path. `places`: does it count where files lie?
     """
     tree = config if isinstance(config, dict) else json.loads(config.json())
-    left_out = {"rv_config", "plugin_versions", "scene_groups"}
-    text = json.dumps(_without(tree, left_out, places), sort_keys=True)
+    text = json.dumps(_without(tree, places), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _without(tree, left_out, places):
-    "A tree without some of its keys, and perhaps without places."
+def _without(tree, places):
+    "A tree without what does not count, and with local paths in full."
     if isinstance(tree, list):
-        return [_without(item, left_out, places) for item in tree]
+        return [_without(item, places) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    kept = {k: v for k, v in tree.items() if k not in left_out}
-    if not places:
-        kept = {k: v for k, v in kept.items() if not k.endswith(("uri", "uris"))}
-    kept = {k: _place(v) if k.endswith(("uri", "uris")) else v for k, v in kept.items()}
-    return {k: _without(v, left_out, places) for k, v in kept.items()}
+    kept = {}
+    for name, value in tree.items():
+        uri = name.endswith(("uri", "uris"))
+        if name not in ("rv_config", "plugin_versions", "scene_groups"):
+            if places or not uri:
+                kept[name] = _without(_place(value) if uri else value, places)
+    return kept
 
 
 def _place(uri):
@@ -170,8 +142,9 @@ def paths(
     fast: ours. plain: ours, with chips made one by one by albumentations.
     stock: Raster Vision's.
     """
+    slow = {slow_reason(scene) for scene in cfg.dataset.all_scenes} - {None}
     rows = {
-        "scenes": _scenes_path(cfg),
+        "scenes": _path(", ".join(sorted(slow))),
         "chips": _chips_path(cfg),
         "training": _path("on several GPUs" if ddp else None),
         "prediction": _path(_why_predict_stock(cfg)),
@@ -190,6 +163,10 @@ def _mapped(cfg):
     return cfg.dataset.validation_scenes + cfg.dataset.test_scenes
 
 
+def _is_temporal(scene):
+    return getattr(scene.raster_source, "temporal", False)
+
+
 def _path(why_stock):
     return ("stock", why_stock) if why_stock else ("fast", "")
 
@@ -198,25 +175,15 @@ def _chips_cut(cfg):
     return not isinstance(cfg.backend.data, SemanticSegmentationGeoDataConfig)
 
 
-def _scenes_path(cfg):
-    "How images and labels are read."
-    reasons = {slow_reason(s) for s in cfg.dataset.all_scenes} - {None}
-    return _path(", ".join(sorted(reasons)))
-
-
 def _chips_path(cfg):
     "How chips become batches."
     if _chips_cut(cfg):
         return "stock", "chips were cut beforehand"
     data = cfg.backend.data
-    if any(_temporal(s) for s in data.scene_dataset.train_scenes):
+    if any(map(_is_temporal, data.scene_dataset.train_scenes)):
         return "plain", "a time series"
-    how = batch_transform(data, "uint8", augment=True)
+    how = BatchTransform.of(data, "uint8", augment=True)
     return ("plain", how) if isinstance(how, str) else ("fast", "")
-
-
-def _temporal(scene):
-    return getattr(scene.raster_source, "temporal", False)
 
 
 def _why_predict_stock(cfg):
@@ -227,11 +194,11 @@ def _why_predict_stock(cfg):
         return "a remote folder"
     for scene in _mapped(cfg):
         store = scene.label_store
-        if type(store) is not SemanticSegmentationLabelStoreConfig:
+        if type(store) is not rv.SemanticSegmentationLabelStoreConfig:
             return f"{type(store).__name__} is not ours to write"
         if store.vector_output:
             return "vector outputs"
-        if _temporal(scene):
+        if _is_temporal(scene):
             return "a time series"
     return None
 
@@ -239,23 +206,27 @@ def _why_predict_stock(cfg):
 # --- what cannot be run
 
 
-def _refuse_impossible(
-    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
-    stock: bool = False,  # Is all of it run by Raster Vision's own code?
-) -> None:
+def _refuse_impossible(cfg, stock=False) -> None:
     """ValueError for what would only fail, or be wrong in silence, after the training.
 
     Two classes of one colour in labels that are saved as colours, and images without
     georeference where Raster Vision saves the maps.
     """
-    mapped_scenes = _mapped(cfg)
-    if any(getattr(scene.label_store, "rgb", False) for scene in mapped_scenes):
-        _refuse_one_colour(cfg.dataset.class_config)
+    scenes, classes, names = _mapped(cfg), cfg.dataset.class_config, {}
+    for name, color in zip(classes.names, classes.colors, strict=True):
+        names.setdefault(_triple(color), []).append(name)
+    for color, alike in names.items():
+        saved = any(getattr(scene.label_store, "rgb", False) for scene in scenes)
+        if saved and len(alike) > 1:
+            raise ValueError(
+                f"classes {' and '.join(alike)} both have the colour {color}, and labels "
+                f"are to be saved as colours (rgb=True): give each class its own"
+            )
     if stock or _why_predict_stock(cfg):
-        _refuse_without_place(mapped_scenes)
+        _refuse_without_place(scenes)
 
 
-def _refuse_remote(config: PipelineConfig) -> None:
+def _refuse_remote(config) -> None:
     "ValueError when a run is to live on another machine."
     for name in ("root_uri", "train_uri"):
         uri = getattr(config, name, None) or ""
@@ -267,20 +238,6 @@ def _refuse_remote(config: PipelineConfig) -> None:
             )
 
 
-def _refuse_one_colour(classes):
-    "Labels in colours have to tell the classes apart."
-    names = {}
-    for name, color in zip(classes.names, classes.colors, strict=True):
-        triple = tuple(color_to_triple(color) if isinstance(color, str) else color)
-        names.setdefault(triple, []).append(name)
-    for color, alike in names.items():
-        if len(alike) > 1:
-            raise ValueError(
-                f"classes {' and '.join(alike)} both have the colour {color}, and labels "
-                f"are to be saved as colours (rgb=True): give each class its own"
-            )
-
-
 def _refuse_without_place(scenes):
     "Raster Vision cannot save the map of an image that has no place on Earth."
     for scene in scenes:
@@ -288,16 +245,50 @@ def _refuse_without_place(scenes):
         parts = getattr(source, "raster_sources", [source])
         uris = getattr(parts[getattr(source, "primary_source_idx", 0)], "uris", None)
         with contextlib.suppress(rasterio.RasterioIOError, IndexError, TypeError):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                with rasterio.open(uris if isinstance(uris, str) else uris[0]) as file:
-                    place = crs_transformer_of(file)
-            if isinstance(place, IdentityCRSTransformer):
+            uri = uris if isinstance(uris, str) else uris[0]
+            with unplaced_allowed(), rasterio.open(uri) as file:
+                place = rv.RasterioCRSTransformer.from_dataset(file)
+            if isinstance(place, rv.IdentityCRSTransformer):
                 raise ValueError(
                     f"scene {scene.id}: {file.name} has no georeference, and Raster "
                     f"Vision's own code cannot save a map of it: use engine='fast' and "
                     f"label stores without vector output"
                 )
+
+
+def _hidden_classes(dataset) -> list[str]:
+    """What Raster Vision does to label rasters whose declared no-data value is a class.
+
+    It reads such pixels as 0, and then takes them for the class that 0 means.
+    """
+    hidden, names = [], dataset.class_config.names
+    for scene in dataset.all_scenes:
+        source = getattr(scene.label_source, "raster_source", None)
+        if type(source) is not rv.RasterioSourceConfig:
+            continue
+        steps = [getattr(t, "mapping", None) or {} for t in source.transformers]
+        for uri in listify_uris(source.uris):
+            value = declared_nodata(uri)
+            meant = _class_of(value, steps, names)
+            read = _class_of(0, steps, names)
+            if value and meant is not None and meant != read:
+                hidden.append((uri, value, meant, read or "0"))
+    if not hidden:
+        return []
+    uri, value, meant, read = hidden[0]
+    return [
+        f"{len(hidden)} label rasters, such as {uri}, declare {value:g} as no data, which "
+        f"is the class {meant}: Raster Vision reads such pixels as {read}. Take the tag "
+        "away (gdal_edit.py -unsetnodata) if they are meant"
+    ]
+
+
+def _class_of(value, steps, names):
+    "The name of the class that a number becomes, None if it becomes none."
+    for mapping in steps:
+        value = mapping.get(value, value)
+    whole = value is not None and math.isfinite(value) and int(value) == value
+    return names[int(value)] if whole and 0 <= value < len(names) else None
 
 
 # --- the stages
@@ -315,10 +306,19 @@ class _Work:
     blend: str = "mean"
     ddp: bool = False
 
-    @property
-    def tmp_dir(self) -> str:
-        "For what is not needed after the run."
-        return self.pipeline.tmp_dir
+
+class _OrderedDDPLearner(StockLearner):
+    """Raster Vision's training on several GPUs, with a new order of chips in each epoch.
+
+    Its `train_epoch` goes through another loader than the one whose order it has just set.
+    """
+
+    def train_epoch(self, optimizer, dataloader=None, step_scheduler=None):
+        before, self.train_dl = self.train_dl, dataloader or self.train_dl
+        try:
+            return super().train_epoch(optimizer, None, step_scheduler)
+        finally:
+            self.train_dl = before
 
 
 def _train_stage(work: _Work) -> None:
@@ -337,9 +337,9 @@ def _train_stage(work: _Work) -> None:
         _clear_folder(work, cfg.train_uri)
     options.inputs = _note_inputs(work)
     learner_cfg = cfg.backend.get_learner_config(cfg)
-    more = dict(tmp_dir=work.tmp_dir)
+    more = dict(tmp_dir=work.pipeline.tmp_dir)
     if work.ddp:
-        OrderedDDPLearner(learner_cfg, **more).main()
+        _OrderedDDPLearner(learner_cfg, **more).main()
         return
     more |= dict(options=options)
     if cfg.source_bundle_uri is None:
@@ -351,20 +351,21 @@ def _train_stage(work: _Work) -> None:
     about = {"best": learner.best, "epochs": learner.epoch, "keep": options.keep}
     about |= {"precision": str(learner.dtype).removeprefix("torch.")}
     work.folder.update("went", training={**about, "stopped_early": learner.settled})
-    _count_work(work.folder, learner)
+    size, bands = learner.cfg.data.img_sz, learner.cfg.data.img_channels or 3
+    where = learner.device, learner.dtype
+    found = speed.measure(learner.model, (bands, size, size), *where)
+    work.folder.update("went", **found)
 
 
-def _note_inputs(work: _Work) -> dict | None:
+def _note_inputs(work):
     "Write into `run.json` what the network is shown, for those who predict with it."
     scenes = work.cfg.dataset.train_scenes or work.cfg.dataset.validation_scenes
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        found = inputs_of([scene.raster_source for scene in scenes])
+    found = Model.inputs_of([scene.raster_source for scene in scenes])
     work.folder.update("went", inputs=found)
     return found
 
 
-def _clear_folder(work: _Work, uri: str) -> None:
+def _clear_folder(work, uri) -> None:
     """Delete what an earlier attempt of a stage has left, if the run has made it.
 
     ValueError when a folder outside the run's own holds files that are not of this run.
@@ -383,7 +384,7 @@ def _clear_folder(work: _Work, uri: str) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def _is_own(cfg: PipelineConfig, uri: str) -> bool:
+def _is_own(cfg, uri) -> bool:
     "Whether a folder lies in that of the run, and holds nothing of another stage."
     place, root = (Path(os.path.realpath(p)) for p in (uri, cfg.root_uri))
     names = ("analyze", "chip", "train", "predict", "eval", "bundle")
@@ -392,24 +393,10 @@ def _is_own(cfg: PipelineConfig, uri: str) -> bool:
     return place != root and place.is_relative_to(root) and inside in ([], [place])
 
 
-def _count_work(folder, learner):
-    "Write down what a chip costs, and what the machine can do."
-    size = learner.cfg.data.img_sz
-    shape = (learner.cfg.data.img_channels or 3, size, size)
-    flops = {
-        w: flops_of(learner.model, shape, w == "train") for w in ("train", "predict")
-    }
-    most = peak(learner.device, learner.dtype, seconds=0.3)
-    folder.update("went", flops=flops, peak=most)
-
-
 # --- maps of scenes
 
 
-def _map_file(
-    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
-    scene,  # One of its SceneConfigs
-) -> Path:  # It need not be there
+def _map_file(cfg, scene) -> Path:
     "Where the labels of a scene are written."
     named = getattr(scene.label_store, "uri", None)
     return Path(named or Path(cfg.predict_uri, scene.id), "labels.tif")
@@ -422,7 +409,7 @@ class _Maps:
     written to the same place.
     """
 
-    def __init__(self, cfg: PipelineConfig, folder: Run):
+    def __init__(self, cfg, folder):
         self.cfg, self.folder = cfg, folder
         went = folder.manifest.get("went", {})
         self.known = went.get("maps") or {}
@@ -479,7 +466,7 @@ def _inside(path, root):
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
-def _clear_maps(cfg: PipelineConfig) -> None:
+def _clear_maps(cfg) -> None:
     "Delete the maps of all scenes, wherever they lie, and nothing else outside the run."
     if _is_own(cfg, cfg.predict_uri):
         shutil.rmtree(cfg.predict_uri, ignore_errors=True)
@@ -487,8 +474,7 @@ def _clear_maps(cfg: PipelineConfig) -> None:
         _clear_map(cfg, scene)
 
 
-def _clear_map(cfg: PipelineConfig, scene) -> None:
-    "Delete the map of one scene."
+def _clear_map(cfg, scene) -> None:
     place = _map_file(cfg, scene).parent
     names = ("labels.tif", "scores.tif", "pixel_hits.npy")
     outlines = place.glob("vector_output/class-*.json")
@@ -500,15 +486,15 @@ def _predict_stage(work: _Work) -> None:
     "Map validation and test scenes; what is there of others is replaced."
     cfg, bundle = work.cfg, _products(work.cfg, "train")[0]
     learner = FastLearner.from_model_bundle(
-        str(_safe_bundle(work)), work.tmp_dir, options=copy.copy(work.options)
+        str(_safe_bundle(work)), work.pipeline.tmp_dir, options=copy.copy(work.options)
     )
     stat, maps = bundle.stat(), _Maps(cfg, work.folder)
     made_by = [stat.st_size, stat.st_mtime_ns, work.blend, str(learner.dtype)]
-    if not _why_predict_stock(cfg):
+    if _why_predict_stock(cfg):
+        _predict_as_stock(work, learner)
+    else:
         maps.begin(made_by)
         _map_scenes(work, learner, maps)
-        return
-    _predict_as_stock(work, learner)
 
 
 def _safe_bundle(work: _Work) -> Path:
@@ -521,25 +507,18 @@ def _safe_bundle(work: _Work) -> Path:
     trained = (work.folder.manifest["went"].get("trained") or {}).get("bundle")
     if work.options.checkpoint.trust or trained == _digest(bundle):
         return bundle
-    folder = tempfile.mkdtemp(dir=work.tmp_dir)
-    return open_model(bundle, Path(folder), known=_code_of(work.cfg)).bundle
+    definition = getattr(work.cfg.backend.model, "external_def", None)
+    place, known = Path(getattr(definition, "uri", None) or work.cfg.root_uri), set()
+    if not _inside(place, work.cfg.root_uri):
+        code_files = [path for path in place.rglob("*") if path.is_file()]
+        known = {hashlib.sha256(path.read_bytes()).hexdigest() for path in code_files}
+    folder = Path(tempfile.mkdtemp(dir=work.pipeline.tmp_dir))
+    return Model.open(bundle, folder, known=known).bundle
 
 
-def _code_of(cfg):
-    "SHA-256 of the files by which a configuration defines its network, outside of the run."
-    definition = getattr(cfg.backend.model, "external_def", None)
-    place = Path(getattr(definition, "uri", None) or cfg.root_uri)
-    files = (
-        []
-        if _inside(place, cfg.root_uri)
-        else [p for p in place.rglob("*") if p.is_file()]
-    )
-    return {hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def _predict_as_stock(work: _Work, learner: SemanticSegmentationLearner) -> None:
+def _predict_as_stock(work, learner) -> None:
     "Let Raster Vision predict, which adds to scores that it finds: so none are there."
-    backend = work.cfg.backend.build(work.cfg, work.tmp_dir)
+    backend = work.cfg.backend.build(work.cfg, work.pipeline.tmp_dir)
     backend.learner, work.pipeline.backend = learner, backend
     _clear_maps(work.cfg)
     work.pipeline.predict()
@@ -550,39 +529,40 @@ def _predict_as_stock(work: _Work, learner: SemanticSegmentationLearner) -> None
     maps.write()
 
 
-def _map_scenes(work: _Work, learner: FastLearner, maps: _Maps) -> None:
+def _map_scenes(work, learner, maps) -> None:
     "Map all scenes that have no complete map, in one stream of windows."
-    cfg, stop = work.cfg, work.options.stop
-    scenes = _mapped(cfg)
+    cfg, stop, how = work.cfg, work.options.stop, work.cfg.predict_options
+    more = cfg.dataset.class_config, work.pipeline.tmp_dir
+
+    def targets():
+        for config in _mapped(cfg):
+            if maps.done(config):
+                continue
+            _clear_map(
+                cfg, config
+            )  # of others: with their scores no store can be built
+            scene = build_scene(config, *more, labels=False)
+            blend = work.blend if config.label_store.smooth_output else None
+            done = partial(maps.note, config)
+            target = prediction.scene_target(scene, how, blend, done)
+            if target.plan.differs:
+                work.out(f"scene {config.id}: {target.plan.differs}")
+            yield target
+
     try:
         counts = prediction.stream(
-            (_target(work, scene, maps) for scene in scenes if not maps.done(scene)),
+            targets(),
             learner.scores,
-            batch_sz=cfg.predict_options.batch_sz,
+            batch_sz=how.batch_sz,
             tell=lambda done, of_all: stop.check(),
         )
     finally:
         maps.write()
-    meter = work.options.meters.setdefault("predict", Meter("predict"))
+    meter = work.options.meters.setdefault("predict", speed.Meter("predict"))
     meter.seconds += counts["seconds"]["total"]
     meter.count(counts["chips"], counts["pixels"])
     meter.add("compute", counts["seconds"]["computing"])
     meter.add("wait", counts["seconds"]["waiting"])
-
-
-def _target(work, config, maps):
-    "A scene as a target of a stream of windows."
-    classes = work.cfg.dataset.class_config
-    _clear_map(work.cfg, config)  # of others: with their scores no store can be built
-    scene = build_scene(config, classes, work.tmp_dir, labels=False)
-    smooth = config.label_store.smooth_output
-    how = work.cfg.predict_options
-    blend = work.blend if smooth else None
-    done = partial(maps.note, config)
-    target = prediction.scene_target(scene, how, blend, done)
-    if target.plan.differs:
-        work.out(f"scene {config.id}: {target.plan.differs}")
-    return target
 
 
 # --- evaluation, bundle, and stages of stock
@@ -591,11 +571,11 @@ def _target(work, config, maps):
 def _eval_stage(work: _Work) -> None:
     "Compare maps with labels."
     _clear_folder(work, work.cfg.eval_uri)
-    try:
-        scoring.evaluate(work.cfg, work.tmp_dir, build_scene, tell=work.out)
-    except scoring.LeftToStock:
+    if scoring.why_stock(work.cfg):
         scoring.refuse_missing(_mapped(work.cfg))
         work.pipeline.eval()
+    else:
+        scoring.evaluate(work.cfg, work.pipeline.tmp_dir, build_scene, tell=work.out)
 
 
 def _bundle_stage(work: _Work) -> None:
@@ -604,14 +584,14 @@ def _bundle_stage(work: _Work) -> None:
     if "://" in cfg.bundle_uri:
         work.pipeline.bundle()
         return
-    with tempfile.TemporaryDirectory(dir=work.tmp_dir) as folder:
+    with tempfile.TemporaryDirectory(dir=work.pipeline.tmp_dir) as folder:
         place = Path(folder)
         for name in cfg.backend.get_bundle_filenames():
             os.symlink(Path(cfg.train_uri, name).resolve(), place / name)
         if Path(cfg.analyze_uri).exists():
             shutil.copytree(cfg.analyze_uri, place / "analyze")
         shutil.copy(cfg.get_config_uri(), place / "pipeline-config.json")
-        pack(place, Path(cfg.get_model_bundle_uri()))
+        FastLearner.pack(place, Path(cfg.get_model_bundle_uri()))
 
 
 def _chip_stage(work: _Work) -> None:
@@ -632,7 +612,7 @@ def _stock_stage(work: _Work, name: str) -> None:
         seed_everything(work.options.seed)  # all that can be seeded from outside
     if name == "predict":
         bundle = str(_safe_bundle(work))
-        learner = SemanticSegmentationLearner.from_model_bundle(bundle, work.tmp_dir)
+        learner = StockLearner.from_model_bundle(bundle, work.pipeline.tmp_dir)
         _predict_as_stock(work, learner)
     else:
         getattr(work.pipeline, name)()
@@ -651,11 +631,8 @@ STAGES = {
 # --- what is done
 
 
-def _products(
-    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
-    stage: str,  # train, predict, eval or bundle
-) -> list[Path]:  # Empty for a stage that is always done again
-    "The files without which a stage is not done."
+def _products(cfg, stage) -> list[Path]:
+    "The files without which a stage is not done; none for one that is always done again."
     scenes = _mapped(cfg)
     groups = {"validation_scenes": cfg.dataset.validation_scenes}
     groups |= {"test_scenes": cfg.dataset.test_scenes}
@@ -667,16 +644,12 @@ def _products(
     }.get(stage, [])
 
 
-def _stages_done(
-    run: Run,  # A run folder
-    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
-) -> list[dict]:  # Name and seconds of each, in order
-    "The stages of a run that need not be done again."
-    scenes = _mapped(cfg)
-    done = []
+def _stages_done(run, cfg) -> list[dict]:
+    "The stages of a run that need not be done again: name and seconds of each, in order."
+    scenes, done = _mapped(cfg), []
     for stage in run.manifest.get("went", {}).get("stages", []):
-        files = _products(cfg, stage["name"])
-        if not files or not all(f.exists() for f in files):
+        made = _products(cfg, stage["name"])
+        if not made or not all(path.exists() for path in made):
             break
         if stage["name"] == "predict" and not all(map(_Maps(cfg, run).done, scenes)):
             break
@@ -692,21 +665,11 @@ PACKAGES = (
 )
 
 
-def _version(package: str) -> str | None:
-    "Version of an installed package, None if it is not installed."
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_state(
-    folder: Path,  # Any folder of a checkout
-) -> str | None:  # Commit, with + when files were changed since; None outside git
-    "The commit of the code that runs."
+def _git_state() -> str | None:
+    "The commit of the code that runs, with + when files were changed since; None outside git."
 
     def ask(*args):
-        cmd = ["git", "-C", str(folder), *args]
+        cmd = ["git", "-C", str(Path(__file__).parent), *args]
         return subprocess.run(cmd, capture_output=True, text=True, timeout=20)
 
     try:
@@ -720,21 +683,21 @@ def _git_state(
 
 def _made_with() -> dict:
     "Versions, device, threads, commit and container of this process."
-    cuda = torch.cuda.is_available()
+    cuda, versions = torch.cuda.is_available(), dict.fromkeys(PACKAGES)
+    for name in versions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "threads": torch.get_num_threads(),
-        "git": _git_state(Path(__file__).parent) if "__file__" in globals() else None,
+        "git": _git_state(),
         "container": os.environ.get("APPTAINER_CONTAINER"),
     }
 
 
-def _report(
-    folder: Run,  # A run
-    meters: dict,  # Stage -> Meter
-) -> dict:  # As it is written to run.json
+def _report(folder, meters) -> dict:
     "Chips and pixels per second, share of waiting, share of the machine's peak, in words."
     went, found = folder.manifest["went"], {}
     for name in ("train", "validate", "predict"):
@@ -742,8 +705,7 @@ def _report(
         if meter is None or not meter.seconds:
             continue
         flops = (went.get("flops") or {}).get("train" if name == "train" else "predict")
-        numbers = meter.report(went.get("peak"), flops)
-        found[name] = numbers | {"in_words": bottleneck(numbers)}
+        found[name] = meter.report(went.get("peak"), flops)
     if found:
         folder.update("went", speed={**went.get("speed", {}), **found})
     return found
@@ -752,18 +714,18 @@ def _report(
 # --- a run
 
 
-def _open_run(
-    cfg: PipelineConfig,  # Complete, as `_prepare` returns it
-    seed=...,  # A number, None: not seeded, or nothing: what the run was asked for
-) -> tuple[Run, int | None]:  # The run folder, and the seed that holds
-    """The folder of a run, if it holds this configuration or nothing; else ValueError.
+def _open_run(cfg, seed=...) -> tuple[Run, int | None]:
+    """The folder of a run and its seed, if it holds this configuration or nothing.
 
+    ValueError if not. Seed: a number, None: not seeded, or what the run was asked for.
     What `rastervision run` has trained from this configuration counts as trained.
     """
     run, digest = Run(cfg.root_uri), _fingerprint(cfg)
     asked = run.manifest.get("asked") or {}
     if not asked:
-        theirs = _trained_by_stock(run, cfg, digest)
+        there = read_json(run.path / "pipeline-config.json", None)
+        trained = all(path.exists() for path in _products(cfg, "train"))
+        theirs = bool(there) and trained and _fingerprint(there) == digest
         asked = {"config": digest, "seed": 0 if seed is ... else seed}
         if theirs and seed is ...:
             asked["seed"] = None  # nobody knows
@@ -783,13 +745,6 @@ def _open_run(
                 f"give this one a folder of its own"
             )
     return run, asked.get("seed")
-
-
-def _trained_by_stock(run, cfg, digest):
-    "Whether plain Raster Vision has finished the training of this very configuration."
-    there = read_json(run.path / "pipeline-config.json", None)
-    trained = all(path.exists() for path in _products(cfg, "train"))
-    return bool(there) and trained and _fingerprint(there) == digest
 
 
 @contextlib.contextmanager
@@ -893,21 +848,12 @@ def _attempt(run: Run):
     state("succeeded")
 
 
-DEFAULTS = {
-    "engine": "fast",
-    "precision": "auto",
-    "onnx": False,
-    "keep": "last",
-    "patience": None,
-    "monitor": "val_loss",
-}
+_CHOICES = ("precision", "onnx", "keep", "patience", "monitor")
+DEFAULTS = {"engine": "fast"} | {name: getattr(Options, name) for name in _CHOICES}
 
 
-def _chosen(
-    folder: Run,  # The run
-    **given,  # Options of the call; None: not given
-) -> dict:  # Every option of DEFAULTS
-    "What holds for a run: the call wins, then what the run was asked for."
+def _chosen(folder, **given) -> dict:
+    "Options that hold for a run: the call wins, then what the run was asked for."
     asked = folder.manifest.get("asked", {}).get("hyperparams", {})
     known = {k: asked[k] for k in DEFAULTS if asked.get(k) is not None}
     found = {**DEFAULTS, **known, **{k: v for k, v in given.items() if v is not None}}
@@ -932,18 +878,15 @@ def run(
     progress: bool = True,  # Print a line for each epoch and stage
     threads: int | None = None,  # CPU threads of torch; None: as it is set
     onnx: bool | None = None,  # Export to ONNX; None: as the run was asked, else not
-    engine: str
-    | None = None,  # fast, or stock: Raster Vision's own code for everything
+    engine: str | None = None,  # fast, or stock: all by Raster Vision's own code
     precision: str | None = None,  # auto, float32 or bfloat16
     keep: str | None = None,  # Which weights become the model: last or best
-    patience: int
-    | None = None,  # Epochs without a better `monitor` before stopping early
+    patience: int | None = None,  # Epochs without a better `monitor` before stopping
     monitor: str | None = None,  # A column of the log, val_loss by default
     pause: int | None = None,  # Stop after so many epochs in all, as the state says
     checkpoint_minutes: float = 5.0,  # Between checkpoints within an epoch
     blend: str = "mean",  # How overlapping scores are joined: mean, as stock, or cosine
-    store: SceneStore
-    | None = None,  # Holds pixels; None: shared by all runs of this process
+    store: SceneStore | None = None,  # Holds pixels; None: one for all runs here
     ddp: bool = False,  # Train on all GPUs, with Raster Vision's own code
     compile: bool = False,  # torch.compile on a GPU: worth it in long trainings
     trust: bool = False,  # Run code of others: of a bundle, of an old checkpoint
@@ -963,7 +906,7 @@ def run(
     _refuse_remote(config)
     cfg = _prepare(config)
     for scene in cfg.dataset.all_scenes:  # each gets a folder of that name
-        refuse_outside(cfg.predict_uri, scene.id, "the id of a scene")
+        files.refuse_outside(cfg.predict_uri, scene.id, "the id of a scene")
     given = dict(engine=engine, precision=precision, onnx=onnx, keep=keep)
     how = _chosen(Run(cfg.root_uri), **given, patience=patience, monitor=monitor)
     engine = how.pop("engine")
@@ -971,27 +914,26 @@ def run(
     if pause and (engine == "stock" or ddp):
         raise ValueError("pause needs the fast engine on one device")
     folder, seed = _open_run(cfg, seed)
-    digest = hashlib.sha256(repr([_fingerprint(cfg, False), seed, how]).encode())
+    digest = repr([_fingerprint(cfg, False), seed, how]).encode()
+    digest = hashlib.sha256(digest).hexdigest()[:16]
     options = Options(
         seed=seed,
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
         store=store or _shared_store(),
         pause=pause,
-        checkpoint=Checkpoint(
-            folder.path / "checkpoint.pt", digest.hexdigest()[:16], trust
-        ),
+        checkpoint=Checkpoint(folder.path / "checkpoint.pt", digest, trust),
         **how,
     )
     out = print if progress else _say_nothing
     allow_open_files(len(cfg.dataset.all_scenes))
-    alone = writing(folder.path, answer)
+    alone = files.writing(folder.path, answer)
     with alone, _attempt(folder), _settings(threads, ddp), get_tmp_dir() as tmp:
         cache = rasterio.Env(GDAL_CACHEMAX=64 * 2**20)
         with options.stop.listening(), cache, _kept_memory():
             folder.update("made_with", **_made_with())
             _remove_partials(folder.path)
-            with atomic_path(cfg.get_config_uri()) as path:
+            with files.atomic_path(cfg.get_config_uri()) as path:
                 save_pipeline_config(cfg, str(path))
             with quiet():
                 pipeline = cfg.build(tmp)
@@ -1009,9 +951,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _remove_partials(
-    folder: Path,  # A run folder
-) -> None:
+def _remove_partials(folder) -> None:
     "Delete what a killed process had not finished writing: the names of `atomic_path`."
     places = [folder / name for name in ("train", "predict", "eval", "bundle")]
     found = [p for place in places for p in place.rglob(".*")]
@@ -1023,10 +963,16 @@ def _remove_partials(
 def _run_stages(work: _Work, commands, stock: bool) -> None:
     "All stages that were asked for, one after the other."
     with quiet():
-        wanted = _ordered(commands, work.pipeline.commands)
+        every = work.pipeline.commands
+    commands = every if commands is None else commands
+    commands = commands.split() if isinstance(commands, str) else list(commands)
+    for name in commands:
+        if name not in every:
+            raise ValueError(f"there is no stage {name!r}; {near_match(name, every)}")
+    wanted = [name for name in every if name in commands]  # as they need each other
     done = {stage["name"] for stage in _stages_done(work.folder, work.cfg)}
     if {"chip", "train", "eval"} & {*wanted} - done:  # these read labels
-        for text in hidden_classes(work.cfg.dataset):
+        for text in _hidden_classes(work.cfg.dataset):
             (_say if work.out is _say_nothing else work.out)(text)
     if not stock:
         table = paths(work.cfg, work.ddp)
@@ -1040,19 +986,6 @@ def _run_stages(work: _Work, commands, stock: bool) -> None:
         work.out(f"{name}: {numbers['chips_per_s']} chips/s. {numbers['in_words']}")
 
 
-def _ordered(
-    commands: list | str | None,  # What was asked for
-    every: list[str],  # All stages of the configuration, in order
-) -> list[str]:  # The stages to run, in order
-    "Stages in the order in which they depend on each other; ValueError for unknown ones."
-    commands = every if commands is None else commands
-    commands = commands.split() if isinstance(commands, str) else list(commands)
-    for name in commands:
-        if name not in every:
-            raise ValueError(f"there is no stage {name!r}; {near_match(name, every)}")
-    return [name for name in every if name in commands]
-
-
 def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
     "Run one stage unless it is done, and write down that it is."
     folder, out, start = work.folder, work.out, time.perf_counter()
@@ -1060,9 +993,7 @@ def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
     if name in [d["name"] for d in done]:
         out(f"{name}: done already")
         return
-    earlier = [s for s in done if s["name"] != name]
-    folder.update("went", stages=earlier)
-    kept = work.options.checkpoint
+    folder.update("went", stages=done)
     if name == "train" and out is not _say_nothing:
         work.options.tell = ProgressLine(work.cfg.backend.solver.num_epochs, out)
     with quiet(stdout=name != "train"):
@@ -1071,20 +1002,14 @@ def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
     if name == "train" and (bundle := _products(work.cfg, name)[0]).exists():
         # what code it carries is that of this configuration
         folder.update("went", trained={"bundle": _digest(bundle)})
-    if name == "eval":
-        _write_results(folder)
-    seconds = round(time.perf_counter() - start, 2)
-    folder.update("went", stages=[*earlier, {"name": name, "seconds": seconds}])
-    if name == "train":
-        kept.remove()  # not before run.json says that its work is done
-    out(f"{name}: {seconds:.1f} s")
-
-
-def _write_results(folder: Run) -> None:
-    "Copy the headline scores of whole scenes into `run.json`."
-    for split in ("validation", "test"):
+    for split in ("validation", "test") if name == "eval" else ():
         if folder.path.joinpath("eval", f"{split}_scenes", "eval.json").exists():
             folder.update(f"results.{split}", **headline(folder.evaluation(split)))
+    seconds = round(time.perf_counter() - start, 2)
+    folder.update("went", stages=[*done, {"name": name, "seconds": seconds}])
+    if name == "train":
+        work.options.checkpoint.remove()  # not before run.json says that its work is done
+    out(f"{name}: {seconds:.1f} s")
 
 
 # --- new images
@@ -1095,20 +1020,16 @@ def predict(
     images,  # A file, a folder, a glob, a URI, or a list of these
     out: str | Path,  # Each map gets a folder in this one
     blend: str = "cosine",  # How overlapping chips are joined: cosine, mean or votes
-    chip_sz: int
-    | None = None,  # Pixels along a side of a chip; None: as the run predicted
-    stride: int
-    | None = None,  # To the next chip; None: half a chip, for mean and votes as the run
-    crop_sz: int
-    | None = None,  # Pixels discarded along each edge of a chip; None: likewise
+    chip_sz: int | None = None,  # Pixels along a side; None: as the run predicted
+    stride: int | None = None,  # None: half a chip; for mean and votes as the run
+    crop_sz: int | None = None,  # Pixels discarded along each edge; None: likewise
     bands: list[int] | None = None,  # Counted from 0; None: as the run reads them
     scores: str | None = None,  # Also scores.tif: float32, float16 or uint8
     polygons: bool = True,  # Also polygons.gpkg
     batch_sz: int | None = None,  # Chips that are predicted together
     precision: str = "auto",  # auto, float32 or bfloat16
     progress: bool = True,  # Print a line now and then
-    zeros: str
-    | None = None,  # Patches of 0 in all bands: empty, or data; None: as the run
+    zeros: str | None = None,  # Patches of 0: empty, or data; None: as the run
     trust: bool = False,  # Run code that the model carries and that is not this package's
 ) -> pd.DataFrame:  # One row an image: where it is, where its map is
     """Map new images; memory grows with the width of an image, not with its height.
@@ -1117,7 +1038,7 @@ def predict(
     configuration of the model's pipeline, of any version of Raster Vision. With
     `blend="mean"` (a run with `smooth_output`) or `"votes"` (one without), labels are
     those of its `Predictor` wherever there is data. Labels are class ids, 255 where the
-    image has no data (`validity.valid`, as `check_scenes` counts it); a chip without any
+    image has no data (`Validity.valid`, as `check_scenes` counts it); a chip without any
     data is not predicted. A map that is there already is replaced if it is of the same
     image, else refused. The networks of this package are known; other code that a model carries
     runs only with `trust=True`.
@@ -1133,17 +1054,17 @@ def predict(
         line.total = of_all
         line.reach(done)
 
-    alone = writing(out, answer)
+    alone = files.writing(out, answer)
     with _ended_by_signals(), alone, tempfile.TemporaryDirectory() as tmp, _settings():
         with quiet(stdout=False):
-            opened = open_model(Path(model), Path(tmp), trust)
-            options = Options(precision=precision)
-            learner = FastLearner.from_model_bundle(
-                str(opened.bundle), tmp, options=options
-            )
+            opened = Model.open(Path(model), Path(tmp), trust)
+            bundle, options = str(opened.bundle), Options(precision=precision)
+            learner = FastLearner.from_model_bundle(bundle, tmp, options=options)
         data, how = learner.cfg.data, opened.predicts
         if blend == "cosine" or chip_sz not in (None, how.get("chip_sz")):
             how = {k: v for k, v in how.items() if k not in ("stride", "crop_sz")}
+        manifest = Run(model).manifest if Path(model).is_dir() else {}
+        asked = manifest.get("asked", {}).get("labels", {}).get("zeros")
         source = _source_of(opened, data, bands)
         _say_what_is_odd(prediction.find_images(images, out), opened, source["bands"])
         with quiet(stdout=False):
@@ -1159,7 +1080,7 @@ def predict(
                 scores=scores,
                 polygons=polygons,
                 batch_sz=batch_sz or how.get("batch_sz") or 8,
-                zeros=check_zeros(zeros or _asked_zeros(Path(model))),
+                zeros=check_zeros(zeros or asked),
                 tell=tell if progress else None,
                 **source,
             )
@@ -1167,14 +1088,6 @@ def predict(
 
 
 _MAPPED = "{n_fmt}px mapped, {rate_noinv_fmt}, {percentage:.0f}%, {remaining} left"
-
-
-def _asked_zeros(
-    model: Path,  # A run folder, or a bundle, of which nothing is known
-) -> str | None:
-    "What a run was told of patches of zeros (`zeros` of `get_config`)."
-    asked = Run(model).manifest.get("asked", {}) if model.is_dir() else {}
-    return asked.get("labels", {}).get("zeros")
 
 
 class _Ended(BaseException):
@@ -1209,17 +1122,13 @@ def _ended_by_signals():
                 signal.signal(s, handler)
     if came:
         if before[came[0]] == signal.SIG_DFL:  # this process ends here, without atexit
-            remove_own_folders()
+            files.remove_own_folders()
         signal.raise_signal(came[0])
         raise SystemExit(128 + came[0])
 
 
-def _source_of(
-    model: Model,  # As `open_model` returns it
-    data,  # Data configuration of its learner
-    bands: list[int] | None = None,  # Bands that were asked for, counted from 0
-) -> dict:  # bands, dtype, prepare, channels: for `mapping.map_images`
-    "How a model's own scenes are read: which bands, of which type, through what."
+def _source_of(model, data, bands) -> dict:
+    "How a model's own scenes are read, as `map_images` takes it; `data`: of its learner."
     known, source = model.inputs, model.source()
     if source is None:
         _say(
@@ -1227,7 +1136,7 @@ def _source_of(
             "they are. Give its run folder, or the bundle of the run"
         )
         return {"bands": bands, "channels": data.img_channels}
-    known = known or inputs_of([source.config])
+    known = known or Model.inputs_of([source.config])
     model.inputs = known
     prepare = source.prepare(bands)
     bands = source.bands if bands is None else bands
@@ -1247,7 +1156,7 @@ def _say_what_is_odd(images, model, bands):
             "are its images there. Type and range of these images are not compared"
         )
         return
-    odd = odd_ranges(images.values(), bands, model.inputs)
+    odd = model.odd_ranges(images.values(), bands)
     if odd:
         more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
         _say(

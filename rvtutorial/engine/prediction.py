@@ -13,33 +13,23 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import rasterio
+import shapely
 
 from ..data.validity import check_zeros
-from rvtutorial.engine.mapfiles import (
-    CACHE,
-    MapFiles,
-    Outputs,
-    Raster,
-    SceneMask,
-    find_images,
-    look_at,
-    refuse_other_map,
-)
+from .mapfiles import CACHE, Outputs, Raster, find_images
 
 # %% ../../nbs/engine/prediction.ipynb #7be4c3db
-def _rv_starts(
-    side: int,  # Pixels along one side of the image
-    chip_sz: int,  # Pixels along one side of a chip
-    stride: int,  # Pixels from one chip to the next
-    crop_sz: int | None = None,  # Pixels discarded along each edge of a prediction
-) -> list[int]:  # First pixel of each window; it may lie before the image
-    "Where Raster Vision's windows begin; empty where it refuses or finds none."
+def _rv_starts(side, chip_sz, stride, crop_sz=None) -> list[int]:
+    """Where Raster Vision's windows begin along a side, perhaps before the image.
+
+    Empty where it refuses, or finds none. `crop_sz`: pixels discarded along each edge.
+    """
     kept = chip_sz - 2 * (crop_sz or 0)
     if crop_sz is None and stride > chip_sz:
         return list(range(0, side - chip_sz + 1, stride))
@@ -53,12 +43,7 @@ def _rv_starts(
     return list(range(first, end - chip_sz + 1, stride))
 
 
-def _first_gap(
-    starts: list[int],  # First pixel of each window, ascending
-    side: int,  # Pixels along one side of the image
-    chip_sz: int,  # Pixels along one side of a chip
-    crop_sz: int = 0,  # Pixels discarded along each edge
-) -> int | None:  # None when every pixel is covered
+def _first_gap(starts, side, chip_sz, crop_sz=0) -> int | None:
     "The first pixel along a side that no window keeps."
     reached = 0
     for start in starts:
@@ -68,12 +53,7 @@ def _first_gap(
     return reached if reached < side else None
 
 # %% ../../nbs/engine/prediction.ipynb #0b47cfe3
-def _cover(
-    side: int,  # Pixels along one side of the image
-    chip_sz: int,  # Pixels along one side of a chip
-    stride: int,  # Pixels from one chip to the next
-    crop_sz: int | None = None,  # Pixels discarded along each edge of a prediction
-) -> list[int]:  # First pixel of each window
+def _cover(side, chip_sz, stride, crop_sz=None) -> list[int]:
     "Raster Vision's windows where they cover a side, else those and what is missing."
     crop = crop_sz or 0
     starts = _rv_starts(side, chip_sz, stride, crop_sz)
@@ -118,11 +98,6 @@ class _Plan:
         return self.crop_sz or 0
 
     @property
-    def area(self) -> int:
-        "Pixels of the image."
-        return self.height * self.width
-
-    @property
     def kept(self) -> int:
         "Pixels along one side that are left of a prediction."
         return self.chip_sz - 2 * self.crop
@@ -162,8 +137,6 @@ class _Plan:
     @cached_property
     def _area(self):
         "The AOIs as one prepared geometry."
-        import shapely
-
         area = shapely.union_all(list(self.aois))
         shapely.prepare(area)
         return area
@@ -172,8 +145,6 @@ class _Plan:
         "First columns of the windows that begin in row `y`."
         if not self.aois:
             return self.cols
-        import shapely
-
         xs = np.array(self.cols)
         boxes = shapely.box(xs, y, xs + self.chip_sz, y + self.chip_sz)
         return xs[shapely.contains(self._area, boxes)].tolist()
@@ -183,33 +154,25 @@ class _Plan:
             for x in self.across(y):
                 yield y, x
 
-    def __len__(self) -> int:
-        return self._count
-
     @cached_property
     def _count(self):
-        "How many windows there are."
-        if not self.aois:
-            return len(self.rows) * len(self.cols)
         return sum(len(self.across(y)) for y in self.rows)
+
+    def __len__(self) -> int:
+        return self._count
 
 # %% ../../nbs/engine/prediction.ipynb #e97184f2
 BLENDS = ("mean", "votes", "cosine")
 
 
-def _cosine_weights(
-    size: int,  # Pixels along one side of what is kept of a chip
-    floor: float = 1e-3,  # Weight at the edge; above zero, so that borders have some
-) -> np.ndarray:  # float32 (size,), up to 1 in the middle
-    "How much each pixel across a chip counts: a raised cosine."
+def _cosine_weights(size, floor=1e-3):
+    "How much each pixel across what is kept of a chip counts: a raised cosine, never 0."
     angle = 2 * np.pi * (np.arange(size) + 0.5) / size
     return (floor + (1 - floor) * (1 - np.cos(angle)) / 2).astype(np.float32)
 
 
-def _winners(
-    scores: np.ndarray,  # (classes, height, width), finite
-) -> np.ndarray:  # uint8 (height, width): the first of the best, as np.argmax does
-    "The class with the highest score; ten times faster than argmax over few classes."
+def _winners(scores):
+    "As np.argmax over few classes (classes, height, width), ten times faster; uint8."
     best, found = scores[0].copy(), np.zeros(scores.shape[1:], np.uint8)
     for i, score in enumerate(scores[1:], start=1):
         better = (score > best).view(np.uint8)
@@ -233,16 +196,14 @@ class _Rows:
         "Scores from 0 to 1."
         return self.sums / np.where(self.hits > 0, self.weights, 1).astype(np.float32)
 
-# %% ../../nbs/engine/prediction.ipynb #e334eb91
+
 class _Band:
     """Sums of predictions over the rows that are not yet finished.
 
     `emit` is called with `_Rows`, from top to bottom, without gaps.
     """
 
-    def __init__(
-        self, plan: _Plan, classes: int, blend: str, null: int, emit: Callable
-    ):
+    def __init__(self, plan, classes, blend, null, emit):
         if blend not in BLENDS:
             raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {blend!r}")
         self.plan, self.blend, self.null, self.emit = plan, blend, null, emit
@@ -279,19 +240,15 @@ class _Band:
         to = self.plan.height if to is None else to
         while self.top < to:
             n = min(to - self.top, len(self.hits))
-            self.emit(self._rows(n))
+            sums, hits = self.sums[:, :n], self.hits[:n]
+            labels = np.where(hits > 0, _winners(sums), np.uint8(self.null))
+            weights = self.weights[:n] if self.blend == "cosine" else hits
+            self.emit(_Rows(self.top, labels, hits, sums, weights))
             self.top += n
             for part in (*self.sums, self.hits, getattr(self, "weights", None)):
                 if part is not None:
                     part[: -n or None] = part[n:]
                     part[len(part) - n :] = 0
-
-    def _rows(self, n):
-        "The first n rows of the band, finished."
-        sums, hits = self.sums[:, :n], self.hits[:n]
-        labels = np.where(hits > 0, _winners(sums), np.uint8(self.null))
-        weights = self.weights[:n] if self.blend == "cosine" else hits
-        return _Rows(self.top, labels, hits, sums, weights)
 
 # %% ../../nbs/engine/prediction.ipynb #102eb635
 @dataclass
@@ -308,6 +265,10 @@ class _Target:
     close: Callable = lambda: None  # Called after the last chip has been read
     empty: Callable | None = None  # (row, column, size) -> is there no data?
     cache: int = CACHE  # Bytes that GDAL may keep of its files
+
+    @property
+    def area(self) -> int:  # Pixels
+        return self.plan.height * self.plan.width
 
 
 class _Stopped(Exception):
@@ -345,10 +306,9 @@ class _Stream:
         names = ("reading", "computing", "writing", "waiting", "total")
         self.seconds = dict.fromkeys(names, 0.0)
         self.counts = {"targets": 0, "chips": 0, "pixels": 0}
-        parts = (self.read, "reading"), (self.write, "writing")
         self.threads = [
             threading.Thread(target=self.guard, args=part, name=part[1], daemon=True)
-            for part in parts
+            for part in ((self.read, "reading"), (self.write, "writing"))
         ]
         self.at = {"reading": None, "writing": None}
 
@@ -363,20 +323,13 @@ class _Stream:
             self.error = self.error or (doing, self.at[doing], err)
             self.stop.set()
 
-    def timed(self, what, work, *args):
+    def timed(self, work, what, *args):
         "Call a function and count its time."
         start = time.perf_counter()
         try:
             return work(*args)
         finally:
             self.seconds[what] += time.perf_counter() - start
-
-    def fail(self):
-        "Raise what stopped a thread."
-        doing, name, err = self.error
-        what = str(err) or type(err).__name__
-        text = f"{name or 'the first image'}: {doing} failed: {what}"
-        raise RuntimeError(text) from err
 
     def close(self, patience=None):
         "Wait for the threads."
@@ -388,10 +341,12 @@ class _Stream:
         events, chips = [], []
         with contextlib.closing(self.cut()) as pieces:
             for target, y, x, chip in pieces:
-                idle = not chips and len(events) >= 1024  # much that is empty
-                if idle or (chip is not None and _full(chips, chip, self.batch_sz)):
-                    chips = np.stack(chips) if chips else None
-                    self.chips.put((events, chips))
+                full = not chips and len(events) >= 1024  # much that is empty
+                if chips and chip is not None:  # others cannot lie in one batch
+                    full = len(chips) == self.batch_sz
+                    full |= (chip.shape, chip.dtype) != (chips[0].shape, chips[0].dtype)
+                if full:
+                    self.chips.put((events, np.stack(chips) if chips else None))
                     events, chips = [], []
                 chips += [] if chip is None else [chip]
                 events.append((target, y, x))
@@ -408,13 +363,11 @@ class _Stream:
             try:
                 with rasterio.Env(GDAL_CACHEMAX=target.cache):
                     for y, x in target.plan:
-                        if target.empty and self.timed(
-                            "reading", target.empty, y, x, size
-                        ):
+                        at = "reading", y, x, size
+                        if target.empty and self.timed(target.empty, *at):
                             yield target, y, None, None
-                            continue
-                        chip = self.timed("reading", target.read, y, x, size)
-                        yield target, y, x, chip
+                        else:
+                            yield target, y, x, self.timed(target.read, *at)
             finally:
                 target.close()
             yield target, None, None, None
@@ -429,65 +382,40 @@ class _Stream:
                 for target, y, x in events:
                     self.at["writing"] = target.name
                     if sink is None:
-                        sink = self.timed("writing", target.open)
+                        sink = self.timed(target.open, "writing")
                         names = target.classes, target.blend, target.null
                         band = _Band(target.plan, *names, sink.put)
                     if y is not None:
                         if x is not None:
-                            self.timed("writing", band.add, y, x, next(scores))
+                            self.timed(band.add, "writing", y, x, next(scores))
                         continue
-                    self.timed("writing", band.finish)
-                    self.timed("writing", sink.finish)
-                    self.count(target)
+                    self.timed(band.finish, "writing")
+                    self.timed(sink.finish, "writing")
+                    self.counts["targets"] += 1
+                    self.counts["pixels"] += target.area
                     sink = band = None
         finally:
             if sink is not None:
                 sink.abort()
 
-    def count(self, target):
-        "One more image is complete."
-        self.counts["targets"] += 1
-        self.counts["pixels"] += target.plan.area
-
-
-def _full(chips, chip, batch_sz):
-    "Whether a chip has to begin another batch."
-    alike = all((chip.shape, chip.dtype) == (c.shape, c.dtype) for c in chips[:1])
-    return len(chips) == batch_sz or not alike
-
-# %% ../../nbs/engine/prediction.ipynb #67347ec2
-def _scores(state, predict, events, chips):
-    "The scores of a batch; ValueError when they are not what they should be."
-    if chips is None:
-        return None
-    scores = state.timed("computing", predict, chips)
-    state.counts["chips"] += len(chips)
-    classes = next(target.classes for target, y, _ in events if y is not None)
-    wanted = (len(chips), classes, *chips.shape[1:3])
-    if scores.shape != wanted:
-        raise ValueError(f"predict returned {scores.shape} instead of {wanted}")
-    if not np.isfinite(scores.sum(dtype=np.float64)):
-        raise ValueError("predict returned scores that are not finite numbers")
-    return scores
-
-
-def _share(event):
-    "Pixels that are done with one event of a stream."
-    target, y, _ = event
-    windows, area = len(target.plan), target.plan.area
-    if not windows:
-        return area
-    return 0 if y is None else area / windows
-
-
-def _noted(state, predict, events, chips):
-    "Scores of a batch; a note in an error names the images."
-    try:
-        return _scores(state, predict, events, chips)
-    except Exception as err:
-        names = ", ".join(dict.fromkeys(target.name for target, *_ in events))
-        err.add_note(f"while predicting {names}")
-        raise
+    def scores(self, predict, events, chips):
+        "Of a batch; ValueError for others than there should be, errors name the images."
+        if chips is None:
+            return None
+        try:
+            scores = self.timed(predict, "computing", chips)
+            self.counts["chips"] += len(chips)
+            classes = next(target.classes for target, y, _ in events if y is not None)
+            wanted = (len(chips), classes, *chips.shape[1:3])
+            if scores.shape != wanted:
+                raise ValueError(f"predict returned {scores.shape} instead of {wanted}")
+            if not np.isfinite(scores.sum(dtype=np.float64)):
+                raise ValueError("predict returned scores that are not finite numbers")
+        except Exception as err:
+            names = ", ".join(dict.fromkeys(target.name for target, *_ in events))
+            err.add_note(f"while predicting {names}")
+            raise
+        return scores
 
 # %% ../../nbs/engine/prediction.ipynb #972c2f92
 def stream(
@@ -504,21 +432,22 @@ def stream(
     threads are stopped and no half-written file is left.
     """
     known = list(targets) if isinstance(targets, list | tuple) else None
-    of_all = known and sum(target.plan.area for target in known)
+    of_all = known and sum(target.area for target in known)
     state, begun, done = _Stream(targets, batch_sz, prefetch), time.perf_counter(), 0.0
     with rasterio.Env(GDAL_CACHEMAX=CACHE), warnings.catch_warnings():
         for text in ("Dataset has no geotransform", "'crs' was not provided"):
-            warnings.filterwarnings(
-                "ignore", text
-            )  # here: filters are not of one thread
+            warnings.filterwarnings("ignore", text)  # here: they are not of one thread
         try:
             for thread in state.threads:
                 thread.start()
-            while (item := state.timed("waiting", state.chips.get)) is not None:
+            while (item := state.timed(state.chips.get, "waiting")) is not None:
                 events, chips = item
-                scores = _noted(state, predict, events, chips)
-                state.timed("waiting", state.results.put, (events, scores))
-                done += sum(_share(event) for event in events)
+                scores = state.scores(predict, events, chips)
+                state.timed(state.results.put, "waiting", (events, scores))
+                for target, y, _ in events:
+                    windows = len(target.plan)
+                    if y is not None or not windows:  # without a window, one event
+                        done += target.area / max(windows, 1)
                 if tell:
                     tell(round(done), of_all)
             state.results.put(None)
@@ -531,7 +460,10 @@ def stream(
         finally:
             state.close(None if not state.stop.is_set() else 30)
     if state.error:
-        state.fail()
+        doing, name, err = state.error
+        what = str(err) or type(err).__name__
+        text = f"{name or 'the first image'}: {doing} failed: {what}"
+        raise RuntimeError(text) from err
     state.seconds["total"] = time.perf_counter() - begun
     return {**state.counts, "seconds": state.seconds}
 
@@ -546,49 +478,35 @@ def scene_target(
 
     Raises ValueError for a label store that only Raster Vision can serve.
     """
-    store, plan_for = scene.label_store, (options.chip_sz, options.stride)
+    store, source = scene.label_store, scene.raster_source
     if store is None or store.vector_outputs or "://" in store.root_uri:
         what = "no label store" if store is None else "vector or remote output"
         raise ValueError(f"scene {scene.id} has {what}: predict it with Raster Vision")
-    aois = tuple(scene.aoi_polygons_bbox_coords)
-    plan = _Plan(*scene.extent.size, *plan_for, options.crop_sz, aois)
-    outputs, source = _outputs_of(store, scene), scene.raster_source
-    return _Target(
-        name=f"scene {scene.id}",
-        plan=plan,
-        read=lambda y, x, size: source.get_chip(_box(y, x, size)),
-        open=lambda: MapFiles(outputs, _holes_of(source), done),
-        classes=len(outputs.classes),
-        blend=blend or ("mean" if store.smooth_output else "votes"),
-        null=outputs.null,
-    )
-
-
-def _box(y, x, size):
-    "A window of Raster Vision."
     from rastervision.core.box import Box
 
-    return Box(y, x, y + size, x + size)
-
-# %% ../../nbs/engine/prediction.ipynb #c2059839
-def _outputs_of(
-    store,  # A SemanticSegmentationLabelStore
-    scene,  # Its scene
-) -> Outputs:  # The same files
-    "What a label store of Raster Vision writes."
-    profile = _profile_of(store, scene)
+    aois = tuple(scene.aoi_polygons_bbox_coords)
+    how = options.chip_sz, options.stride, options.crop_sz
+    classes, colors = store.class_config, store.class_transformer
+    ids = np.arange(len(classes))[None]
     kind = "uint8" if store.smooth_as_uint8 else "float32"
-    colors = store.class_transformer
-    ids = np.arange(len(store.class_config))[None]
-    return Outputs(
+    outputs = Outputs(
         folder=Path(store.root_uri),
-        profile=profile,
-        classes=list(store.class_config.names),
-        null=store.class_config.null_class_id,
+        profile=_profile_of(store, scene),
+        classes=list(classes.names),
+        null=classes.null_class_id,
         labels=store.discrete_output,
         scores=kind if store.smooth_output else None,
         hits=store.smooth_output,
         colors=colors and colors.class_to_rgb(ids)[0].astype(np.uint8),
+    )
+    return _Target(
+        name=f"scene {scene.id}",
+        plan=_Plan(*scene.extent.size, *how, aois),
+        read=lambda y, x, size: source.get_chip(Box(y, x, y + size, x + size)),
+        open=lambda: outputs.open(_SceneMask.of(source), done),
+        classes=len(classes),
+        blend=blend or ("mean" if store.smooth_output else "votes"),
+        null=outputs.null,
     )
 
 
@@ -603,37 +521,32 @@ def _profile_of(store, scene):
     return {"height": height, "width": width, "crs": None, "transform": shift}
 
 
-class _AnyOf:
-    "Several rasters of one shape: a pixel holds data if it does in one of them."
+class _SceneMask:
+    "Where a scene holds data: a pixel does if it does in one of its rasters."
 
     def __init__(self, rasters):
         self.rasters = rasters
 
+    @classmethod
+    def of(cls, source):
+        "The mask of a raster source of Raster Vision; None where no file can be asked."
+        parts, found = getattr(source, "raster_sources", [source]), []
+        for part in parts:
+            path = getattr(part, "imagery_path", None)
+            if path is None or part.extent != source.extent:
+                return None
+            bands = [int(i) - 1 for i in part.bands_to_read]
+            found.append(Raster(path, bands, box=tuple(part.bbox)))
+        return cls(found)
+
     def valid(self, top, bottom):
-        "(bottom - top, columns) bool, as `SceneMask.valid`; None where all pixels hold data."
-        found = [raster.valid(top, bottom) for raster in self.rasters]
+        "(bottom - top, columns) bool; None where all pixels hold data."
+        found = [raster.masks(top, bottom) for raster in self.rasters]
         return None if any(v is None for v in found) else np.any(found, axis=0)
 
     def close(self):
-        "Close all of them."
         for raster in self.rasters:
             raster.close()
-
-
-def _holes_of(
-    source,  # A raster source of Raster Vision
-):  # A SceneMask or several; None where no file can be asked
-    "Where a scene has no data."
-    parts = getattr(source, "raster_sources", None)
-    if parts is not None:
-        found = [_holes_of(part) for part in parts]
-        alike = all(part.extent == source.extent for part in parts)
-        return _AnyOf(found) if alike and None not in found else None
-    path = getattr(source, "imagery_path", None)
-    if path is None:
-        return None
-    bands = [int(i) - 1 for i in source.bands_to_read]
-    return SceneMask(path, bands, box=tuple(source.bbox))
 
 # %% ../../nbs/engine/prediction.ipynb #82dc005c
 def map_images(
@@ -657,38 +570,39 @@ def map_images(
 ) -> dict:  # What `stream` returns, and `maps`: name -> image and folder
     """Map images of any size: labels.tif, and on demand scores.tif and polygons.gpkg.
 
-    Labels are class ids, 255 where the image has no data (`validity.valid`); windows in
+    Labels are class ids, 255 where the image has no data (`Validity.valid`); windows in
     which it has none are not predicted. ValueError when an image does
     not suit the model, or when a folder holds the map of another image.
     """
-    found, targets, maps = find_images(images, out), [], {}
-    wanted = [n for n in classes if n not in ("background", "null")]
-    for name, uri in found.items():
-        profile, cache = look_at(uri, bands, dtype, chip_sz, channels)
-        folder = Path(out).expanduser() / name
-        refuse_other_map(folder, uri)
+    targets, maps = [], {}
+    wanted = [n for n in classes if polygons and n not in ("background", "null")]
+    for name, uri in find_images(images, out).items():
+        raster = Raster(uri, bands, prepare=prepare, zeros=check_zeros(zeros))
+        profile, cache = raster.look(dtype, chip_sz, channels)
+        plan = _Plan(*raster.shape, chip_sz, stride or max(1, chip_sz // 2), crop_sz)
         outputs = Outputs(
-            folder, profile, classes, 255, 255, scores=scores, tags={"image": uri},
-            polygons=wanted if polygons else [],
-        )  # fmt: skip
-        shape = profile["height"], profile["width"]
-        plan = _Plan(*shape, chip_sz, stride or max(1, chip_sz // 2), crop_sz)
-        source = {"bands": bands, "shape": shape, "zeros": check_zeros(zeros)}
-        target = _image_target(uri, plan, outputs, source, prepare)
-        targets.append(replace(target, blend=blend, cache=cache))
-        maps[name] = {"image": uri, "folder": str(folder), "differs": plan.differs}
+            folder=Path(out).expanduser() / name,
+            profile=profile,
+            classes=classes,
+            null=255,
+            nodata=255,
+            scores=scores,
+            polygons=wanted,
+            tags={"image": uri},
+        )
+        outputs.refuse_other_map(uri)
+        target = _Target(
+            name=uri,
+            plan=plan,
+            read=raster.read,
+            open=partial(outputs.open, raster),
+            classes=len(classes),
+            blend=blend,
+            close=raster.close,
+            empty=raster.empty,
+            cache=cache,
+        )
+        targets.append(target)
+        folder = str(outputs.folder)
+        maps[name] = {"image": uri, "folder": folder, "differs": plan.differs}
     return {**stream(targets, predict, **options), "maps": maps}
-
-
-def _image_target(uri, plan, outputs, source, prepare):
-    "An image as a target of a stream."
-    raster = Raster(uri, **source, prepare=prepare)
-    return _Target(
-        name=uri,
-        plan=plan,
-        read=raster.read,
-        open=lambda: MapFiles(outputs, raster),
-        classes=len(outputs.classes),
-        close=raster.close,
-        empty=raster.empty,
-    )

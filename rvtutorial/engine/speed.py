@@ -13,7 +13,7 @@ import torch
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Meter", "bottleneck", "flops_of", "peak"]
+__all__ = ["Meter", "measure"]
 
 
 def _matmul(side, device, dtype, random):
@@ -64,15 +64,11 @@ def _best(make, sizes, device, dtype, seconds):
 _peaks = {}
 
 
-def peak(
-    device: str | torch.device = "cpu",  # cpu or cuda
-    dtype: torch.dtype = torch.bfloat16,  # In which numbers
-    seconds: float = 0.5,  # About how long it may take
-) -> dict:  # matmul, conv and best, in GFLOP/s (1e9 operations per second)
-    """The most that this process reaches on this machine, measured once per process.
+def _peak(device, dtype, seconds) -> dict:
+    """The most that this process reaches here, in GFLOP/s: matmul, conv and best.
 
-    0.0 for what does not run here. Random numbers, threads and autocast are left as they
-    are.
+    Measured once per process; 0.0 for what does not run here. Random numbers, threads and
+    autocast are left as they are.
     """
     device = torch.device(device)
     key = (device, dtype, torch.get_num_threads())
@@ -90,15 +86,23 @@ def peak(
     return dict(_peaks[key])
 
 
-def flops_of(
+def measure(
     model: torch.nn.Module,  # A network that takes a batch of chips
     shape: tuple[int, int, int],  # Bands, height, width of a chip
-    train: bool = True,  # A step of training, or a prediction
-) -> int | None:  # Operations of one chip; None if they cannot be counted
-    """Count what one chip costs; the model, its buffers and random numbers stay as they are.
+    device: str | torch.device,  # cpu or cuda
+    dtype: torch.dtype,  # In which numbers
+    seconds: float = 0.3,  # About how long it may take
+) -> dict:  # flops of a chip in train and predict, peak of the machine in GFLOP/s
+    "Count what a chip costs, and measure what the machine can do (1e9 operations a second)."
+    flops = {w: _flops_of(model, shape, w == "train") for w in ("train", "predict")}
+    return {"flops": flops, "peak": _peak(device, dtype, seconds)}
 
-    A multiplication with an addition counts as two operations. Count before the network
-    is compiled or wrapped.
+
+def _flops_of(model, shape, train=True) -> int | None:
+    """Operations of one chip, None if they cannot be counted.
+
+    A multiplication with an addition counts as two. The model, its buffers and random
+    numbers stay as they are. Count before the network is compiled or wrapped.
     """
     modes = {part: part.training for part in model.modules()}
     try:
@@ -195,8 +199,8 @@ class Meter:
 
     def report(
         self,
-        peak: dict | float | None = None,  # What `peak` returned, or GFLOP/s
-        flops: int | None = None,  # Operations of a chip, as `flops_of` counts them
+        peak: dict | float | None = None,  # As `measure` found it, or GFLOP/s
+        flops: int | None = None,  # Operations of a chip, as `measure` counts them
     ) -> dict:  # Plain numbers, for run.json; None where unknown
         """How fast the stage is, also in the middle of it.
 
@@ -210,7 +214,7 @@ class Meter:
         peak = peak["best"] if isinstance(peak, dict) else peak
         busy = self.parts.get("compute", seconds - waited)
         rate = self.chips * flops / 1e9 / busy if flops and busy > 0 else None
-        return {
+        found = {
             "name": self.name,
             "seconds": round(seconds, 3),
             "chips": self.chips,
@@ -223,6 +227,7 @@ class Meter:
             "peak_share": _short(min(rate / peak, 1.0)) if rate and peak else None,
             "parts": {name: round(part, 3) for name, part in self.parts.items()},
         }
+        return found | {"in_words": _bottleneck(found)}
 
 
 def _short(number, by=1.0):
@@ -243,10 +248,8 @@ LIMITS = {  # part: (what is the limit, what would help)
 }
 
 
-def bottleneck(
-    report: dict,  # What `Meter.report` returned, or the same from run.json
-) -> str:  # One sentence
-    "What limits a stage, in words, and what would help."
+def _bottleneck(report) -> str:
+    "What limits a stage, in a sentence, and what would help."
     total = report["seconds"]
     if not total or not report["parts"]:
         return "Nothing was measured."
@@ -257,18 +260,13 @@ def bottleneck(
         name = "wait"
     elif unnamed >= UNNAMED:
         return f"Unknown: {unnamed:.0%} of the time went into no part that is measured."
-    if name == "compute":
-        return _network(shares, report.get("peak_share"))
     what, advice = LIMITS.get(name, (f"The part {name!r}", "it deserves a closer look"))
-    doing = " waiting for data" if name == "wait" else ""
-    return f"{what} is the limit: {shares[name]:.0%} of the time{doing}; {advice}."
-
-
-def _network(shares, reached):
-    "The sentence for a stage that computes most of the time."
-    what, advice = LIMITS["compute"]
-    text = f"{what} is the limit: {shares['compute']:.0%} of the time computing, "
-    text += f"{shares.get('wait', 0):.0%} waiting for data"
+    text = f"{what} is the limit: {shares[name]:.0%} of the time"
+    if name != "compute":
+        doing = " waiting for data" if name == "wait" else ""
+        return f"{text}{doing}; {advice}."
+    text += f" computing, {shares.get('wait', 0):.0%} waiting for data"
+    reached = report.get("peak_share")
     if reached is not None:
         text += f", at {reached:.0%} of this machine's measured peak"
     low = reached is not None and reached < LOW

@@ -23,23 +23,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from rvtutorial import __version__, viz
-from rvtutorial.core.files import refuse_name
+from rvtutorial.core.files import atomic_path, refuse_name
+from rvtutorial.core.finding import is_sweep
+from rvtutorial.core.names import natural_key
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.metrics import counting, leaderboard
-from rvtutorial.core.files import atomic_path
-from rvtutorial.core.names import natural_key
+from rvtutorial.metrics import counting, intervals, leaderboard
 from rvtutorial.runs import Run
 from rvtutorial.sweep import Sweep
 from rvtutorial.sweeps.sweepfile import short
 
-DRAWN = 20  # Runs, the highest, that figures, maps and lists of single runs show
-VARIED = 200  # Runs, evenly from the highest to the lowest, in figures of parameters
-KEY = dict(zip(("found", "missed", "drawn in error"), maps.ERRORS.values(), strict=True))  # fmt: skip
+_DRAWN = 20  # Runs, the highest, that figures, maps and lists of single runs show
+_VARIED = 200  # Runs, evenly from the highest to the lowest, in figures of parameters
+_KEY = dict(zip(("found", "missed", "drawn in error"), maps.ERRORS.values(), strict=True))  # fmt: skip
 
 
 @dataclass(eq=False)
-class Material:
+class _Material:
     "The runs that a report compares, and why it leaves out others."
 
     runs: dict  # Name -> Run or LabelFolder
@@ -53,24 +53,117 @@ class Material:
     data: str | Path | None  # Where the images are now
     picked: str = ""  # Which runs these are, where they are some of many
 
-    def only(self, names: Iterable[str], picked: str = "") -> "Material":
+    def only(self, names: Iterable[str], picked: str = "") -> "_Material":
         "The same about some of the runs, in the order asked for."
         runs, picked = {name: self.runs[name] for name in names}, picked or self.picked
         return replace(self, runs=runs, scores=self.scores[list(runs)], picked=picked)
-
-    @cached_property
-    def logs(self) -> dict[str, pd.DataFrame]:
-        "What training logged, of the runs that have a log."
-        found = {name: tried(run.log) for name, run in self.own.items()}
-        return {k: v for k, v in found.items() if not isinstance(v, str) and len(v)}
 
     @property
     def own(self) -> dict[str, Run]:
         "Those that are run folders."
         return {k: run for k, run in self.runs.items() if isinstance(run, Run)}
 
+    @cached_property
+    def logs(self) -> dict[str, pd.DataFrame]:
+        "What training logged, of the runs that have a log."
+        found = {name: _tried(run.log) for name, run in self.own.items()}
+        return {k: v for k, v in found.items() if not isinstance(v, str) and len(v)}
 
-def tried(make, *args, **how):
+    def areas(self) -> tuple[pd.DataFrame, dict]:
+        "Areas under the curves of runs that kept their scores; why others have none."
+        how = dict(split=self.split, class_name=self.of, data=self.data)
+        each = {k: _tried(plots.scored, {k: r}, **how) for k, r in self.runs.items()}
+        lost = {k: why for k, why in each.items() if isinstance(why, str)}
+        kept = {k: one[0][k].areas for k, one in each.items() if k not in lost}
+        table = pd.DataFrame.from_dict(kept, orient="index").rename_axis("run")
+        return table, lost
+
+    def costs(self) -> pd.DataFrame:  # Index: run
+        "What runs cost, as far as their folders say so: epochs, minutes, memory, speed."
+        rows = {}
+        for name, run in self.own.items():
+            went = run.manifest.get("went", {})
+            rows[name] = {
+                "epochs": len(self.logs.get(name, ())) or None,
+                "minutes": sweeps.cost_of(run),
+                "GPU-minutes": sweeps.cost_of(run, "gpu_minutes"),
+                "peak memory (MB)": went.get("peak_memory_mb"),
+                "training chips/s": ((went.get("speed") or {}).get("train") or {}).get("chips_per_s"),
+            }  # fmt: skip
+        table = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+        return table.dropna(axis=1, how="all")
+
+    def origins(self) -> pd.DataFrame:  # Index: run. Texts
+        "Where runs come from: hyperparameters, data, machine, versions."
+        rows = {}
+        for name, run in self.own.items():
+            asked, made = (run.manifest.get(k) or {} for k in ("asked", "made_with"))
+            given = _tried(lambda run=run: run.hyperparams)
+            facts = {} if isinstance(given, str) else given
+            facts = facts | {"labels": (asked.get("labels") or {}).get("classes")}
+            facts |= {"data digest": (asked.get("data") or {}).get("digest")}
+            facts |= {"windows digest": asked.get("windows_digest"), **made}
+            facts |= facts.pop("versions", {})
+            rows[name] = {k: _typed(v) for k, v in facts.items() if v is not None}
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def commands(self) -> list[str]:
+        "What to type to make the runs again, as far as their records say it."
+        lines = []
+        for name, run in self.own.items():
+            asked, went = (run.manifest.get(k) or {} for k in ("asked", "went"))
+            data = (asked.get("data") or {}).get("data")
+            given = {**(asked.get("hyperparams") or {}), "data": data}
+            params = (went.get("job") or {}).get("params") or given
+            words = [f"{k}={_typed(v)}" for k, v in params.items() if v is not None]
+            words = ["rvtutorial", "train", f"again/{name}", *words] if words else []
+            lines += [shlex.join(words)] if words else []
+        return lines
+
+    def scene_map(
+        self,
+        scene: str,  # Id
+        side: int = 650,  # Longest side of the pictures, in pixels
+    ) -> dict:  # `under`, a picture; `over`, a picture for each run; `lost`, run -> why
+        """A scene, and what each run found, missed and drew in error on it.
+
+        Layers and truth are of the first run that has them; folders of labels, which know
+        no image, come last. Raises `FileNotFoundError` when no run has the scene, or none
+        a prediction of it.
+        """
+        over, lost, why = {}, {}, []
+        for run in [*self.own.values(), *self.runs.values()]:
+            layers = _tried(maps.run_layers, run, scene, self.data, side)
+            truth = layers
+            if not isinstance(layers, str):
+                truth = _tried(layers.class_truth, run, self.of)
+            if not isinstance(truth, str):
+                break
+            why.append(truth)
+        else:
+            raise FileNotFoundError(why[0])
+        for name, run in self.runs.items():
+            codes = _tried(layers.errors, run, self.of, truth)
+            if isinstance(codes, str):
+                lost[name] = codes
+            else:
+                alt = maps.errors_in_words(codes, self.of)
+                over[name] = _inside(*maps.scene_image(codes, layers.frame, side), alt)
+        if not over:
+            raise FileNotFoundError("; ".join(f"{k}: {why}" for k, why in lost.items()))
+        what = "Image"
+        if not np.ptp(layers.picture):
+            layers.picture[truth == 1] *= 0.45
+            what = f"The true {self.of} pixels, dark, for want of an image,"
+        _, right, bottom, top = layers.frame.extent
+        area = f"{right:.0f} by {max(bottom, top):.0f} {layers.frame.unit}"
+        part = (truth == 1).sum() / max(1, (truth != 2).sum())
+        alt = f"{what} of scene {scene}, {area}; {part:.0%} of it is {self.of}."
+        under = maps.scene_image(layers.picture, layers.frame, side)
+        return dict(under=_inside(*under, alt), over=over, lost=lost, area=area)
+
+
+def _tried(make, *args, **how):
     "What a function returns, or why it cannot, in words."
     try:
         return make(*args, **how)
@@ -78,20 +171,23 @@ def tried(make, *args, **how):
         return str(err) or type(err).__name__
 
 
-def gather(
-    what,  # As in `write_report`
-    split: str = "validation",  # Or "test"
-    metric: str | None = None,  # What decides the order; None: the sweep's, or f1
-    data: str | Path | None = None,  # Where the images are now
-) -> Material:
-    "Find out what can be compared; `ValueError` when that is nothing."
-    sweep, runs = _sweep_of(what), {}
+def _gather(what, split="validation", metric=None, data=None) -> _Material:
+    "Find out what can be compared, as in `write_report`; `ValueError` if it is nothing."
+    one = what[0] if isinstance(what, (list, tuple)) and len(what) == 1 else what
+    folder = Path(one).expanduser() if isinstance(one, (str, Path)) else None
+    one = Sweep(folder) if folder and is_sweep(folder) else one
+    sweep = one if isinstance(one, Sweep) else None
+    runs, counts, left_out = {}, {}, {}
     for name, run in plots.open_runs(sweep or what).items():
         name = name if len(name) <= 60 else f"{name[:40]}...{name[-17:]}"
         while name in runs:
             name += "'"
         runs[name] = run
-    counts, left_out = _counted(runs, split)
+        one = getattr(run, "trouble", None) or _tried(leaderboard.counts_of, run, split)
+        if isinstance(one, str):  # it begins with the run's name
+            left_out[name] = one.partition(": run ")[0].removeprefix(f"run {run.name} ")
+        else:
+            counts[name] = one
     if not counts:
         why = "; ".join(f"{k} {v}" for k, v in list(left_out.items())[:3])
         raise ValueError(
@@ -107,19 +203,7 @@ def gather(
     scores = pd.concat(each, axis=1, join="inner")
     scores = scores.loc[sorted(scores.index, key=natural_key)]
     runs, left_out = {name: runs[name] for name in counts}, left_out | unlike
-    return Material(runs, scores, len(every), left_out, of, split, metric, sweep, data)
-
-
-def _counted(runs: dict, split: str) -> tuple[dict, dict[str, str]]:
-    "Counts of the runs that have some, and why the others have none."
-    counts, left_out = {}, {}
-    for name, run in runs.items():
-        one = getattr(run, "trouble", None) or tried(leaderboard.counts_of, run, split)
-        if isinstance(one, str):  # it begins with the run's name
-            left_out[name] = one.partition(": run ")[0].removeprefix(f"run {run.name} ")
-        else:
-            counts[name] = one
-    return counts, left_out
+    return _Material(runs, scores, len(every), left_out, of, split, metric, sweep, data)
 
 
 def _unlike(counts: dict) -> tuple[str, dict[str, str]]:
@@ -135,30 +219,21 @@ def _unlike(counts: dict) -> tuple[str, dict[str, str]]:
     return of, unlike | {k: why for k, one in rest.items() if scene not in one.scenes}
 
 
-def _sweep_of(what) -> Sweep | None:
-    "The sweep, if that is all that was given."
-    one = what[0] if isinstance(what, (list, tuple)) and len(what) == 1 else what
-    if isinstance(one, (str, Path)):
-        folder = Path(one).expanduser()
-        return Sweep(folder) if (folder / "trials.csv").is_file() else None
-    return one if isinstance(one, Sweep) else None
-
-
-def text(value, digits: int = 3) -> str:
+def _text(value, digits: int = 3) -> str:
     "A value for a reader: numbers short, what is not there as a dash."
     if value is None or value != value:
         return "-"
     return f"{value:,.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def typed(value) -> str:
+def _typed(value) -> str:
     "A hyperparameter as it would be typed."
     if isinstance(value, (list, tuple)):
-        return ",".join(map(typed, value))
+        return ",".join(map(_typed, value))
     return short(value) if isinstance(value, float) else str(value)
 
 
-def others(board: pd.DataFrame) -> str:
+def _others(board: pd.DataFrame) -> str:
     "How many runs are told apart from the first."
     many, tied = len(board) - 1, int(board.tied.iloc[1:].sum())
     if tied in (0, many):
@@ -168,139 +243,34 @@ def others(board: pd.DataFrame) -> str:
     return f"{said}{tied} cannot be told apart from it."
 
 
-def areas(found: Material) -> tuple[pd.DataFrame, dict]:
-    "Areas under the curves of runs that kept their scores; why others have none."
-    how = dict(split=found.split, class_name=found.of, data=found.data)
-    each = {k: tried(plots.scored, {k: run}, **how) for k, run in found.runs.items()}
-    kept = {k: one[0][k].areas for k, one in each.items() if not isinstance(one, str)}
-    table = pd.DataFrame.from_dict(kept, orient="index").rename_axis("run")
-    return table, {k: why for k, why in each.items() if k not in kept}
-
-
-def costs(found: Material) -> pd.DataFrame:  # Index: run
-    "What runs cost, as far as their folders say so: epochs, minutes, memory, speed."
-    rows = {}
-    for name, run in found.own.items():
-        went = run.manifest.get("went", {})
-        rows[name] = {
-            "epochs": len(found.logs.get(name, ())) or None,
-            "minutes": sweeps.cost_of(run),
-            "GPU-minutes": sweeps.cost_of(run, "gpu_minutes"),
-            "peak memory (MB)": went.get("peak_memory_mb"),
-            "training chips/s": ((went.get("speed") or {}).get("train") or {}).get("chips_per_s"),
-        }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index", dtype=float).dropna(
-        axis=1, how="all"
-    )
-
-
-def origins(found: Material) -> pd.DataFrame:  # Index: run. Texts
-    "Where runs come from: hyperparameters, data, machine, versions."
-    rows = {}
-    for name, run in found.own.items():
-        asked, made = (run.manifest.get(k) or {} for k in ("asked", "made_with"))
-        given = tried(lambda run=run: run.hyperparams)
-        facts = {} if isinstance(given, str) else given
-        facts = facts | {"labels": (asked.get("labels") or {}).get("classes")}
-        facts |= {"data digest": (asked.get("data") or {}).get("digest")}
-        facts |= {"windows digest": asked.get("windows_digest"), **made}
-        facts |= facts.pop("versions", {})
-        rows[name] = {k: typed(v) for k, v in facts.items() if v is not None}
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def command(name: str, run: Run) -> str:
-    "What to type to make a run again; empty if its record does not say it."
-    asked, went = (run.manifest.get(k) or {} for k in ("asked", "went"))
-    given = {**(asked.get("hyperparams") or {}), "data": (asked.get("data") or {}).get("data")}  # fmt: skip
-    params = (went.get("job") or {}).get("params") or given
-    words = [f"{k}={typed(v)}" for k, v in params.items() if v is not None]
-    return shlex.join(["rvtutorial", "train", f"again/{name}", *words]) if words else ""
-
-
-def _inside(content: bytes, kind: str, size: Iterable, alt: str = "") -> dict:
+def _inside(content: bytes, kind: str, alt: str = "", scale: float = 1.0) -> dict:
     "A picture as an address that needs no file; sides in pixels, and what it shows."
     src = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return dict(zip(("width", "height"), size, strict=True), src=src, alt=alt)
+    wide, high = (round(s / scale) for s in Image.open(io.BytesIO(content)).size)
+    return dict(width=wide, height=high, src=src, alt=alt)
 
 
-def drawn(draw, *args, **how) -> dict:
+def _drawn(draw, *args, **how) -> dict:
     "A figure at the size of a screen: photographs as JPEG, charts as PNG."
     figure = draw(*args, **how)
-    content, kind = maps.figure_bytes(figure), maps.figure_kind(figure)
-    size = (round(side / 1.1) for side in Image.open(io.BytesIO(content)).size)
-    return _inside(content, kind, size)
+    return _inside(maps.figure_bytes(figure), maps.figure_kind(figure), scale=1.1)
 
 
-def painted(pixels: np.ndarray, frame: maps.Frame, side: int, alt: str) -> dict:
-    "A scene or the errors on it: photographs as JPEG, colours as PNG."
-    image, file = maps.scene_image(pixels, frame, side), io.BytesIO()
-    kind = "png" if image.mode == "P" else "jpeg"
-    image.save(file, kind, optimize=True, quality=80)
-    return _inside(file.getvalue(), kind, image.size, alt)
-
-
-def side_of(scenes: int, runs: int, budget: float = 7e6) -> int:
+def _side_of(scenes: int, runs: int, budget: float = 7e6) -> int:
     "Longest side of maps in pixels so that all of them together stay in the budget."
     each = 1.34 * (0.45 + 0.06 * runs)  # bytes a pixel, measured; base64 adds a third
     return int(min(800, max(120, math.sqrt(budget / (max(scenes, 1) * each)))))
 
 
-def scene_map(
-    found: Material,
-    scene: str,  # Id
-    side: int = 650,  # Longest side of the pictures, in pixels
-) -> dict:  # `under`, a picture; `over`, a picture for each run; `lost`, run -> why
-    """A scene, and what each run found, missed and drew in error on it.
-
-    Raises `FileNotFoundError` when no run has the scene, or none a prediction of it.
-    """
-    (layers, truth), over, lost = _scene_and_truth(found, scene, side), {}, {}
-    for name, run in found.runs.items():
-        codes = tried(maps.class_errors, run, layers, found.of, side, truth)
-        if isinstance(codes, str):
-            lost[name] = codes
-        else:
-            alt = maps.errors_in_words(codes, found.of)
-            over[name] = painted(codes, layers.frame, side, alt)
-    if not over:
-        raise FileNotFoundError("; ".join(f"{k}: {why}" for k, why in lost.items()))
-    what = "Image"
-    if not np.ptp(layers.picture):
-        layers.picture[truth == 1] *= 0.45
-        what = f"The true {found.of} pixels, dark, for want of an image,"
-    _, right, bottom, top = layers.frame.extent
-    area = f"{right:.0f} by {max(bottom, top):.0f} {layers.frame.unit}"
-    part = (truth == 1).sum() / max(1, (truth != 2).sum())
-    alt = f"{what} of scene {scene}, {area}; {part:.0%} of it is {found.of}."
-    under = painted(layers.picture, layers.frame, side, alt)
-    return dict(under=under, over=over, lost=lost, area=area)
-
-
-def _scene_and_truth(found: Material, scene: str, side: int) -> tuple:
-    "Those of the first run that has them; folders of labels, which know no image, last."
-
-    def read(run):
-        layers = maps.run_layers(run, scene, found.data, side)
-        return layers, maps.class_truth(run, layers, found.of, side)
-
-    runs, why = [*found.own.values(), *found.runs.values()], []
-    for run in runs:
-        both = tried(read, run)
-        if not isinstance(both, str):
-            return both
-        why.append(both)
-    raise FileNotFoundError(why[0])
-
-
-def selected(found: Material, board: pd.DataFrame) -> tuple[Material, Material]:
+def _selected(found: _Material, board: pd.DataFrame) -> tuple[_Material, _Material]:
     "What figures of single runs are about, and figures of parameters: all, or some."
     shown, varied, many = found, found, len(board)
-    if many > DRAWN:
-        shown = found.only(board.index[:DRAWN], f"The {DRAWN} highest of {many} runs.")
-    if many > VARIED:
-        even = np.linspace(0, many - 1, VARIED).round().astype(int)
-        said = f"{VARIED} of {many} runs, evenly from the highest to the lowest score."
+    if many > _DRAWN:
+        said = f"The {_DRAWN} highest of {many} runs."
+        shown = found.only(board.index[:_DRAWN], said)
+    if many > _VARIED:
+        even = np.linspace(0, many - 1, _VARIED).round().astype(int)
+        said = f"{_VARIED} of {many} runs, evenly from the highest to the lowest score."
         varied = found.only(board.index[even], said)
     return shown, varied
 
@@ -317,30 +287,31 @@ def write_report(
 ) -> Path:  # The file
     """Write one self-contained HTML page about a sweep or about runs.
 
-    Leaves out, with the reason, what cannot be compared. Of more than DRAWN runs the
+    Leaves out, with the reason, what cannot be compared. Of more than twenty runs the
     highest are drawn, and it is said; all are in the leaderboard. Raises `ValueError`
     when nothing can, `FileNotFoundError` for a folder that is not there. The file is
     written in one step, and about 2 MB large for 8 runs.
     """
     out = Path(out).expanduser()
     refuse_name(out)
-    found = gather(what, split, metric, data)
+    found = _gather(what, split, metric, data)
     record = found.sweep.folder if found.sweep and split == "test" else None
     with leaderboard.one_look():  # a report is one look at the test split
-        board = leaderboard.leaderboard(
-            found.runs, found.metric, split, class_name=found.of, record=record
-        )
-        folder = jinja2.FileSystemLoader(Path(__file__).parent)
-        how = dict(autoescape=True, undefined=jinja2.StrictUndefined)
+        how = dict(class_name=found.of, record=record)
+        board = leaderboard.leaderboard(found.runs, found.metric, split, **how)
         world = jinja2.Environment(
-            loader=folder, trim_blocks=True, lstrip_blocks=True, **how
-        )
-        world.filters |= dict(text=text, digest=_digest)
+            loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        world.filters |= dict(text=_text, typed=_typed, digest=_digest)
+        shown, varied = _selected(found, board)
         page = world.get_template("report.html").render(
-            globals(), found=found, board=board, selected=selected(found, board),
+            found=found, shown=shown, varied=varied, board=board, others=_others(board),
             title=title, telling=plots.telling_scenes(found.scores, scenes), scenes=scenes,
+            viz=viz, words=leaderboard, why=intervals.why_no_interval(board),
+            tried=_tried, drawn=_drawn, side_of=_side_of, most=_DRAWN, key=_KEY,
             bar=partial(tqdm, desc="report", disable=not progress, leave=False),
-            now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+            maker=f"rvtutorial {__version__} on {datetime.now().astimezone():%Y-%m-%d %H:%M %z}",
         )  # fmt: skip
     with atomic_path(out) as partial_file:
         partial_file.write_text(page, encoding="utf-8")

@@ -4,38 +4,34 @@
 
 # %% auto #0
 __all__ = ['in_order', 'open_runs', 'note_test', 'write_table', 'plot_leaderboard', 'plot_scene_scores', 'find_scene',
-           'plot_errors', 'scene_score', 'plot_worst', 'plot_agreement', 'telling_scenes', 'scored',
+           'scene_layers', 'plot_errors', 'scene_score', 'plot_worst', 'plot_agreement', 'telling_scenes', 'scored',
            'plot_score_curves', 'plot_reliability']
 
 # %% ../../nbs/figures/runs.ipynb #36cf7b4b
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import index
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm
+from matplotlib.colors import BoundaryNorm, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
+from ..core.files import atomic_path
+from ..core.finding import is_sweep
+from ..core.names import natural_key, near_match
 from ..core.renamed import renamed_arguments
 from . import maps
-from ..metrics import calibration, counting, leaderboard
-from rvtutorial.metrics.leaderboard import (  # noqa: F401
-    Board,
-    LabelFolder,
-    metric_title,
-    summary,
-)
-from ..core.files import atomic_path
-from ..core.names import natural_key, near_match
+from ..metrics import calibration, counting, intervals, leaderboard
+from ..metrics.leaderboard import LabelFolder, summary
 from ..runs import Run, find_runs
 from ..sweeps.sweepfile import read_record
 
@@ -66,15 +62,18 @@ def open_runs(
     `FileNotFoundError` for what is not there, `ValueError` for what is no run, and for a
     run that is given twice.
     """
-    if not isinstance(runs, Mapping):
-        found = _spread(runs)
-    else:
-        found = []
-        for key, one in runs.items():
-            own = _spread(one)
-            alone = len(own) == 1
-            found += [(str(key) if alone else f"{key}/{k}", run) for k, run in own]
-    named = dict(zip(_told_apart(found), (run for _, run in found), strict=True))
+    found = [] if isinstance(runs, Mapping) else _spread(runs)
+    for key, one in runs.items() if isinstance(runs, Mapping) else ():
+        own = _spread(one)
+        alone = len(own) == 1
+        found += [(str(key) if alone else f"{key}/{name}", run) for name, run in own]
+    names = [name for name, _ in found]
+    for depth in range(1, 10):  # folders above that it takes to tell runs apart
+        many = Counter(names)
+        for i, (own, run) in enumerate(found):
+            if many[names[i]] > 1:
+                names[i] = "/".join([*run.path.parent.parts[-depth:], own])
+    named = dict(zip(names, (run for _, run in found), strict=True))
     if not named or len(named) < len(found):
         wrong = f"runs of one name: {list(named)}" if named else "no runs given"
         raise ValueError(f"{wrong}; give a run folder, a list, or a dict name -> run")
@@ -85,9 +84,18 @@ def _spread(one) -> list[tuple]:
     "Names and runs of whatever was given."
     if isinstance(one, (str, Path)):
         path = Path(one).expanduser()
-        if (path / "trials.csv").is_file():
+        if is_sweep(path):
             return [(t.name, Run(t.path(path))) for t in read_record(path)[1]]
-        one = _at(path)
+        marks = ("run.json", "pipeline-config.json", "train", "predict", "eval")
+        one = Run(path)
+        if path.is_dir() and not any((path / mark).exists() for mark in marks):
+            found = find_runs(path)
+            if not found:
+                raise ValueError(
+                    f"{path} holds neither a sweep (trials.csv) nor runs (run.json, "
+                    "pipeline-config.json); name a sweep folder or run folders"
+                )
+            one = [run for run in found if _trains(run)] or found
     if callable(getattr(one, "runs", None)):  # a sweep
         return list(one.runs().items())
     if isinstance(one, (Run, LabelFolder)):
@@ -100,74 +108,33 @@ def _spread(one) -> list[tuple]:
     return [pair for item in one for pair in _spread(item)]
 
 
-def _at(path):
-    "The run at a path, or the runs in a folder of them."
-    marks = ("run.json", "pipeline-config.json", "train", "predict", "eval")
-    if any((path / mark).exists() for mark in marks) or not path.is_dir():
-        return Run(path)
-    found = find_runs(path)
-    if not found:
-        raise ValueError(
-            f"{path} holds neither a sweep (trials.csv) nor runs (run.json, "
-            "pipeline-config.json); name a sweep folder or run folders"
-        )
-    return [run for run in found if _trains(run)] or found
-
-
 def _trains(run):
     "Not so the folders of other jobs, such as a greeting."
     if (run.path / "pipeline-config.json").is_file() or run.trouble:
         return True
     return any(key in run.manifest.get("asked", {}) for key in ("hyperparams", "data"))
 
-
-def _told_apart(found):
-    "Names, with as many of the folders above as it takes to tell runs apart."
-    names = [name for name, _ in found]
-    for depth in range(1, 10):
-        many = Counter(names)
-        names = [
-            "/".join([*run.path.parent.parts[-depth:], own]) if many[name] > 1 else name
-            for name, (own, run) in zip(names, found, strict=True)
-        ]
-    return names
-
 # %% ../../nbs/figures/runs.ipynb #88b11457
-@dataclass(frozen=True)
-class _Shared:
-    "Counts of one class on the scenes that all runs have."
-
-    tables: dict[str, pd.DataFrame]  # Run -> tp, fp, fn, tn, right of each scene
-    of: str  # The class
-    scenes: list[str]
-    title: str  # Which scenes, in words
-    shorter: str = ""  # What was left out, in words
-
-    def values(self, metric: str = "f1") -> pd.DataFrame:  # Scenes x runs, 0 to 1
-        "A score of each scene; NaN where it has no value."
-        name = f"pixel_{leaderboard.metric_name(metric)}"
-        found = {
-            k: leaderboard.scores(t, [metric])[name] for k, t in self.tables.items()
-        }
-        return pd.DataFrame(found)
-
-
-@renamed_arguments(of="class_name")
-def _shared_counts(
+def _shared_scores(
     runs,  # As `open_runs` takes them
+    metric: str = "f1",
     split: str = "validation",  # Or "test"; a folder of labels has only one
     class_name: str | None = None,  # Class; None: the first that is not background
-) -> _Shared:
-    "Read the counts of runs, from their eval.json, on the scenes that all of them have."
+) -> tuple[pd.DataFrame, str, list[str]]:  # Scenes x runs, 0 to 1; class; in words
+    """Scores of the scenes that all runs have, from their eval.json.
+
+    NaN where a scene has no value. The words say which scenes, then what to know of them.
+    """
     opened = open_runs(runs)
     found = leaderboard.common_counts(opened, "f1", split, class_name)
-    notes = [_left_out(len(found.left_out))] if found.left_out else []
-    notes += found.notes + note_test(opened, split, "figure")
+    words = [leaderboard.scenes_in_words(len(found.scenes), found.split)]
+    words += [_left_out(len(found.left_out))] if found.left_out else []
+    words += found.notes + note_test(opened, split, "figure")
     tables = {name: one for name, (one,) in found.tables.items()}
-    words = leaderboard.scenes_in_words(len(found.scenes), found.split)
-    return _Shared(tables, found.of, found.scenes, words, "; ".join(notes))
+    each = {k: counting.scores(t, [metric]).iloc[:, 0] for k, t in tables.items()}
+    return pd.DataFrame(each), found.of, words
 
-# %% ../../nbs/figures/runs.ipynb #905c23fb
+
 def _left_out(n):
     return f"{n} scene{'s' * (n > 1)} left out that not all runs have"
 
@@ -198,10 +165,7 @@ def write_table(
         text = short.to_html()
     elif path.suffix == ".md":
         rows = [["run", *short.columns], ["---"] * (1 + short.shape[1])]
-        rows += [
-            [name, *line]
-            for name, line in zip(short.index, short.to_numpy(), strict=True)
-        ]
+        rows += [[name, *line] for name, *line in short.itertuples()]
         rows = [[str(word).replace("|", "\\|") for word in row] for row in rows]
         text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     else:
@@ -224,34 +188,33 @@ def plot_leaderboard(
     board = runs
     if not isinstance(runs, pd.DataFrame):
         board = leaderboard.leaderboard(open_runs(runs), metric, split, **more)
-    fig, ax = maps.one_panel(6.4, 1.5 + 0.3 * len(board))
-    name, first = f"pixel {metric_title(metric)}", board["verdict"].iloc[0]
-    _draw_dots(ax, board)
-    why = leaderboard.why_no_interval(board)
-    why = f"no interval: {why}" if why else "with its 95 % interval"
-    ax.set(xlabel=f"{name}, {why}", ylim=(len(board) - 0.4, -0.6))
-    maps.legend_below(fig, [_dot(True, first), _dot(False)])
-    maps.title_above(fig, f"{name} of {board.attrs['of']}, {leaderboard.basis(board)}")
-    return fig
-
-# %% ../../nbs/figures/runs.ipynb #1c16c932
-def _dot(tied, first="highest"):
-    "A mark in the figure of the leaderboard."
-    look = dict(color="#0072B2", ls="", ms=7, marker="o" if tied else "s")
-    words = f"{first}, or tied with it" if tied else "told apart from it"
-    return Line2D([], [], **look, mfc=None if tied else "white", label=words)
-
-
-def _draw_dots(ax, board):
-    "A line for each interval, a mark for each score."
+    fig, ax = maps.subplots(6.4, 1.5 + 0.3 * len(board))
+    name, first = leaderboard.score_title(metric), board["verdict"].iloc[0]
     for place, (_, line) in enumerate(board.iterrows()):
         ax.plot([line.low, line.high], [place] * 2, color="#56B4E9", lw=3.5)
         mark = _dot(line.tied)
         mark.set_data([line.iloc[0]], [place])
         ax.add_line(mark)
     ax.set_yticks(range(len(board)), board.index)
-    ax.grid(axis="x", alpha=0.3)
+    _plain_axes(ax, "x")
+    why = intervals.why_no_interval(board)
+    why = f"no interval: {why}" if why else "with its 95 % interval"
+    ax.set(xlabel=f"{name}, {why}", ylim=(len(board) - 0.4, -0.6))
+    maps.legend_below(fig, [_dot(True, first), _dot(False)])
+    maps.title_above(fig, f"{name} of {board.attrs['of']}, {leaderboard.basis(board)}")
+    return fig
+
+
+def _plain_axes(ax, lines):
+    ax.grid(axis=lines, alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _dot(tied, first="highest"):
+    "A mark in the figure of the leaderboard."
+    look = dict(color="#0072B2", ls="", ms=7, marker="o" if tied else "s")
+    words = f"{first}, or tied with it" if tied else "told apart from it"
+    return Line2D([], [], **look, mfc=None if tied else "white", label=words)
 
 # %% ../../nbs/figures/runs.ipynb #108d0176
 @maps.literal_text
@@ -262,65 +225,42 @@ def plot_scene_scores(
     class_name: str | None = None,  # Class; None: the first that is not background
 ):  # Figure
     "Draw a box of the scores of single scenes for each run, and a line for each scene."
-    found = _shared_counts(runs, split, class_name)
-    values = found.values(metric)
+    values, of, words = _shared_scores(runs, metric, split, class_name)
     whole = values.dropna()
-    fig, ax = maps.one_panel(max(5, 1.5 + 0.85 * values.shape[1]), 4.2)
+    fig, ax = maps.subplots(max(5, 1.5 + 0.85 * values.shape[1]), 4.2)
     x = np.arange(values.shape[1])
     ax.plot(x, values.T.to_numpy(), color="0.6", lw=0.7, alpha=0.6, zorder=1)
+    paint = dict(facecolor=(0.34, 0.71, 0.91, 0.45), edgecolor="#0072B2")
     style = dict(patch_artist=True, widths=0.45, showfliers=False, zorder=2)
     boxes = [column.dropna() for _, column in values.items()]
-    drawn = ax.boxplot(boxes, positions=x, medianprops=dict(color="black"), **style)
-    for box in drawn["boxes"]:
-        box.set(facecolor=(0.34, 0.71, 0.91, 0.45), edgecolor="#0072B2")
-    handles = _worst_lines(ax, x, whole)
-    ax.set(
-        ylabel=f"pixel {metric_title(metric)} of a scene",
-        xlim=(-0.6, x[-1] + 0.6),
+    ax.boxplot(
+        boxes, positions=x, medianprops=dict(color="black"), boxprops=paint, **style
     )
-    ax.set_xticks(x, values.columns, **_tilted(values.columns))
-    ax.grid(axis="y", alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
+    handles = [Patch(**paint, label="half of the scenes, and their median")]
+    handles += [Line2D([], [], color="0.6", label="a scene")]
+    ranks = ("lowest mean", "second lowest", "third lowest")
+    for i, scene in enumerate(whole.mean(axis=1).nsmallest(3).index):
+        look = dict(color="black", lw=1.2, ls=("-", "--", ":")[i], marker="osD"[i])
+        look |= dict(ms=3.5, zorder=3, label=f"scene {scene} ({ranks[i]})")
+        handles += ax.plot(x, whole.loc[scene], **look)
+    name = leaderboard.score_title(metric)
+    ax.set(ylabel=f"{name} of a scene", xlim=(-0.6, x[-1] + 0.6))
+    long = max(map(len, map(str, values.columns))) * len(x) > 60
+    turned = dict(rotation=30, ha="right", rotation_mode="anchor") if long else {}
+    ax.set_xticks(x, values.columns, **turned)
+    _plain_axes(ax, "y")
     maps.legend_below(fig, handles)
-    maps.title_above(fig, _title(found, metric, len(values) - len(whole)))
+    maps.title_above(fig, _title(name, of, words, len(values) - len(whole)))
     return fig
 
-# %% ../../nbs/figures/runs.ipynb #c8ed1c97
-def _worst_lines(ax, x, whole):
-    "Draw the three lowest scenes in black; handles for the legend."
-    lowest = whole.mean(axis=1).nsmallest(3).index
-    ranks = ("lowest mean", "second lowest", "third lowest")
-    for i, scene in enumerate(lowest):
-        look = dict(
-            color="black", lw=1.2, ls=("-", "--", ":")[i], marker="osD"[i], ms=3.5
-        )
-        ax.plot(
-            x, whole.loc[scene], label=f"scene {scene} ({ranks[i]})", zorder=3, **look
-        )
-    box = Patch(
-        fc=(0.34, 0.71, 0.91, 0.45),
-        ec="#0072B2",
-        label="half of the scenes, and their median",
-    )
-    return [
-        box,
-        Line2D([], [], color="0.6", label="a scene"),
-        *ax.get_lines()[-len(lowest) :],
-    ]
 
-
-def _tilted(names):
-    "Names under an axis: turned when they are long."
-    turn = max(map(len, map(str, names))) * len(names) > 60
-    return dict(rotation=30, ha="right", rotation_mode="anchor") if turn else {}
-
-
-def _title(found, metric, undefined=0):
+def _title(name, of, words, undefined=0):
     "The title of a figure of scores."
-    text = f"pixel {metric_title(metric)} of {found.of}, {found.title}"
+    where, *notes = words
+    text = f"{name} of {of}, {where}"
     if undefined:
-        text += f"; {undefined} without {found.of} have no value"
-    return text + (f"; {found.shorter}" if found.shorter else "")
+        text += f"; {undefined} without {of} have no value"
+    return "; ".join([text, *notes])
 
 # %% ../../nbs/figures/runs.ipynb #64c4d0f4
 def find_scene(
@@ -330,28 +270,41 @@ def find_scene(
     data: str | Path | None = None,  # Where the images are now
 ) -> str:  # Id
     "Find a scene by id, or by place as the original course counted."
-    ids = run.scene_ids(split)
-    if isinstance(scene, str):
+
+    def name(scene):  # raises for ids that the run does not know
         if isinstance(run, LabelFolder):
-            run.prediction(scene)
-        else:
-            run.image(scene, data)  # raises for ids that the run does not know
-        return scene
+            return run.prediction(scene) and scene
+        return run.image(scene, data).name
+
+    if isinstance(scene, str):
+        return name(scene) and scene
     try:
         place = index(scene)
     except TypeError:
         kind = f"a scene is an id (text) or a place (number), got {scene!r}"
         raise ValueError(kind) from None
+    ids = run.scene_ids(split)
     if not 0 <= place < len(ids):
         raise ValueError(
             f"{run.name} has {len(ids)} {split} scenes, so a place is from 0 to "
             f"{len(ids) - 1}, got {scene}; an id is written as text"
         )
-    if isinstance(run, LabelFolder):
-        return sorted(ids)[place]
-    return sorted(ids, key=lambda i: run.image(i, data).name)[place]
+    return sorted(ids, key=name)[place]
 
-# %% ../../nbs/figures/runs.ipynb #8c89c44d
+
+def scene_layers(
+    run: Run | LabelFolder,
+    scenes,  # One or several, as `find_scene` takes them
+    split: str,
+    data: str | Path | None,  # Where the images are now
+    max_size: int,  # Longer side of what is read of a raster, in pixels
+) -> list[maps.SceneLayers]:
+    "Read the scenes that are asked for."
+    scenes = [scenes] if isinstance(scenes, (str, int)) else scenes
+    ids = [find_scene(run, scene, split, data) for scene in scenes]
+    return [maps.run_layers(run, scene, data, max_size) for scene in ids]
+
+
 @maps.literal_text
 def plot_errors(
     runs,  # As `open_runs` takes them
@@ -367,24 +320,20 @@ def plot_errors(
     scene = find_scene(base, scene, split, data)
     layers = maps.run_layers(base, scene, data, max_size)
     fig, axes = maps.wrapped_panels(1 + len(opened), layers.frame)
-    maps.draw_picture(axes[0], layers)
+    layers.draw_picture(axes[0])
     axes[0].set_title("image and labels", fontsize=9)
     for ax, (name, run) in zip(axes[1:], opened.items(), strict=True):
-        maps.draw_errors(
-            ax, layers, maps.class_errors(run, layers, class_name, max_size)
-        )
-        ax.set_title(
-            f"{maps.wrapped_name(name)}\n{scene_score(run, scene, split, class_name)}",
-            fontsize=9,
-        )
+        layers.draw_errors(ax, layers.errors(run, class_name))
+        score = scene_score(run, scene, split, class_name)
+        ax.set_title(f"{maps.wrapped_name(name)}\n{score}", fontsize=9)
     _outer_labels(axes, layers)
-    maps.legend_below(fig, _error_patches())
+    maps.legend_below(fig, maps.ERRORS)
     kind = maps.class_names(base)[0][maps.class_number(base, class_name)]
     note = "".join(f"; {text}" for text in note_test(opened, split, "errors"))
     maps.title_above(fig, f"{kind} in scene {scene} ({split}){note}")
     return fig
 
-# %% ../../nbs/figures/runs.ipynb #a78921b1
+
 def scene_score(
     run: Run | LabelFolder,
     scene: str,  # Id
@@ -394,52 +343,37 @@ def scene_score(
     "F1 of one scene from the counts, not from the thinned pixels of a figure."
     try:
         counts = leaderboard.counts_of(run, split).only([scene])
-        f1 = counting.score(leaderboard.table(counts, class_name).to_numpy(), "f1")[0]
+        f1 = counting.score(counting.table(counts, class_name).to_numpy(), "f1")[0]
     except (FileNotFoundError, ValueError):
         return "not evaluated"
     return "pixel F1 undefined" if np.isnan(f1) else f"pixel F1 {f1:.3f}"
 
 
-def _error_patches():
-    return [Patch(fc=c, ec="0.4", label=name) for name, c in maps.ERRORS.items()]
-
-
 def _outer_labels(axes, layers):
     "Units at the outer sides of wrapped panels."
-    metres = layers.frame.unit == "m"
-    for ax in axes:
-        ax.tick_params(labelsize=8)
-        place = ax.get_subplotspec()
-        below = [other for other in axes if other is not ax
-                 and other.get_subplotspec().colspan == place.colspan
-                 and other.get_subplotspec().rowspan.start > place.rowspan.start]  # fmt: skip
-        if not below:
-            ax.set_xlabel("east (m)" if metres else "column (pixels)", fontsize=9)
-        ax.tick_params(labelbottom=not below)
+    below, left = layers.frame.labels
+    places = [ax.get_subplotspec() for ax in axes]
+    for ax, place in zip(axes, places, strict=True):
+        rows = [p.rowspan.start for p in places if p.colspan == place.colspan]
+        lowest = place.rowspan.start == max(rows)
+        ax.tick_params(labelsize=8, labelbottom=lowest)
+        if lowest:
+            ax.set_xlabel(below, fontsize=9)
         if place.is_first_col():
-            ax.set_ylabel("north (m)" if metres else "row (pixels)", fontsize=9)
+            ax.set_ylabel(left, fontsize=9)
 
 # %% ../../nbs/figures/runs.ipynb #400d7cc6
-def _error_shares(runs, layers, class_name, max_size):
-    "Shares of runs, 0 to 1, that found, missed, and drew in error each pixel."
-    total = 0
-    for run in runs:
-        codes = maps.class_errors(run, layers, class_name, max_size)
-        total = total + np.stack([codes == i for i in (1, 2, 3)]).astype(np.uint16)
-    return total / len(runs)
-
-
-def _draw_shares(ax, layers, shares):
-    "Paint shares of runs over a dark image; the stronger, the more runs."
-    paint = maps.darkened(layers)
-    for share, colour in zip(shares, maps.ERRORS.values(), strict=True):
+def _draw_shares(ax, layers, runs, class_name):
+    "Paint what runs found, missed and drew in error; the stronger, the more runs."
+    codes = np.stack([layers.errors(run, class_name) for run in runs])
+    paint = layers.darkened()
+    for code, colour in enumerate(maps.ERRORS.values(), start=1):
+        share = (codes == code).mean(axis=0)
         weight = np.where(share > 0, 0.25 + 0.75 * share, 0)[..., None]
-        paint = paint * (1 - weight) + weight * np.array(
-            plt.matplotlib.colors.to_rgb(colour)
-        )
-    maps.draw_pixels(ax, layers, (255 * paint.clip(0, 1)).astype(np.uint8))
+        paint = paint * (1 - weight) + weight * np.array(to_rgb(colour))
+    layers.draw(ax, (255 * paint.clip(0, 1)).astype(np.uint8))
 
-# %% ../../nbs/figures/runs.ipynb #65e617de
+
 @maps.literal_text
 def plot_worst(
     runs,  # As `open_runs` takes them
@@ -452,26 +386,24 @@ def plot_worst(
 ):  # Figure: image and errors of each scene, the lowest score first
     "Draw the scenes with the lowest mean score over all runs, and who is wrong where."
     opened = open_runs(runs)
-    found = _shared_counts(opened, split, class_name)
-    means = found.values(metric).mean(axis=1).dropna().nsmallest(n)
-    base, each = next(iter(opened.values())), []
+    values, of, words = _shared_scores(opened, metric, split, class_name)
+    means = values.mean(axis=1).dropna().nsmallest(n)
+    base = next(iter(opened.values()))
     every = [maps.run_layers(base, scene, data, max_size) for scene in means.index]
     fig, axes = maps.panels(-(-len(every) // 3), 2 * min(3, len(every)), every[0].frame)
-    plt.close(fig)
     for ax in axes.flat[2 * len(every) :]:
         ax.remove()
     for i, (layers, mean) in enumerate(zip(every, means, strict=True)):
         left, right = axes.flat[2 * i : 2 * i + 2]
-        maps.draw_picture(left, layers)
+        layers.draw_picture(left)
         left.set_title(f"scene {layers.id}", fontsize=9)
-        _draw_shares(
-            right, layers, _error_shares(opened.values(), layers, found.of, max_size)
-        )
-        right.set_title(f"mean {metric_title(metric)} {mean:.3f}", fontsize=9)
-        each += [left, right]
-    _outer_labels(each, every[0])
-    maps.legend_below(fig, _error_patches())
-    words = f"the {len(every)} lowest of {_title(found, metric)}"
+        _draw_shares(right, layers, opened.values(), of)
+        title = f"mean {leaderboard.metric_title(metric)} {mean:.3f}"
+        right.set_title(title, fontsize=9)
+    _outer_labels(axes.flat[: 2 * len(every)], every[0])
+    maps.legend_below(fig, maps.ERRORS)
+    words = _title(leaderboard.score_title(metric), of, words)
+    words = f"the {len(every)} lowest of {words}"
     if len(opened) > 1:
         words += f" (full colour: all {len(opened)} runs, pale: some)"
     maps.title_above(fig, words)
@@ -489,68 +421,40 @@ def plot_agreement(
 ):  # Figure: for each scene the image and the number of runs
     "Draw how many runs say that a pixel is of the class."
     opened = open_runs(runs)
-    if len(opened) < 2:
+    n = len(opened)
+    if n < 2:
         raise ValueError(f"agreement needs two runs at least, got {', '.join(opened)}")
     base = next(iter(opened.values()))
-    scenes = _most_different(opened, split, class_name) if scenes is None else scenes
-    scenes = [scenes] if isinstance(scenes, (str, int)) else list(scenes)
-    ids = [find_scene(base, scene, split, data) for scene in scenes]
-    every = [maps.run_layers(base, scene, data, max_size) for scene in ids]
-    fig, axes = maps.panels(len(ids), 2, every[0].frame)
+    if scenes is None:  # where they differ most, without a look at the test split
+        chosen_on = "validation" if split == "test" else split
+        values, *_ = _shared_scores(opened, "f1", chosen_on, class_name)
+        scenes = (values.max(axis=1) - values.min(axis=1)).fillna(0).idxmax()
+    every = scene_layers(base, scenes, split, data, max_size)
+    fig, axes = maps.panels(len(every), 2, every[0].frame)
     fig.set_figwidth(fig.get_figwidth() + 1)  # for the bar
-    plt.close(fig)
+    # dark for none, light for all, a step for each run
+    norm = BoundaryNorm(np.arange(n + 2) - 0.5, n + 1)
+    look = dict(cmap=colormaps["cividis"].resampled(n + 1), norm=norm)
+    numbers = [maps.class_number(run, class_name) for run in opened.values()]
     for row, layers in zip(axes, every, strict=True):
-        votes, number = (
-            0,
-            [maps.class_number(run, class_name) for run in opened.values()],
-        )
-        for run, own in zip(opened.values(), number, strict=True):
-            votes = votes + (maps.prediction_of(run, layers, max_size) == own).astype(
-                np.uint8
-            )
-        maps.draw_picture(row[0], layers)
-        _draw_votes(row[1], layers, votes, len(opened))
+        pairs = zip(opened.values(), numbers, strict=True)
+        votes = sum((layers.prediction(run) == own).astype(int) for run, own in pairs)
+        layers.draw_picture(row[0])
+        layers.draw(row[1], votes, "#FF5DA2", **look)
+        split_votes = np.mean((votes > 0) & (votes < n))
+        row[1].set_title(f"{split_votes:.1%} of the pixels in dispute", fontsize=9)
     maps.label_panels(axes, every)
-    kind = maps.class_names(base)[0][maps.class_number(base, class_name)]
-    _votes_bar(fig, axes, len(opened), kind)
+    kind = maps.class_names(base)[0][numbers[0]]
+    how = dict(ax=axes, ticks=range(n + 1) if n <= 12 else None, shrink=0.7)
+    fig.colorbar(ScalarMappable(**look), **how).set_label(f"runs that say {kind}")
     note = "".join(f"; {text}" for text in note_test(opened, split, "agreement"))
-    maps.title_above(
-        fig,
-        f"agreement of {len(opened)} runs on {kind}, {split} scenes; lines: labels{note}",
-    )
+    words = f"agreement of {n} runs on {kind}, {split} scenes; lines: labels{note}"
+    maps.title_above(fig, words)
     return fig
-
-# %% ../../nbs/figures/runs.ipynb #13328954
-def _most_different(runs, split, class_name):
-    "The scene whose scores differ most between runs."
-    values = _shared_counts(
-        runs, "validation" if split == "test" else split, class_name
-    ).values("f1")
-    return [(values.max(axis=1) - values.min(axis=1)).fillna(0).idxmax()]
-
-
-def _votes_look(n):
-    "Dark for none, light for all, a step for each run."
-    cmap = plt.get_cmap("cividis", n + 1)
-    return dict(cmap=cmap, norm=BoundaryNorm(np.arange(n + 2) - 0.5, n + 1))
-
-
-def _draw_votes(ax, layers, votes, n):
-    maps.draw_pixels(ax, layers, votes, "#FF5DA2", **_votes_look(n))
-    split = np.mean((votes > 0) & (votes < n))
-    ax.set_title(f"{split:.1%} of the pixels in dispute", fontsize=9)
-
-
-def _votes_bar(fig, axes, n, kind):
-    ticks = range(n + 1) if n <= 12 else None
-    bar = fig.colorbar(
-        ScalarMappable(**_votes_look(n)), ax=axes, ticks=ticks, shrink=0.7
-    )
-    bar.set_label(f"runs that say {kind}")
 
 # %% ../../nbs/figures/runs.ipynb #5e1ec7ee
 def telling_scenes(
-    scores: pd.DataFrame,  # From `Shared.values`
+    scores: pd.DataFrame,  # Scenes x runs
     scenes: int | Iterable | None = None,  # Ids, or how many; None: three
 ) -> dict[str, str]:  # Id -> its place in words, such as "the worst"
     "Pick scenes evenly from the worst to the best; `ValueError` for an unknown id."
@@ -581,27 +485,22 @@ class _Scored:
 @lru_cache(maxsize=64)
 def _scored(opened, scenes, blocks, split, class_name, data, stamp):
     counts = leaderboard.scores_of(opened.run, split, data).only(scenes)
-    kind = counts.classes[counts.place(class_name)]
-    one = type(counts)(**{**vars(counts), "classes": (kind,), "histograms":
-                          counts.histograms[:, [counts.place(class_name)]]})  # fmt: skip
+    at = counts.place(class_name)
+    own = dict(classes=(counts.classes[at],), histograms=counts.histograms[:, [at]])
+    one = replace(counts, **own)
     curve = calibration.threshold_curve(one.ranking(), points=400)
     areas = calibration.score_summary(one, blocks=blocks).iloc[0]
     return _Scored(curve, calibration.reliability(one, blocks=blocks), areas)
 
 
+@dataclass(frozen=True)
 class _Key:
     "A run as a key of the cache."
 
-    def __init__(self, run):
-        self.run, self.words = run, f"{run!r} {run.path}"
+    words: str
+    run: Run | LabelFolder = field(compare=False)
 
-    def __hash__(self):
-        return hash(self.words)
 
-    def __eq__(self, other):
-        return self.words == other.words
-
-# %% ../../nbs/figures/runs.ipynb #dfa313b4
 @renamed_arguments(of="class_name")
 def scored(
     runs,  # As `open_runs` takes them; they kept their scores
@@ -614,48 +513,26 @@ def scored(
     Raises `FileNotFoundError` naming the run that kept none, and what to set.
     """
     opened = open_runs(runs)
-    files = {name: _score_files(run, split) for name, run in opened.items()}
-    scenes = leaderboard.common_scenes(files)
-    lost = len({scene for found in files.values() for scene in found}) - len(scenes)
+    files = {k: leaderboard.score_files(run, split, data) for k, run in opened.items()}
+    scenes, lost = leaderboard.common_scenes(files)
     blocks = leaderboard.blocks_of(opened.values(), scenes)
     asked = (split, class_name, None if data is None else str(data))
     placed = (tuple(scenes), None if blocks is None else tuple(blocks.tolist()))
     out = {}
     for name, run in opened.items():
-        stamp = tuple(_stamp(path) for path in files[name].values())
-        out[name] = _scored(_Key(run), *placed, *asked, stamp)
+        stamp = tuple(one["scores"].stat().st_mtime_ns for one in files[name].values())
+        out[name] = _scored(_Key(f"{run!r} {run.path}", run), *placed, *asked, stamp)
     many = None if blocks is None else len({*placed[1]})
-    notes = ([_left_out(lost)] if lost else []) + note_test(
-        opened, split, "scores", "scores"
-    )
-    return out, "; ".join(
-        [leaderboard.scenes_in_words(len(scenes), split, many), *notes]
-    )
+    words = [leaderboard.scenes_in_words(len(scenes), split, many)]
+    words += [_left_out(len(lost))] if lost else []
+    return out, "; ".join(words + note_test(opened, split, "scores", "scores"))
 
 
-def _score_files(run, split):
-    "Scene -> file of scores; FileNotFoundError in words that help."
-    if isinstance(run, LabelFolder):
-        paths = {
-            s: run.prediction(s).parent / run.score_pattern.format(id=s)
-            for s in run.scene_ids()
-        }
-        return {s: path for s, path in paths.items() if path.is_file()} or paths
-    paths = {s: run.path / "predict" / s / "scores.tif" for s in run.scene_ids(split)}
-    if not paths:
-        raise ValueError(f"run {run.name} has no {split} scenes")
-    return paths
-
-
-def _stamp(path):
-    "When a file was written, None if it is not there."
-    return path.stat().st_mtime_ns if path.is_file() else None
-
-# %% ../../nbs/figures/runs.ipynb #521368a3
+# along, up, the title, and the area below: its name, and as it is written
 _CURVES = {
-    "pr": ("recall", "precision", "average_precision", "AP"),
-    "roc": ("false_positive_rate", "recall", "roc_auc", "AUC"),
-    "threshold": ("threshold", None, None, ""),
+    "pr": ("recall", "precision", "precision and recall", "average_precision", "AP"),
+    "roc": ("false_positive_rate", "recall", "ROC", "roc_auc", "AUC"),
+    "threshold": ("threshold", None, "every threshold"),
 }
 
 
@@ -672,57 +549,43 @@ def plot_score_curves(
     show = [show] if isinstance(show, str) else list(show)
     strange = [name for name in show if name not in _CURVES]
     if strange or not show:
-        raise ValueError(
-            f"show must name some of {', '.join(_CURVES)}, got {strange or show}"
-        )
-    metric = leaderboard.metric_name(metric)
+        known, found = ", ".join(_CURVES), strange or show
+        raise ValueError(f"show must name some of {known}, got {found}")
+    metric = counting.metric_name(metric)
     found, words = scored(runs, split, class_name, data)
-    size = dict(figsize=(4 * len(show) + 0.2, 4.2), layout="constrained")
-    fig, axes = plt.subplots(1, len(show), squeeze=False, **size)
-    plt.close(fig)
+    fig, axes = maps.subplots(4 * len(show) + 0.2, 4.2, 1, len(show), squeeze=False)
+    names = dict(false_positive_rate="false positives, share of all others", f1="pixel F1",
+                 iou="pixel IoU", recall="recall", precision="precision")  # fmt: skip
     for ax, kind in zip(axes.flat, show, strict=True):
-        _draw_score_curves(ax, found, kind, metric)
-    areas = [_CURVES[kind] for kind in show if kind != "threshold"]
+        x, y, title, *_ = _CURVES[kind]
+        y = y or metric
+        for i, one in enumerate(found.values()):
+            curve = one.curve if kind == "roc" else one.curve.iloc[1:]  # from infinity
+            look = maps.line_style(i) | dict(markevery=(0.02 * (i % 7), 0.14))
+            ax.plot(curve[x], curve[y], **look)
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        ax.set(xlabel=names.get(x, x), ylabel=names.get(y, y))
+        if kind == "threshold":
+            ax.axvline(0.5, color="0.5", lw=0.8)
+        ax.set_title(title, fontsize=10)
+        ax.grid(alpha=0.3)
+    areas = [_CURVES[kind][3:] for kind in show if kind != "threshold"]
     _name_areas(fig, found, areas, "scores", words)
     return fig
 
-# %% ../../nbs/figures/runs.ipynb #b9d1e61e
-def _draw_score_curves(ax, found, kind, metric):
-    "One panel, a line for each run."
-    x, y, *_ = _CURVES[kind]
-    y = y or metric
-    for i, one in enumerate(found.values()):
-        curve = one.curve if kind == "roc" else one.curve.iloc[1:]  # from infinity
-        look = maps.line_style(i) | dict(markevery=(0.02 * (i % 7), 0.14))
-        ax.plot(curve[x], curve[y], **look)
-    names = dict(false_positive_rate="false positives, share of all others", f1="pixel F1",
-                 iou="pixel IoU", recall="recall", precision="precision")  # fmt: skip
-    titles = dict(pr="precision and recall", roc="ROC", threshold="every threshold")
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    ax.set(xlabel=names.get(x, x), ylabel=names.get(y, y))
-    if kind == "threshold":
-        ax.axvline(0.5, color="0.5", lw=0.8)
-    ax.set_title(titles[kind], fontsize=10)
-    ax.grid(alpha=0.3)
-
 
 def _name_areas(fig, found, shown, what, words):
-    "The legend below, a line for each run, and the title with the class in it."
-    pairs = enumerate(found.items())
-    lines = [_area_handle(i, name, one.areas, shown) for i, (name, one) in pairs]
+    "The legend below: runs and their areas with intervals. The title with the class."
+    lines = []
+    for i, (name, one) in enumerate(found.items()):
+        parts, areas = [name], one.areas
+        for column, short in shown:
+            low, high = areas[f"{column}_low"], areas[f"{column}_high"]
+            ends = "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
+            parts.append(f"{short} {areas[column]:.3f}{ends}")
+        lines.append(Line2D([], [], **maps.line_style(i), label=", ".join(parts)))
     maps.legend_below(fig, lines)
-    kind = next(iter(found.values())).areas.name
-    maps.title_above(fig, f"{what} of {kind}, {words}")
-
-
-def _area_handle(i, name, areas, shown):
-    "The legend's line of a run: its name and its areas, with intervals."
-    words = []
-    for _, _, column, short in shown:
-        ends = f" ({areas[f'{column}_low']:.3f} to {areas[f'{column}_high']:.3f})"
-        known = not np.isnan(areas[f"{column}_low"])
-        words.append(f"{short} {areas[column]:.3f}" + ends * known)
-    return Line2D([], [], **maps.line_style(i), label=", ".join([name, *words]))
+    maps.title_above(fig, f"{what} of {areas.name}, {words}")
 
 # %% ../../nbs/figures/runs.ipynb #720e62cc
 @maps.literal_text
@@ -734,22 +597,19 @@ def plot_reliability(
 ):  # Figure
     "Draw the observed share against the score, with intervals over scenes."
     found, words = scored(runs, split, class_name, data)
-    size = dict(figsize=(5.6, 6.6), layout="constrained", sharex=True)
-    fig, (ax, below) = plt.subplots(2, 1, height_ratios=(3.2, 1), **size)
-    plt.close(fig)
+    fig, axes = maps.subplots(5.6, 6.6, 2, height_ratios=(3.2, 1), sharex=True)
+    ax, below = axes
     ax.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     for i, one in enumerate(found.values()):
         bins, look = one.bins[one.bins.pixels > 0], maps.line_style(i)
-        ends = np.abs(
-            bins[["share_low", "share_high"]].T.to_numpy() - bins.share.to_numpy()
-        )
-        ax.errorbar(bins.score, bins.share, np.nan_to_num(ends), elinewidth=0.7, **look)
+        ends = bins[["share_low", "share_high"]].T.to_numpy() - bins.share.to_numpy()
+        ends = np.nan_to_num(np.abs(ends))
+        ax.errorbar(bins.score, bins.share, ends, elinewidth=0.7, **look)
         below.plot(bins.score, bins.pixels, **look)
     ax.set(ylabel="observed share", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     below.set(xlabel="mean score of the bin", ylabel="pixels in it", yscale="log")
     below.yaxis.set_minor_formatter(NullFormatter())
-    for one in (ax, below):
+    for one in axes:
         one.grid(alpha=0.3)
-    shown = [(None, None, "ece", "ECE")]
-    _name_areas(fig, found, shown, "reliability", words)
+    _name_areas(fig, found, [("ece", "ECE")], "reliability", words)
     return fig

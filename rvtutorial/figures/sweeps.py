@@ -6,11 +6,9 @@
 __all__ = ['cost_of', 'trial_table', 'plot_parameter', 'plot_parallel', 'importance', 'plot_importance', 'plot_cost']
 
 # %% ../../nbs/figures/sweeps.ipynb #c488e17b
-from dataclasses import dataclass
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -24,35 +22,28 @@ from ..sweeps.sweepfile import short
 from ..sweeps.trials import gpu_minutes, worked
 
 # %% ../../nbs/figures/sweeps.ipynb #7630408d
-@dataclass(frozen=True)
-class _Judged:
-    "Runs that have scores, on the scenes that all of these have."
-
-    runs: dict  # Name -> run
-    tables: dict[str, pd.DataFrame]  # Name -> counts of the scenes
-    blocks: np.ndarray | None  # Of each scene: neighbours are one, as in a leaderboard
-    of: str  # The class that is scored
-    missing: dict[str, str]  # Name -> state of those that have no scores
-
-
 def _judged(runs, metric, split, class_name):
-    "Read the counts of runs; those that have none are left out, and named."
+    """Read the counts of runs on their common scenes; who has none is left out, and named.
+
+    Runs, counts of their scenes, blocks of neighbouring scenes as in a leaderboard, the
+    class that is scored, and run -> state of those left out.
+    """
     counts, missing = {}, {}
-    for name, run in runs.items():
+    for name, run in open_runs(runs).items():
         try:
-            counts[name] = leaderboard.counts_of(run, split)
+            counts[name] = run, leaderboard.counts_of(run, split)
         except FileNotFoundError as err:
             missing[name] = getattr(run, "state", None) or str(err)
     if not counts:
         states = ", ".join(f"{name} is {state}" for name, state in missing.items())
         raise FileNotFoundError(f"none of these runs has {split} scores yet: {states}")
-    found = leaderboard.common_counts(counts, metric, split, class_name)
-    kept = {name: runs[name] for name in counts}
+    kept, each = ({k: pair[i] for k, pair in counts.items()} for i in (0, 1))
+    found = leaderboard.common_counts(each, metric, split, class_name)
     tables = {name: one for name, (one,) in found.tables.items()}
     blocks = leaderboard.blocks_of(kept.values(), found.scenes)
-    return _Judged(kept, tables, blocks, found.of, missing)
+    return kept, tables, blocks, found.of, missing
 
-# %% ../../nbs/figures/sweeps.ipynb #9665f4b9
+
 def cost_of(
     run: Run,
     kind: str = "minutes",  # minutes, gpu_minutes, or operations (of training)
@@ -73,14 +64,6 @@ def cost_of(
     return 2.0 * each * chips if each and chips else np.nan  # a multiply and an add
 
 
-def _parameters(runs):
-    "Hyperparameters that differ between runs. Index: run."
-    known = {name: getattr(run, "hyperparams", {}) for name, run in runs.items()}
-    table = pd.DataFrame.from_dict(known, orient="index").astype(object)
-    differ = [c for c in table if table[c].map(repr).nunique() > 1]
-    return table[differ].reindex(list(runs))
-
-# %% ../../nbs/figures/sweeps.ipynb #49187d36
 @renamed_arguments(of="class_name")
 def trial_table(
     runs,  # As `open_runs` takes them
@@ -93,29 +76,34 @@ def trial_table(
     `.attrs` say what the score is of (`title`), and `left_out` which runs have none, with
     their states. Raises `FileNotFoundError` if none has.
     """
-    return _table(_judged(open_runs(runs), metric, split, class_name), metric, split)
+    return _table(_judged(runs, metric, split, class_name), metric, split)
+
+
+_COLUMNS = ["score", "low", "high", "minutes", "gpu_minutes", "operations"]
 
 
 def _table(found, metric, split):
     "`trial_table` of runs whose counts were read."
-    table, name = _parameters(found.runs), f"pixel {leaderboard.metric_title(metric)}"
-    each = [intervals.jackknife(one, metric, blocks=found.blocks)
-            for one in found.tables.values()]  # fmt: skip
-    for column, field in (("score", "value"), ("low", "low"), ("high", "high")):
+    runs, tables, blocks, of, missing = found
+    known = {name: getattr(run, "hyperparams", {}) for name, run in runs.items()}
+    table = pd.DataFrame.from_dict(known, orient="index").astype(object)
+    differ = [c for c in table if table[c].map(repr).nunique() > 1]
+    table, name = table[differ].reindex(list(known)), leaderboard.score_title(metric)
+    each = [intervals.jackknife(t, metric, blocks=blocks) for t in tables.values()]
+    for column, field in zip(_COLUMNS, ("value", "low", "high"), strict=False):
         table[column] = [getattr(one, field) for one in each]
-    for kind in ("minutes", "gpu_minutes", "operations"):
-        table[kind] = [cost_of(run, kind) for run in found.runs.values()]
-    words = f"{name} of {found.of}, {each[0].scenes} whole {split} scenes"
+    for kind in _COLUMNS[3:]:
+        table[kind] = [cost_of(run, kind) for run in runs.values()]
+    words = f"{name} of {of}, {each[0].scenes} whole {split} scenes"
     words += f" in {each[0].blocks} blocks" * (each[0].blocks is not None)
-    if found.missing:
-        some = [f"{k} ({state})" for k, state in list(found.missing.items())[:3]]
-        more = ", ..." * (len(found.missing) > 3)
-        words += (
-            f"; {len(found.missing)} without scores left out: {', '.join(some)}{more}"
-        )
+    if missing:
+        some = [f"{k} ({state})" for k, state in list(missing.items())[:3]]
+        more = ", ..." * (len(missing) > 3)
+        lost = f"{len(missing)} without scores left out"
+        words += f"; {lost}: {', '.join(some)}{more}"
     if split == "test":
-        words += f"; {leaderboard.open_test(found.runs, metric, what='trials')}"
-    table.attrs |= dict(title=words, left_out=found.missing, metric=name)
+        words += f"; {leaderboard.open_test(runs, metric, what='trials')}"
+    table.attrs |= dict(title=words, left_out=missing, metric=name)
     return table
 
 # %% ../../nbs/figures/sweeps.ipynb #4137ff52
@@ -128,16 +116,23 @@ def plot_parameter(
     class_name: str | None = None,  # Class; None: the first that is not background
 ):  # Figure
     "Draw a score, with 95 % intervals, against one hyperparameter."
-    found = _judged(open_runs(runs), metric, split, class_name)
-    values = {k: _value(k, run, parameter) for k, run in found.runs.items()}
+    found, values = _judged(runs, metric, split, class_name), {}
+    opened, tables, blocks, *_ = found
+    for name, run in opened.items():
+        known = getattr(run, "hyperparams", {})
+        if parameter not in known:
+            hint = near_match(parameter, known)
+            raise ValueError(f"run {name} has no {parameter!r}; {hint}")
+        value = known[parameter]
+        values[name] = tuple(value) if isinstance(value, list) else value
     table, values = _table(found, metric, split), pd.Series(values, dtype=object)
     groups, others = _groups(table, values, parameter)
     x, labels = _positions(values)
-    fig, ax = maps.one_panel(6.4, 4.2)
+    fig, ax = maps.subplots(6.4, 4.2)
     joined = len(groups) <= 8
     places = [x] * len(groups) if joined else _side_by_side(groups, x)
     for i, (name, group) in enumerate(groups.items()):
-        _draw_group(ax, group, places[i], found, metric, i, name, joined)
+        _draw_group(ax, group, places[i], tables, blocks, metric, i, name, joined)
     _value_axis(ax, x, labels)
     ax.set(xlabel=_NAMES.get(parameter, parameter), ylabel=_score_axis(table))
     ax.grid(alpha=0.3)
@@ -146,7 +141,7 @@ def plot_parameter(
     maps.title_above(fig, table.attrs["title"] + others)
     return fig
 
-# %% ../../nbs/figures/sweeps.ipynb #7558d1b0
+
 def _score_axis(table):
     "What an axis of scores shows."
     drawn = table["low"].notna().any()
@@ -157,21 +152,9 @@ _NAMES = {"lr": "learning rate (peak)", "batch_sz": "batch size (chips)",
           "chip_sz": "chip size (pixels)", "epochs": "epochs"}  # fmt: skip
 
 
-def _value(name, run, parameter):
-    "A run's value of a hyperparameter."
-    known = getattr(run, "hyperparams", {})
-    if parameter not in known:
-        raise ValueError(
-            f"run {name} has no {parameter!r}; {near_match(parameter, known)}"
-        )
-    value = known[parameter]
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _groups(table, values, parameter):
     "{what else is set: {value: runs that differ only in the seed}}, other parameters."
-    costs = ["score", "low", "high", "minutes", "gpu_minutes", "operations"]
-    others = [c for c in table if c not in (*costs, parameter, "seed")]
+    others = [c for c in table if c not in (*_COLUMNS, parameter, "seed")]
     found = {}
     for name in table.index:
         key = ", ".join(f"{c}={short(table.loc[name, c])}" for c in others)
@@ -179,34 +162,35 @@ def _groups(table, values, parameter):
     return {key: found[key] for key in in_order(list(found))}, others
 
 
+def _are_numbers(values):
+    kinds = (int, float, np.number)
+    return all(isinstance(v, kinds) and not isinstance(v, bool) for v in values)
+
+
 def _positions(values):
     "Value -> place on the axis, and names of the places if the values are no numbers."
     kinds = list(dict.fromkeys(values))
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in kinds):
+    if _are_numbers(kinds):
         return {v: float(v) for v in kinds}, None
-    kinds = in_order([short(v) for v in kinds])
-    return {v: float(kinds.index(short(v))) for v in dict.fromkeys(values)}, kinds
+    names = in_order([short(v) for v in kinds])
+    return {v: float(names.index(short(v))) for v in kinds}, names
 
-# %% ../../nbs/figures/sweeps.ipynb #7b4cea14
-def _draw_group(ax, group, x, judged, metric, i, name, joined):
+
+def _draw_group(ax, group, x, judged, blocks, metric, i, name, joined):
     "The points of one setting of the other hyperparameters, seeds taken together."
     values = sorted(group, key=x.get)
     first = next((v for v in values if len(group[v]) > 1), None) if i == 0 else None
-    for value in values:
-        if len(group[value]) > 1:
-            each = [
-                intervals.jackknife(judged.tables[run], metric).value
-                for run in group[value]
-            ]
-            (dots,) = ax.plot(
-                [x[value]] * len(each), each, "x", color="0.25", ms=5, zorder=3
-            )
-            dots.set_label("a single seed" if value == first else "_")
-    sets = [[judged.tables[run] for run in group[v]] for v in values]
-    found = [intervals.jackknife(one, metric, blocks=judged.blocks) for one in sets]
+    sets = [[judged[run] for run in group[v]] for v in values]
+    for value, tables in zip(values, sets, strict=True):
+        if len(tables) > 1:
+            each = [intervals.jackknife(one, metric).value for one in tables]
+            look = dict(color="0.25", ms=5, zorder=3)
+            look["label"] = "a single seed" if value == first else "_"
+            ax.plot([x[value]] * len(each), each, "x", **look)
+    found = [intervals.jackknife(one, metric, blocks=blocks) for one in sets]
     middle = np.array([one.value for one in found])
     ends = np.abs([[one.value - one.low, one.high - one.value] for one in found]).T
-    seeds = max(len(names) for names in group.values())
+    seeds = max(map(len, sets))
     label = name or ("a run each" if seeds == 1 else "all runs")
     label += f", mean of up to {seeds} seeds" if seeds > 1 else ""
     look = maps.line_style(i if joined else 0) | dict(label=label)
@@ -215,7 +199,7 @@ def _draw_group(ax, group, x, judged, metric, i, name, joined):
     at = [x[value] for value in values]
     ax.errorbar(at, middle, np.nan_to_num(ends), capsize=3, elinewidth=1, **look)
 
-# %% ../../nbs/figures/sweeps.ipynb #42805308
+
 def _side_by_side(groups, x):
     "Places a little apart for trials that have the same value."
     at = np.array(list(x.values()))
@@ -235,7 +219,7 @@ def _spans_magnitudes(values):
     "Do positive numbers reach so far that a logarithmic axis serves them better?"
     return bool(min(values) > 0 and max(values) / min(values) >= 20)
 
-# %% ../../nbs/figures/sweeps.ipynb #8359baf5
+
 def _value_axis(ax, x, labels):
     "A logarithmic axis for numbers that span magnitudes; every value is named if few."
     at = sorted(x.values())
@@ -267,26 +251,16 @@ def plot_parallel(
     """
     table = trial_table(runs, metric, split, class_name)
     names = _differing(table)
-    scales = [_scale(table[name]) for name in names] + [
-        _scale(table["score"], digits=True)
-    ]
-    fig, ax = maps.one_panel(2 + 1.7 * len(scales), 4.2)
-    heights = np.array([place for place, _ in scales])  # (axes, runs)
-    _draw_lines(ax, heights, table)
+    scales = [_scale(table[name]) for name in names]
+    scales.append(_scale(table["score"], digits=True))
+    fig, ax = maps.subplots(2 + 1.7 * len(scales), 4.2)
+    _draw_lines(ax, np.array([place for place, _ in scales]), table)
+    box = dict(boxstyle="square,pad=0.1", fc="white", ec="none", alpha=0.8)
+    look = dict(ha="right", va="center", fontsize=8, bbox=box, zorder=4)
     for i, (_, ticks) in enumerate(scales):
         ax.axvline(i, color="0.3", lw=1, zorder=1)
         for height, text in ticks:
-            box = dict(boxstyle="square,pad=0.1", fc="white", ec="none", alpha=0.8)
-            ax.text(
-                i - 0.03,
-                height,
-                text,
-                ha="right",
-                va="center",
-                fontsize=8,
-                bbox=box,
-                zorder=4,
-            )
+            ax.text(i - 0.03, height, text, **look)
     ax.set_xticks(range(len(scales)), [*names, table.attrs["metric"]])
     ax.set(yticks=[], xlim=(-0.4, len(scales) - 0.8), ylim=(-0.06, 1.06))
     ax.spines[:].set_visible(False)
@@ -295,79 +269,61 @@ def plot_parallel(
     maps.title_above(fig, f"{len(table)} trials, {table.attrs['title']}")
     return fig
 
-# %% ../../nbs/figures/sweeps.ipynb #af3357a2
-def _differing(table, least=1):
-    "The hyperparameters of a table of trials; ValueError if there are too few."
-    rest = ("score", "low", "high", "minutes", "gpu_minutes", "operations")
-    names = [c for c in table if c not in rest]
-    if len(table) < 2 or len(names) < least:
+
+def _differing(table):
+    "The hyperparameters of a table of trials; ValueError if there are none."
+    names = [c for c in table if c not in _COLUMNS]
+    if len(table) < 2 or not names:
         raise ValueError(
             f"nothing differs between these {len(table)} runs: their hyperparameters "
             "are the same, or not known"
         )
     return names
 
-# %% ../../nbs/figures/sweeps.ipynb #80bdaa35
+
 def _scale(values, digits=False):
     "Places from 0 to 1 of some values, and (place, text) of the ticks."
-    number = all(
-        isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
-        for v in values
-    )
-    if not number:
-        kinds = in_order(list(dict.fromkeys(short(v) for v in values)))
+    if not _are_numbers(values):
+        words = [short(v) for v in values]
+        kinds = in_order(list(dict.fromkeys(words)))
         places = np.linspace(0, 1, len(kinds)) if len(kinds) > 1 else [0.5]
         where = dict(zip(kinds, places, strict=True))
-        return [where[short(v)] for v in values], [(p, k) for k, p in where.items()]
+        return [where[word] for word in words], [(p, k) for k, p in where.items()]
     numbers = values.to_numpy(float)
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     log = _spans_magnitudes([low, high])
-    change = np.log10 if log else np.asarray
-    span = (change(high) - change(low)) or 1
-    ticks = [
-        (float((change(k) - change(low)) / span), text)
-        for k, text in _round(values, low, high, log, digits)
-    ]
-    return (change(numbers) - change(low)) / span, ticks
-
-# %% ../../nbs/figures/sweeps.ipynb #c1ff1b57
-def _round(values, low, high, log, digits):
-    "(number, text) of round numbers between two ends; of all values if they are few."
-    kinds = np.unique(values.astype(float))
+    kinds = np.unique(numbers)  # a tick for each, or round numbers if they are many
     if digits or len(kinds) > 5:
-        whole = all(float(v).is_integer() for v in values)
+        whole = all(v.is_integer() for v in numbers)
         finder = LogLocator() if log else MaxNLocator(5, integer=whole)
         found = finder.tick_values(low, high)
         found = found[(found >= low * (1 - 1e-9)) & (found <= high * (1 + 1e-9))]
         kinds = found if len(found) > 1 else np.array([low, high])
-    return [(k, f"{k:g}" if digits else short(float(f"{k:.3g}"))) for k in kinds]
+    change = np.log10 if log else np.asarray
+    span = (change(high) - change(low)) or 1
+    at = (change(kinds) - change(low)) / span
+    texts = [f"{k:g}" if digits else short(float(f"{k:.3g}")) for k in kinds]
+    return (change(numbers) - change(low)) / span, list(zip(at, texts, strict=True))
 
-# %% ../../nbs/figures/sweeps.ipynb #f7fe4fe7
+
 def _draw_lines(ax, heights, table):
     "A smooth line for each trial, the darker and thicker the higher its score."
     order = table["score"].rank(pct=True).to_numpy()
-    x, few = np.arange(len(heights)), len(table) <= 10
+    axes, few = len(heights), len(table) <= 10
     top = list(table["score"].nlargest(3).index)
-    fine = np.linspace(0, len(heights) - 1, 30 * (len(heights) - 1) + 1)
+    fine = np.linspace(0, axes - 1, 30 * (axes - 1) + 1)
+    left = np.minimum(fine.astype(int), axes - 2)
+    t = fine - left
+    t = t * t * (3 - 2 * t)  # level where a line crosses an axis
     for i, name in enumerate(table.index):
-        smooth = _eased(x, heights[:, i], fine)
-        look = dict(
-            color=plt.get_cmap("cividis_r")(0.1 + 0.9 * order[i]),
-            lw=0.8 + 1.8 * order[i],
-        )
+        smooth = heights[left, i] * (1 - t) + heights[left + 1, i] * t
+        look = dict(color=colormaps["cividis_r"](0.1 + 0.9 * order[i]))
+        look["lw"] = 0.8 + 1.8 * order[i]
         if few or name in top:
             own = maps.line_style(i if few else top.index(name))
             look |= {k: own[k] for k in ("linestyle", "marker")}
             look |= dict(markevery=30, ms=5, label=f"{name} ({table.score[name]:.3f})")
         ax.plot(fine, smooth, zorder=2 + order[i] / 2, **look)
-
-
-def _eased(x, heights, fine):
-    "Heights between the axes, level where a line crosses one."
-    left = np.minimum(fine.astype(int), len(x) - 2)
-    t = fine - left
-    t = t * t * (3 - 2 * t)
-    return heights[left] * (1 - t) + heights[left + 1] * t
 
 # %% ../../nbs/figures/sweeps.ipynb #653447bc
 _FEWEST = 6  # Trials below which folds would hold less than three
@@ -392,30 +348,26 @@ def importance(
     trials whose scores were random), so it cannot tell importance from chance.
     """
     table = trial_table(runs, metric, split, class_name).dropna(subset="score")
-    names = _differing(table)
+    names, rows = _differing(table), []
     if len(table) < _FEWEST:
         raise ValueError(
             f"importance needs {_FEWEST} finished trials at least, got {len(table)}; "
             "look at plot_parameter instead"
         )
-    rows = np.column_stack([_codes(table[name]) for name in names])
-    found, explained = _shuffled(rows, table["score"].to_numpy(float), seed, repeats)
-    index = pd.Index([*names, "chance"], name="hyperparameter")
+    for values in (table[name] for name in names):
+        if all(isinstance(v, (int, float)) for v in values):  # -1: is missing
+            rows.append(pd.to_numeric(values).fillna(-1).to_numpy(float))
+        else:
+            rows.append(pd.factorize(values.map(repr), sort=True)[0].astype(float))
+    scores = table["score"].to_numpy(float)
+    found, explained = _shuffled(np.column_stack(rows), scores, seed, repeats)
     made = dict(mean=found.mean(axis=0), low=found.min(axis=0), high=found.max(axis=0))
-    out = pd.DataFrame(made, index=index)
-    out.attrs |= dict(
-        title=table.attrs["title"], explained=explained, trials=len(table)
-    )
+    out = pd.DataFrame(made, pd.Index([*names, "chance"], name="hyperparameter"))
+    out.attrs |= dict(title=table.attrs["title"], explained=explained)
+    out.attrs["trials"] = len(table)
     return out
 
-# %% ../../nbs/figures/sweeps.ipynb #42c0aaa8
-def _codes(values):
-    "Numbers as they are, anything else numbered; what is missing is -1."
-    if all(isinstance(v, (int, float)) for v in values):
-        return pd.to_numeric(values).fillna(-1).to_numpy(float)
-    return pd.factorize(values.map(repr), sort=True)[0].astype(float)
 
-# %% ../../nbs/figures/sweeps.ipynb #e2427507
 def _shuffled(rows, scores, seed, repeats):
     "(repeats, columns + 1) added error, the last column random; share explained."
     from sklearn.ensemble import RandomForestRegressor
@@ -427,26 +379,18 @@ def _shuffled(rows, scores, seed, repeats):
     for repeat in range(repeats):
         noisy = np.column_stack([rows, rng.random(len(rows))])
         folds = KFold(max(2, min(5, len(rows) // 3)), shuffle=True, random_state=repeat)
+        how = dict(scoring="neg_mean_squared_error", n_repeats=5, random_state=repeat)
         each = []
         for seen, rest in folds.split(noisy):
-            forest = RandomForestRegressor(60, random_state=repeat).fit(
-                noisy[seen], scores[seen]
-            )
-            errors.append(((forest.predict(noisy[rest]) - scores[rest]) ** 2, rest))
-            how = dict(
-                scoring="neg_mean_squared_error", n_repeats=5, random_state=repeat
-            )
-            each.append(
-                permutation_importance(
-                    forest, noisy[rest], scores[rest], **how
-                ).importances_mean
-                * len(rest)
-            )
+            forest = RandomForestRegressor(60, random_state=repeat)
+            forest.fit(noisy[seen], scores[seen])
+            errors.append((forest.predict(noisy[rest]) - scores[rest]) ** 2)
+            worse = permutation_importance(forest, noisy[rest], scores[rest], **how)
+            each.append(worse.importances_mean * len(rest))
         found.append(np.sum(each, axis=0) / len(rows) / spread)
-    lost = np.concatenate([error for error, _ in errors]).mean()
-    return np.array(found), float(1 - lost / spread)
+    return np.array(found), float(1 - np.concatenate(errors).mean() / spread)
 
-# %% ../../nbs/figures/sweeps.ipynb #b13d8148
+
 @maps.literal_text
 def plot_importance(
     runs,  # As `open_runs` takes them; a sweep
@@ -456,44 +400,31 @@ def plot_importance(
 ):  # Figure
     "Draw which hyperparameters a forest needs to foresee the score."
     found = importance(runs, metric, split, **more)
-    bars = found.drop("chance").sort_values("mean")
-    fig, ax = maps.one_panel(6.4, 2 + 0.35 * len(bars))
-    _draw_bars(ax, bars, found.loc["chance"])
+    bars, chance = found.drop("chance").sort_values("mean"), found.loc["chance"]
+    fig, ax = maps.subplots(6.4, 2 + 0.35 * len(bars))
+    band = dict(color="0.85", label="columns of random numbers")
+    ax.axvspan(min(0, chance.low), chance.high, **band)
+    kinds = {"more than chance in every repeat": dict(fc="#0072B2"),
+             "may be chance": dict(fc="white", ec="#0072B2", hatch="///")}  # fmt: skip
+    beyond = bars["low"] > chance.high
+    for strong, (words, look) in zip((True, False), kinds.items(), strict=True):
+        at = np.flatnonzero(beyond == strong)
+        if len(at):
+            ax.barh(at, bars["mean"].iloc[at], height=0.6, label=words, **look)
+    ends, look = (bars["low"], bars["high"]), dict(color="black", lw=1.2)
+    ax.hlines(range(len(bars)), *ends, label="range over repeats", **look)
     ax.set_yticks(range(len(bars)), bars.index)
     ax.set(xlabel="error added by shuffling, share of the scores' variance")
     ax.spines[["top", "right"]].set_visible(False)
-    handles = [h for h in ax.get_legend_handles_labels()[0] if _seen(h)]
-    maps.legend_below(fig, handles)
+    maps.legend_below(fig, ax.get_legend_handles_labels()[0])
     part = found.attrs["explained"]
-    words = f"{found.attrs['trials']} trials, {found.attrs['title']}; on trials not seen, the forest explains "
-    words += (
-        f"{part:.0%} of the variance" if part > 0 else "nothing: these bars mean little"
+    words = f"{part:.0%} of the variance"
+    words = words if part > 0 else "nothing: these bars mean little"
+    title = (
+        f"{found.attrs['trials']} trials, {found.attrs['title']}; on trials not seen"
     )
-    maps.title_above(fig, words)
+    maps.title_above(fig, f"{title}, the forest explains {words}")
     return fig
-
-# %% ../../nbs/figures/sweeps.ipynb #34258fd7
-def _draw_bars(ax, bars, chance):
-    "Bars with ranges; hatched ones do not leave the band of the random columns."
-    words = "columns of random numbers"
-    ax.axvspan(min(0, chance.low), chance.high, color="0.85", label=words)
-    beyond = bars["low"] > chance.high
-    for strong in (True, False):
-        at = np.flatnonzero(beyond == strong)
-        look = (
-            dict(fc="#0072B2")
-            if strong
-            else dict(fc="white", ec="#0072B2", hatch="///")
-        )
-        words = "more than chance in every repeat" if strong else "may be chance"
-        ax.barh(at, bars["mean"].iloc[at], height=0.6, label=words, **look)
-    ends, look = (bars["low"], bars["high"]), dict(color="black", lw=1.2)
-    ax.hlines(range(len(bars)), *ends, label="range over repeats", **look)
-
-
-def _seen(handle):
-    "Is anything drawn under this entry of a legend?"
-    return not hasattr(handle, "patches") or bool(handle.patches)
 
 # %% ../../nbs/figures/sweeps.ipynb #7f32bffe
 def _pareto_front(
@@ -508,14 +439,6 @@ def _pareto_front(
     return known & ~(cheaper & better & known[:, None]).any(axis=0)
 
 
-assert _pareto_front([1, 2, 3, 2], [0.5, 0.8, 0.7, 0.6]).tolist() == [
-    True,
-    True,
-    False,
-    False,
-]
-
-# %% ../../nbs/figures/sweeps.ipynb #c2a84577
 _COSTS = {"minutes": "minutes of work, all attempts", "gpu_minutes": "GPU-minutes",
           "operations": "operations of training"}  # fmt: skip
 
@@ -544,61 +467,37 @@ def plot_cost(
             f"no cost is on record for {listed}: plain Raster Vision writes no run.json"
         )
     front = known[_pareto_front(known[cost], known["score"])].sort_values(cost)
-    fig, ax = maps.one_panel(6.8, 4.6)
+    fig, ax = maps.subplots(6.8, 4.6)
     handles = _draw_costs(ax, known, front, cost)
-    wide = _spans_magnitudes(known[cost])
-    ax.set(
-        xlabel=_COSTS[cost],
-        ylabel=_score_axis(table),
-        xscale="log" if wide else "linear",
-    )
+    scale = "log" if _spans_magnitudes(known[cost]) else "linear"
+    ax.set(xlabel=_COSTS[cost], ylabel=_score_axis(table), xscale=scale)
     ax.grid(alpha=0.3)
     maps.legend_below(fig, handles)
     lost = len(table) - len(known)
-    maps.title_above(
-        fig, table.attrs["title"] + f"; cost of {lost} not known" * bool(lost)
-    )
+    lost = f"; cost of {lost} not known" * bool(lost)
+    maps.title_above(fig, table.attrs["title"] + lost)
     return fig
 
-# %% ../../nbs/figures/sweeps.ipynb #68279012
+
 def _draw_costs(ax, known, front, cost):
     "Points with intervals; runs on the front by name, the others too if they are few."
-    few, handles = len(known) <= 10, []
-    ends = np.nan_to_num(
-        np.abs(known[["low", "high"]].T.to_numpy() - known["score"].to_numpy())
-    )
-    ax.errorbar(
-        known[cost],
-        known["score"],
-        ends,
-        fmt="none",
-        ecolor="0.75",
-        elinewidth=1,
-        zorder=1,
-    )
+    few, score = len(known) <= 10, known["score"]
+    ends = np.nan_to_num(np.abs(known[["low", "high"]].T.to_numpy() - score.to_numpy()))
+    look = dict(fmt="none", ecolor="0.75", elinewidth=1, zorder=1)
+    ax.errorbar(known[cost], score, ends, **look)
     ax.step(front[cost], front["score"], where="post", color="black", lw=1, zorder=2)
-    handles.append(Line2D([], [], color="black", lw=1, label="Pareto front"))
+    handles = [Line2D([], [], color="black", lw=1, label="Pareto front")]
     for i, (name, line) in enumerate(known.iterrows()):
         best = name in front.index
-        look = dict(
-            marker="osD^v"[i % 5], color=maps.LINES[i % 7] if few or best else "0.6"
-        )
-        look |= dict(ms=7 if best else 5, ls="", mfc=None if best else "white")
+        named, size = few or best, 7 if best else 5
+        look = dict(marker="osD^v"[i % 5], ls="", mfc=None if best else "white")
+        look |= dict(color=maps.LINES[i % 7] if named else "0.6", ms=size)
         ax.plot(line[cost], line["score"], zorder=3, **look)
-        if few or best:
-            handles.append(
-                Line2D([], [], label=name + (" (front)" if best else ""), **look)
-            )
+        if named:
+            words = name + (" (front)" if best else "")
+            handles.append(Line2D([], [], label=words, **look))
     if not few:
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color="0.6",
-                ls="",
-                marker="o",
-                mfc="white",
-                label=f"{len(known) - len(front)} others",
-            )
-        )
+        look = dict(color="0.6", ls="", marker="o", mfc="white")
+        words = f"{len(known) - len(front)} others"
+        handles.append(Line2D([], [], **look, label=words))
     return handles

@@ -12,30 +12,12 @@ from pathlib import Path
 
 from rvtutorial.container import check_binds, check_image, exec_command
 from rvtutorial.core.files import locked
-from rvtutorial.hpc.job import (
-    Job,
-    check_params,
-    differences,
-    hyperparams,
-    job_id,
-    job_notebook,
-    parameters,
-    queued_for,
-    run_folder,
-)
-from rvtutorial.hpc.queue import queue_folder, start_local, submitted
-from rvtutorial.hpc.scheduler import (
-    FINE,
-    LIVE,
-    SlurmError,
-    Unheard,
-    array_limit,
-    minutes,
-    refuse_request,
-    run_sbatch,
-    split_id,
-)
-from rvtutorial.hpc.sites import Site, cluster_of, expand, load_modules
+from rvtutorial.hpc import job as jobs
+from rvtutorial.hpc import scheduler
+from rvtutorial.hpc.job import Job
+from rvtutorial.hpc.queue import Submission, queue_folder
+from rvtutorial.hpc.scheduler import FINE, LIVE, SlurmError
+from rvtutorial.hpc.sites import Site
 from rvtutorial.core.records import write_json
 from rvtutorial.runs import Run, Workspace
 
@@ -95,24 +77,20 @@ exit "$code"
 """
 
 
-def _job_command(
-    site: Site,  # Where the job runs
-    folders=(),  # Folders that the job writes to or reads from
-) -> str:  # One line of shell, every word quoted
-    "The command that runs one member, inside the site's container if it has one."
+def _job_command(site: Site, folders=()) -> str:
+    "The shell's words that run one member, in the site's container if it has one."
     run = ["-m", "rvtutorial.hpc.runner", "member"]
     if not site.image:
-        python = expand("python", site.python) if site.python else sys.executable
+        python = site.expand("python", site.python) if site.python else sys.executable
         return shlex.join([python, *run])
-    binds = [expand("binds", bind) for bind in site.binds]
-    binds += [expand("data", site.data)] if site.data else []
-    place = dict(workdir="/@scratch", home="/@scratch/home", pwd=str(folders[0]))
     words = exec_command(
-        expand("image", site.image),
+        site.expand("image", site.image),
         [site.python or "python", *run],
-        binds=[*binds, *map(str, folders)],
+        binds=[*site.expanded_binds(), *map(str, folders)],
         nv=site.nv,
-        **place,
+        workdir="/@scratch",
+        home="/@scratch/home",
+        pwd=str(folders[0]),
     )
     return shlex.join(words).replace("/@scratch", '"$scratch"')
 
@@ -134,10 +112,12 @@ def batch_script(
     "The one script that sbatch and the local queue run."
     setup = f"export OMP_NUM_THREADS={site.cpus}\n" if site.cpus else ""
     setup += f"export RVTUTORIAL_HOME={shlex.quote(str(home))}\n" if home else ""
-    scratch = shlex.quote(expand("scratch", site.scratch)) if site.scratch else None
+    scratch = (
+        shlex.quote(site.expand("scratch", site.scratch)) if site.scratch else None
+    )
     parts = {
         "LOGIN": " -l" if site.modules else "",
-        "MODULES": load_modules(site),
+        "MODULES": site.load_modules,
         "TASKS": shlex.quote(str(tasks)),
         "SCRATCH": scratch or '"${TMPDIR:-/tmp}"',
         "RESTARTS": str(site.restarts),
@@ -150,23 +130,13 @@ def batch_script(
 # --- what is refused, and what has to be waited for
 
 
-def _refuse_other_run(folder: Path, params: dict, notebook: Path) -> None:
-    "Raise ValueError when a folder holds a run with other settings."
-    other = differences(folder, params, notebook)
-    if other:
-        raise ValueError(
-            f"{folder} holds another run: {'; '.join(other)}. Give the new run a folder "
-            f"of its own, or delete this one"
-        )
-
-
 def _refuse_missing(site: Site) -> None:
     "Raise OSError or ValueError for an image, a bind or a local queue that is not there."
     if site.queue == "local":
         queue_folder()
     if site.image:
-        check_image(expand("image", site.image))
-        check_binds([expand("binds", bind) for bind in site.binds])
+        check_image(site.expand("image", site.image))
+        check_binds([site.expand("binds", bind) for bind in site.binds])
 
 
 def _refuse_pattern(folder: Path, site: Site) -> None:
@@ -177,30 +147,26 @@ def _refuse_pattern(folder: Path, site: Site) -> None:
         )
 
 
-def _dependency(
-    after,  # A Job, a list of them, or None
-    site,  # Where the next job is to run
-    needs: bool,  # Is their success needed, or only their end?
-) -> dict:  # folders, needs, slurm: the dependency in sbatch's words
-    "What a submission has to wait for; ValueError if it could never begin."
-    jobs = [after] if isinstance(after, Job) else list(after or ())
-    known = [detail for job in jobs for detail in job.details(now=True)]
+def _dependency(after, site: Site, needs: bool) -> dict:
+    "What a submission waits for, also for sbatch; ValueError if it could never begin."
+    before = [after] if isinstance(after, Job) else list(after or ())
+    known = [detail for job in before for detail in job.details(now=True)]
     bad = [d for d in known if needs and d["state"] not in (*LIVE, *FINE)]
     if bad:
         raise ValueError(f"{bad[0]['folder']} has {bad[0]['state']}, and it is needed")
     live = [d["folder"] for d in known if d["state"] in LIVE]
     homes = {job.get("submission") or "" for job in Job(live).recorded().values()}
-    docs = {Path(home): submitted(home) for home in homes}
-    cluster = cluster_of(site.extra)
-    slurms = {home: doc for home, doc in docs.items() if doc.get("queue") == "slurm"}
-    ids = {split_id(job_id(home, doc) or "") for home, doc in slurms.items()}
+    docs = {home: Submission(home).job for home in homes}
+    slurms = [home for home, doc in docs.items() if doc.get("queue") == "slurm"]
+    ids = [(Submission(home).slurm_id() or "").split(";") for home in slurms]
     other = {doc.get("queue") for doc in docs.values()} - {site.queue}
-    if other or (cluster and {name for _, name in ids} - {"", cluster}):
+    clusters = {name for _, *names in ids for name in names} - {site.cluster}
+    if other or (site.cluster and clusters):
         raise ValueError(
             f"site {site.name} cannot wait for a job of another "
             f"{'queue' if other else 'cluster'}; call wait() of that job first"
         )
-    numbers = sorted(number for number, _ in ids)
+    numbers = sorted({number for number, *_ in ids})
     if not all(numbers):
         raise SlurmError("Slurm has not said yet which number the job before has")
     how = ("afterok:" if needs else "afterany:") + ":".join(numbers)
@@ -208,35 +174,7 @@ def _dependency(
     return dict(folders=[str(d["folder"]) for d in known], needs=needs, slurm=slurm)
 
 
-def _unfinished(job: Job, asked: dict, again: list[str]) -> dict:
-    "What of a job is neither done nor queued, or is to run once more behind another."
-    todo = {}
-    for detail in job.details(now=True):
-        folder = detail["folder"]
-        if detail["state"] == "unreadable":
-            raise ValueError(f"nobody can tell how {folder} is: {detail['why']}")
-        more = detail["state"] not in ("succeeded", *LIVE)
-        if detail["state"] in LIVE and str(folder) in again:
-            known = queued_for(Run(folder).manifest["went"]["job"])
-            more = asked[folder] not in [params for _, _, params in known]
-        if more:
-            todo[folder] = asked[folder]
-    return todo
-
-
 # --- what is written
-
-
-def _enqueue(folder: Path, job: dict) -> None:
-    "Note in a run's record that it is queued, perhaps behind itself with other values."
-    folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder)
-    went = run.manifest.get("went", {})
-    if went.get("job") and Job(folder).details()[0]["state"] in LIVE:
-        run.update("went", job=job | {"earlier": queued_for(went["job"])})
-        return
-    write_json(folder / "params.json", job["params"])
-    run.update("went", state="queued", why=None, job=job)
 
 
 def _submission_folder(folders: list[Path]) -> Path:
@@ -259,7 +197,7 @@ def _write_submission(
     tasks = dict(notebook=f"{notebook.stem}.ipynb", folders=list(map(str, runs)))
     tasks |= dict(params=list(runs.values()), needs=list(needs), before=before)
     tasks |= dict(warn=site.warn, restarts=site.restarts)
-    tasks |= dict(seconds=minutes(site.time) * 60 if site.time else None)
+    tasks |= dict(seconds=scheduler.minutes(site.time) * 60 if site.time else None)
     write_json(home / "tasks.json", tasks)
     course = Workspace().home
     values = {v for p in runs.values() for v in p.values() if isinstance(v, str)}
@@ -267,12 +205,20 @@ def _write_submission(
     places = {str(folder.parent) for folder in runs} | set(shown) | {str(course)}
     script = batch_script(site, home / "tasks.json", sorted(places), course)
     (home / "job.sh").write_text(script)
-    known = parameters(notebook)
+    known = jobs.parameters(notebook)
     for index, (folder, params) in enumerate(runs.items()):
         job = dict(submission=str(home), index=index, site=site.name)
         job |= dict(notebook=str(notebook), params=params)
-        job |= {"epochs": (hyperparams(known, params) or {}).get("epochs")}
-        _enqueue(folder, job)
+        job |= {"epochs": (jobs.hyperparams(known, params) or {}).get("epochs")}
+        folder.mkdir(parents=True, exist_ok=True)
+        run = Run(folder)
+        went = run.manifest.get("went", {})
+        if went.get("job") and Job(folder).details()[0]["state"] in LIVE:
+            # queued behind itself, perhaps with other values
+            run.update("went", job=job | {"earlier": Job.queued_for(went["job"])})
+            continue
+        write_json(folder / "params.json", params)
+        run.update("went", state="queued", why=None, job=job)
     return home
 
 
@@ -287,8 +233,11 @@ def _hand_over(
     doc |= dict(site=site.model_dump(), sbatch=args)
     write_json(home / "job.json", doc)
     try:
-        doc["id"] = run_sbatch(args) if site.queue == "slurm" else start_local(home)
-    except Unheard:  # it may be queued: the runs wait, and are looked for
+        if site.queue == "slurm":
+            doc["id"] = scheduler.run_sbatch(args)
+        else:
+            doc["id"] = Submission(home).start_local()
+    except scheduler.Unheard:  # it may be queued: the runs wait, and are looked for
         raise
     except SlurmError as error:
         why = str(error).splitlines()[0]
@@ -301,10 +250,7 @@ def _hand_over(
     return doc["id"]
 
 
-def _array_parts(
-    runs: dict[Path, dict],  # To be queued
-    most: int | None,  # How many an array may have; None: any number
-) -> list[dict]:  # One submission each, in order
+def _array_parts(runs: dict[Path, dict], most: int | None) -> list[dict]:
     "More runs than an array may have become several arrays."
     items, size = list(runs.items()), most or len(runs)
     return [dict(items[i : i + size]) for i in range(0, len(items), size)]
@@ -312,7 +258,7 @@ def _array_parts(
 
 def _after_part(first: dict, job: str) -> dict:
     "What a further part has to wait for: the same, and the part before."
-    words = [first["slurm"], f"afterany:{split_id(job)[0]}"]
+    words = [first["slurm"], f"afterany:{job.partition(';')[0]}"]
     return first | {"slurm": ",".join(filter(None, words))}
 
 
@@ -334,28 +280,40 @@ def submit_many(
     bad, or when a folder holds another run; SlurmError when Slurm refuses, before
     anything is written where that can be known.
     """
-    site, notebook, asked = Site.read(site), job_notebook(notebook), {}
+    site, notebook, asked, job = (
+        Site.read(site),
+        jobs.job_notebook(notebook),
+        {},
+        Job(runs),
+    )
     if not runs:
         raise ValueError("a submission has 1 run at least, got none")
-    for folder, params in runs.items():
-        folder = run_folder(folder)
+    for folder, params in zip(job.folders, runs.values(), strict=True):
         if folder in asked:
             raise ValueError(f"{folder} is asked for twice in one submission")
-        asked[folder] = check_params(notebook, params)
-        _refuse_other_run(folder, asked[folder], notebook)
-    first, job = _dependency(after, site, needs), Job(asked)
-    _refuse_pattern(job.folders[0].parent, site)
-    parent = job.folders[0].parent
+        asked[folder] = jobs.check_params(notebook, params)
+        jobs.refuse_other_run(folder, asked[folder], notebook)
+    first, parent = _dependency(after, site, needs), job.folders[0].parent
+    _refuse_pattern(parent, site)
     parent.mkdir(parents=True, exist_ok=True)
     with locked(parent / ".submitting", 300):  # so that nothing is queued twice
-        todo = _unfinished(job, asked, first["folders"])
+        todo = {}  # neither done nor queued, or to run once more behind another
+        for detail in job.details(now=True):
+            folder, state = detail["folder"], detail["state"]
+            if state == "unreadable":
+                raise ValueError(f"nobody can tell how {folder} is: {detail['why']}")
+            more = state not in ("succeeded", *LIVE)
+            if state in LIVE and str(folder) in first["folders"]:
+                known = Job.queued_for(Run(folder).manifest["went"]["job"])
+                more = asked[folder] not in [params for _, _, params in known]
+            if more:
+                todo[folder] = asked[folder]
         if todo:
             _refuse_missing(site)
             most = None
             if site.queue == "slurm":
-                refuse_request(site)
-                alone = len(todo) == 1  # then Slurm need not be asked
-                most = None if alone else array_limit(cluster_of(site.extra))
+                scheduler.refuse_request(site)
+                most = site.array_limit() if len(todo) > 1 else None
             order, parts = first, _array_parts(todo, most)
             for place, part in enumerate(parts, 1):
                 try:
@@ -364,9 +322,9 @@ def submit_many(
                     left = sum(map(len, parts[place:]))
                     if not left:
                         raise
-                    more = (
-                        f"{left} runs behind these were not handed over: submit again"
-                    )
-                    raise type(error)(f"{error}\n{more}") from error
+                    raise type(error)(
+                        f"{error}\n{left} runs behind these were not handed over: "
+                        f"submit again"
+                    ) from error
                 order = _after_part(first, number)
     return job

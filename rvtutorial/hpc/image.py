@@ -1,5 +1,6 @@
 """Check an Apptainer image, what is bound into it, and the versions of packages inside."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -27,9 +28,9 @@ def definition_file() -> Path:  # Path of rastervision.def
     "Where the definition of this project's image lies: checkout first, then package."
     here = Path(str(resources.files("rvtutorial")))
     places = [here.parent / "apptainer", here / "_apptainer"]
-    for place in places:
-        if (place / "rastervision.def").is_file():
-            return place / "rastervision.def"
+    for path in (place / "rastervision.def" for place in places):
+        if path.is_file():
+            return path
     raise FileNotFoundError(f"no rastervision.def in {places[0]} or {places[1]}")
 
 
@@ -47,9 +48,8 @@ def read_definition(
     return sections
 
 
-SIF_HEADER = struct.Struct(
-    "<32s10s3s3s16s8q"
-)  # launch line, magic, version, arch, id, ...
+# launch line, magic, version, arch, id, ...
+SIF_HEADER = struct.Struct("<32s10s3s3s16s8q")
 
 
 def check_image(
@@ -69,12 +69,6 @@ def check_image(
         raise FileNotFoundError(
             f"no image at {path}; build it once with apptainer/build.sh {path}"
         )
-    _check_sif(path)
-    return path
-
-
-def _check_sif(path: Path):
-    "Raise ValueError unless a file is a SIF as long as its own header says."
     with open(path, "rb") as file:
         head = file.read(SIF_HEADER.size)
     if len(head) < SIF_HEADER.size or head[32:41] != b"SIF_MAGIC":
@@ -87,6 +81,7 @@ def _check_sif(path: Path):
         raise ValueError(
             f"{path} was cut short: {size} bytes of {offset + length}; copy it again"
         )
+    return path
 
 
 @dataclass(frozen=True)
@@ -115,18 +110,14 @@ class Bind:
 
     def args(self) -> list[str]:
         "The bind as arguments of `apptainer exec`."
-        odd = set(self.source + self.target) & set(',:\\"')
-        if odd:
-            return ["--mount", self._mount()]
-        ends = [self.source, self.target] + ["ro"] * self.readonly
-        return ["--bind", ":".join(ends)]
-
-    def _mount(self) -> str:
-        "The longer form, which takes the characters that `--bind` splits at."
+        mode = ["ro"] * self.readonly
+        if not set(self.source + self.target) & set(',:\\"'):
+            return ["--bind", ":".join([self.source, self.target, *mode])]
+        # the longer form takes the characters that `--bind` splits at
         fields = ["type=bind", f"source={self.source}", f"destination={self.target}"]
         text = io.StringIO()
-        csv.writer(text, lineterminator="").writerow(fields + ["ro"] * self.readonly)
-        return text.getvalue()
+        csv.writer(text, lineterminator="").writerow([*fields, *mode])
+        return ["--mount", text.getvalue()]
 
 
 def plain_path(path, name: str) -> str:
@@ -213,16 +204,13 @@ def readable(
     command: list[str],  # Arguments, as `exec_command` makes them
 ) -> str:  # The same, quoted, on several lines
     "A command as one would type it: each flag, the image and the program on a line."
-    words, lines = list(command), [" ".join(command[:2])]
-    at = 2
-    while at < len(words) and words[at].startswith("--"):
-        size = 1 if words[at] in _SWITCHES else 2
-        lines.append(shlex.join(words[at : at + size]))
+    parts, at = [command[:2]], 2
+    while at < len(command) and command[at].startswith("--"):
+        size = 1 if command[at] in _SWITCHES else 2
+        parts.append(command[at : at + size])
         at += size
-    lines += [
-        shlex.join(part) for part in (words[at : at + 1], words[at + 1 :]) if part
-    ]
-    return " \\\n    ".join(lines)
+    parts += [command[at : at + 1], command[at + 1 :]]
+    return " \\\n    ".join(shlex.join(part) for part in parts if part)
 
 
 FREEZE = "/opt/rvtutorial/freeze.txt"  # where an image lists its packages
@@ -264,10 +252,8 @@ def own_versions() -> dict[str, str]:  # As lines of FREEZE name them
     found = {"python": platform.python_version()}
     found |= {"rvtutorial-code": code.hexdigest()[:12]}
     for name in ("rvtutorial", *DECISIVE):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pass
     return found
 
 

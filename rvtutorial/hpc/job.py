@@ -18,23 +18,8 @@ from rvtutorial.core import records
 from rvtutorial.core.commands import answer
 from rvtutorial.core.files import Busy, is_locked, is_other, locked
 from rvtutorial.core.records import Unreadable, read_json
-from rvtutorial.hpc.queue import (
-    ask_local,
-    cancel_local,
-    cancelled_members,
-    folders_of,
-    submitted,
-)
-from rvtutorial.hpc.scheduler import (
-    FINE,
-    LIVE,
-    NEVER,
-    SLURM,
-    SlurmError,
-    find_job,
-    split_id,
-)
-from rvtutorial.hpc.sites import cluster_of, on_cluster
+from rvtutorial.hpc.queue import Submission
+from rvtutorial.hpc.scheduler import FINE, LIVE, NEVER, SLURM, SlurmError
 from rvtutorial.core.names import near_match, packaged
 from rvtutorial.core.records import write_json
 from rvtutorial.runs import Hyperparams, Run
@@ -57,18 +42,6 @@ def job_notebook(name: str | Path) -> Path:
     return packaged("jobs", str(name))
 
 
-def _assigned(node: ast.stmt) -> dict:
-    "Names and values of one statement, if it is an assignment."
-    if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
-        return {}
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    try:
-        value = ast.literal_eval(node.value)
-    except ValueError:
-        value = ast.unparse(node.value)
-    return {t.id: value for t in targets if isinstance(t, ast.Name)}
-
-
 def parameters(
     notebook: str | Path,  # Path of a job notebook
 ) -> dict:  # Default value by name; an expression is given as its text
@@ -77,15 +50,12 @@ def parameters(
     Lines for IPython, such as `%matplotlib inline` and `!ls`, are left out. Raises
     `ValueError` with the line for what is no Python, and where no one cell is tagged.
     """
-    with contextlib.suppress(OSError):
-        facts = os.stat(notebook)
-        known = str(notebook), facts.st_mtime_ns, facts.st_size
-        return dict(_parameters(*known))  # thousands of trials ask the same
-    return _parameters(notebook)
+    facts = os.stat(notebook)  # thousands of trials ask the same
+    return dict(_parameters(str(notebook), facts.st_mtime_ns, facts.st_size))
 
 
 @functools.lru_cache(maxsize=64)
-def _parameters(notebook: str | Path, *facts: int) -> dict:
+def _parameters(notebook: str, *facts: int) -> dict:
     "The same, read from the file; `facts` tell whether it is still the same one."
     book = read_json(notebook, form={"cells": [dict]}, needed=("cells",))
     cells = [
@@ -99,7 +69,13 @@ def _parameters(notebook: str | Path, *facts: int) -> dict:
         )
     found = {}
     for node in _statements(cells[0], notebook):
-        found |= _assigned(node)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                value = ast.unparse(node.value)
+            found |= {t.id: value for t in targets if isinstance(t, ast.Name)}
     return found
 
 
@@ -131,17 +107,13 @@ def own_imports(
     found = []
     with contextlib.suppress(ValueError):
         for cell in read_json(notebook, form={"cells": [dict]})["cells"]:
-            source = "".join(cell.get("source") or "")
-            for node in _statements(source, notebook) if _is_code(cell) else ():
+            code = cell.get("cell_type") == "code" and "".join(cell.get("source") or "")
+            for node in _statements(code, notebook) if code else ():
                 if isinstance(node, ast.ImportFrom) and node.module:
                     found += [f"{node.module}.{alias.name}" for alias in node.names]
                 elif isinstance(node, ast.Import):
                     found += [alias.name for alias in node.names]
     return [name for name in found if name.startswith("rvtutorial.")]
-
-
-def _is_code(cell: dict) -> bool:
-    return cell.get("cell_type") == "code"
 
 
 def _scalar(name: str, value):
@@ -192,21 +164,8 @@ def check_params(
     return params
 
 
-def _complete(known: dict, params: dict) -> dict:
-    "Parameters with what they leave to the notebook and the preset filled in."
-    given = known | {k: v for k, v in params.items() if v is not None}
-    with contextlib.suppress(ValueError):
-        given |= hyperparams(known, given) or {}
-    return given
-
-
-def differences(
-    folder: Path,  # Run folder
-    params: dict,  # What is asked of it now
-    notebook: str | Path | None = None,  # Which parameters exist and what they mean
-) -> list[str]:  # One text for each setting that is not the same; empty: go on
-    "How a request differs from what the folder already holds."
-    folder = Path(folder)
+def _differences(folder: Path, params: dict, notebook=None) -> list[str]:
+    "How a request differs from what the folder already holds, a text for each setting."
     manifest = Run(folder).manifest
     if not manifest:
         stranger = (folder / "pipeline-config.json").exists()
@@ -215,22 +174,30 @@ def differences(
     made = manifest.get("asked") or Run(folder).state in ("succeeded", *LIVE)
     if not made or "params" not in job:
         return []
-    known = parameters(notebook) if notebook else {}
-    old, new = (_complete(known, given) for given in (job["params"], params))
+    known, sides = parameters(notebook) if notebook else {}, []
+    for side in (job["params"], params):
+        given = known | {k: v for k, v in side.items() if v is not None}
+        with contextlib.suppress(ValueError):  # what notebook and preset fill in
+            given |= hyperparams(known, given) or {}
+        sides.append(given)
+    old, new = sides
     names = [n for n in sorted({*old, *new} - {"pause"}) if old.get(n) != new.get(n)]
     return [f"{n} is {old.get(n)!r} there, {new.get(n)!r} here" for n in names]
+
+
+def refuse_other_run(folder: Path, params: dict, notebook: Path) -> None:
+    "Raise ValueError when a folder holds a run with other settings."
+    other = _differences(folder, params, notebook)
+    if other:
+        raise ValueError(
+            f"{folder} holds another run: {'; '.join(other)}. Give the new run a folder "
+            f"of its own, or delete this one"
+        )
 
 
 # --- the state of a run
 
 CANCELLING = "cancelled by hand"
-
-
-def _own_attempt(went: dict) -> dict:
-    "The last attempt, if the submission that is asked about made it."
-    job, attempts = went.get("job") or {}, went.get("attempts") or [{}]
-    same = all(attempts[-1].get(k) == job.get(k) for k in ("submission", "index"))
-    return attempts[-1] if same else {}
 
 
 def _merge(
@@ -240,7 +207,9 @@ def _merge(
 ) -> tuple[str, str]:  # State and reason
     "One state out of what a run's own record says and what the queue says."
     state, why = went.get("state", "new"), went.get("why") or ""
-    begun = _own_attempt(went).get("state")
+    job, last = went.get("job") or {}, (went.get("attempts") or [{}])[-1]
+    own = all(last.get(k) == job.get(k) for k in ("submission", "index"))
+    begun = last.get("state") if own else None  # of the submission that is asked about
     if reason == CANCELLING and state == "interrupted":
         return "cancelled", why
     if word == "unreadable":
@@ -260,7 +229,7 @@ def _merge(
     reason = "" if reason == "NonZeroExitCode" else reason  # says nothing new
     if reason == NEVER:
         reason = "a run that it needs did not succeed"
-    if state in LIVE and (went.get("job") or begun):
+    if state in LIVE and (job or begun):
         if word in (None, "succeeded"):
             return "lost", "it is in no queue any more and has not said how it ended"
         silent = "its notebook began" if begun is None else "it could say why"
@@ -268,24 +237,6 @@ def _merge(
     if state == "interrupted" and word not in (None, "succeeded", "failed"):
         return word, why
     return state, why
-
-
-_SOUGHT: dict = {}  # Submission folder -> when its job id was looked for, and found
-
-
-def job_id(home: Path, doc: dict) -> str | None:  # "": perhaps it is on its way
-    "The id that Slurm gave to a submission; looked for by its name where none is noted."
-    if doc.get("id") or doc.get("refused"):
-        return doc.get("id")
-    at, found = _SOUGHT.get(home, (-math.inf, None))
-    if time.monotonic() - at >= SLURM.every:
-        named = filter(None, [home.name, cluster_of(doc.get("sbatch") or ())])
-        found = find_job(*named)  # whoever submitted was killed, or it was pasted
-        _SOUGHT[home] = time.monotonic(), found
-    if found:
-        write_json(home / "job.json", doc | {"id": found})
-    sent = time.time() - (home / "job.json").stat().st_mtime
-    return found or (None if found == "" and sent > 90 else "")
 
 
 def ask(
@@ -296,12 +247,13 @@ def ask(
     found, by_id, cancelled, broken = {}, {}, [], {}
     for home in homes:
         try:
-            cancelled += [(home, member) for member in cancelled_members(home)]
-            doc = submitted(home)
-            if doc.get("queue") == "local":
-                found |= {(home, i): w for i, w in ask_local(Path(home)).items()}
-            elif doc:
-                number = job_id(Path(home), doc)
+            one = Submission(home)
+            cancelled += [(home, member) for member in one.cancelled]
+            queue = one.job.get("queue")
+            if queue == "local":
+                found |= {(home, i): w for i, w in one.local_states().items()}
+            elif queue:
+                number = one.slurm_id()
                 unheard = {(home, None): ("unknown", "not heard of yet")}
                 found |= unheard if number == "" else {}
                 by_id |= {number: home} if number else {}
@@ -316,11 +268,8 @@ def ask(
     return found | {(home, None): ("unreadable", why) for home, why in broken.items()}
 
 
-def _at_work(
-    folder: Path,  # Run folder
-    elsewhere: bool = True,  # Believe a lock of another machine, which nobody can try
-) -> bool:
-    "Whether a process holds a run's lock, or held it on another machine when last seen."
+def _at_work(folder: Path, elsewhere: bool = True) -> bool:
+    "Whether a process holds a run's lock, or did on another machine (`elsewhere`)."
     path = Path(folder) / "job.lock"
     empty = path.is_file() and not path.stat().st_size  # nobody has it, or just now
     owner = {} if empty else read_json(path, {}, records.OWNER)
@@ -330,28 +279,17 @@ def _at_work(
     return (away and elsewhere) or is_locked(path)
 
 
-def queued_for(job: dict) -> list:
-    "Submission, place in it and parameters of each time that a run is queued for."
-    return [
-        [job.get(k) for k in ("submission", "index", "params")],
-        *job.get("earlier", []),
-    ]
-
-
-def _own_submissions(
-    folder: Path,  # Run folder
-    job: dict,  # What its record says of its job
-    known: dict,  # Folders of each submission; filled as they are read
-) -> tuple[dict, str | None]:  # Job without what is not its own, and whose copy it is
+def _own_submissions(folder: Path, job: dict, known: dict) -> tuple[dict, str | None]:
     """Believe a submission only if it names this very folder.
 
     The record of a copied run names the submission of the original. Whoever cancels the
-    copy must not stop the original.
+    copy must not stop the original. Returns the job without what is not its own, and
+    whose copy it is; `known` keeps the folders of each submission that was read.
     """
     own, original = [], None
-    for home, index, params in queued_for(job):
+    for home, index, params in Job.queued_for(job):
         if home and home not in known:
-            known[home] = folders_of(home)
+            known[home] = Submission(home).folders
         names = known.get(home)
         place = names[index] if names and index in range(len(names)) else None
         if names and (place is None or is_other(place, folder, gone=True)):
@@ -366,10 +304,8 @@ def _own_submissions(
     return job | ({"earlier": own[1:]} if "earlier" in job else {}), None
 
 
-def _epochs(
-    folder: Path,  # Run folder
-) -> tuple[int, int | None]:  # Done and asked for; None where that is not known
-    "How far a training is."
+def _epochs(folder: Path) -> tuple[int, int | None]:
+    "How many epochs a training has done, and how many it was asked for if known."
     manifest = Run(folder).manifest
     asked = manifest.get("asked", {}).get("hyperparams", {}).get("epochs")
     asked = asked or (manifest.get("went", {}).get("job") or {}).get("epochs")
@@ -381,7 +317,7 @@ def _epochs(
     return len({row.split(",")[0] for row in rows if row[:1].isdigit()}), asked
 
 
-def run_folder(folder: str | Path) -> Path:
+def _run_folder(folder: str | Path) -> Path:
     "An absolute path that every program on the way can take."
     text = os.path.abspath(os.path.expanduser(folder))
     if not text.isprintable():
@@ -413,33 +349,6 @@ def _state_of(folder: Path, job: dict, known: dict) -> tuple[str, str]:
 # --- cancelling, and logs
 
 
-def _cancel_members(home: Path, members: list[int]) -> None:
-    "Take members of one submission out of the queue, or stop them."
-    doc = submitted(home)
-    home.mkdir(parents=True, exist_ok=True)
-    with locked(home / ".cancelling"):  # another may be adding members
-        known = cancelled_members(home)
-        write_json(home / "cancelled.json", sorted({*known, *members}))
-    SLURM.forget()
-    if doc.get("queue") == "slurm":
-        _scancel(job_id(home, doc), home, members)
-    else:
-        cancel_local(home, members)
-
-
-def _scancel(job: str | None, home: Path, members: list[int]) -> None:
-    "Tell Slurm to cancel members of an array."
-    if not job:
-        raise SlurmError(
-            f"Slurm has not said yet which number the job {home.name} has: cancel it "
-            f"again in a minute, or in a terminal: scancel --name={home.name}"
-        )
-    number, cluster = split_id(job)
-    command = on_cluster(cluster, "scancel", *(f"{number}_{m}" for m in members))
-    if answer(command) is None:
-        raise SlurmError(f"{' '.join(command)} failed; try it in a terminal")
-
-
 def _tail(path: Path, lines: int) -> str:
     "The last lines of a text file, without reading all of it; bars are drawn out."
     with open(path, "rb") as file:
@@ -449,25 +358,16 @@ def _tail(path: Path, lines: int) -> str:
     return "\n".join(rows[-lines:])
 
 
-def _end_of_log(folder: Path, lines: int) -> str:
-    "The end of a run's log; where its notebook never began, of what came before."
-    job = {}
-    with contextlib.suppress(Unreadable):
-        job = Run(folder).manifest.get("went", {}).get("job") or {}
-    home, index = Path(job.get("submission") or folder), job.get("index", 0)
-    outs = [*home.glob(f"slurm-*_{index}.out"), home / f"local-{index}.out"]
-    logs = [folder / "job.log", *outs, home / "queue.log"]
-    logs = [path for path in logs if path.is_file() and path.stat().st_size]
-    return _tail(max(logs, key=os.path.getmtime), lines) if logs else ""
-
-
 # --- a line that follows several runs
 
 
 def summary(
     details: list[dict],
-) -> str:  # Such as "1 running, 2 queued (a: epoch 3 of 8)"
-    "States counted, and how far the run is that is at work."
+) -> tuple[str, int, int]:  # "1 running (a: epoch 3 of 8)"; epochs done and in all
+    """States counted, how far the run is that is at work, and how far all are.
+
+    An epoch counts one, and all that comes after the last one too.
+    """
     states = [d["state"] for d in details]
     counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
     text = ", ".join(counts) if len(states) > 1 else states[0]
@@ -477,10 +377,13 @@ def summary(
         notes.append(d["folder"].name + count)
     if not notes:  # why the first one waits
         notes = [d["why"] for d in details if d["state"] == "queued" and d["why"]][:1]
-    return text + (f" ({', '.join(notes)})" if notes else "")
+    text += f" ({', '.join(notes)})" if notes else ""
+    rows = [(d["state"], d["done"], (d["epochs"] or 0) + 1) for d in details]
+    done = sum(n if state in LIVE else whole for state, n, whole in rows)
+    return text, done, sum(whole for _, _, whole in rows)
 
 
-class Line:
+class _Line:
     "A file for tqdm whose last line stays in a notebook's output, and only that."
 
     def __init__(self):
@@ -499,10 +402,10 @@ class Line:
         return self.text
 
 
-def in_notebook() -> bool:
-    "Whether this runs in a notebook's kernel."
+def notebook_line() -> _Line | None:
+    "A line in the output of this notebook's cell, None outside a notebook's kernel."
     shell = "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
-    return hasattr(shell, "kernel")
+    return _Line() if hasattr(shell, "kernel") else None
 
 
 class _Progress:
@@ -511,21 +414,18 @@ class _Progress:
     def __init__(self, details: list[dict], progress: bool = True):
         from tqdm.std import tqdm
 
-        line = Line() if progress and in_notebook() else sys.stderr
+        line = (notebook_line() if progress else None) or sys.stderr
         form = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left"
-        self.live, self.said = isinstance(line, Line) or line.isatty(), ""
+        self.live, self.said = isinstance(line, _Line) or line.isatty(), ""
         self.bar = tqdm(disable=not progress, file=line, bar_format=form, mininterval=0)
         self.show(details)
 
     def show(self, details: list[dict]):
-        "Draw the line; an epoch counts one, all that comes after the last one too."
+        "Draw the line."
         self.details = details
         self.over = not any(d["state"] in LIVE for d in details)
-        self.bar.total = sum((d["epochs"] or 0) + 1 for d in details)
-        self.bar.n = sum(
-            d["done"] if d["state"] in LIVE else (d["epochs"] or 0) + 1 for d in details
-        )
-        before, self.said = self.said, summary(details)
+        before = self.said
+        self.said, self.bar.n, self.bar.total = summary(details)
         if self.live or before != self.said:  # a log file gets a line for each change
             self.bar.set_description_str(self.said)
 
@@ -546,7 +446,13 @@ class Job:
 
     def __init__(self, folders):
         folders = [folders] if isinstance(folders, (str, Path)) else folders
-        self.folders = [run_folder(folder) for folder in folders]
+        self.folders = [_run_folder(folder) for folder in folders]
+
+    @staticmethod
+    def queued_for(job: dict) -> list:
+        "Submission, place in it and parameters of each time that a run is queued for."
+        first = [job.get(k) for k in ("submission", "index", "params")]
+        return [first, *job.get("earlier", [])]
 
     def recorded(self) -> dict[Path, dict]:
         "What is on record of each run's own job; of a copied run `copy_of` in its place."
@@ -604,19 +510,25 @@ class Job:
                         f"may well go on; wait again later, nothing is lost:\n{self!r}"
                     )
         self.settle()
-        failed = [d for d in line.details if d["state"] not in FINE]
+        failed = []
+        for d in (d for d in line.details if d["state"] not in FINE):
+            folder, why = d["folder"], d["why"] and f" ({d['why']})"
+            text = f"{folder.name}: {d['state']}{why}\n{self.log(folder, 12)}"
+            books = sorted(folder.glob("notebook*.ipynb"), key=os.path.getmtime)
+            text += f"\nnotebook up to there: {books[-1]}" if books else ""
+            failed.append(text)
         if failed:
-            raise JobFailed("\n\n".join(_failure(self, d) for d in failed))
+            raise JobFailed("\n\n".join(failed))
         return self
 
     def settle(self) -> None:
         "Give the local queue a moment to note that a run has ended."
         for job in self.recorded().values():
-            home, states = Path(job.get("submission") or ""), {}
+            own, states = Submission(job.get("submission") or ""), {}
             for _ in range(50):
                 with contextlib.suppress(Unreadable):
-                    local = submitted(home).get("queue") == "local"
-                    states = ask_local(home) if local else {}
+                    local = own.job.get("queue") == "local"
+                    states = own.local_states() if local else {}
                 if states.get(job.get("index"), ("", ""))[0] not in LIVE:
                     break
                 time.sleep(0.1)
@@ -625,17 +537,17 @@ class Job:
         "Take what is queued out of the queue and stop what is running."
         jobs, states, homes = self.recorded(), self.states(), {}
         for folder, job in jobs.items():
-            for home, index, _ in queued_for(job) if states[folder] in LIVE else []:
-                if home:
+            for home, index, _ in self.queued_for(job):
+                if home and states[folder] in LIVE:
                     homes.setdefault(home, []).append(index)
         errors = {}
         for home, members in homes.items():
             try:
-                _cancel_members(Path(home), members)
+                Submission(home).cancel(members)
             except (Unreadable, SlurmError, Busy, OSError) as error:  # the others first
                 errors[home] = error
         for folder, job in jobs.items():
-            left = any(home in errors for home, _, _ in queued_for(job))
+            left = any(home in errors for home, _, _ in self.queued_for(job))
             if not left and Run(folder).state == "queued":
                 Run(folder).update("went", state="interrupted", why="cancelled")
         for error in errors.values():
@@ -644,8 +556,15 @@ class Job:
 
     def log(self, folder: str | Path | None = None, lines: int = 20) -> str:
         "The last lines that a run wrote, wherever it wrote them."
-        folder = run_folder(folder) if folder else self.folders[0]
-        return _end_of_log(folder, lines)
+        folder, job = _run_folder(folder) if folder else self.folders[0], {}
+        with contextlib.suppress(Unreadable):
+            job = Run(folder).manifest.get("went", {}).get("job") or {}
+        home, index = Path(job.get("submission") or folder), job.get("index", 0)
+        outs = [*home.glob(f"slurm-*_{index}.out"), home / f"local-{index}.out"]
+        # where its notebook never began, what came before
+        logs = [folder / "job.log", *outs, home / "queue.log"]
+        logs = [path for path in logs if path.is_file() and path.stat().st_size]
+        return _tail(max(logs, key=os.path.getmtime), lines) if logs else ""
 
     def __repr__(self):
         width, rows = max(len(f.name) for f in self.folders), []
@@ -655,11 +574,3 @@ class Job:
             why = f": {d['why']}" if d["state"] == "unreadable" else why
             rows.append(f"{d['folder'].name:<{width}}  {d['state']}{count}{why}")
         return "\n".join(rows)
-
-
-def _failure(job: Job, detail: dict) -> str:
-    "What went wrong with a run, the end of its log, and where to look further."
-    folder, why = detail["folder"], detail["why"] and f" ({detail['why']})"
-    text = f"{folder.name}: {detail['state']}{why}\n{job.log(folder, 12)}"
-    books = sorted(folder.glob("notebook*.ipynb"), key=os.path.getmtime)
-    return text + (f"\nnotebook up to there: {books[-1]}" if books else "")

@@ -6,13 +6,16 @@ of short runs. Nothing else is shared: the forkserver holds no file, lock or dat
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +24,7 @@ from rvtutorial.core.files import TooLittle, addresses_gb, need_addresses
 SOCKET_LIMIT = 107  # bytes of a Unix socket's path
 
 
-def socket_folder() -> Path:  # A new, private folder
+def _socket_folder() -> Path:  # A new, private folder
     "Make a folder whose name is short enough for a kernel's sockets."
     tried = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
     for base in tried:
@@ -34,38 +37,6 @@ def socket_folder() -> Path:  # A new, private folder
 
 
 LEAST_FILES, WANTED_FILES = 256, 1024  # open files that a kernel needs, and is given
-
-
-def refuse_limits() -> None:
-    "Raise `TooLittle` where a kernel would fail or spin without a word; allow more files."
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < LEAST_FILES:
-        raise TooLittle(
-            f"a process may have {most} files open here (ulimit -Hn), and a kernel needs "
-            f"{LEAST_FILES}: raise that limit, or ask the site to"
-        )
-    need_addresses()
-
-
-def low_limits() -> str:
-    "What may have been too little for a job that failed; empty where nothing is."
-    found = addresses_gb()
-    few = f" (a process may have {found:.1f} GB of addresses here, ulimit -v)"
-    return few if found < 8 else ""
-
-
-def kernel_env(
-    sockets: Path,  # Short folder for the sockets
-    env: dict | None = None,  # More variables
-) -> dict:  # The kernel's environment
-    "This process's environment without what belongs to another kernel or to the user's IPython."
-    drop = ("MPLBACKEND", "JPY_", "PYTHONSTARTUP")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
-    kept |= _quiet() | {"IPYTHONDIR": str(Path(sockets) / "ipython")}
-    return kept | (env or {})
 
 
 def _quiet() -> dict:
@@ -182,10 +153,25 @@ def peak_memory(
 # --- how a kernel is started
 
 
-def kernel_options(
-    sockets: Path,  # Short folder for the sockets
-) -> dict:  # Arguments for nbclient's client
-    "Say how a kernel is started: by this very Python, listening on files, not on ports."
+@contextlib.contextmanager
+def own_kernel(
+    env: dict | None = None,  # More variables
+) -> Iterator[tuple[dict, dict]]:  # Arguments for nbclient's client; its environment
+    """How a kernel is started: by this very Python, listening on files, not on ports.
+
+    Its environment is this process's without what belongs to another kernel or to the
+    user's IPython. Raises `TooLittle` where the limits of this process are too low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < LEAST_FILES:  # a kernel would fail or spin without a word
+        raise TooLittle(
+            f"a process may have {most} files open here (ulimit -Hn), and a kernel needs "
+            f"{LEAST_FILES}: raise that limit, or ask the site to"
+        )
+    need_addresses()
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
     from traitlets.config import Config
@@ -199,8 +185,12 @@ def kernel_options(
             names = dict(display_name="python3", language="python")
             return KernelSpec(argv=argv, metadata=_provisioner(), **names)
 
-    where = {"transport": "ipc", "connection_file": str(Path(sockets) / "k.json")}
-    return dict(
+    sockets = _socket_folder()
+    drop = ("MPLBACKEND", "JPY_", "PYTHONSTARTUP")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
+    kept |= _quiet() | {"IPYTHONDIR": str(sockets / "ipython")}
+    where = {"transport": "ipc", "connection_file": str(sockets / "k.json")}
+    options = dict(
         kernel_name="python3",
         kernel_manager_class=OwnKernel,
         config=Config({"KernelManager": where}),
@@ -208,3 +198,7 @@ def kernel_options(
         timeout=None,
         ipython_hist_file=":memory:",
     )
+    try:
+        yield options, kept | (env or {})
+    finally:
+        shutil.rmtree(sockets, ignore_errors=True)

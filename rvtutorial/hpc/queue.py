@@ -19,49 +19,17 @@ from pathlib import Path
 
 import psutil
 
-from rvtutorial.core import records
-from rvtutorial.core.commands import clean_env
-from rvtutorial.core.files import (
-    Busy,
-    addresses_gb,
-    is_locked,
-    lasting_folder,
-    locked,
-    private_places,
-)
-from rvtutorial.core.records import (
-    RESERVE,
-    Unreadable,
-    read_json,
-    reserve_disk,
-    write_json,
-)
+from rvtutorial.core import files, records
+from rvtutorial.core.commands import answer, clean_env
+from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
-from rvtutorial.hpc.scheduler import FINE, NEVER, our_word
+from rvtutorial.hpc.scheduler import FINE, NEVER, SLURM, SlurmError, find_job, our_word
+from rvtutorial.hpc.sites import on_cluster, option
 from rvtutorial.runs import Run
-
-# --- the folder of a submission
 
 QUEUE = {  # queue.json
     "pid": int, "host": str, "script": int, "members": [{"state": str, "reason": str}],
 }  # fmt: skip
-
-
-def submitted(home: str | Path) -> dict:
-    "What `job.json` says of a submission; empty where there is none."
-    return read_json(Path(home) / "job.json", {}, records.SUBMITTED, ("queue",))
-
-
-def folders_of(home: str | Path) -> list[str] | None:
-    "The run folders of a submission in order; None where it is gone."
-    path = Path(home) / "tasks.json"
-    found = read_json(path, None, records.TASKS, ("folders",))
-    return found and found["folders"]
-
-
-def cancelled_members(home: str | Path) -> list[int]:
-    "The members of a submission that somebody has cancelled."
-    return read_json(Path(home) / "cancelled.json", [], records.CANCELLED)
 
 
 # --- processes
@@ -78,9 +46,7 @@ def _command(pid) -> list[str] | None:
 def _is_queue(pid, home: str | Path = "") -> bool:
     "Whether a process is the queue of a submission, or of any; not a later one of its number."
     command = _command(pid)
-    if (
-        command == []
-    ):  # just being started, or one of the kernel's own: 2 and its children
+    if command == []:  # just being started, or the kernel's own: 2 and its children
         with contextlib.suppress(psutil.Error):
             return psutil.Process(int(pid)).ppid() not in (0, 2)
     names = {"rvtutorial.hpc.queue", "rvtutorial.queues"}  # the second until 0.1.0
@@ -102,13 +68,13 @@ def queue_folder() -> Path:
     if named:
         Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
         return Path(named)
-    found = lasting_folder("rvtutorial-queue")
-    if found is None:  # a folder for each process would be a queue for each
+    try:
+        return files.lasting_folder("rvtutorial-queue")
+    except OSError as err:  # a folder for each process would be a queue for each
         raise OSError(
-            f"no private folder for the local queue ({private_places('rvtutorial-queue')[0]} "
-            f"is not yours alone): set RVTUTORIAL_QUEUE to a folder of yours"
-        )
-    return found
+            f"no private folder for the local queue ({err.filename} is not yours alone): "
+            f"set RVTUTORIAL_QUEUE to a folder of yours"
+        ) from None
 
 
 def _ticket_of(since: int, pid: int) -> Path:
@@ -117,15 +83,11 @@ def _ticket_of(since: int, pid: int) -> Path:
 
 
 @contextlib.contextmanager
-def _first_in_queue(
-    since: int,  # Time of submission, in nanoseconds
-    label: str = "",  # What others are told who wait behind
-    waiting=lambda ahead: None,  # Called five times a second with the label in front
-):
-    "Wait until all jobs queued before `since` are over, then hold the queue."
+def _first_in_queue(since: int, label: str = "", waiting=lambda ahead: None):
+    "Wait until all jobs queued before `since` (ns) are over, then hold the queue."
     mine = _ticket_of(since, os.getpid())
     new = Path(f"{mine}.new")
-    with locked(new, 0), contextlib.ExitStack() as stack:
+    with files.locked(new, 0), contextlib.ExitStack() as stack:
         new.write_text(f"{label}\n")
         os.rename(new, mine)
         stack.callback(mine.unlink, missing_ok=True)
@@ -139,9 +101,9 @@ def _first_in_queue(
             while ahead := _ahead(mine):
                 waiting(ahead)
                 time.sleep(0.2)
-            with contextlib.suppress(Busy):
+            with contextlib.suppress(files.Busy):
                 running = queue_folder() / "running.lock"
-                stack.enter_context(locked(running, math.inf, held_up, 0.2))
+                stack.enter_context(files.locked(running, math.inf, held_up, 0.2))
                 break
         yield
 
@@ -149,10 +111,124 @@ def _first_in_queue(
 def _ahead(mine: Path) -> str | None:
     "The label of the first ticket before ours that is held, or whose owner is starting."
     for path in sorted(mine.parent.glob("*.ticket")):
-        if path < mine and (is_locked(path) or _is_queue(path.stem.split("-")[1])):
+        if path < mine and (
+            files.is_locked(path) or _is_queue(path.stem.split("-")[1])
+        ):
             with contextlib.suppress(FileNotFoundError):
                 return path.read_text().strip() or "another job"
     return None
+
+
+# --- submissions
+
+_SOUGHT: dict = {}  # Submission folder -> when its job id was looked for, and found
+
+
+class Submission:
+    "The folder of runs that were submitted together: what is on record, and its queue."
+
+    def __init__(self, home: str | Path):
+        self.home = Path(home)
+
+    @property
+    def job(self) -> dict:
+        "What `job.json` says; empty where there is none."
+        return read_json(self.home / "job.json", {}, records.SUBMITTED, ("queue",))
+
+    @property
+    def folders(self) -> list[str] | None:
+        "The run folders in order; None where it is gone."
+        found = read_json(self.home / "tasks.json", None, records.TASKS, ("folders",))
+        return found and found["folders"]
+
+    @property
+    def cancelled(self) -> list[int]:
+        "The members that somebody has cancelled."
+        return read_json(self.home / "cancelled.json", [], records.CANCELLED)
+
+    def slurm_id(self) -> str | None:  # "": perhaps it is on its way
+        "The id that Slurm gave; looked for by its name where none is noted."
+        doc = self.job
+        if doc.get("id") or doc.get("refused"):
+            return doc.get("id")
+        at, found = _SOUGHT.get(self.home, (-math.inf, None))
+        if time.monotonic() - at >= SLURM.every:
+            # whoever submitted was killed, or it was pasted
+            found = find_job(
+                self.home.name, option(doc.get("sbatch") or (), "clusters")
+            )
+            _SOUGHT[self.home] = time.monotonic(), found
+        if found:
+            write_json(self.home / "job.json", doc | {"id": found})
+        sent = time.time() - (self.home / "job.json").stat().st_mtime
+        return found or (None if found == "" and sent > 90 else "")
+
+    def start_local(self) -> str:
+        "Start the local queue's process for it; its process id."
+        command = [sys.executable, "-m", "rvtutorial.hpc.queue", str(self.home)]
+        null, env = subprocess.DEVNULL, clean_env()
+        with open(self.home / "queue.log", "ab") as log:
+            process = subprocess.Popen(
+                command, stdin=null, stdout=log, stderr=log, cwd=self.home, env=env,
+                start_new_session=True,  # outlives this notebook's kernel
+            )  # fmt: skip
+        # its place in the queue is that of its submission, however slowly it starts
+        _ticket_of((self.home / "tasks.json").stat().st_mtime_ns, process.pid).touch()
+        return str(process.pid)
+
+    def local_states(self) -> dict[int, tuple[str, str]]:  # Member -> our word, reason
+        "States of the members in the local queue, by the processes that are at work."
+        doc = read_json(
+            self.home / "queue.json", None, QUEUE, ("pid", "host", "members")
+        )
+        if doc is None:  # its process is just starting, or never did
+            starting = [dict(state="PENDING", reason="starting")]
+            starting *= len(self.folders or ())
+            job = self.job
+            doc = dict(pid=job.get("id"), host=job.get("host"), members=starting)
+        over = ()  # States that are no longer true
+        if doc["host"] == socket.gethostname() and not _is_queue(doc["pid"], self.home):
+            over = ("PENDING", "RUNNING")
+            if _is_script(doc.get("script"), self.home):  # the queue was killed alone
+                over = ("PENDING",)
+        found = {}
+        for index, member in enumerate(doc["members"]):
+            word, note = our_word(member.get("state") or "")
+            if member.get("state") not in over:
+                found[index] = (word, note or member.get("reason") or "")
+        return found
+
+    def cancel(self, members: list[int]) -> None:
+        "Take members out of the queue, or stop them."
+        slurm = self.job.get("queue") == "slurm"
+        self.home.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.home / ".cancelling"):  # another may be adding members
+            known = sorted({*self.cancelled, *members})
+            write_json(self.home / "cancelled.json", known)
+        SLURM.forget()
+        if slurm:
+            number, _, cluster = (self.slurm_id() or "").partition(";")
+            if not number:
+                raise SlurmError(
+                    f"Slurm has not said yet which number the job {self.home.name} has: "
+                    f"cancel it again in a minute, or in a terminal: "
+                    f"scancel --name={self.home.name}"
+                )
+            command = on_cluster(
+                cluster, "scancel", *(f"{number}_{m}" for m in members)
+            )
+            if answer(command) is None:
+                raise SlurmError(f"{' '.join(command)} failed; try it in a terminal")
+            return
+        queue = read_json(self.home / "queue.json", {}, QUEUE)
+        if queue.get("host") == socket.gethostname():
+            with contextlib.suppress(ProcessLookupError):
+                if _is_queue(queue.get("pid"), self.home):
+                    os.kill(queue["pid"], signal.SIGUSR1)
+                elif _is_script(queue.get("script"), self.home):  # alone
+                    states = [m.get("state") for m in queue.get("members", [])]
+                    if "RUNNING" in [states[m] for m in members if m < len(states)]:
+                        os.kill(queue["script"], signal.SIGTERM)
 
 
 # --- a full disk
@@ -164,7 +240,7 @@ def _is_full(folder: Path) -> bool:  # Not even room for 64 kB
     "Whether the disk of a folder, or somebody's share of it, is full."
     probe = folder / ".probe"
     try:
-        probe.write_bytes(bytes(RESERVE))
+        probe.write_bytes(bytes(records.RESERVE))
     except OSError as err:
         return err.errno in (errno.ENOSPC, errno.EDQUOT)
     finally:
@@ -175,12 +251,6 @@ def _is_full(folder: Path) -> bool:  # Not even room for 64 kB
 # --- the process of a submission
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # CUDA and ROCm do not work after a fork
-
-
-def _may_share() -> bool:
-    "Whether the members of a submission can share their imports; `RVTUTORIAL_FRESH=1`: no."
-    fresh = os.environ.get("RVTUTORIAL_FRESH", "") not in ("", "0")
-    return not (fresh or addresses_gb() < 8 or any(map(os.path.exists, DRIVERS)))
 
 
 class _JobScript:
@@ -202,11 +272,6 @@ class _JobScript:
             return open(self.home / f"local-{self.member}.out", "ab", buffering=0)
         except OSError:  # a full disk
             return open(os.devnull, "ab", buffering=0)
-
-    @property
-    def is_over(self) -> bool:
-        "Whether it has ended, and takes no other member."
-        return self.process.poll() is not None
 
     def run(self, member: int) -> None:
         "Begin a member; a script that has just ended has no use for the line."
@@ -247,12 +312,8 @@ class _JobScript:
 KILL_WAIT = 30  # Seconds between SIGTERM and SIGKILL, Slurm's default
 
 
-def _end_in_time(
-    script,  # A `_JobScript` or a Popen, leader of its group
-    seconds: float | None,  # Longest run time
-    warn: float,  # Seconds before its end that the job is warned
-) -> tuple[int, bool]:  # Exit code, and whether it had to be stopped
-    "Wait for a job that may take only so long."
+def _end_in_time(script, seconds: float | None, warn: float) -> tuple[int, bool]:
+    "Exit code of a job that may take only so long, and whether it had to be stopped."
     stopped, begun = False, time.monotonic()
     seconds = math.inf if seconds is None else seconds
     steps = [(seconds - warn, signal.SIGUSR1)] if 0 < warn < seconds else []
@@ -269,7 +330,7 @@ def _end_in_time(
     return script.wait(), stopped
 
 
-class LocalQueue:
+class _LocalQueue:
     "Runs the members of one submission, one after the other, and notes their states."
 
     def __init__(self, home: str | Path):  # Folder of the submission
@@ -279,7 +340,10 @@ class LocalQueue:
         )
         folders = self.tasks["folders"]
         self.members = [dict(state="PENDING", reason="") for _ in folders]
-        self.shares = len(folders) > 1 and _may_share()
+        # members share their imports unless RVTUTORIAL_FRESH=1 says no
+        fresh = os.environ.get("RVTUTORIAL_FRESH", "") not in ("", "0")
+        fresh = fresh or files.addresses_gb() < 8 or any(map(os.path.exists, DRIVERS))
+        self.shares = len(folders) > 1 and not fresh
         more = f" and {len(folders) - 1} more" if folders[1:] else ""
         self.label = Path(folders[0]).name + more
 
@@ -296,14 +360,14 @@ class LocalQueue:
     def cancelled(self, member: int) -> bool:
         "Whether somebody asked that a member should not run."
         try:
-            return member in cancelled_members(self.home)
+            return member in Submission(self.home).cancelled
         except Unreadable as error:  # nobody can have meant that
             say_once(str(error))  # it is asked at every turn
             return False
 
     def start(self, member: int) -> "_JobScript":
         "Begin a member; the job script is started where none runs that can take it."
-        if self.script is None or self.script.is_over:
+        if self.script is None or self.script.process.poll() is not None:
             self.script = _JobScript(self.home, member, self.shares)
         self.script.run(member)
         self.running = member
@@ -331,41 +395,34 @@ class LocalQueue:
         state = state if code else "COMPLETED"
         self.note([member], state=state, code=code, reason=reason)
 
-    def unmet(self) -> list[str]:
-        "Names of the runs without whose success no member may begin."
-        needed = map(Run, self.tasks.get("needs", []))
-        return [run.name for run in needed if run.state not in FINE]
+    def unmet(self) -> bool:
+        "Whether a run did not succeed without whose success no member may begin."
+        return any(Run(path).state not in FINE for path in self.tasks.get("needs", []))
 
     def wait_behind(self, ahead: str) -> None:
         "Note whose turn it is, and leave when all members are cancelled."
         if all(self.cancelled(m) for m in range(len(self.members))):
             raise SystemExit(0)
         reason = f"behind {ahead}"
-        others = [
-            m for m, known in enumerate(self.members) if known["reason"] != reason
-        ]
+        others = [i for i, m in enumerate(self.members) if m["reason"] != reason]
         if others:
             self.note(others, reason=reason)
 
-    def obey_signals(self) -> None:
-        "SIGTERM cancels all members, SIGUSR1 those that are noted; a closed terminal none."
+    def run(self) -> None:
+        "Wait for the turn of the submission, then run all its members."
+        everyone = list(range(len(self.members)))
 
-        def stop(number, frame):
-            write_json(self.home / "cancelled.json", list(range(len(self.members))))
+        def stop(number, frame):  # all members, not only those that are noted
+            write_json(self.home / "cancelled.json", everyone)
             self.stop_cancelled()
 
         signal.signal(signal.SIGUSR1, lambda number, frame: self.stop_cancelled())
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def run(self) -> None:
-        "Wait for the turn of the submission, then run all its members."
-        everyone = range(len(self.members))
-        self.obey_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal
         self.note()
         since = (self.home / "tasks.json").stat().st_mtime_ns
-        with reserve_disk(self.home):
+        with records.reserve_disk(self.home):
             try:
                 with _first_in_queue(since, self.label, self.wait_behind):
                     unmet = self.unmet()
@@ -380,58 +437,7 @@ class LocalQueue:
                 self.note(left, last=True, state="CANCELLED", reason=why)
 
 
-def start_local(home: Path) -> str:
-    "Start the local queue's process for a submission; its process id."
-    command = [sys.executable, "-m", "rvtutorial.hpc.queue", str(home)]
-    null, env = subprocess.DEVNULL, clean_env()
-    with open(home / "queue.log", "ab") as log:
-        process = subprocess.Popen(
-            command, stdin=null, stdout=log, stderr=log, cwd=home, env=env,
-            start_new_session=True,  # outlives this notebook's kernel
-        )  # fmt: skip
-    # its place in the queue is that of its submission, however slowly it starts
-    _ticket_of((home / "tasks.json").stat().st_mtime_ns, process.pid).touch()
-    return str(process.pid)
-
-
-def ask_local(
-    home: Path,  # Folder of a submission
-) -> dict[int, tuple[str, str]]:  # Member -> our word, reason
-    "States of the members of a local submission, by the processes that are at work."
-    doc = read_json(home / "queue.json", None, QUEUE, ("pid", "host", "members"))
-    if doc is None:  # its process is just starting, or never did
-        job = submitted(home)
-        starting = [dict(state="PENDING", reason="starting")]
-        starting *= len(folders_of(home) or ())
-        doc = dict(pid=job.get("id"), host=job.get("host"), members=starting)
-    over = ()  # States that are no longer true
-    if doc["host"] == socket.gethostname() and not _is_queue(doc["pid"], home):
-        over = ("PENDING", "RUNNING")
-        if _is_script(doc.get("script"), home):  # the queue was killed alone
-            over = ("PENDING",)
-    found = {}
-    for index, member in enumerate(doc["members"]):
-        word, note = our_word(member.get("state") or "")
-        if member.get("state") not in over:
-            found[index] = (word, note or member.get("reason") or "")
-    return found
-
-
-def cancel_local(home: Path, members: list[int]) -> None:
-    "Tell the local queue of this machine that members were cancelled."
-    queue = read_json(home / "queue.json", {}, QUEUE)
-    if queue.get("host") != socket.gethostname():
-        return
-    with contextlib.suppress(ProcessLookupError):
-        if _is_queue(queue.get("pid"), home):
-            os.kill(queue["pid"], signal.SIGUSR1)
-        elif _is_script(queue.get("script"), home):  # the queue was killed alone
-            states = [member.get("state") for member in queue.get("members", [])]
-            if "RUNNING" in [states[m] for m in members if m < len(states)]:
-                os.kill(queue["script"], signal.SIGTERM)
-
-
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m rvtutorial.hpc.queue SUBMISSION_FOLDER")
-    LocalQueue(sys.argv[1]).run()
+    _LocalQueue(sys.argv[1]).run()

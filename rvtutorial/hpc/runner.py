@@ -24,49 +24,29 @@ import psutil
 
 from rvtutorial.core import records
 from rvtutorial.core.commands import answer
-from rvtutorial.core.files import Busy, TooLittle, held
+from rvtutorial.core.files import Busy, TooLittle, addresses_gb, held
 from rvtutorial.core.records import read_json, reserve_disk, write_json
 from rvtutorial.hpc.job import (
     JobFailed,
-    differences,
     job_notebook,
     own_imports,
     parameters,
+    refuse_other_run,
 )
-from rvtutorial.hpc.kernels import (
-    kernel_env,
-    kernel_options,
-    low_limits,
-    peak_memory,
-    refuse_limits,
-    share_imports,
-    socket_folder,
-)
-from rvtutorial.hpc.queue import cancelled_members
+from rvtutorial.hpc.kernels import own_kernel, peak_memory, share_imports
+from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import SlurmError
 from rvtutorial.core.files import atomic_path
 from rvtutorial.runs import Run
 from rvtutorial.slurm import submit
 
+# 75 asks to be queued again; 143 is what the shell says of SIGTERM
 EXIT_OK, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED = 0, 1, 75, 143
 
 
 def _now() -> str:  # Such as 2026-11-20T08:15:00+00:00
     "The time, in a form that sorts and that every language reads."
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _activity(pid: int) -> tuple[float, bool]:
-    "CPU seconds of a process and its children, and whether one of them waits for a disk."
-    seconds, waiting = 0.0, False
-    with contextlib.suppress(psutil.Error):
-        kernel = psutil.Process(pid)
-        for process in (kernel, *kernel.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                seconds += times.user + times.system
-                waiting |= process.status() == psutil.STATUS_DISK_SLEEP
-    return seconds, waiting
 
 
 class _Stop(BaseException):
@@ -119,7 +99,14 @@ class _Signals:
 
     def at_work(self) -> bool:
         "Whether there is time left, and the kernel has used the last two seconds."
-        before, (self.seconds, waiting) = self.seconds, _activity(self.process.pid)
+        before, self.seconds, waiting = self.seconds, 0.0, False
+        with contextlib.suppress(psutil.Error):
+            kernel = psutil.Process(self.process.pid)
+            for process in (kernel, *kernel.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    self.seconds += times.user + times.system
+                    waiting |= process.status() == psutil.STATUS_DISK_SLEEP
         used = waiting or self.seconds - before > 0.02
         return used and time.monotonic() < self.deadline
 
@@ -133,38 +120,8 @@ class _Signals:
         if self.got:
             raise _Stop(self.got[0])
 
-    @property
-    def exit_code(self) -> int:
-        "75 asks to be queued again; 143 is what the shell says of SIGTERM."
-        return EXIT_REQUEUE if self.got[:1] == ["SIGUSR1"] else EXIT_TERMINATED
 
-
-def _use_engine(
-    signals: _Signals,  # Knows which kernel to interrupt
-    sockets: Path,  # Short folder for the sockets
-) -> str:  # The engine's name
-    "Register an engine with papermill that starts kernels in our way."
-    from papermill.clientwrap import PapermillNotebookClient
-    from papermill.engines import NBClientEngine, papermill_engines
-
-    class Engine(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, **given):
-            files = {k: given.get(k) for k in ("stdout_file", "stderr_file")}
-            hooks = dict(on_notebook_start=signals.started, on_cell_start=signals.check)
-            client = PapermillNotebookClient(
-                nb_man, **kernel_options(sockets), **files, **hooks
-            )
-            signals.client = client
-            return client.execute(env=kernel_env(sockets))
-
-    papermill_engines.register("rvtutorial", Engine)
-    return "rvtutorial"
-
-
-def _use_atomic_files(
-    folder: Path,  # Notebooks below it are written in one step
-) -> None:
+def _use_atomic_files(folder: Path) -> None:
     "Let papermill replace a notebook only when the new one is wholly on disk."
     from papermill.iorw import LocalHandler, papermill_io
 
@@ -184,83 +141,72 @@ def lock(folder: str | Path):  # A context
     return held(Path(folder) / "job.lock", answer, keep=True)
 
 
-def _attempt_record(submission: str | None, index: int | None) -> dict:
-    "What is known when an attempt begins."
-    names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
-    slurm = {n.lower(): os.environ.get(f"SLURM_{n}") for n in names}
-    return dict(
-        started=_now(),
-        state="running",
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        submission=submission,
-        index=index,
-        slurm={k: v for k, v in slurm.items() if v is not None},
-        container=os.environ.get("APPTAINER_CONTAINER"),
-        python=platform.python_version(),
-    )
-
-
 def _why_failed(error: BaseException, signals: _Signals) -> str:
-    "One line on what ended a job."
-    name = type(error).__name__
+    "One line on what ended a job, with the limits that may have been too low."
+    name, found = type(error).__name__, addresses_gb()
+    few = f" (a process may have {found:.1f} GB of addresses here, ulimit -v)"
+    few = few if found < 8 else ""
     if name == "PapermillExecutionError":
-        return f"{error.ename}: {error.evalue}{low_limits()}"
+        return f"{error.ename}: {error.evalue}{few}"
     if isinstance(error, TooLittle):
         return str(error)
     if name == "DeadKernelError":
         code = signals.process.poll() if signals.process else None
         how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         more = "; out of memory is the usual reason" if code == -signal.SIGKILL else ""
-        return f"the kernel died ({how}{more}){low_limits()}"
-    return f"{name}: {error}".strip(": ") + low_limits()
+        return f"the kernel died ({how}{more}){few}"
+    return f"{name}: {error}".strip(": ") + few
 
 
-def run_notebook(
-    notebook: Path,  # The job notebook
-    folder: Path,  # Run folder: the executed notebook goes there
-    params: dict,  # Scalars by name
-    signals: _Signals,  # Interrupts the kernel
-) -> None:
+def _run_notebook(notebook: Path, folder: Path, params: dict, signals: _Signals):
     "Run a job notebook by papermill; raises what ended it."
-    refuse_limits()
-    import papermill
+    with own_kernel() as (options, env):
+        import papermill
+        from papermill.clientwrap import PapermillNotebookClient
+        from papermill.engines import NBClientEngine, papermill_engines
 
-    sockets = socket_folder()
-    _use_atomic_files(folder)
-    plain = [str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, folder)]
-    try:
-        papermill.execute_notebook(
-            plain[0],
-            plain[1] + "/notebook.ipynb",
-            parameters=params,
-            engine_name=_use_engine(signals, sockets),
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            autosave_cell_every=10,
-            cwd=str(folder),
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
-    finally:
-        signals.kill(signal.SIGKILL)
-        shutil.rmtree(sockets, ignore_errors=True)
+        class Engine(NBClientEngine):
+            @classmethod
+            def execute_managed_notebook(cls, nb_man, kernel_name, **given):
+                files = {k: given.get(k) for k in ("stdout_file", "stderr_file")}
+                hooks = dict(on_notebook_start=signals.started)
+                hooks |= dict(on_cell_start=signals.check)
+                client = PapermillNotebookClient(nb_man, **options, **files, **hooks)
+                signals.client = client
+                return client.execute(env=env)
+
+        papermill_engines.register("rvtutorial", Engine)
+        _use_atomic_files(folder)
+        paths = [notebook, folder / "notebook.ipynb"]
+        try:
+            papermill.execute_notebook(
+                *(str(p).replace("{", "{{").replace("}", "}}") for p in paths),
+                parameters=params,
+                engine_name="rvtutorial",
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                autosave_cell_every=10,
+                cwd=str(folder),
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+            )
+        finally:
+            signals.kill(signal.SIGKILL)
 
 
-def _execute(
-    notebook: Path, folder: Path, params: dict, signals: _Signals
-) -> tuple[str, str | None, int, str]:  # State, reason, exit code, traceback
-    "Run a job notebook and say how it went, whatever happens."
+def _execute(notebook: Path, folder: Path, params: dict, signals: _Signals) -> tuple:
+    "Run a job notebook, whatever happens: state, reason, exit code and traceback."
     try:
         signals.armed = True
         signals.check()
-        run_notebook(notebook, folder, params, signals)
+        _run_notebook(notebook, folder, params, signals)
         return "succeeded", None, EXIT_OK, ""
     except (_Stop, Exception) as error:
         signals.armed = False
         if signals.got:
-            return "interrupted", signals.got[0], signals.exit_code, ""
+            code = EXIT_REQUEUE if signals.got[0] == "SIGUSR1" else EXIT_TERMINATED
+            return "interrupted", signals.got[0], code, ""
         known = type(error).__name__ == "PapermillExecutionError"  # it is in the log
         known |= isinstance(error, TooLittle)
         text = "" if known else traceback.format_exc()
@@ -283,32 +229,13 @@ def _run_params(notebook: Path, folder: Path) -> dict:
     return params
 
 
-def _keep_failed_notebook(folder: Path, attempts: list) -> None:
-    "Put aside the notebook of an attempt that did not succeed."
-    path = folder / "notebook.ipynb"
-    if path.exists() and attempts and attempts[-1]["state"] != "succeeded":
-        os.replace(path, folder / f"notebook.attempt{len(attempts)}.ipynb")
-
-
-def _stamp_notebook(path: Path, **words) -> None:
-    "Write into a notebook's metadata how it ended: papermill's own status is too kind."
-    with contextlib.suppress(OSError, ValueError):
-        book = json.loads(path.read_text(encoding="utf-8"))
-        book["metadata"]["rvtutorial"] = words
-        write_json(path, book)
-
-
-def _attempt(
-    folder: Path,  # Run folder, locked by us
-    notebook: Path,  # Job notebook
-    record: dict,  # Made by `_attempt_record`
-    signals: _Signals,  # Interrupts the kernel
-) -> int:  # Exit code
-    "One attempt: record its beginning, run it, record its end."
+def _attempt(folder: Path, notebook: Path, record: dict, signals: _Signals) -> int:
+    "One attempt: record its beginning, run it, record its end; its exit code."
     run = Run(folder)
     went = run.manifest.get("went", {})
-    attempts = [*went.get("attempts", []), record]
-    _keep_failed_notebook(folder, attempts[:-1])
+    attempts, path = [*went.get("attempts", []), record], folder / "notebook.ipynb"
+    if path.exists() and attempts[:-1] and attempts[-2]["state"] != "succeeded":
+        os.replace(path, folder / f"notebook.attempt{len(attempts) - 1}.ipynb")
     given, params = read_json(folder / "params.json"), _run_params(notebook, folder)
     job = went.get("job") or {}
     if job.get("submission") in (None, record["submission"]):  # not queued again since
@@ -323,9 +250,11 @@ def _attempt(
         peak = peak_memory(signals.process)
         end = dict(state=state, why=why, attempts=attempts, peak_memory_mb=peak)
         run.update_last("went", **end)
-    _stamp_notebook(
-        folder / "notebook.ipynb", state=state, why=why, attempt=len(attempts)
-    )
+    with contextlib.suppress(OSError, ValueError):  # papermill's own status is too kind
+        book = json.loads(path.read_text(encoding="utf-8"))
+        ended = dict(state=state, why=why, attempt=len(attempts))
+        book["metadata"]["rvtutorial"] = ended
+        write_json(path, book)
     with contextlib.suppress(OSError):
         print(f"{text}{_now()} {state}" + (f": {why}" if why else ""), flush=True)
     return code
@@ -350,12 +279,7 @@ def _log_to(path: Path):
         os.dup2(kept[0], 1), os.dup2(kept[1], 2)
 
 
-def run_job(
-    folder: str | Path,  # Run folder that holds params.json
-    notebook: str | Path | None = None,  # Name or path; None: what was submitted
-    submission: str | None = None,  # Folder of the submission, where there is one
-    index: int | None = None,  # Place in it
-) -> int:  # 0 done, 1 failed, 75 asks to be queued again, 143 told to stop
+def _run_job(folder, notebook=None, submission=None, index=None) -> int:
     "Run a folder's job, unless it has succeeded already or somebody else runs it."
     folder = Path(folder).resolve()
     asked = (Run(folder).manifest.get("went", {}).get("job") or {}).get("notebook")
@@ -363,27 +287,24 @@ def run_job(
     _run_params(notebook, folder)  # there, and readable
     try:
         with _Signals() as signals, lock(folder):
-            if _done_or_other(folder, notebook):
+            refuse_other_run(folder, read_json(folder / "params.json", {}), notebook)
+            if Run(folder).state == "succeeded":
+                print(f"{folder} has succeeded already: nothing to do")
                 return EXIT_OK
             print(f"{_now()} {notebook.stem} in {folder}, log in job.log", flush=True)
             with _log_to(folder / "job.log"):
-                record = _attempt_record(submission, index)
+                names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
+                slurm = {n.lower(): os.environ.get(f"SLURM_{n}") for n in names}
+                slurm = {k: v for k, v in slurm.items() if v is not None}
+                record = dict(started=_now(), state="running")
+                record |= dict(host=socket.gethostname(), pid=os.getpid())
+                record |= dict(submission=submission, index=index, slurm=slurm)
+                record |= dict(container=os.environ.get("APPTAINER_CONTAINER"))
+                record |= dict(python=platform.python_version())
                 return _attempt(folder, notebook, record, signals)
     except (Busy, ValueError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
-
-
-def _done_or_other(folder: Path, notebook: Path) -> bool:
-    "True when a run is done; ValueError when the folder holds one with other values."
-    given = read_json(folder / "params.json", {})
-    other = differences(folder, given, notebook)
-    if other:
-        raise ValueError(f"{folder} holds another run: {'; '.join(other)}")
-    if Run(folder).state == "succeeded":
-        print(f"{folder} has succeeded already: nothing to do")
-        return True
-    return False
 
 
 def _read_tasks(tasks: str | Path) -> dict:
@@ -408,8 +329,8 @@ def _serve(tasks: str | Path) -> int:
         number = int(line)
         _listen(signal.SIG_DFL)  # from here on a signal is meant for this member
         with _log_to(home / f"local-{number}.out"):
-            gone = number in cancelled_members(home)  # its signal may have come before
-            code = EXIT_TERMINATED if gone else main(["member", tasks, number])
+            gone = number in Submission(home).cancelled  # its signal came before
+            code = EXIT_TERMINATED if gone else _main(["member", tasks, number])
         _listen(signal.SIG_IGN)
         with contextlib.suppress(BrokenPipeError):  # the queue was killed
             os.write(answers, f"\nended {number} {code}\n".encode())
@@ -422,80 +343,66 @@ def _listen(how) -> None:
 
 
 def _run_member(tasks: str | Path, index: int | str) -> int:
-    "Run one member of a submission: its number picks the folder from tasks.json."
+    """Run one member of a submission: its number picks the folder from tasks.json.
+
+    `before` may choose its parameters when it begins, so that a second round can look at
+    the first without a process that has to watch over them. A run that is not needed
+    ends as skipped, or stays paused, with the reason.
+    """
     doc, index = _read_tasks(tasks), int(index)
     home, folder = Path(tasks).resolve().parent, Path(doc["folders"][index])
-    if Run(folder).state != "succeeded" and "params" in doc:
-        params = _ask_before(doc.get("before"), folder, doc["params"][index])
-        if params is None:
-            return EXIT_OK
-        write_json(folder / "params.json", params)
-    return run_job(folder, home / doc["notebook"], str(home), index)
-
-
-def _ask_before(before: str | None, folder: Path, params: dict) -> dict | None:
-    """The parameters of a run after `before` was asked; None if the run is not needed.
-
-    So a trial's values can be chosen when it begins, and a second round can look at the
-    first, without a process that has to watch over them. A run that is not needed ends
-    as skipped, or stays paused, with the reason.
-    """
-    if before is None:
-        return params
-    module, _, name = before.partition(":")
-    said = getattr(importlib.import_module(module), name)(folder, params)
     run = Run(folder)
-    if isinstance(said, dict):
-        if not run.manifest.get("asked"):  # else its values are settled
-            run.update("went.job", params=said)
-        return said
-    paused = run.manifest.get("went", {}).get("paused")
-    state = "paused" if paused else "skipped"
-    run.update("went", state=state, why=str(said or "not needed"))
-    print(f"{_now()} {folder.name} {state}: {said}", flush=True)
-    return None
+    if run.state != "succeeded" and "params" in doc:
+        params = doc["params"][index]
+        if doc.get("before"):
+            module, _, name = doc["before"].partition(":")
+            params = getattr(importlib.import_module(module), name)(folder, params)
+            if not isinstance(params, dict):
+                paused = run.manifest.get("went", {}).get("paused")
+                state = "paused" if paused else "skipped"
+                run.update("went", state=state, why=str(params or "not needed"))
+                print(f"{_now()} {folder.name} {state}: {params}", flush=True)
+                return EXIT_OK
+            if not run.manifest.get("asked"):  # else its values are settled
+                run.update("went.job", params=params)
+        write_json(folder / "params.json", params)
+    return _run_job(folder, home / doc["notebook"], str(home), index)
 
 
-def main(argv: list[str] | None = None) -> int:
-    "The command line: `python -m rvtutorial.hpc.runner RUN_FOLDER`, and two more."
+def _main(argv: list[str] | None = None) -> int:
+    """The command line, and what job scripts call.
+
+    `python -m rvtutorial.hpc.runner RUN_FOLDER [--notebook N]` or
+    `... submit RUN_FOLDER [--site S] [--notebook N] [--wait] [name=value ...]`.
+    """
     argv = sys.argv[1:] if argv is None else argv
+    submits = argv[:1] == ["submit"]
+    parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner")
+    parser.add_argument("folder", help="run folder; to submit it is made if need be")
+    parser.add_argument("--notebook", help="name or path of a job notebook")
+    if submits:
+        parser.prog += " submit"
+        parser.add_argument("params", nargs="*", help="name=value of its parameters")
+        parser.add_argument("--site", default="local", help="its name or its file")
+        parser.add_argument("--wait", action="store_true", help="until it is over")
     try:
         if argv[:1] == ["member"]:
             return _serve(argv[1]) if argv[2:] == ["serve"] else _run_member(*argv[1:3])
-        return _main_submit(argv[1:]) if argv[:1] == ["submit"] else _main_run(argv)
+        given = parser.parse_args(argv[submits:])
+        if not submits:
+            return _run_job(given.folder, given.notebook)
+        for pair in given.params:
+            if "=" not in pair:
+                parser.error(f"{pair!r} is not name=value")
+        params = dict(pair.split("=", 1) for pair in given.params)
+        notebook = given.notebook or "train_rastervision"
+        job = submit(given.folder, params, site=given.site, notebook=notebook)
+        print(job.wait() if given.wait else job)
+        return EXIT_OK
     except (ValueError, OSError, SlurmError, JobFailed) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
 
 
-def _main_run(argv: list[str]) -> int:
-    "`python -m rvtutorial.hpc.runner RUN_FOLDER [--notebook N]`."
-    parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner")
-    parser.add_argument("folder", help="run folder with params.json")
-    parser.add_argument("--notebook", help="name or path of a job notebook")
-    given = parser.parse_args(argv)
-    return run_job(given.folder, given.notebook)
-
-
-def _main_submit(argv: list[str]) -> int:
-    "`python -m rvtutorial.hpc.runner submit RUN_FOLDER [--site S] [--notebook N] [name=value ...]`."
-    parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner submit")
-    parser.add_argument("folder", help="run folder, made if need be")
-    parser.add_argument(
-        "params", nargs="*", help="name=value of the notebook's parameters"
-    )
-    parser.add_argument("--site", default="local", help="name or path of a site file")
-    parser.add_argument("--notebook", default="train_rastervision", help="job notebook")
-    parser.add_argument("--wait", action="store_true", help="until it is over")
-    given = parser.parse_args(argv)
-    for pair in given.params:
-        if "=" not in pair:
-            parser.error(f"{pair!r} is not name=value")
-    params = dict(pair.split("=", 1) for pair in given.params)
-    job = submit(given.folder, params, site=given.site, notebook=given.notebook)
-    print(job.wait() if given.wait else job)
-    return EXIT_OK
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())

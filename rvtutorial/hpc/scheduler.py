@@ -13,8 +13,7 @@ import time
 import warnings
 
 from rvtutorial.core.commands import answer, slurm_says
-from rvtutorial.hpc.sites import Site, cluster_of, on_cluster
-
+from rvtutorial.hpc.sites import Site, on_cluster, option
 
 _SLURM_WORDS = {
     "queued": "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD "
@@ -72,18 +71,16 @@ def minutes(
     return (int(days or 0) * 24 + hours) * 60 + mins + secs / 60
 
 
-def _megabytes(
-    text: str,  # Such as "16G" or "800M", as `Site` has checked it
-) -> float:
-    "A site's memory in megabytes."
-    number, unit = re.fullmatch(r"([\d.]+)([KMGT])B?", text, re.I).groups()
-    return float(number) * 1024.0 ** ("KMGT".index(unit.upper()) - 1)
+def _count(text: str) -> int:
+    "A number such as 64+, 1.5K or 16GB; ValueError for what is none."
+    found = re.fullmatch(r"([\d.]+)([KMGT]?)B?\+?", text.upper())
+    if not found:
+        raise ValueError(f"{text!r} is no number of Slurm's")
+    return round(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
-def _devices(
-    text: str,  # Such as "gpu:2,shard:1" or "gpu:a100:4(S:0)"
-) -> list[tuple[str, str, int]]:  # Name, type or "", count
-    "Generic resources, as they are asked for and as nodes offer them."
+def _devices(text: str) -> list[tuple[str, str, int]]:
+    "Name, type and count of each in a text such as gpu:2,shard:1 or gpu:a100:4(S:0-1)."
     found = []
     for item in re.sub(r"\(.*?\)", "", text).replace("=", ":").split(","):
         name, *more = item.split(":")
@@ -96,127 +93,90 @@ _NODES = "%R|%l|%c|%m|%T|%G"  # partition, time limit, cores, memory, state, dev
 _NODE = re.compile(r"([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|(\w[^|\s]*)\|([^|]*)")
 
 
-def _count(
-    text: str,  # Such as "64", "64+", "1K" or "1.5K"
-) -> int:
-    "A number as Slurm prints it; ValueError for what is none."
-    found = re.fullmatch(r"([\d.]+)([KMGT]?)\+?", text)
-    if not found:
-        raise ValueError(f"{text!r} is no number of Slurm's")
-    return round(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
-
-
-def _read_nodes(
-    text: str,  # Lines of sinfo -h -e -o "%R|%l|%c|%m|%T|%G"
-) -> list[dict]:  # partition, minutes, limit, cpus, mem (MB), state, gres
-    "What kinds of nodes there are, and how long a job may have them; other lines are skipped."
+def _read_nodes(text: str) -> list[dict]:
+    "The kinds of nodes in what sinfo prints in that form; other lines are skipped."
     rows = []
     for found in filter(None, map(_NODE.fullmatch, map(str.strip, text.splitlines()))):
         with contextlib.suppress(ValueError):  # a notice of the site
             partition, limit, cpus, mem, state, gres = found.groups()
-            about = dict(partition=partition, minutes=minutes(limit), limit=limit)
+            about = dict(partition=partition, time=minutes(limit), limit=limit)
             about |= dict(cpus=_count(cpus), mem=_count(mem), state=state)
             rows.append(about | {"gres": _devices(gres)})
     return rows
 
 
-def _has(node: dict, wanted: list) -> bool:
-    "Whether a node has the devices that are asked for."
-    return all(
-        any(name == n and kind in ("", k) and c >= count for n, k, c in node["gres"])
-        for name, kind, count in wanted
-    )
-
-
-def _checks(site: Site) -> dict:
-    "By field of a site: whether a node has what is asked for."
-    return {
-        "time": lambda n: not site.time or minutes(site.time) <= n["minutes"],
-        "cpus": lambda n: not site.cpus or site.cpus <= n["cpus"],
-        "mem": lambda n: not site.mem or _megabytes(site.mem) <= n["mem"],
-        "gres": lambda n: not site.gres or _has(n, _devices(site.gres)),
-    }
-
-
-def _misfit(
-    site: Site,  # What is asked for
-    nodes: list[dict],  # From `_read_nodes`
-) -> str | None:  # None: some node has it all
-    "Why no node can run what a site asks for, with the field to change."
-    names = sorted({node["partition"] for node in nodes})
-    if site.partition:
-        wanted = site.partition.split(",")
-        strange = [name for name in wanted if name not in names]
-        if strange:
-            return f"partition {strange[0]!r} is not one of {', '.join(names)}"
-        nodes = [node for node in nodes if node["partition"] in wanted]
-    for field, fits in _checks(site).items():
-        left = [node for node in nodes if fits(node)]
-        if nodes and not left:
-            return f"{field} {getattr(site, field)} is more than {_offer(nodes, field)}"
-        nodes = left
-    return None
+def _fits(node: dict, field: str, asked) -> bool:
+    "Whether a node has what a field of a site asks for."
+    if field == "gres":
+        return all(
+            any(name == n and kind in ("", k) and c >= many for n, k, c in node["gres"])
+            for name, kind, many in _devices(asked)
+        )
+    most = node[field]
+    if field == "time":
+        return minutes(asked) <= most
+    return (_count(asked) / 2**20 if field == "mem" else asked) <= most
 
 
 def _offer(nodes: list[dict], field: str) -> str:
     "The most that nodes have of something, in words."
-    if field == "gres":
-        kinds = {
-            f"{n}:{k}:{c}" if k else f"{n}:{c}" for x in nodes for n, k, c in x["gres"]
-        }
-        return "its nodes have: " + (", ".join(sorted(kinds)) or "none")
+    best = max(nodes, key=lambda node: node[field])
     if field == "time":
-        best = max(nodes, key=lambda node: node["minutes"])
         return f"its partition {best['partition']} allows: {best['limit']}"
-    unit = " MB" if field == "mem" else ""
-    return f"its nodes have: {max(node[field] for node in nodes)}{unit}"
+    if field == "gres":
+        kinds = {kind for node in nodes for kind in node["gres"]}
+        words = sorted(":".join(filter(None, map(str, kind))) for kind in kinds)
+        return "its nodes have: " + (", ".join(words) or "none")
+    return f"its nodes have: {best[field]}{' MB' if field == 'mem' else ''}"
+
+
+def _fitting(site: Site, nodes: list[dict]) -> tuple[list[dict], str | None]:
+    "Which nodes can run what a site asks for, or else why none can, with the field."
+    if site.partition and nodes:
+        wanted = site.partition.split(",")
+        names = sorted({node["partition"] for node in nodes})
+        strange = [name for name in wanted if name not in names]
+        if strange:
+            return [], f"partition {strange[0]!r} is not one of {', '.join(names)}"
+        nodes = [node for node in nodes if node["partition"] in wanted]
+    for field in ("time", "cpus", "mem", "gres"):
+        asked = getattr(site, field)
+        left = [node for node in nodes if not asked or _fits(node, field, asked)]
+        if nodes and not left:
+            return [], f"{field} {asked} is more than {_offer(nodes, field)}"
+        nodes = left
+    return nodes, None
 
 
 _AWAY = {"down", "drained", "draining", "fail", "failing", "future", "inval", "error"}
 
 
-def _absent(
-    site: Site,  # What is asked for
-    nodes: list[dict],  # From `_read_nodes`
-) -> str | None:  # None: some node that fits takes jobs, or none fits at all
-    """What the nodes that fit are, in Slurm's words, when none of them takes jobs.
+def _absent(nodes: list[dict]) -> str | None:
+    """What nodes are, in Slurm's words, when none of them takes jobs.
 
     Nodes that sleep to save power, restart or are reserved count as taking jobs: they
     will.
     """
-    wanted = site.partition.split(",") if site.partition else None
-    states = {
-        re.match(r"\w*", node["state"])[0]  # "down*": it does not answer either
-        for node in nodes
-        if (wanted is None or node["partition"] in wanted)
-        and all(fits(node) for fits in _checks(site).values())
-    }
+    # "down*": it does not answer either
+    states = {re.match(r"\w*", node["state"])[0] for node in nodes}
     return ", ".join(sorted(states)) if states and states <= _AWAY else None
-
-
-def _associations(
-    cluster: str = "",  # Its name; empty: the one we are on
-) -> list[tuple[str, str, list[str]]]:  # Account, partition, QOS
-    "What this user may charge and ask for; empty where no accounts are kept."
-    asked = ["sacctmgr", "-nP", "show", "associations", "where"]
-    asked += [f"user={getpass.getuser()}", "format=account,partition,qos"]
-    asked += [f"cluster={cluster}"] if cluster else []
-    rows = [
-        re.fullmatch(r"([^|\s]+)\|([^|\s]*)\|([^|\s]*)", line.strip())
-        for line in (answer(asked) or "").splitlines()
-    ]
-    return [(a[1], a[2], a[3].split(",") if a[3] else []) for a in rows if a]
 
 
 def _not_yours(site: Site) -> str | None:
     "Why a site's account or quality of service is not this user's; None: it may be."
-    cluster = cluster_of(site.extra)
-    known = _associations(cluster) if site.account or site.qos else []
-    accounts = sorted({account for account, _, _ in known})
-    mine = [row for row in known if site.account in (None, row[0])]
-    levels = sorted({level for _, _, levels in mine for level in levels})
-    if known and site.account and not mine:
+    if not (site.account or site.qos):
+        return None
+    asked = ["sacctmgr", "-nP", "show", "associations", "where"]
+    asked += [f"user={getpass.getuser()}", "format=account,partition,qos"]
+    asked += [f"cluster={site.cluster}"] if site.cluster else []
+    lines = map(str.strip, (answer(asked) or "").splitlines())
+    rows = [re.fullmatch(r"([^|\s]+)\|[^|\s]*\|([^|\s]*)", line) for line in lines]
+    known = [row.groups() for row in rows if row]
+    accounts = sorted({account for account, _ in known})
+    if known and site.account and site.account not in accounts:
         return f"account {site.account!r} is not one of yours: {', '.join(accounts)}"
+    mine = [levels.split(",") for a, levels in known if site.account in (None, a)]
+    levels = sorted({level for row in mine for level in row if level})
     if levels and site.qos and site.qos not in levels:
         return f"qos {site.qos!r} is not one of yours: {', '.join(levels)}"
     return None
@@ -228,15 +188,15 @@ def refuse_request(site: Site) -> None:
     Only what `sinfo` and `sacctmgr` can say is looked at; where they are silent, nothing
     is refused. Warns when the only nodes that fit are down or drained.
     """
-    asked = on_cluster(cluster_of(site.extra), "sinfo", "-h", "-e", "-o", _NODES)
-    nodes = _read_nodes(answer(asked) or "")
-    wrong = _not_yours(site) or (_misfit(site, nodes) if nodes else None)
+    asked = on_cluster(site.cluster, "sinfo", "-h", "-e", "-o", _NODES)
+    nodes, misfit = _fitting(site, _read_nodes(answer(asked) or ""))
+    wrong = _not_yours(site) or misfit
     if wrong:
         raise SlurmError(
             f"not queued: {wrong}. Change {wrong.split()[0]} in the file of site "
             f"{site.name}"
         )
-    state = _absent(site, nodes)
+    state = _absent(nodes)
     if state:
         warnings.warn(
             f"the job will wait: every node that fits is {state} (sinfo -R says why)",
@@ -257,22 +217,10 @@ _BLAME = {
     r"unrecognized option|invalid option|ambiguous": "extra",
 }
 _FULL = r"submit ?limit|MaxSubmit|violates accounting|MaxArraySize|array"
-MAX_ARRAY = 1001  # Slurm's own MaxArraySize, where a site does not say another
 
 
-def array_limit(
-    cluster: str = "",  # Its name; empty: the one we are on
-) -> int:
-    "How many members an array may have here, as `scontrol show config` says."
-    text = answer(on_cluster(cluster, "scontrol", "show", "config")) or ""
-    found = re.search(r"^\s*MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    return max(1, int(found[1])) if found else MAX_ARRAY
-
-
-def _explain(
-    said: str,  # Slurm's words
-) -> str:  # One sentence, empty where we know no more than Slurm
-    "What to change after a refusal."
+def _explain(said: str) -> str:
+    "What to change after a refusal; empty where we know no more than Slurm."
     if re.search(_FULL, said, re.I):
         return "So many jobs at one time are not allowed: submit fewer, or wait."
     for words, field in _BLAME.items():
@@ -291,55 +239,31 @@ def find_job(
     among: tuple = (),  # Numbers that it can have; empty: any
 ) -> str | None:  # Its job id, "" if Slurm knows none, None if Slurm does not answer
     "Search the queue, then the accounting, for a job by its name."
-    asked = ["squeue", "-h", "-t", "all", "-n", name, "-u", getpass.getuser()]
-    recent = answer(on_cluster(cluster, *asked, "-o", "%F|%j"))
-    asked = ["sacct", "-n", "-X", "-P", f"--name={name}", "-o", "JobID,JobName"]
-    number = _number_of(name, recent, among)
-    number = number or _number_of(name, answer(on_cluster(cluster, *asked)), among)
-    if number:
-        return f"{number};{cluster}" if cluster else number
+    form = re.compile(rf"(\d+)(?:[;_+][^|]*)?\|{re.escape(name)}")
+    queue = ["squeue", "-h", "-t", "all", "-n", name, "-u", getpass.getuser()]
+    old = ["sacct", "-n", "-X", "-P", f"--name={name}", "-o", "JobID,JobName"]
+    recent = answer(on_cluster(cluster, *queue, "-o", "%F|%j"))
+    lines = [recent or "", answer(on_cluster(cluster, *old)) or ""]
+    for line in "\n".join(lines).splitlines():
+        found = form.fullmatch(line.strip())  # a notice may be a number, too
+        if found and (not among or found[1] in among):
+            return f"{found[1]};{cluster}" if cluster else found[1]
     return None if recent is None else ""
-
-
-def _number_of(name: str, text: str | None, among: tuple) -> str | None:
-    "The job id in the first line with this name; a notice of the site may be a number, too."
-    form = rf"(\d+)(?:[;_+][^|]*)?\|{re.escape(name)}"
-    lines = (text or "").splitlines()
-    found = [re.fullmatch(form, line.strip()) for line in lines]
-    return next(
-        (one[1] for one in found if one and (not among or one[1] in among)), None
-    )
-
-
-def _read_ids(
-    text: str,  # What sbatch --parsable prints, among other lines
-) -> list[str]:  # Such as "123", or "123;gpu" with the name of the cluster
-    "All that may be the job id in what sbatch says: a notice may be a number, too."
-    form = r"(?:Submitted batch job )?(\d+)(?:[_+]\d+)?(?:(?:;| on cluster )(\S+))?"
-    found = [re.fullmatch(form, line.strip()) for line in text.splitlines()]
-    ids = [f"{one[1]};{one[2]}" if one[2] else one[1] for one in found if one]
-    return list(dict.fromkeys(ids))
 
 
 def _read_id(
     text: str,  # What sbatch --parsable prints, among other lines
     name: str = "",  # Of the submission, by which Slurm is asked where it could be several
 ) -> str | None:  # Such as "123", or "123;gpu" with the name of the cluster
-    "The job id in what sbatch says; None where there is none."
-    ids = _read_ids(text)
-    if len(ids) > 1 and name:
-        numbers = tuple(split_id(job)[0] for job in ids)
-        known, _ = split_id(find_job(name, split_id(ids[-1])[1], numbers) or "")
-        ids += [job for job in ids if split_id(job)[0] == known]
+    "The job id in what sbatch says: a notice may be a number, too; None where there is none."
+    form = r"(?:Submitted batch job )?(\d+)(?:[_+]\d+)?(?:(?:;| on cluster )(\S+))?"
+    found = [re.fullmatch(form, line.strip()) for line in text.splitlines()]
+    ids = [f"{one[1]};{one[2]}" if one[2] else one[1] for one in found if one]
+    if len({*ids}) > 1 and name:
+        numbers = [job.partition(";")[0] for job in ids]
+        known = find_job(name, ids[-1].partition(";")[2], tuple(numbers)) or ""
+        ids += [job for job in ids if job.split(";")[0] == known.split(";")[0]]
     return ids[-1] if ids else None
-
-
-def split_id(
-    job: str,  # "123" or "123;gpu"
-) -> tuple[str, str]:  # Number, and the name of the cluster or ""
-    "A job id as the two things that Slurm's commands take."
-    number, _, cluster = str(job).partition(";")
-    return number, cluster
 
 
 def _sbatch(args: list[str]) -> tuple[str | None, str, bool]:
@@ -355,7 +279,7 @@ def _sbatch(args: list[str]) -> tuple[str | None, str, bool]:
         return None, "socket timed out: sbatch did not answer within 60 s", True
     said = done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}"
     if not done.returncode:  # it was taken, number or not
-        return _read_id(done.stdout, _option(args, "job-name")), said, True
+        return _read_id(done.stdout, option(args, "job-name")), said, True
     silent = re.search(_SILENT, said, re.I)
     return None, said, bool(silent) and "connect failure" not in said
 
@@ -367,7 +291,7 @@ def run_sbatch(
 
     Raises SlurmError in Slurm's own words, with the field of the site file to change.
     """
-    name, cluster = (_option(args, key) for key in ("job-name", "clusters"))
+    name, cluster = (option(args, key) for key in ("job-name", "clusters"))
     doubt = False  # Whether it may have been taken: then it is looked for, not repeated
     for wait in (*WAITS, None):
         if not doubt:
@@ -395,25 +319,15 @@ def run_sbatch(
             f"well be queued. It is looked for by its name, {name}, whenever states are "
             f"asked for; submit it again only when they say that it is lost"
         )
-    more = (
-        "Nothing is lost: submit the same again when Slurm answers."
-        if silent
-        else _explain(said)
-    )
+    again = "Nothing is lost: submit the same again when Slurm answers."
     raise SlurmError(
-        f"sbatch refused: {said}\n{more}\nThe command was: {shlex.join(args)}"
+        f"sbatch refused: {said}\n{again if silent else _explain(said)}\n"
+        f"The command was: {shlex.join(args)}"
     )
 
 
-def _option(args: list[str], key: str) -> str:
-    "The value of an option --key=value among some arguments, or an empty text."
-    return next((a.partition("=")[2] for a in args if a.startswith(f"--{key}=")), "")
-
-
-def _read_states(
-    text: str,  # Lines of squeue -h -r -t all -o "%F|%K|%T|%r"
-) -> dict[tuple[str, int], tuple[str, str]]:  # (id, member) -> our word, reason
-    "What squeue says of the members of arrays."
+def _read_states(text: str) -> dict[tuple[str, int], tuple[str, str]]:
+    "(id, member) -> our word and the reason, from what squeue says of arrays."
     found = {}
     for line in text.splitlines():
         line = re.sub(r"\s*\|\s*", "|", line.strip())
@@ -428,10 +342,8 @@ def _read_states(
     return found
 
 
-def _members(
-    text: str,  # "3", or those that wait together: "[0-2,7,10-20:5%4]"
-) -> list[int]:
-    "The numbers of the members of an array that one line is about."
+def _members(text: str) -> list[int]:
+    'The numbers in "3", or of those that wait together: "[0-2,7,10-20:5%4]".'
     found = []
     for part in text.strip("[] ").partition("%")[0].split(","):
         if ends := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
@@ -462,8 +374,8 @@ def _controlled(number: str, cluster: str) -> dict:
     return found
 
 
-def _states_on(cluster: str, numbers: list[str]) -> dict | None:
-    "States of the members of some jobs of one cluster, None if it does not answer."
+def _states_on(cluster: str, numbers: list[str]) -> dict:
+    "States of the members of some jobs of one cluster."
     asked = ["squeue", "-h", "-r", "-t", "all", "-j", ",".join(numbers)]
     recent = answer(on_cluster(cluster, *asked, "-o", "%F|%K|%T|%r"))
     found = _read_states(recent or "")
@@ -473,27 +385,20 @@ def _states_on(cluster: str, numbers: list[str]) -> dict | None:
     older = _accounted(rest, cluster)
     if recent is None:  # then nobody knows whether the others wait or are lost
         silent = {(job, None): ("unknown", "Slurm does not answer") for job in rest}
-        return silent | older if older else None
+        return silent | (older or {})
     if older is None:  # no accounting
         older = {k: v for job in rest for k, v in _controlled(job, cluster).items()}
     return older | found
 
 
-def _ask_slurm(
-    ids: list[str],  # Job ids, with the name of their cluster where they have one
-) -> dict[
-    tuple, tuple[str, str]
-]:  # (id, member), or (id, None) for all -> word, reason
+def _ask_slurm(ids: list[str]) -> dict[tuple, tuple[str, str]]:
     "States of all members; `SlurmError` if no command of Slurm answers, on no cluster."
     groups, found = {}, {}
     for job in ids:
-        number, cluster = split_id(job)
+        number, _, cluster = job.partition(";")
         groups.setdefault(cluster, {})[number] = job
     for cluster, jobs in groups.items():
         reply = _states_on(cluster, sorted(jobs))
-        if reply is None:
-            silent = ("unknown", "Slurm does not answer")
-            reply = {(number, None): silent for number in jobs}
         found |= {(jobs[n], m): word for (n, m), word in reply.items() if n in jobs}
     if ids and set(found) == {(job, None) for job in ids}:
         raise SlurmError("Slurm does not answer")
@@ -520,9 +425,8 @@ class _Watcher:
         told = {key: word for key, word in self.reply.items() if key[0] in ids}
         told |= {k: w for i in ids for k, w in self.over.get(i, {}).items()}
         why = "Slurm does not answer" if self.silent else ""
-        unasked = [i for i in ids if i not in self.known and i not in self.over]
-        unasked = [i for i in ids if i not in self.over] if self.silent else unasked
-        return told | {(i, None): ("unknown", why) for i in unasked}
+        sure = {*self.over, *(() if self.silent else self.known)}
+        return told | {(i, None): ("unknown", why) for i in ids if i not in sure}
 
     def _ask(self):
         self.at = time.monotonic()

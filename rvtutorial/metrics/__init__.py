@@ -12,7 +12,8 @@ def __getattr__(name):
     "A name of version 0.1.0's module `rvtutorial.metrics`: it works for one release."
     for part in ("leaderboard", "counting", "intervals", "calibration"):
         module = import_module(f"rvtutorial.metrics.{part}")
-        if name in module.__all__:
+        own = name if name in module.__all__ else f"_{name}"
+        if hasattr(module, own):
             say_once(f"rvtutorial.metrics.{name} is now in {module.__name__}")
-            return getattr(module, name)
+            return getattr(module, own)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

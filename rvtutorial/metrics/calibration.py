@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'SCORES', 'threshold_curve', 'roc_auc', 'average_precision', 'brier', 'ece', 'ScoreCounts', 'add_scores',
-           'count_scores', 'score_summary', 'left_out_scores', 'merge_rankings', 'exact_ranking', 'reliability']
+           'count_scores', 'score_summary', 'left_out_scores', 'reliability']
 
 # %% ../../nbs/metrics/calibration.ipynb #3735fd08
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.formulas import fractions
 from ..core.renamed import renamed_arguments
-from .intervals import Interval, interval_of, jackknife
+from .intervals import interval_of, jackknife
 from .counting import open_pair, check_class_numbers, windows_of
 
 # %% ../../nbs/metrics/calibration.ipynb #98c60661
@@ -60,87 +60,64 @@ def threshold_curve(
         shares["false_positive_rate"] = fp / fp[-1]
     cuts = np.concatenate([[np.inf], ranking.score])
     curve = pd.DataFrame(dict(threshold=cuts, tp=tp, fp=fp, fn=fn, tn=tn, **shares))
-    return curve if points is None else _thin(curve, points)
-
-
-def _thin(curve, points):
-    "Rows that lie evenly along the two curves."
-    if len(curve) <= points:
+    if points is None or len(curve) <= points:
         return curve
-    steps = [curve[c].fillna(0).diff().abs().fillna(0) for c in
-             ("recall", "false_positive_rate", "precision")]  # fmt: skip
-    along = np.cumsum(sum(steps) + 1e-9)
+    drawn = curve[["recall", "false_positive_rate", "precision"]].fillna(0)
+    along = np.cumsum(drawn.diff().abs().fillna(0).sum(axis=1) + 1e-9)  # both curves
     wanted = np.linspace(0, along.iloc[-1], points)
     kept = np.unique(np.searchsorted(along, wanted).clip(max=len(curve) - 1))
     return curve.iloc[np.union1d(kept, [0, len(curve) - 1])].reset_index(drop=True)
 
 # %% ../../nbs/metrics/calibration.ipynb #f09f975d
-def _auc(positives, negatives):
-    """(..., levels), highest score first.
-
-    As in scikit-learn with `sample_weight`, to 1e-15. Its functions sort the levels anew
-    and take 30 times as long, too much for the jackknife, which asks once a scene.
-    """
-    above = np.cumsum(positives, axis=-1) - positives / 2
-    pairs = positives.sum(axis=-1) * negatives.sum(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(pairs > 0, (negatives * above).sum(axis=-1) / pairs, np.nan)
-
-
-def _average_precision(positives, negatives):
-    "(..., levels), highest score first."
-    tp = np.cumsum(positives, axis=-1)
-    called = np.maximum(tp + np.cumsum(negatives, axis=-1), 1)
-    found = positives.sum(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        area = (positives * (tp / called)).sum(axis=-1) / found
-    return np.where(found > 0, area, np.nan)
-
-
-def _columns(ranking):
-    return (ranking[name].to_numpy(float) for name in ("positives", "negatives"))
-
-# %% ../../nbs/metrics/calibration.ipynb #1fcc51d0
-def roc_auc(
-    ranking: pd.DataFrame,  # From `_ranking_of` or `ScoreCounts.ranking`
-) -> float:  # 0 to 1; NaN if one of the two kinds is missing
-    "Area under the ROC curve (Mann-Whitney, a tie counts one half)."
-    return float(_auc(*_columns(ranking)))
-
-
-def average_precision(
-    ranking: pd.DataFrame,  # From `_ranking_of` or `ScoreCounts.ranking`
-) -> float:  # 0 to 1; NaN without positives
-    "Mean precision at each positive, without interpolation, as in scikit-learn."
-    return float(_average_precision(*_columns(ranking)))
-
-# %% ../../nbs/metrics/calibration.ipynb #b430ab38
 def _bins(levels, bins):
     "The bin of each score; bins are of equal width and hold their lower edge."
     edges = np.linspace(0, 1, bins + 1)
     return (np.searchsorted(edges, levels, side="right") - 1).clip(0, bins - 1)
 
 
-def _brier(levels, positives, negatives):
-    pixels = positives.sum(axis=-1) + negatives.sum(axis=-1)
+def _four(levels, positives, negatives, bins=15):
+    """SCORES of counts (..., levels), highest score first; NaN where there is none.
+
+    As in scikit-learn with `sample_weight`, to 1e-15. Its functions sort the levels anew
+    and take 30 times as long, too much for the jackknife, which asks once a scene.
+    """
+    pixels, tp = positives + negatives, np.cumsum(positives, axis=-1)
+    called = np.maximum(tp + np.cumsum(negatives, axis=-1), 1)
     squares = positives @ (1 - levels) ** 2 + negatives @ levels**2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(pixels > 0, squares / pixels, np.nan)
-
-
-def _ece(levels, positives, negatives, bins):
     into = np.eye(bins)[_bins(levels, bins)]
-    pixels = positives + negatives
     gap = np.abs((pixels * levels) @ into - positives @ into).sum(axis=-1)
+    found, whole = positives.sum(axis=-1), pixels.sum(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(pixels.sum(axis=-1) > 0, gap / pixels.sum(axis=-1), np.nan)
+        pairs = (negatives * (tp - positives / 2)).sum(axis=-1)
+        auc = pairs / (found * negatives.sum(axis=-1))
+        precision = (positives * (tp / called)).sum(axis=-1) / found
+        return auc, precision, squares / whole, gap / whole
 
-# %% ../../nbs/metrics/calibration.ipynb #325b380f
+
+def _columns(ranking):
+    names = ("score", "positives", "negatives")
+    return (ranking[name].to_numpy(float) for name in names)
+
+
+def roc_auc(
+    ranking: pd.DataFrame,  # From `_ranking_of` or `ScoreCounts.ranking`
+) -> float:  # 0 to 1; NaN if one of the two kinds is missing
+    "Area under the ROC curve (Mann-Whitney, a tie counts one half)."
+    return float(_four(*_columns(ranking))[0])
+
+
+def average_precision(
+    ranking: pd.DataFrame,  # From `_ranking_of` or `ScoreCounts.ranking`
+) -> float:  # 0 to 1; NaN without positives
+    "Mean precision at each positive, without interpolation, as in scikit-learn."
+    return float(_four(*_columns(ranking))[1])
+
+# %% ../../nbs/metrics/calibration.ipynb #b430ab38
 def brier(
     ranking: pd.DataFrame,  # From `_ranking_of` or `ScoreCounts.ranking`
 ) -> float:  # 0 to 1, lower is better
     "Mean squared distance of the scores from the truth (Brier 1950)."
-    return float(_brier(ranking.score.to_numpy(float), *_columns(ranking)))
+    return float(_four(*_columns(ranking))[2])
 
 
 def ece(
@@ -148,7 +125,7 @@ def ece(
     bins: int = 15,  # Of equal width (Guo et al. 2017, torchmetrics)
 ) -> float:  # 0 to 1, lower is better
     "Expected calibration error: mean distance of scores from observed shares."
-    return float(_ece(ranking.score.to_numpy(float), *_columns(ranking), bins))
+    return float(_four(*_columns(ranking), bins)[3])
 
 
 def _reliability_of(
@@ -156,22 +133,18 @@ def _reliability_of(
     bins: int = 15,
 ) -> pd.DataFrame:  # low, high (edges), pixels, score (mean), share (observed)
     "Mean score and observed share in bins of equal width; NaN in an empty one."
-    levels, place = ranking.score.to_numpy(float), _bins(ranking.score, bins)
-    hits, misses = _columns(ranking)
+    levels, hits, misses = _columns(ranking)
+    place, edges = _bins(levels, bins), np.linspace(0, 1, bins + 1)
     pixels = np.bincount(place, hits + misses, bins)
-    edges = np.linspace(0, 1, bins + 1)
+    found = dict(low=edges[:-1], high=edges[1:], pixels=pixels.astype(np.int64))
     with np.errstate(invalid="ignore"):
-        score = np.bincount(place, (hits + misses) * levels, bins) / pixels
-        share = np.bincount(place, hits, bins) / pixels
-    whole = pixels.astype(np.int64)
-    return pd.DataFrame(
-        dict(low=edges[:-1], high=edges[1:], pixels=whole, score=score, share=share)
-    )
+        found["score"] = np.bincount(place, (hits + misses) * levels, bins) / pixels
+        found["share"] = np.bincount(place, hits, bins) / pixels
+    return pd.DataFrame(found)
 
 # %% ../../nbs/metrics/calibration.ipynb #29ffea64
-_LOWEST = (
-    int(np.float32(2.0**-24).view(np.int32)) >> 13
-)  # smallest half-precision number
+# the smallest half-precision number
+_LOWEST = int(np.float32(2.0**-24).view(np.int32)) >> 13
 _HALF = (int(np.float32(0.5).view(np.int32)) >> 13) - _LOWEST + 1  # code of 0.5
 _SIDE = _HALF + 2  # codes 0 to _HALF of one side, then that of NaN
 _SLACK = 0.02  # By which sums in half precision may leave 0 to 1
@@ -183,7 +156,12 @@ def _codes(scores):
     bits = small.view(np.int32)
     seen = np.bitwise_or.reduce(bits, initial=0)
     if seen < 0:  # a sign bit: something lies outside 0 to 1
-        _check_range(scores)
+        low, high = np.fmin.reduce(scores), np.fmax.reduce(scores)
+        if low < -_SLACK or high > 1 + _SLACK:
+            raise ValueError(
+                f"scores must lie from 0 to 1, found {low:.3g} to {high:.3g}: are these "
+                "logits?"
+            )
         np.maximum(small, 0, out=small)
         bits &= 0x7FFFFFFF
     bits += 0x1000 - ((_LOWEST - 1) << 13)  # to the nearest
@@ -193,14 +171,6 @@ def _codes(scores):
     return bits, not seen & 0x1FFF
 
 
-def _check_range(scores):
-    low, high = np.fmin.reduce(scores), np.fmax.reduce(scores)
-    if low < -_SLACK or high > 1 + _SLACK:
-        raise ValueError(
-            f"scores must lie from 0 to 1, found {low:.3g} to {high:.3g}: are these logits?"
-        )
-
-
 def _ordered(counts):
     "(..., 2 * _SIDE) counts of codes -> (..., levels) from score 0 to score 1."
     low, high = counts[..., : _HALF + 1], counts[..., _SIDE : _SIDE + _HALF + 1]
@@ -208,7 +178,7 @@ def _ordered(counts):
     out[..., _HALF] += high[..., _HALF]
     return out
 
-# %% ../../nbs/metrics/calibration.ipynb #bc79fbcf
+
 def _float_levels():
     "The score of each level, 47,107 numbers from 0 to 1."
     codes = np.arange(1, _HALF + 1, dtype=np.int32)
@@ -278,7 +248,7 @@ class ScoreCounts:
         others, own = self.histograms[:, at].sum(axis=0, dtype=np.int64)
         return _frame(LEVELS[self.kind], own, others)
 
-# %% ../../nbs/metrics/calibration.ipynb #2cc10e01
+
 def add_scores(
     parts: Sequence[ScoreCounts],  # Of the same classes and the same kind
 ) -> ScoreCounts:  # Every scene once
@@ -291,21 +261,19 @@ def add_scores(
         raise ValueError(f"these scores are of different sorts: {sorted(kinds)}")
     scenes = tuple(dict.fromkeys(scene for part in parts for scene in part.scenes))
     place = {scene: i for i, scene in enumerate(scenes)}
-    many = any(part.histograms.dtype.itemsize > 4 for part in parts)
-    total = np.zeros(
-        (len(scenes), *parts[0].histograms.shape[1:]), np.int64 if many else np.uint32
-    )
+    dtype = np.result_type(*(part.histograms for part in parts))
+    total = np.zeros((len(scenes), *parts[0].histograms.shape[1:]), dtype)
     unscored = np.zeros(len(scenes), np.int64)
     for part in parts:
         for i, scene in enumerate(part.scenes):
             total[place[scene]] += part.histograms[i]
             unscored[place[scene]] += part.unscored[i]
-    splits = {part.split for part in parts}
-    exact = all(part.exact for part in parts)
-    more = (exact, unscored, parts[0].null, splits.pop() if len(splits) == 1 else "")
-    return ScoreCounts(total, scenes, parts[0].classes, parts[0].kind, *more)
+    found = dict(histograms=total, scenes=scenes, unscored=unscored)
+    if len({part.split for part in parts}) > 1:
+        found["split"] = ""
+    return replace(parts[0], exact=all(part.exact for part in parts), **found)
 
-# %% ../../nbs/metrics/calibration.ipynb #6d151687
+
 class _Tally:
     "Counts of one scene while it is read."
 
@@ -313,16 +281,15 @@ class _Tally:
         if null_as not in ("ignore", "class"):
             raise ValueError(f'null_as must be "ignore" or "class", got {null_as!r}')
         self.classes, self.n, self.exact = tuple(classes), len(classes), True
-        self.drop = null_as == "ignore" and null in classes
-        kept = [i for i, c in enumerate(classes) if not (self.drop and c == null)]
-        self.kept, self.words = kept, "left out" if self.drop else "counts as a class"
+        drop = null_as == "ignore" and null in classes
+        self.kept = [i for i, c in enumerate(classes) if not (drop and c == null)]
+        self.words = "left out" if drop else "counts as a class"
         self.words = self.words if null in classes else "there is none"
-        self.kind = "uint8" if np.dtype(dtype) == np.uint8 else "float"
-        self.width, self.chunk = 256, 2**15
-        if self.kind == "float":
-            self.width, self.chunk = 2 * _SIDE, 2**17
+        self.kind, self.width, self.chunk = "float", 2 * _SIDE, 2**17
+        if np.dtype(dtype) == np.uint8:
+            self.kind, self.width, self.chunk = "uint8", 256, 2**15
         self.lost = np.zeros(self.n, np.int64)  # pixels without a score, by their class
-        self.counts = np.zeros((len(kept), (self.n + 1) * self.width), np.int64)
+        self.counts = np.zeros((len(self.kept), (self.n + 1) * self.width), np.int64)
 
     def add(self, truth, scores):
         "(pixels,) class numbers, n where there is no score; (kept, pixels) scores."
@@ -330,14 +297,11 @@ class _Tally:
             some = slice(start, start + self.chunk)
             rows = truth[some].astype(np.int32) * np.int32(self.width)
             for counts, band in zip(self.counts, scores, strict=True):
-                counts += np.bincount(rows + self._coded(band[some]), None, counts.size)
-
-    def _coded(self, scores):
-        if self.kind == "uint8":
-            return scores
-        codes, exact = _codes(scores.astype(np.float32, copy=False))
-        self.exact &= exact
-        return codes
+                codes = band[some]
+                if self.kind == "float":
+                    codes, exact = _codes(codes.astype(np.float32, copy=False))
+                    self.exact &= exact
+                counts += np.bincount(rows + codes, None, counts.size)
 
     def finish(self, scene):
         "One scene's ScoreCounts: each class against the others."
@@ -353,7 +317,7 @@ class _Tally:
         how = (self.kind, self.exact, lost, self.words)
         return ScoreCounts(both, (scene,), names, *how)
 
-# %% ../../nbs/metrics/calibration.ipynb #1b805b87
+
 def _count_score_arrays(
     truth: np.ndarray,  # Class numbers of one scene
     scores: np.ndarray,  # (classes, *shape of truth), 0 to 1, or uint8 0 to 255
@@ -374,7 +338,7 @@ def _count_score_arrays(
     tally.add(truth.ravel(), scores.reshape(n, -1)[tally.kept])
     return tally.finish(scene)
 
-# %% ../../nbs/metrics/calibration.ipynb #837282de
+
 def count_scores(
     truth: str | Path,  # Label raster, or a vector file
     scores: str | Path,  # scores.tif: one band for each class
@@ -391,39 +355,24 @@ def count_scores(
     scores outside 0 to 1 and where there is not one band for each class.
     """
     n = len(classes)
-    with open_pair(truth, scores, null_id=_id(null, classes), **labels) as (read, file):
-        _one_band_each(file, scores, n)
+    null_id = list(classes).index(null) if null in classes else None
+    with open_pair(truth, scores, null_id=null_id, **labels) as (read, file):
+        if file.count != n:
+            raise ValueError(f"{scores} has {file.count} bands for {n} classes")
         tally = _Tally(classes, file.dtypes[0], null, null_as)
         bands = [k + 1 for k in tally.kept]
         for window in windows_of(file, side=1024):
             said, true = file.read(bands, window=window), read(window)
             check_class_numbers(str(truth), true, n)
-            gone = _never_seen(hits, window)
-            if gone is not None:
+            if hits is not None:  # mapped anew, so that no page is kept
+                gone = np.load(hits, mmap_mode="r")[window.toslices()] == 0
                 tally.lost += np.bincount(true[gone], minlength=n)
                 true = np.where(gone, n, true)
             tally.add(true.ravel(), said.reshape(len(bands), -1))
     return tally.finish(scene or Path(scores).parent.name)
 
-
-def _id(null, classes):
-    return list(classes).index(null) if null in classes else None
-
-
-def _one_band_each(file, scores, n):
-    if file.count != n:
-        raise ValueError(f"{scores} has {file.count} bands for {n} classes")
-
-
-def _never_seen(hits, window):
-    "Pixels without a prediction; the file is mapped anew, so that no page is kept."
-    if hits is None:
-        return None
-    rows, columns = window.toslices()
-    return np.load(hits, mmap_mode="r")[rows, columns] == 0
-
 # %% ../../nbs/metrics/calibration.ipynb #43223506
-def _bounds(positives, negatives):
+def _bounds(positives, negatives, area):
     "How far AUC and average precision can be off when levels hide an order."
     p, n = positives.sum(), negatives.sum()
     if not p or not n:
@@ -432,27 +381,15 @@ def _bounds(positives, negatives):
     called = before + np.cumsum(negatives) - negatives
     best = (before + positives) / np.maximum(called + positives, 1)
     worst = before / np.maximum(called + negatives, 1)
-    area = float(_average_precision(positives, negatives))
     # a positive is at best found before, at worst after all others of its level
     high, low = (positives * best).sum() / p, (positives * worst).sum() / p
-    return float((positives * negatives).sum() / (2 * p * n)), max(
-        high - area, area - low
-    )
+    hidden = float((positives * negatives).sum() / (2 * p * n))
+    return hidden, max(high - area, area - low)
 
 
 SCORES = ("roc_auc", "average_precision", "brier", "ece")
 
 
-def _all_scores(levels, positives, negatives, bins):
-    "The four scores of (..., levels) counts, highest level first."
-    areas = _auc(positives, negatives), _average_precision(positives, negatives)
-    return (
-        *areas,
-        _brier(levels, positives, negatives),
-        _ece(levels, positives, negatives, bins),
-    )
-
-# %% ../../nbs/metrics/calibration.ipynb #483bc1b0
 def score_summary(
     counts: ScoreCounts,
     level: float = 0.95,
@@ -465,28 +402,23 @@ def score_summary(
     are 0 for `uint8` and half-precision scores. Brier and ECE are then exact as well,
     and else within 2e-4. Intervals are the jackknife's over scenes, or over blocks.
     """
-    counts = _joined(counts, blocks)
-    rows = [_summary(counts, kind, level, bins) for kind in counts.classes]
-    return pd.DataFrame(rows, index=pd.Index(counts.classes, name="class"))
+    counts, lines = _joined(counts, blocks), []
+    for kind in counts.classes:
+        own, others, values, moved = _left_out(counts, kind, bins)
+        pixels = int(own.sum() + others.sum())
+        share = own.sum() / pixels if pixels else np.nan
+        line = {"pixels": pixels, "prevalence": share}
+        line["unscored"] = int(counts.unscored.sum())
+        for name, value, steps in zip(SCORES, values, moved.T, strict=True):
+            found = interval_of(float(value), steps, name, level)
+            line |= {name: found.value, f"{name}_low": found.low}
+            line[f"{name}_high"] = found.high
+        errors = (0.0, 0.0) if counts.exact else _bounds(own, others, values[1])
+        line["roc_auc_error"], line["average_precision_error"] = errors
+        lines.append(line)
+    return pd.DataFrame(lines, index=pd.Index(counts.classes, name="class"))
 
 
-def _summary(counts, kind, level, bins):
-    "One line of `score_summary`."
-    levels, (others, own) = _dense(counts, kind)
-    values, moved = _left_out(levels, own, others, bins)
-    line = {"pixels": int(own.sum() + others.sum()), "prevalence": np.nan}
-    line["unscored"] = int(counts.unscored.sum())
-    if line["pixels"]:
-        line["prevalence"] = own.sum() / line["pixels"]
-    for name, value, steps in zip(SCORES, values, moved.T, strict=True):
-        found = interval_of(float(value), steps, name, level)
-        ends = {f"{name}_low": found.low, f"{name}_high": found.high}
-        line |= {name: found.value, **ends}
-    exact = counts.exact
-    areas = (0.0, 0.0) if exact else _bounds(own.sum(axis=0), others.sum(axis=0))
-    return line | {"roc_auc_error": areas[0], "average_precision_error": areas[1]}
-
-# %% ../../nbs/metrics/calibration.ipynb #af357449
 def _joined(counts, blocks):
     "Counts in which the scenes of a block are one scene; None: as they are."
     if blocks is None:
@@ -502,19 +434,19 @@ def _joined(counts, blocks):
     return replace(counts, histograms=whole, scenes=scenes, unscored=unscored)
 
 
-def _left_out(levels, own, others, bins):
-    "(4,) SCORES of all scenes, and (scenes, 4) without each of them."
-    total = own.sum(axis=0), others.sum(axis=0)
-    moved = [_all_scores(levels, total[0] - a, total[1] - b, bins)
-             for a, b in zip(own, others, strict=True)]  # fmt: skip
-    return np.array(_all_scores(levels, *total, bins), float), np.array(moved, float)
+def _left_out(counts, kind, bins):
+    """Pixels of a class and of the others by level; SCORES, and SCORES without each scene.
 
-
-def _dense(counts, kind):
-    "Levels that occur, highest first, and float64 (2, scenes, levels) of a class."
+    Of the levels that occur, the highest first.
+    """
     both = counts.histograms[:, counts.place(kind)]
     kept = np.flatnonzero(both.sum(axis=(0, 1), dtype=np.int64))[::-1]
-    return LEVELS[counts.kind][kept], both[:, :, kept].transpose(1, 0, 2).astype(float)
+    levels = LEVELS[counts.kind][kept]
+    others, own = both[:, :, kept].transpose(1, 0, 2).astype(float)
+    a, b = own.sum(axis=0), others.sum(axis=0)
+    pairs = zip(own, others, strict=True)
+    moved = [_four(levels, a - one, b - rest, bins) for one, rest in pairs]
+    return a, b, np.array(_four(levels, a, b, bins)), np.array(moved, float)
 
 
 @renamed_arguments(of="class_name")
@@ -525,69 +457,13 @@ def left_out_scores(
     bins: int = 15,  # Of the ECE
     blocks: Sequence | None = None,  # Of each scene: blocks are left out, not scenes
 ) -> tuple[float, np.ndarray]:  # Of all scenes, and (units,) without each of them
-    "What `difference_of` and `interval_of` need to judge runs by their scores."
+    "What `compare_with` and `interval_of` need to judge runs by their scores."
     if metric not in SCORES:
         raise ValueError(f"no metric {metric!r}; there are {', '.join(SCORES)}")
-    kind = counts.classes[counts.place(class_name)]
-    levels, (others, own) = _dense(_joined(counts, blocks), kind)
-    values, moved = _left_out(levels, own, others, bins)
+    *_, values, moved = _left_out(_joined(counts, blocks), class_name, bins)
     return float(values[SCORES.index(metric)]), moved[:, SCORES.index(metric)]
 
-# %% ../../nbs/metrics/calibration.ipynb #a5ae3eed
-def merge_rankings(
-    parts: Sequence[pd.DataFrame],  # From `_ranking_of` or `exact_ranking`
-) -> pd.DataFrame:  # The same columns
-    "Put rankings together: pixels with the same score are added."
-    if not len(parts):
-        raise ValueError("nothing to merge: give at least one ranking")
-    whole = pd.concat(parts, ignore_index=True)
-    levels, place = np.unique(whole.score, return_inverse=True)
-    counts = (np.bincount(place, whole[c], len(levels)).astype(np.int64)
-              for c in ("positives", "negatives"))  # fmt: skip
-    return _frame(levels, *counts)
-
-
-@renamed_arguments(of="class_name")
-def exact_ranking(
-    truth: str | Path,  # Label raster, or a vector file
-    scores: str | Path,  # scores.tif: one band for each class
-    classes: Sequence[str],  # Names in the order of the bands
-    class_name: str,  # The class that is ranked
-    null: str | None = "null",  # Pixels of this class are left out
-    hits: str | Path | None = None,  # pixel_hits.npy: 0 where no score was predicted
-    **labels,  # `values` and `rest` of `count_rasters`
-) -> pd.DataFrame:  # As `_ranking_of`
-    "Sort one class's scores of one scene without rounding: up to 50 bytes a pixel."
-    parts, n = [], len(classes)
-    with open_pair(truth, scores, null_id=_id(null, classes), **labels) as (read, file):
-        _one_band_each(file, scores, n)
-        band = list(classes).index(class_name) + 1
-        for window in windows_of(file, side=1024):
-            said, true = file.read(band, window=window), read(window)
-            check_class_numbers(str(truth), true, n)
-            gone = _never_seen(hits, window)
-            kept = ~np.isnan(said) if gone is None else ~gone
-            kept &= true != (-1 if null not in classes else _id(null, classes))
-            scale = 255 if said.dtype == np.uint8 else 1
-            levels = said[kept].astype(float) / scale
-            parts.append(_ranking_of(true[kept] == band - 1, levels))
-            parts = [merge_rankings(parts)]
-    return parts[0]
-
 # %% ../../nbs/metrics/calibration.ipynb #034bbbe7
-@renamed_arguments(of="class_name")
-def _scores_by_scene(
-    counts: ScoreCounts,
-    class_name: str | None = None,  # Class; None: the first that is not background
-    bins: int = 15,
-) -> pd.DataFrame:  # Index: scene. Columns: SCORES; NaN where there is no such pixel
-    "The four scores of one class in each scene."
-    levels, (others, own) = _dense(counts, counts.classes[counts.place(class_name)])
-    found = [_all_scores(levels, a, b, bins) for a, b in zip(own, others, strict=True)]
-    index = pd.Index(counts.scenes, name="scene")
-    return pd.DataFrame(np.array(found, float), index=index, columns=list(SCORES))
-
-
 @renamed_arguments(of="class_name")
 def reliability(
     counts: ScoreCounts,
@@ -599,13 +475,10 @@ def reliability(
     "Mean score and observed share in bins, with an interval from scene to scene."
     counts = _joined(counts, blocks)
     curve = _reliability_of(counts.ranking(class_name), bins)
-    place = _bins(LEVELS[counts.kind], bins)
-    into = np.eye(bins)[place]
-    others, own = (
-        counts.histograms[:, counts.place(class_name), i] @ into for i in (0, 1)
-    )
-    rows = np.zeros((bins, len(counts), 5))  # tp, fp: precision is the share
-    rows[..., 0], rows[..., 1] = own.T, others.T
-    found: list[Interval] = [jackknife(r, "precision", level) for r in rows]
+    into = np.eye(bins)[_bins(LEVELS[counts.kind], bins)]
+    both = counts.histograms[:, counts.place(class_name)] @ into
+    rows = np.zeros((bins, len(counts), 5))  # fp, tp: precision is the share
+    rows[..., [1, 0]] = both.transpose(2, 0, 1)
+    found = [jackknife(one, "precision", level) for one in rows]
     ends = dict(share_low=[f.low for f in found], share_high=[f.high for f in found])
     return curve.assign(**ends)

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.formulas import fractions
-from ..core.gdalnames import gdal_name
+from ..core.files import gdal_name
 from ..core.renamed import renamed_arguments
 from ..data.labels import layer_of
-from ..data.places import fit, moved, unplaced_allowed
+from ..data.places import fit, unplaced_allowed
 from ..data.validity import CACHE, windows_of
 
 # %% ../../nbs/metrics/counting.ipynb #e02fde42
@@ -46,7 +46,7 @@ def confusion(
     pairs = truth.ravel().astype(small) * small(n) + prediction.ravel().astype(small)
     return np.bincount(pairs, minlength=n * n).reshape(n, n)
 
-# %% ../../nbs/metrics/counting.ipynb #5bac7ce9
+
 def check_class_numbers(
     name: str,  # What the labels are called in the message
     labels: np.ndarray,
@@ -110,7 +110,7 @@ class Counts:
         places = [self.scenes.index(scene) for scene in scenes]
         return replace(self, matrices=self.matrices[places], scenes=tuple(scenes))
 
-# %% ../../nbs/metrics/counting.ipynb #92769f39
+
 def add(
     parts: Sequence[Counts],  # Of the same classes, in any order
 ) -> Counts:  # Every scene once
@@ -120,18 +120,16 @@ def add(
         raise ValueError("nothing to add: give at least one Counts")
     kinds = {(part.classes, part.null) for part in parts}
     if len(kinds) > 1:
-        raise ValueError(
-            f"these counts have different classes: {sorted(map(str, kinds))}"
-        )
+        listed = sorted(map(str, kinds))
+        raise ValueError(f"these counts have different classes: {listed}")
     scenes = tuple(dict.fromkeys(scene for part in parts for scene in part.scenes))
     place = {scene: i for i, scene in enumerate(scenes)}
     dtype = np.result_type(*(part.matrices for part in parts))
     matrices = np.zeros((len(scenes), *parts[0].matrices.shape[1:]), dtype)
     for part in parts:
         np.add.at(matrices, [place[scene] for scene in part.scenes], part.matrices)
-    splits = {part.split for part in parts}
-    split = splits.pop() if len(splits) == 1 else ""
-    return Counts(matrices, scenes, parts[0].classes, parts[0].null, split)
+    split = parts[0].split if len({part.split for part in parts}) == 1 else ""
+    return replace(parts[0], matrices=matrices, scenes=scenes, split=split)
 
 # %% ../../nbs/metrics/counting.ipynb #2c0cf516
 def _count_arrays(
@@ -194,13 +192,12 @@ def polygons_of(
         rows = rows.to_crs(grid.crs)
     shapes = shapely.force_2d(rows.geometry.to_numpy())
     if grid.crs is not None:
-        shapes = shapely.transform(
-            shapes, lambda at: np.stack(moved(~grid.transform, *at.T), 1)
-        )
+        back = ~grid.transform
+        shapes = shapely.transform(shapes, lambda at: np.stack(back @ at.T, 1))
     numbers = rows["class_id"].to_numpy(int) if "class_id" in rows else [0] * len(rows)
     return shapes, np.asarray(numbers, int)
 
-# %% ../../nbs/metrics/counting.ipynb #3e2e74c2
+
 def fill(
     shapes: np.ndarray,  # Geometries in pixels of a whole scene
     numbers: Sequence[int],  # Their class numbers
@@ -217,22 +214,6 @@ def fill(
     return rasterize(pairs, size, fill=rest, transform=place, dtype="uint8")
 
 # %% ../../nbs/metrics/counting.ipynb #36357432
-def _drawn(path, grid, rest, layer):
-    "A function that draws the labels of a vector file in a window of a raster."
-    import shapely
-    from affine import Affine
-
-    shapes, numbers = polygons_of(path, grid, layer)
-    shapes = shapely.transform(shapes, np.trunc)
-
-    def read(window):
-        size = (int(window.height), int(window.width))
-        place = Affine.translation(window.col_off, window.row_off)
-        return fill(shapes, numbers, size, place, rest)
-
-    return read
-
-# %% ../../nbs/metrics/counting.ipynb #f688dec4
 @contextmanager
 def open_pair(
     truth: str | Path,  # Label raster, or a vector file
@@ -249,36 +230,39 @@ def open_pair(
     cover the same pixels and says why.
     """
     import rasterio
+    import shapely
+    from affine import Affine
 
-    with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
+    with rasterio.Env(GDAL_CACHEMAX=CACHE), ExitStack() as stack:
         with unplaced_allowed():
             drawn = stack.enter_context(rasterio.open(prediction))
         if Path(truth).suffix.lower() in VECTORS:
-            yield _drawn(truth, drawn, rest, layer), drawn
-            return
-        with unplaced_allowed():
-            true = stack.enter_context(rasterio.open(truth))
-        lies = _on_grid(true, drawn, truth, prediction)
-        yield (
-            lambda w: as_classes(lies.read(true, w), values, true.nodata, null_id),
-            drawn,
-        )
+            shapes, numbers = polygons_of(truth, drawn, layer)
+            shapes = shapely.transform(shapes, np.trunc)
+
+            def read(window):
+                size = (int(window.height), int(window.width))
+                place = Affine.translation(window.col_off, window.row_off)
+                return fill(shapes, numbers, size, place, rest)
+
+        else:
+            with unplaced_allowed():
+                true = stack.enter_context(rasterio.open(truth))
+            if any(a % b for a, b in zip(drawn.shape, true.shape, strict=True)):
+                raise ValueError(
+                    f"{truth} is {true.shape} and {prediction} {drawn.shape} (rows, "
+                    "columns): they must cover the same pixels"
+                )
+            lies = fit(true, drawn, str(truth), str(prediction))
+            if lies.note and true.transform.is_identity != drawn.transform.is_identity:
+                warnings.warn(lies.note, stacklevel=2)
+
+            def read(window):
+                return as_classes(lies.read(true, window), values, true.nodata, null_id)
+
+        yield read, drawn
 
 
-def _on_grid(true, drawn, truth: str | Path, prediction: str | Path):
-    "`ValueError` unless a truth can be read pixel for pixel on the grid of a prediction."
-    if any(a % b for a, b in zip(drawn.shape, true.shape, strict=True)):
-        raise ValueError(
-            f"{truth} is {true.shape} and {prediction} {drawn.shape} (rows, columns):"
-            " they must cover the same pixels"
-        )
-    found = fit(true, drawn, str(truth), str(prediction))
-    if found.note and true.transform.is_identity != drawn.transform.is_identity:
-        warnings.warn(found.note, stacklevel=2)
-    return found
-
-# %% ../../nbs/metrics/counting.ipynb #776bb255
 def count_rasters(
     truth: str | Path,  # Label raster, or a vector file
     prediction: str | Path,  # Label raster of the same size, such as labels.tif
@@ -317,15 +301,17 @@ TABLE = ("tp", "fp", "fn", "tn", "right")
 @renamed_arguments(of="class_name")
 def table(
     counts: Counts,
-    class_name: str
-    | None = None,  # The positive class; None: first that is not background
+    class_name: str | None = None,  # Positive; None: the first that is not background
     null: str = "ignore",  # "ignore" pixels without a label, or take null as a "class"
 ) -> pd.DataFrame:  # Index: scene. Columns: tp, fp, fn, tn, right, in pixels
     "Fold the matrix of each scene into the counts of one class against the others."
     if null not in ("ignore", "class"):
         raise ValueError(f'null must be "ignore" or "class", got {null!r}')
-    k = _place(counts, class_name)
-    matrices = np.array(counts.matrices)
+    name = first_class(counts) if class_name is None else class_name
+    if name not in counts.classes:
+        listed = ", ".join(counts.classes)
+        raise ValueError(f"no class {name!r}; the classes are {listed}")
+    k, matrices = counts.classes.index(name), np.array(counts.matrices)
     if null == "ignore" and counts.null in counts.classes:
         matrices[:, counts.classes.index(counts.null), :] = 0
     tp = matrices[:, k, k]
@@ -336,22 +322,13 @@ def table(
     index = pd.Index(counts.scenes, name="scene")
     return pd.DataFrame(dict(tp=tp, fp=fp, fn=fn, tn=tn, right=right), index=index)
 
-# %% ../../nbs/metrics/counting.ipynb #9ca83815
+
 def first_class(
     counts: Counts,
 ) -> str:  # Its name
     "The first class that is neither background nor null; scores are about it."
     named = [name for name in counts.classes if name not in ("background", counts.null)]
     return named[0] if named else counts.classes[0]
-
-
-def _place(counts, class_name):
-    name = first_class(counts) if class_name is None else class_name
-    if name not in counts.classes:
-        raise ValueError(
-            f"no class {name!r}; the classes are {', '.join(counts.classes)}"
-        )
-    return counts.classes.index(name)
 
 # %% ../../nbs/metrics/counting.ipynb #0c1fd56f
 METRICS = ("precision", "recall", "f1", "iou", "specificity", "accuracy")
@@ -367,7 +344,7 @@ def score(
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, above / below, np.nan)
 
-# %% ../../nbs/metrics/counting.ipynb #5559a544
+
 def metric_name(
     name: str,  # Such as "f1" or "pixel_f1"
 ) -> str:  # Without "pixel_"
@@ -413,15 +390,10 @@ def averages(
     weights = shares.notna().mul(found.tp + found.fn, axis=0)
     weighted = (shares * weights).sum() / weights.sum().replace(0, np.nan)
     board = pd.DataFrame({"macro": shares.mean(), "weighted": weighted}).T
-    lost = [f"{kind}: {c[6:]}" for kind in shares.index for c in shares
-            if np.isnan(shares.loc[kind, c])]  # fmt: skip
     board["classes"] = ", ".join(found.index)
-    board["null"] = _null_in_words(counts, null)
+    board["null"] = "left out" if null == "ignore" else "counts as a class"
+    if counts.null not in counts.classes:
+        board["null"] = "there is none"
+    lost = [f"{found.index[i]}: {METRICS[j]}" for i, j in np.argwhere(shares.isna())]
     board["undefined"] = ", ".join(lost)
     return board.rename_axis("average")
-
-
-def _null_in_words(counts, null):
-    if counts.null not in counts.classes:
-        return "there is none"
-    return "left out" if null == "ignore" else "counts as a class"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'FEWEST_SCENES', 'METHODS', 'SAME', 'LOWER_IS_BETTER', 'NO_SCORE', 'why_no_interval', 'Interval', 'Judged',
-           'check_method', 'interval_of', 'jackknife', 'Comparison', 'difference', 'compare_with', 'compare_all',
-           'board_of', 'judged_board', 'neighbours']
+           'judge_all', 'interval_of', 'jackknife', 'Comparison', 'difference', 'compare_with', 'board_of',
+           'judged_board', 'neighbours']
 
 # %% ../../nbs/metrics/intervals.ipynb #d25c88a6
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def _numbers_of(counts: pd.DataFrame | Counts | np.ndarray) -> np.ndarray:
     rows = table(counts) if isinstance(counts, Counts) else counts
     return rows[list(TABLE)].to_numpy(float)
 
-# %% ../../nbs/metrics/intervals.ipynb #87f62bc6
+
 TITLES = {"f1": "F1", "iou": "IoU"}
 FEWEST_SCENES = 5  # Or blocks of scenes; with fewer there is no interval
 
@@ -57,7 +57,8 @@ def _why_none(found):
     units = found.scenes if found.blocks is None else min(found.scenes, found.blocks)
     many = _many(found.scenes, found.blocks, found.seeds)
     if units < FEWEST_SCENES:
-        return _few_scenes(units, many)
+        verb = "is" if units == 1 else "are"
+        return f"{many} {verb} too few, {FEWEST_SCENES} are needed"
     undefined = np.isnan(getattr(found, "values", None) or found.value).any()
     return f"a score has no value {'on' if undefined else 'without one of'} {many}"
 
@@ -76,12 +77,6 @@ def why_no_interval(
     return Interval(line.iloc[0], line.low, line.high, **many).why_none
 
 
-def _few_scenes(units: int, many: str = "") -> str:
-    "Say that so few scenes give no interval."
-    verb = "is" if units == 1 else "are"
-    return f"{many or _many(units)} {verb} too few, {FEWEST_SCENES} are needed"
-
-
 def _span(low, high, level):
     return f"{100 * level:g} % interval {low:.3f} to {high:.3f}"
 
@@ -97,9 +92,7 @@ class Interval:
     scenes: int = 0
     level: float = 0.95
     undefined: float = 0.0  # Share of draws in which the score had no value
-    blocks: int | None = (
-        None  # Groups of neighbouring scenes; None: none were asked for
-    )
+    blocks: int | None = None  # Groups of neighbouring scenes; None: not asked for
     seeds: int = 1  # Trainings that differ in nothing but the seed
 
     def __repr__(self):
@@ -135,15 +128,6 @@ class Judged:
 METHODS = ("jackknife", "bootstrap")
 
 
-def check_method(
-    method: str,  # What was asked for
-) -> str:  # The same
-    "ValueError unless there is such a method."
-    if method not in METHODS:
-        raise ValueError(f'method must be "jackknife" or "bootstrap", got {method!r}')
-    return method
-
-
 def _units(numbers, blocks):
     "(units, 5): the counts of scenes, or of blocks of scenes."
     if blocks is None:
@@ -157,10 +141,9 @@ def _units(numbers, blocks):
     np.add.at(out, place, numbers)
     return out
 
-# %% ../../nbs/metrics/intervals.ipynb #d3a4b60d
+
 def _judge(sets, metric, method="jackknife", blocks=None, n=2000, seed=0):
     "Score one run, or several that differ in the seed, and move its scenes about."
-    check_method(method)
     units = [_units(_numbers_of(one), blocks) for one in sets]
     if method == "bootstrap" and len(units) > 1:
         raise ValueError(
@@ -173,35 +156,35 @@ def _judge(sets, metric, method="jackknife", blocks=None, n=2000, seed=0):
     else:
         each = [score(t - one, metric) for t, one in zip(totals, units, strict=True)]
         moved = np.mean(each, axis=0)
-    scenes = len(_numbers_of(sets[0]))
     found = None if blocks is None else len(units[0])
-    return Judged(float(seeds.mean()), moved, method, seeds, scenes, found)
+    return Judged(float(seeds.mean()), moved, method, seeds, len(sets[0]), found)
+
+
+def judge_all(
+    sets: Mapping,  # Name -> counts of scenes (same scenes), or a list of them: seeds
+    metric: str = "f1",  # One of METRICS
+    method: str = "jackknife",  # Or "bootstrap"
+    blocks: Sequence | None = None,  # Of each scene
+    n: int = 2000,  # Draws, and their seed, of the bootstrap
+    seed: int = 0,
+) -> dict[object, Judged]:  # By the same names
+    "Score every run, or raise what `difference` raises."
+    if method not in METHODS:
+        raise ValueError(f'method must be "jackknife" or "bootstrap", got {method!r}')
+    lists = {k: v if isinstance(v, list) else [v] for k, v in sets.items()}
+    groups = {k: [_numbers_of(one) for one in group] for k, group in lists.items()}
+    lengths = sorted({len(one) for group in groups.values() for one in group})
+    if len(lengths) > 1:
+        raise ValueError(f"a pair needs the same scenes, got {lengths} of them")
+    units = len(_units(next(iter(groups.values()))[0], blocks))
+    how = (metric, method, blocks, n, seed)
+    how = (metric, "jackknife", blocks) if units < FEWEST_SCENES else how
+    return {name: _judge(group, *how) for name, group in groups.items()}
 
 # %% ../../nbs/metrics/intervals.ipynb #4de85b9b
 def _logit(share):
     share = np.clip(share, 1e-9, 1 - 1e-9)
     return np.log(share / (1 - share))
-
-
-def _variance(left_out, paired=False):
-    """Of the whole, from the results without each of the scenes (Quenouille, Tukey).
-
-    And its degrees of freedom: n - 1 for steps like a normal distribution's, fewer where
-    a few scenes make most of the steps, because then the variance itself is uncertain
-    (2 / df is its relative variance, from the fourth moment). In a difference of runs
-    much of that cancels: half way between the two was measured to be nearest to 95 %.
-    """
-    n = left_out.shape[-1]
-    steps = left_out - left_out.mean(axis=-1, keepdims=True)
-    squares = steps * steps
-    mean = squares.mean(axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fourth = np.einsum("...i,...i->...", squares, squares) / n
-        excess = fourth / mean**2 - (n - 3) / (n - 1)
-    freedom = np.clip(2 * n / np.maximum(excess, 1e-9), 1, n - 1)
-    if paired:
-        freedom = 2 / (1 / (n - 1) + 1 / freedom)
-    return (n - 1) * mean, np.where(mean > 0, freedom, n - 1)
 
 
 def _seed_sums(scores):
@@ -213,41 +196,53 @@ def _error(left_out, seeds, paired=False):
     """Standard error and degrees of freedom (Welch, Satterthwaite): scenes and seeds.
 
     `left_out` is (..., scenes), `seeds` (..., 3) from `_seed_sums`; any number at once.
+    The variance over scenes is Quenouille's and Tukey's. It has n - 1 degrees of freedom
+    for steps like a normal distribution's, fewer where a few scenes make most of the
+    steps, because then the variance itself is uncertain (2 / df is its relative variance,
+    from the fourth moment). In a difference of runs much of that cancels: half way
+    between the two was measured to be nearest to 95 %.
     """
-    of_scenes, free = _variance(left_out, paired)
+    n = left_out.shape[-1]
+    steps = left_out - left_out.mean(axis=-1, keepdims=True)
+    squares = steps * steps
+    mean = squares.mean(axis=-1)
     inverse, seed_free, around = np.moveaxis(seeds, -1, 0)
-    of_seeds = around / np.maximum(seed_free, 1) * inverse  # 0 of a single seed
-    whole = of_scenes + of_seeds
-    below = of_scenes**2 / free + of_seeds**2 / np.maximum(seed_free, 1)
+    seed_free = np.maximum(seed_free, 1)
+    of_scenes, of_seeds = (n - 1) * mean, around / seed_free * inverse  # 0 of one seed
     with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.where(below > 0, whole**2 / below, left_out.shape[-1] - 1)
-    return np.sqrt(whole), freedom
+        fourth = np.einsum("...i,...i->...", squares, squares) / n
+        excess = fourth / mean**2 - (n - 3) / (n - 1)
+        free = np.clip(2 * n / np.maximum(excess, 1e-9), 1, n - 1)
+        if paired:
+            free = 2 / (1 / (n - 1) + 1 / free)
+        free = np.where(mean > 0, free, n - 1)
+        whole = of_scenes + of_seeds
+        below = of_scenes**2 / free + of_seeds**2 / seed_free
+        return np.sqrt(whole), np.where(below > 0, whole**2 / below, n - 1)
 
-# %% ../../nbs/metrics/intervals.ipynb #51ee8db3
+
 def _interval(judged, metric, level, fewest=FEWEST_SCENES):
-    "The interval of a score that was judged."
+    "The interval of a score that was judged; the jackknife's is of its logit."
+    from scipy.special import stdtrit
+
     low = high = np.nan
     lost, enough = 0.0, judged.units >= max(2, fewest)
     if judged.method == "bootstrap":
         lost = float(np.isnan(judged.moved).mean())
         low, high = _middle(judged.moved, level) if enough else (low, high)
     elif enough and not np.isnan(judged.moved).any():
-        low, high = _ends(judged, level)
+        error, free = _error(_logit(judged.moved), _seed_sums(_logit(judged.seeds)))
+        if error < SAME:
+            other = _unseen(judged.units, level)
+            low, high = judged.value * (1 - other), judged.value
+            high += other * (1 - high)
+        else:
+            reach = stdtrit(free, (1 + level) / 2) * error
+            ends = _logit(judged.value) + [-reach, reach]
+            low, high = 1 / (1 + np.exp(-ends))
     low, high = _holding(judged.value, low, high, 0, 1)
     found = (judged.value, low, high, metric, judged.scenes)
     return Interval(*found, level, lost, judged.blocks, len(judged.seeds))
-
-
-def _ends(judged, level):
-    "The jackknife's interval on the logit scale, taken back."
-    from scipy.special import stdtrit
-
-    error, free = _error(_logit(judged.moved), _seed_sums(_logit(judged.seeds)))
-    if error < SAME:
-        other = _unseen(judged.units, level)
-        return judged.value * (1 - other), judged.value + other * (1 - judged.value)
-    reach = stdtrit(free, (1 + level) / 2) * error
-    return 1 / (1 + np.exp(-(_logit(judged.value) + [-reach, reach])))
 
 
 SAME = 1e-12  # A smaller standard error is that of scenes which are all alike
@@ -272,15 +267,11 @@ def interval_of(
     left_out: np.ndarray,  # (scenes,) the value without each of them
     name: str,  # What the value is
     level: float = 0.95,
-    seeds: Sequence[float] = (),  # The value of each seed, where `value` is their mean
 ) -> Interval:
     "The jackknife's interval of any share, such as an area under a curve."
-    return _interval(_judged_by(value, left_out, seeds), name, level)
-
-
-def _judged_by(value, left_out, seeds=()):
-    each = np.array(seeds if len(seeds) else [value], float)
-    return Judged(float(value), left_out, "jackknife", each, len(left_out))
+    each = np.array([value], float)
+    judged = Judged(float(value), left_out, "jackknife", each, len(left_out))
+    return _interval(judged, name, level)
 
 
 def _middle(drawn, level):
@@ -290,7 +281,7 @@ def _middle(drawn, level):
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../../nbs/metrics/intervals.ipynb #0085230f
+
 def _bootstrap(
     counts: pd.DataFrame
     | Counts
@@ -366,11 +357,6 @@ class Comparison:
         return self.names[0 if higher != (self.metric in LOWER_IS_BETTER) else 1]
 
     @property
-    def tied_by_correction(self) -> bool:
-        "Whether it is only the number of comparisons that keeps it open."
-        return self.winner is None and (self.low > 0 or self.high < 0)
-
-    @property
     def verdict(self) -> str:
         "One sentence: who is better or that they are tied, by how much, on what."
         return _in_words(self)
@@ -381,30 +367,26 @@ class Comparison:
 # %% ../../nbs/metrics/intervals.ipynb #ec553859
 def _in_words(found):
     many = _many(found.scenes, found.blocks, found.seeds)
-    first, second = found.names
-    if np.isnan(found.low):
-        why = f"no interval: {_why_none(found)}"
-        return f"cannot tell {first} from {second}: {why}{_aside(found)}"
-    low, high = found.low, found.high
-    if found.difference < 0:
-        low, high = -high, -low
-    if found.winner:
-        loser = second if found.winner == first else first
-        text = f"{found.winner} is better than {loser}"
-    else:
-        text = f"{first} and {second} are tied"
-    if found.tied_by_correction:
-        text += f", {found.family} comparisons considered"
-    text += f": difference {abs(found.difference):.3f}"
-    return f"{text}, {_span(low, high, found.level)}, {many}{_aside(found)}"
-
-
-def _aside(found):
     notes = list(found.notes)
     if found.left_out:
         some = ", ".join(found.left_out[:5]) + ", ..." * (len(found.left_out) > 5)
         notes.insert(0, f"scenes that not all have: {some}")
-    return f" ({'; '.join(notes)})" if notes else ""
+    aside = f" ({'; '.join(notes)})" if notes else ""
+    first, second = found.names
+    if np.isnan(found.low):
+        why = f"no interval: {_why_none(found)}"
+        return f"cannot tell {first} from {second}: {why}{aside}"
+    low, high = found.low, found.high
+    if found.difference < 0:
+        low, high = -high, -low
+    text = f"{first} and {second} are tied"
+    if found.winner:
+        loser = second if found.winner == first else first
+        text = f"{found.winner} is better than {loser}"
+    elif found.low > 0 or found.high < 0:  # only their number keeps it open
+        text += f", {found.family} comparisons considered"
+    text += f": difference {abs(found.difference):.3f}"
+    return f"{text}, {_span(low, high, found.level)}, {many}{aside}"
 
 # %% ../../nbs/metrics/intervals.ipynb #84fa413f
 def _gap(a, b, level):
@@ -438,7 +420,7 @@ def _chances(moved, value, seeds, method):
     alike = (1 + np.abs(value)) ** -float(moved.shape[-1])  # where `_gap` reaches 0
     return np.where(error < SAME, alike, p)
 
-# %% ../../nbs/metrics/intervals.ipynb #4395ea96
+
 def _pair(names, a, b, name, level, notes=(), **more):
     "The comparison of two judged scores."
     low, high, p = _gap(a, b, level)
@@ -450,30 +432,12 @@ def _pair(names, a, b, name, level, notes=(), **more):
     return Comparison(*found, p=p, blocks=a.blocks, seeds=seeds, notes=notes, **more)
 
 
-def _difference_of(
-    a: tuple,  # A value, (scenes,) the value without each; perhaps that of each seed
-    b: tuple,  # The same of another run, scene by scene
-    name: str,  # What the value is
-    names: tuple[str, str] = ("first", "second"),
-    level: float = 0.95,
-) -> Comparison:
-    "Compare any value of two runs, such as an area under a curve, by the jackknife."
-    return _pair(names, _judged_by(*a), _judged_by(*b), name, level)
-
-
-def _refuse_unequal(groups):
-    "Raise ValueError unless all runs, with all their seeds, have as many scenes."
-    lengths = {len(_numbers_of(one)) for group in groups for one in group}
-    if len(lengths) > 1:
-        raise ValueError(f"a pair needs the same scenes, got {sorted(lengths)} of them")
-
-
 def difference(
     a: pd.DataFrame | Counts | np.ndarray | list,  # Counts of scenes; a list: seeds
     b: pd.DataFrame
     | Counts
     | np.ndarray
-    | list,  # Of the same scenes, in the same order
+    | list,  # Of the same scenes in the same order
     metric: str = "f1",  # One of METRICS
     names: tuple[str, str] = ("first", "second"),
     level: float = 0.95,
@@ -487,11 +451,8 @@ def difference(
     Raises ValueError for unequal numbers of scenes, for a metric or method that is not
     known, and for a bootstrap over several seeds.
     """
-    sets = [x if isinstance(x, list) else [x] for x in (a, b)]
-    _refuse_unequal(sets)
-    how = (metric, method, blocks, n, seed)
-    both = [_judge(group, *how) for group in sets]
-    return _pair(names, *both, metric_name(metric), level)
+    both = judge_all({0: a, 1: b}, metric, method, blocks, n, seed)
+    return _pair(names, both[0], both[1], metric_name(metric), level)
 
 # %% ../../nbs/metrics/intervals.ipynb #463ca32e
 def _holm(
@@ -506,18 +467,6 @@ def _holm(
     return out
 
 # %% ../../nbs/metrics/intervals.ipynb #f6baae9e
-def _judge_all(sets, metric, method="jackknife", blocks=None, n=2000, seed=0):
-    "Score every run, or raise what `difference` raises."
-    check_method(method)
-    lists = {k: v if isinstance(v, list) else [v] for k, v in sets.items()}
-    groups = {k: [_numbers_of(one) for one in group] for k, group in lists.items()}
-    _refuse_unequal(groups.values())
-    how = (metric, method, blocks, n, seed)
-    units = [len(_units(g[0], blocks)) for g in groups.values()]
-    how = (metric, "jackknife", blocks) if min(units) < FEWEST_SCENES else how
-    return {name: _judge(group, *how) for name, group in groups.items()}
-
-
 def _corrected(judged, most=2**22):
     "Corrected p-values of all pairs of runs, in the order of `combinations`."
     judged = list(judged)
@@ -556,7 +505,7 @@ def compare_with(
     return found
 
 
-def compare_all(
+def _compare_all(
     sets: Mapping,  # Name -> counts of scenes, or a list of them: seeds
     metric: str = "f1",
     level: float = 0.95,
@@ -571,7 +520,7 @@ def compare_all(
     are no intervals, whatever the method. Every pair is an object of its own: for more
     than a few hundred runs `board_of` compares with the highest only.
     """
-    judged = _judge_all(sets, metric, method, blocks, n, seed)
+    judged = judge_all(sets, metric, method, blocks, n, seed)
     name = metric_name(metric)
     intervals = {k: _interval(one, name, level) for k, one in judged.items()}
     fixed = _corrected(judged.values())
@@ -581,21 +530,21 @@ def compare_all(
         pairs[a, b] = _pair((a, b), judged[a], judged[b], name, level, **more)
     return intervals, pairs
 
-# %% ../../nbs/metrics/intervals.ipynb #d4a97b69
+
 def board_of(
     sets: Mapping,  # Name -> counts of scenes (same scenes), or a list of them: seeds
     metric: str = "f1",  # What decides the order
     notes: Sequence[str] = (),  # Said with every verdict
     left_out: Sequence[str] = (),  # Scenes that are not in `sets`
     level: float = 0.95,
-    **how,  # Of `compare_all`: method, blocks, n, seed
+    **how,  # Of `_compare_all`: method, blocks, n, seed
 ) -> pd.DataFrame:  # Index: run, highest first
     """Score runs, with an interval each and a comparison with the highest.
 
     `behind` is the distance to the highest, `tied` says that these scenes cannot tell
     the two apart, and `p` is corrected for all pairs of runs.
     """
-    judged = _judge_all(sets, metric, **how)
+    judged = judge_all(sets, metric, **how)
     return judged_board(judged, metric_name(metric), notes, left_out, level)
 
 
@@ -608,28 +557,24 @@ def judged_board(
 ) -> pd.DataFrame:  # As of `board_of`; of Brier and ECE the lowest is first
     "Order runs by any score, with intervals and comparisons with the first."
     found = {k: _interval(one, name, level) for k, one in judged.items()}
-    sign = 1 if name in LOWER_IS_BETTER else -1
+    sign, first = (1, "lowest") if name in LOWER_IS_BETTER else (-1, "highest")
     values = {k: sign * one.value for k, one in found.items()}
     order = sorted(found, key=lambda k: (np.isnan(values[k]), values[k]))
     more = dict(notes=tuple(notes), left_out=tuple(left_out))
-    pairs = compare_with(order[0], judged, name, level, **more)
-    lines = [_line(found[k], found[order[0]], pairs.get(k)) for k in order]
+    pairs, lines = compare_with(order[0], judged, name, level, **more), []
+    best = found[order[0]].value
+    for one, pair in ((found[k], pairs.get(k)) for k in order):
+        line = {f"pixel_{one.metric}": one.value, "low": one.low, "high": one.high}
+        line |= {"scenes": one.scenes, "blocks": one.blocks, "seeds": one.seeds}
+        line["behind"] = abs(best - one.value)
+        line["p"] = pair.corrected if pair else np.nan
+        line["tied"] = pair is None or pair.winner is None
+        line["verdict"] = NO_SCORE if np.isnan(one.value) else first
+        lines.append(line | ({"verdict": pair.verdict} if pair else {}))
     return pd.DataFrame(lines, index=pd.Index(order, name="run"))
 
 
 NO_SCORE = "no run has a score here: it has no value on these scenes"
-
-
-def _line(found, best, pair):
-    "One run's line of the leaderboard."
-    line = {f"pixel_{found.metric}": found.value, "low": found.low, "high": found.high}
-    line |= {"scenes": found.scenes, "blocks": found.blocks, "seeds": found.seeds}
-    line["behind"] = abs(best.value - found.value)
-    line["p"] = pair.corrected if pair else np.nan
-    line["tied"] = pair is None or pair.winner is None
-    first = "lowest" if found.metric in LOWER_IS_BETTER else "highest"
-    first = NO_SCORE if np.isnan(found.value) else first
-    return line | {"verdict": pair.verdict if pair else first}
 
 # %% ../../nbs/metrics/intervals.ipynb #fe5fe885
 def neighbours(
@@ -647,10 +592,8 @@ def neighbours(
 
     edges = boxes[["west", "south", "east", "north"]].to_numpy(float)
     known = ~np.isnan(edges).any(axis=1)
-    side = np.minimum(
-        edges[known, 2] - edges[known, 0], edges[known, 3] - edges[known, 1]
-    )
-    shapes, near = shapely.box(*edges[known].T), gap * np.min(side, initial=np.inf)
+    side = np.min((edges[:, 2:] - edges[:, :2])[known], initial=np.inf)
+    shapes, near = shapely.box(*edges[known].T), gap * side
     a, b = shapely.STRtree(shapes).query(shapes, "dwithin", near)
     touch = coo_array((np.ones(len(a)), (a, b)), shape=(len(shapes),) * 2)
     place = np.full(len(boxes), -1)

@@ -19,7 +19,7 @@ import pandas as pd
 
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.runs import Run
-from rvtutorial.sweeps.space import _replay, halving
+from rvtutorial.sweeps.space import Halving
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5, 5e-3, 2e-3, 8e-2)
 EPOCHS = 8
@@ -78,7 +78,7 @@ def judge(book, seeds):
             continue
         chips = {lr: run["chips"] for lr, run in runs.items()}
         for given in LADDERS:
-            left, spent = _replay(chips, halving(given, EPOCHS))
+            left, spent = Halving.of(given, EPOCHS).replay(chips)
             row = {
                 "ladder": " ".join(f"{k}={v}" for k, v in given.items()),
                 "seed": seed,

@@ -393,7 +393,7 @@ def test_slurms_own_words_come_with_the_field(
     "As on a cluster whose sinfo and sacctmgr are silent."
     if field == "account" and not slurm.account:
         pytest.skip("this Slurm keeps no accounts")
-    monkeypatch.setattr("rvtutorial.hpc.batch.refuse_request", lambda site: None)
+    monkeypatch.setattr("rvtutorial.hpc.scheduler.refuse_request", lambda site: None)
     with pytest.raises(
         SlurmError, match=f"(?s)sbatch refused: .*Change.*{field}.*in the"
     ):

@@ -10,7 +10,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from rvtutorial import scenes
-from rvtutorial.data import masks
+from rvtutorial.data.label_values import Meaning, _line_to_add
 from rvtutorial.scenes import DataError, Scene, check_scenes, find_splits
 
 SIZE = 64
@@ -306,7 +306,7 @@ def test_raster_labels_need_their_meaning_said(tmp_path):
     ],
 )
 def test_the_line_to_add_guesses_no_more_than_it_can(found, nodata, line):
-    told = masks.line_to_add(found, ["building", "background"], nodata)
+    told = _line_to_add(found, ["building", "background"], nodata)
     assert told == f'label_values="{line}"'
 
 
@@ -351,15 +351,15 @@ def test_share_is_that_of_the_class_looked_for(tmp_path):
 )
 def test_label_values_that_say_nothing_are_refused(tmp_path, said, words):
     with pytest.raises(ValueError, match=words):
-        masks.read_meaning(said, ["building", "background"])
+        Meaning.of(said, ["building", "background"])
 
 
 def test_null_is_a_class_and_values_may_be_many():
-    found = masks.read_meaning(
+    found = Meaning.of(
         {255: "null", "1.0": "building", -2: "background", 3: "building"},
         ["building", "background"],
     )
-    assert found == {255: 2, 1: 0, -2: 1, 3: 0}
+    assert found.ids == {255: 2, 1: 0, -2: 1, 3: 0}
 
 
 def test_colours_without_a_class_are_named_with_their_shares(tmp_path):
@@ -383,13 +383,13 @@ def test_colours_without_a_class_are_named_with_their_shares(tmp_path):
 
 def test_classes_of_ones_own_are_told_the_line_to_add():
     with pytest.raises(ValueError, match='say so: classes="land,water"'):
-        masks.read_meaning("1:land,2:water,3:null", ["building", "background"])
+        Meaning.of("1:land,2:water,3:null", ["building", "background"])
     with pytest.raises(ValueError, match=r'classes="house,background"$'):
-        masks.read_meaning("255:house,0:null", ["building", "background"])
+        Meaning.of("255:house,0:null", ["building", "background"])
     with pytest.raises(ValueError, match=r"did you mean 'building'\? If these"):
-        masks.read_meaning("255:buildings,0:background", ["building", "background"])
+        Meaning.of("255:buildings,0:background", ["building", "background"])
     with pytest.raises(ValueError, match=r"known are a, b, null\. If these"):
-        masks.read_meaning("1:road,2:b", ["a", "b"])
+        Meaning.of("1:road,2:b", ["a", "b"])
 
 
 def mixed(first, second):
@@ -575,7 +575,7 @@ def test_a_damaged_mask_is_named_and_the_others_are_checked(tmp_path):
 def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
     "From a tagged mask to eval.json, and our own count of the same files."
     from rvtutorial import engine
-    from rvtutorial.metrics import leaderboard
+    from rvtutorial.metrics import counting, leaderboard
     from rvtutorial.runs import Run
 
     data = make_set(tmp_path / "d", tags(nodata=255))
@@ -590,11 +590,11 @@ def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
     assert building["TP"] + building["FN"] == there.sum() > 0
     ours = leaderboard.counts_of(run.path)
     assert ours.total[0].sum() == there.sum()
-    again = [leaderboard.count_rasters(run.label("3"), run.prediction("3"), ours.classes,
+    again = [counting.count_rasters(run.label("3"), run.prediction("3"), ours.classes,
                                    **leaderboard.label_meaning(run, "3"))]  # fmt: skip
     from rvtutorial.figures import maps
 
-    drawn = maps._truth_of(run, maps.run_layers(run, "3"))
+    drawn = maps.run_layers(run, "3").truth(run)
     assert np.array_equal(drawn == 0, there)
     total = again[0].total
     assert building["TP"] == total[0, 0]
@@ -639,13 +639,13 @@ def with_tagged_masks(cfg, found):
 def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
     "And then it trains, evaluates and counts as Raster Vision does."
     from rvtutorial import engine
-    from rvtutorial.engine import reading
-    from rvtutorial.metrics import leaderboard
+    from rvtutorial.engine import pipeline
+    from rvtutorial.metrics import counting, leaderboard
     from rvtutorial.runs import Run
 
     data = make_set(tmp_path / "d", tags(nodata=255), hole=False)
     cfg = config_of(data, tmp_path / "run", label_values=TWO)
-    assert reading.hidden_classes(cfg.dataset) == []
+    assert pipeline._hidden_classes(cfg.dataset) == []
     found = find_splits(data, "i_{id}.tif", "m_{id}.tif")
     engine.run(with_tagged_masks(cfg, found))
     told = capsys.readouterr().out
@@ -657,7 +657,7 @@ def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
     (building,) = (i for i in items if i.get("class_name") == "building")
     counts = building["conf_mat_dict"]
     assert counts["TP"] + counts["FN"] == 0  # as stock reads them
-    ours = leaderboard.count_rasters(
+    ours = counting.count_rasters(
         run.label("3"), run.prediction("3"), ("building", "background", "null"),
         **leaderboard.label_meaning(run, "3"),
     )  # fmt: skip
@@ -665,21 +665,21 @@ def test_the_engine_says_once_that_a_tag_hides_a_class(tmp_path, capsys):
 
 
 def test_nodata_that_is_no_number_is_no_class():
-    from rvtutorial.engine import reading
+    from rvtutorial.engine import pipeline
 
     for value in (float("inf"), float("-inf"), float("nan"), None, 0.5, 9):
-        assert reading._class_of(value, [], ["a", "b"]) is None
-    assert reading._class_of(1.0, [], ["a", "b"]) == "b"
+        assert pipeline._class_of(value, [], ["a", "b"]) is None
+    assert pipeline._class_of(1.0, [], ["a", "b"]) == "b"
 
 
 @pytest.mark.parametrize("nodata", [None, 0, 7])
 def test_a_tag_that_hides_nothing_is_not_mentioned(tmp_path, nodata):
-    from rvtutorial.engine import reading
+    from rvtutorial.engine import pipeline
 
     data = make_set(tmp_path / "d", tags(nodata=nodata), hole=False)
     cfg = config_of(data, tmp_path / "run", label_values=TWO)
     found = find_splits(data, "i_{id}.tif", "m_{id}.tif")
-    assert reading.hidden_classes(with_tagged_masks(cfg, found).dataset) == []
+    assert pipeline._hidden_classes(with_tagged_masks(cfg, found).dataset) == []
 
 
 def test_drawing_a_scene_with_a_mask(tmp_path):
@@ -730,13 +730,13 @@ def test_real_dubai_becomes_classes(shared_data, tmp_path):
     names = ["building", "land", "road", "vegetation", "water"]
     said = "#3C1098:building,#8429F6:land,#6EC1E4:road,#FEDD3A:vegetation,"
     said += "#E2A929:water,#9B9B9B:null,#000000:null"
-    values = masks.read_meaning(said, names)
+    meaning = Meaning.of(said, names)
     total = np.zeros(7)
     for path in sorted(folder.glob("Tile [14]/masks/*.png")):
-        ids = masks.read_classes(path, values)
+        ids = meaning.read(path)
         total += np.bincount(ids.ravel(), minlength=7)
-        _, counted = masks.explain(path, values)
-        assert masks.by_class(counted, values, [*names, "null"]) == {
+        _, counted = meaning.explain(path)
+        assert meaning.by_class(counted) == {
             n: int((ids == i + 1).sum())
             for i, n in enumerate([*names, "null"])
             if (ids == i + 1).any()
