@@ -195,15 +195,21 @@ def make_model(
         return SemanticSegmentationModelConfig(
             backbone=backbone, pretrained=hp.pretrained
         )
-    from rvtutorial.models import unet
+    from rvtutorial.models import encoders, unet
 
+    module, entry = (encoders, "network") if hp.encoder else (unet, "unet")
     with atomic_path(hub / "hubconf.py") as partial:
-        shutil.copyfile(unet.__file__, partial)
+        shutil.copyfile(module.__file__, partial)
     sizes = {"num_classes": len(classes), "in_channels": bands}
     if hp.null == "ignore":
         sizes["null_id"] = classes.null_class_id
+    if hp.encoder:
+        sizes |= dict(architecture=hp.model, encoder=hp.encoder)
+        sizes |= dict(pretrained=hp.pretrained)
+        if hp.encoder_weights:
+            sizes["weights"] = str(hp.encoder_weights)
     ours = ExternalModuleConfig(
-        uri=str(hub), name="unet", entrypoint="unet", entrypoint_kwargs=sizes
+        uri=str(hub), name=entry, entrypoint=entry, entrypoint_kwargs=sizes
     )
     return SemanticSegmentationModelConfig(external_def=ours, pretrained=False)
 

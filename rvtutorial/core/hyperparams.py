@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Literal, NewType, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -43,6 +44,12 @@ def _word(value) -> str:
     return value.strip().lower()
 
 
+def _path(value) -> Path:
+    if not isinstance(value, str | Path):
+        raise ValueError
+    return Path(value).expanduser().absolute()
+
+
 def _truth(value) -> bool:
     words = {"true": True, "yes": True, "1": True}
     words |= {"false": False, "no": False, "0": False}
@@ -75,6 +82,8 @@ _CASTS = {  # of a type: the cast, and what it takes
     float: (_real, "a finite number"),
     bool: (_truth, "true or false"),
     tuple: (_weights, "two or more weights such as 1,2,0.5, none negative, not all 0"),
+    str: (_word, "a name"),
+    Path: (_path, "a path"),
     Scaling: (_scaling, "percentiles, none, or a range LO,HI with LO below HI"),
 }
 
@@ -147,11 +156,18 @@ def _contradictions(hp) -> Iterator[str]:
             f"padding {hp.padding} is not below chip_sz {hp.chip_sz}: whole chips could "
             f"lie outside their scene. Use 0, or none for half a chip"
         )
-    if hp.model == "unet" and hp.pretrained:
+    if hp.model == "unet" and hp.pretrained and not hp.encoder:
         yield (
             "pretrained is true, but for model unet there are no ImageNet weights. "
-            "Use pretrained=False, or model=deeplabv3"
+            "Use pretrained=False, or encoder=efficientnet-lite0"
         )
+    if hp.encoder and hp.model == "deeplabv3":
+        yield (
+            f"encoder {hp.encoder} does not go with model deeplabv3, which has a "
+            "backbone. Use model=unet, or deeplabv3plus"
+        )
+    if not hp.encoder and hp.model not in ("deeplabv3", "unet"):
+        yield f"model {hp.model} needs an encoder. Use encoder=efficientnet-lite0"
     if hp.model == "deeplabv3" and hp.batch_sz == 1:
         yield (
             "batch_sz 1 cannot train deeplabv3: one of its layers normalises over the "
@@ -196,8 +212,16 @@ class Hyperparams(BaseModel):
         "GeoDataConfig.sampling", stock="random",
     )  # fmt: skip
     # which network is trained, and on what size
-    model: Literal["deeplabv3", "unet"] = _setting(
-        "deeplabv3", "architecture", "backend.model",
+    model: Literal[
+        "deeplabv3", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet",
+        "deeplabv3plus", "pan", "upernet", "segformer",
+    ] = _setting("deeplabv3", "architecture", "backend.model")  # fmt: skip
+    encoder: str | None = _setting(
+        None, "network that reads the image; none: the model's own",
+        "ModelConfig.external_def",
+    )  # fmt: skip
+    encoder_weights: Path | None = _setting(
+        None, "file of the encoder's weights; none: where they are found", "no field",
     )  # fmt: skip
     backbone: Literal["resnet50", "resnet101"] = _setting(
         "resnet50", "the part of deeplabv3 that reads the image",
@@ -227,6 +251,25 @@ class Hyperparams(BaseModel):
     )  # fmt: skip
     one_cycle: bool = _setting(
         True, "raise lr from a tenth to its peak, and back", "SolverConfig.one_cycle",
+    )  # fmt: skip
+    optimizer: Literal["adam", "adamw"] = _setting(
+        "adam", "how a step changes the weights", "no field",
+    )  # fmt: skip
+    weight_decay: float = _setting(
+        0.0, "share of a weight that adamw takes away, times lr", "no field",
+        ge=0, le=1, why="none to all of it",
+    )  # fmt: skip
+    cosine: bool = _setting(
+        False, "raise lr over a tenth of the steps, then a cosine; not one_cycle",
+        "no field",
+    )  # fmt: skip
+    encoder_lr: float = _setting(
+        1.0, "learning rate of the encoder, as a share of lr", "no field", ge=1e-4,
+        le=1, why="what is pre-trained needs no larger steps than the rest",
+    )  # fmt: skip
+    freeze_epochs: int = _setting(
+        0, "epochs in which the encoder stays as it is", "no field", ge=0, le=100_000,
+        why="after them all weights learn",
     )  # fmt: skip
     class_weights: tuple | None = _setting(
         None, "weight of each class in the loss, in the order of the classes",

@@ -35,6 +35,7 @@ from rvtutorial.engine.batches import (
     seed_everything,
     window_datasets,
 )
+from .optimizer import Recipe
 from .speed import Meter
 from .store import SceneStore
 from ..core.files import atomic_path
@@ -298,6 +299,7 @@ class Options:
     stop: _Stop = field(default_factory=_Stop)
     tell: ProgressLine | None = None  # None: silence
     inputs: dict | None = None  # What training images hold: put into the bundle
+    recipe: Recipe = field(default_factory=Recipe)  # Optimizer, schedule, encoder
     meters: dict = field(default_factory=dict)  # Stage -> Meter
 
     def __post_init__(self):
@@ -346,11 +348,20 @@ class FastLearner(SemanticSegmentationLearner):
                 self.model.compile()
 
     def build_optimizer(self):
-        "Stock's Adam, in one kernel where there is one."
+        "Stock's Adam, in one kernel where there is one; or what was asked for instead."
+        if not self.options.recipe.is_stock:
+            return self.options.recipe.build(self.model, self.cfg.solver.lr)
         try:
             return self.cfg.solver.build_optimizer(self.model, fused=True)
         except (RuntimeError, ValueError):
             return super().build_optimizer()
+
+    def build_step_scheduler(self, start_epoch=0):
+        "Stock's triangle, or warm-up and cosine."
+        steps = self.cfg.solver.num_epochs * len(self.train_dl)
+        done = start_epoch * len(self.train_dl)
+        made = self.options.recipe.schedule(self.opt, steps, done)
+        return made or super().build_step_scheduler(start_epoch)
 
     def build_datasets(self):
         "Over scenes that read fast; pre-cut chips as stock reads them."
@@ -475,6 +486,7 @@ class FastLearner(SemanticSegmentationLearner):
         if self.batch == 0 and self.options.seed is not None:
             seed_everything(self.options.seed, 1, self.epoch)
         self.model.train()
+        self.options.recipe.freeze(self.model, self.epoch)
         start, loader = time.perf_counter(), self.train_dl
         saved, waiting = start, self.meter("train").waiting
         for batch in waiting(loader.epoch(self.epoch, self.batch)):

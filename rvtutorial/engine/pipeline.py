@@ -43,6 +43,7 @@ from rvtutorial.core.records import read_json
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.data.validity import check_zeros, declared_nodata
 from rvtutorial.engine import prediction, scoring, speed
+from rvtutorial.engine.optimizer import Recipe
 from rvtutorial.engine.batches import BatchTransform, seed_everything
 from rvtutorial.engine.bundles import Model
 from rvtutorial.engine.learner import (
@@ -914,10 +915,13 @@ def run(
     if pause and (engine == "stock" or ddp):
         raise ValueError("pause needs the fast engine on one device")
     folder, seed = _open_run(cfg, seed)
-    digest = repr([_fingerprint(cfg, False), seed, how]).encode()
+    recipe = Recipe.of(folder.manifest.get("asked", {}).get("hyperparams", {}))
+    more = [] if recipe.is_stock else [recipe]
+    digest = repr([_fingerprint(cfg, False), seed, how, *more]).encode()
     digest = hashlib.sha256(digest).hexdigest()[:16]
     options = Options(
         seed=seed,
+        recipe=recipe,
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
         store=store or _shared_store(),

@@ -28,10 +28,9 @@ class Segmenter(nn.Module):
         if null_id is not None:
             shift[0, null_id] = NEVER
         self.register_buffer("shift", shift)
-        self.register_load_state_dict_post_hook(lambda own, keys: own._found())
-
-    def _found(self):
-        self.missing = None
+        self.register_load_state_dict_post_hook(
+            lambda own, keys: setattr(own, "missing", None)
+        )
 
     def forward(self, x):
         if self.missing:

@@ -1,0 +1,90 @@
+"""AdamW, warm-up and cosine, and a slower or frozen encoder: how a pre-trained network is trained on.
+
+Raster Vision's solver knows Adam and one schedule; nothing of this has a field there.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+WARM_UP = 0.1  # Share of all steps in which the rate rises
+
+
+@dataclass(frozen=True)
+class Recipe:
+    "How weights change in a step; the defaults are Raster Vision's."
+
+    optimizer: str = "adam"  # adam or adamw
+    weight_decay: float = 0.0  # Of adamw: share of a weight that goes, times the rate
+    cosine: bool = False  # Warm up over a tenth of the steps, then fall along a cosine
+    encoder_lr: float = 1.0  # Rate of a pre-trained encoder, as a share of the others'
+    freeze_epochs: int = 0  # Epochs in which the encoder stays as it is
+
+    @classmethod
+    def of(cls, asked: dict) -> "Recipe":  # Hyperparameters of a run
+        "The recipe of a run; one that was made before these existed has the defaults."
+        known = {k: v for k, v in asked.items() if k in cls.__dataclass_fields__}
+        return cls(**known)
+
+    @property
+    def is_stock(self) -> bool:
+        "Whether Raster Vision's own solver does all of it."
+        return self == Recipe()
+
+    def build(self, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+        "The optimizer: one group of weights, or the encoder's and the others."
+        every = dict(network.named_parameters())
+        slow = [v for k, v in every.items() if is_encoder(k)] if self.splits else []
+        chosen = {id(v) for v in slow}
+        rest = [v for v in every.values() if id(v) not in chosen]
+        groups = [{"params": rest, "lr": lr}]
+        if slow:
+            groups.append({"params": slow, "lr": lr * self.encoder_lr})
+        if self.optimizer == "adam":
+            return torch.optim.Adam(groups, fused=True)
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+
+    @property
+    def splits(self) -> bool:
+        "Whether the encoder has a rate of its own."
+        return self.encoder_lr != 1.0
+
+    def schedule(self, optimizer, steps: int, done: int):
+        "The schedule over all steps of a training, of which some are done; None: stock's."
+        if not self.cosine:
+            return None
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate(step, steps), last_epoch=done - 1
+        )
+
+    def freeze(self, network: torch.nn.Module, epoch: int) -> None:
+        "Hold the encoder in the first epochs, its normalisation included."
+        if not self.freeze_epochs:
+            return
+        frozen = epoch < self.freeze_epochs
+        for name, weight in network.named_parameters():
+            if is_encoder(name):
+                weight.requires_grad_(not frozen)
+        for name, module in network.named_modules():
+            if is_encoder(f"{name}."):
+                module.train(not frozen)
+
+
+def is_encoder(name: str) -> bool:  # Of a weight, such as net.encoder.model.bn1.weight
+    "Whether a weight belongs to the part that is pre-trained."
+    return bool({"encoder", "backbone"} & {*name.split(".")[:-1]})
+
+
+def rate(
+    step: int,  # From 0
+    steps: int,  # Of the whole training
+) -> float:  # Share of the peak, above 0
+    "Linear warm-up over a tenth of all steps, then half a cosine."
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * min(1, (step - warm) / max(1, steps - warm))))
