@@ -271,7 +271,7 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
         labels = checks.labels_of_run(run.path, hp, where, found, shown, classes)
         dataset = make_dataset(shown, classes, labels, order, hp.scores, found["fills"])
         model = make_model(hp, classes, len(order), run.path / "hub")
-        transform = inputs.make_transform(found["limits"])
+        transform = inputs.make_transform(found["limits"], hp.encoder)
         return SemanticSegmentationConfig(
             root_uri=str(run.path),
             dataset=dataset,

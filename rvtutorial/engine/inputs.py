@@ -31,7 +31,9 @@ import torch
 from torchvision.models import get_model_weights
 
 from rvtutorial import scenes
+from rvtutorial.core.names import near_match
 from rvtutorial.data import validity
+from rvtutorial.models import encoders
 from rvtutorial.runs import Hyperparams, Run
 
 __all__ = ["allow_open_files", "begun", "check_pretrained", "in_one_way"]
@@ -57,20 +59,27 @@ def allow_open_files(
 
 def make_transform(
     limits: tuple | None,  # Lowest and highest value of each band; None: no transform
+    encoder: str | None = None,  # EfficientNet-Lite0 was trained on -1 .. 1
 ) -> dict | None:  # An albumentations transform, as Raster Vision stores it
     "Bring each band from its own range to -2 .. 2, as ImageNet's networks expect it."
     if limits is None:
         return None
     pairs = [(float(low), float(high)) for low, high in zip(*limits, strict=True)]
     middle = [(low + high) / 2 for low, high in pairs]
-    quarter = [max(high - low, 1e-6) / 4 for low, high in pairs]
-    return A.to_dict(A.Normalize(mean=middle, std=quarter, max_pixel_value=1.0))
+    parts = 2 if encoder == encoders.LITE0 else 4
+    unit = [max(high - low, 1e-6) / parts for low, high in pairs]
+    return A.to_dict(A.Normalize(mean=middle, std=unit, max_pixel_value=1.0))
 
 
 def check_pretrained(
     hp: Hyperparams,  # model, backbone, pretrained
 ) -> Path | None:  # File with the weights; None when none are needed
-    "Find the ImageNet weights or fetch them; FileNotFoundError says how to get them."
+    """Find the ImageNet weights or fetch them; FileNotFoundError says how to get them.
+
+    Raises ValueError for an encoder that segmentation-models-pytorch does not know.
+    """
+    if hp.encoder:
+        return _check_encoder(hp)
     if hp.model != "deeplabv3" or not hp.pretrained:
         return None
     url = get_model_weights(hp.backbone).DEFAULT.url
@@ -88,6 +97,18 @@ def check_pretrained(
             f"curl --create-dirs -o {path} {url}  (or ask for pretrained=false)"
         ) from err
     return path
+
+
+def _check_encoder(hp: Hyperparams) -> Path | None:
+    from segmentation_models_pytorch.encoders import get_encoder_names
+
+    known = [encoders.LITE0, *get_encoder_names()]
+    if hp.encoder not in known and not hp.encoder.startswith("tu-"):  # any of timm's
+        hint = near_match(hp.encoder, known)
+        raise ValueError(f"there is no encoder {hp.encoder!r}; {hint}")
+    if not hp.pretrained or (hp.encoder != encoders.LITE0 and not hp.encoder_weights):
+        return None  # segmentation-models-pytorch finds or fetches the others itself
+    return encoders.weights_file(hp.encoder, hp.encoder_weights)
 
 
 def in_one_way(

@@ -72,15 +72,24 @@ def weights_file(
     return found
 
 
+def _for_bands(weight: torch.Tensor, bands: int) -> torch.Tensor:
+    "Red, green and blue come again in turn, and share their weight; or one takes it all."
+    if bands < weight.shape[1]:
+        return weight.sum(1, keepdim=True).expand(-1, bands, -1, -1) / bands
+    colours = torch.arange(bands) % weight.shape[1]
+    shares = torch.bincount(colours)[colours]
+    return weight[:, colours] / shares[None, :, None, None]
+
+
 def load_encoder(
     encoder: nn.Module,  # An encoder of segmentation-models-pytorch, of any number of bands
     path: str | Path,  # A file of weights for three bands
 ) -> None:
     """Put the weights of a file into an encoder that names the same layers otherwise.
 
-    Both list the layers in the same order. The first layer's red, green and blue come
-    again in turn for further bands, scaled so that their sum stays (as timm does it,
-    `adapt_input_conv`). Raises ValueError where a shape differs: another network's file.
+    Both list the layers in the same order. A grey image looks the same to the first
+    layer with any number of bands. Raises ValueError where a shape differs: the weights
+    of another network.
     """
     given = torch.load(path, map_location="cpu", weights_only=True)
     own = encoder.state_dict()
@@ -91,8 +100,7 @@ def load_encoder(
         zip(own, given.items(), strict=False)
     ):
         if place == 0 and bands != new.shape[1]:
-            many = -(-bands // new.shape[1])
-            new = new.repeat(1, many, 1, 1)[:, :bands] * (new.shape[1] / bands)
+            new = _for_bands(new, bands)
         if own[name].shape != new.shape:
             raise ValueError(
                 f"{path} holds the weights of another network: its {theirs} has the shape "

@@ -82,7 +82,9 @@ def kampala(data):
 
 def dubai(data):
     "Tiles 1, 5 and 6 train, 4 and 8 are the test."
-    colours = np.array([[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in DUBAI.values()])
+    colours = np.array(
+        [[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in DUBAI.values()]
+    )
     scenes = {"train": [], "val": [], "test": []}
     for image in sorted((data / "dubai").glob("Tile */images/*.jpg")):
         tile, part = image.parents[1].name, image.stem.split("_")[-1]
@@ -112,7 +114,10 @@ def blurred(pixels):
     layers = [bands]
     for sigma in (1, 2, 4, 8):
         smooth = ndimage.gaussian_filter(bands, (sigma, sigma, 0))
-        layers += [smooth, np.sqrt(ndimage.gaussian_filter((bands - smooth) ** 2, (sigma, sigma, 0)))]
+        layers += [
+            smooth,
+            np.sqrt(ndimage.gaussian_filter((bands - smooth) ** 2, (sigma, sigma, 0))),
+        ]
     return np.concatenate(layers, axis=2).reshape(-1, 3 * len(layers))
 
 
@@ -126,12 +131,19 @@ def boosting(fold, classes, seed, seconds):
     seen = (y != NO_LABEL) & (x[:, :3].sum(1) > 0)
     some = rng.permutation(np.flatnonzero(seen))[:300_000]
     model = HistGradientBoostingClassifier(
-        max_iter=20, learning_rate=0.1, warm_start=True, early_stopping=False, random_state=seed
+        max_iter=20,
+        learning_rate=0.1,
+        warm_start=True,
+        early_stopping=False,
+        random_state=seed,
     )
     while time.monotonic() < end and model.max_iter <= 600:
         model.fit(x[some], y[some])
         model.max_iter += 20
-    return [model.predict(blurred(s["pixels"])).reshape(s["truth"].shape) for s in fold["test"]]
+    return [
+        model.predict(blurred(s["pixels"])).reshape(s["truth"].shape)
+        for s in fold["test"]
+    ]
 
 
 def smp_loop(fold, classes, seed, seconds):
@@ -147,7 +159,9 @@ def smp_loop(fold, classes, seed, seconds):
     load_encoder(net.encoder, weights_file())
     net = net.to(memory_format=torch.channels_last).train()
     every = np.concatenate([s["pixels"].reshape(-1, 3) for s in fold["train"]])
-    low, high = np.percentile(every[every.sum(1) > 0], (2, 98), axis=0).astype(np.float32)
+    low, high = np.percentile(every[every.sum(1) > 0], (2, 98), axis=0).astype(
+        np.float32
+    )
 
     def tensor(pixels):
         spread = 2 * (pixels.astype(np.float32) - low) / (high - low) - 1
@@ -177,7 +191,9 @@ def smp_loop(fold, classes, seed, seconds):
         x, y = batch()
         with torch.autocast("cpu", torch.bfloat16):
             found = net(x.to(memory_format=torch.channels_last))
-        loss = torch.nn.functional.cross_entropy(found.float(), y, ignore_index=NO_LABEL)
+        loss = torch.nn.functional.cross_entropy(
+            found.float(), y, ignore_index=NO_LABEL
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -195,7 +211,9 @@ def smp_loop(fold, classes, seed, seconds):
     for s in fold["test"]:
         x = tensor(s["pixels"])[None]
         height, width = x.shape[-2:]
-        x = torch.nn.functional.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
+        x = torch.nn.functional.pad(
+            x, (0, -width % 32, 0, -height % 32), mode="replicate"
+        )
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             maps.append(net(x)[0, :, :height, :width].argmax(0).numpy())
     return maps
@@ -259,12 +277,19 @@ def main(argv=None):
                 done = json.loads(kept.read_text()) if kept.exists() else {}
                 for label, fold in folds.items():
                     if label not in done:
-                        done[label] = measure(name, method, seed, fold, asked.seconds, asked.out, classes)
+                        done[label] = measure(
+                            name, method, seed, fold, asked.seconds, asked.out, classes
+                        )
                         kept.write_text(json.dumps(done))
                 scenes = [s for f in done.values() for s in f["scenes"].values()]
                 total = np.sum([s["counts"] for s in scenes], axis=0)
-                small = sum(s["small"] for s in scenes) / max(1, sum(s["components"] for s in scenes))
-                print(f"{name:8} {method:9} seed {seed}: {score(total):.3f}, dots {small:.0%}, {[f['seconds'] for f in done.values()]}", flush=True)
+                small = sum(s["small"] for s in scenes) / max(
+                    1, sum(s["components"] for s in scenes)
+                )
+                print(
+                    f"{name:8} {method:9} seed {seed}: {score(total):.3f}, dots {small:.0%}, {[f['seconds'] for f in done.values()]}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
