@@ -206,7 +206,10 @@ def values_of(name):
         return pairs | st.sampled_from(["none", "percentiles"])
     if field.annotation is bool:
         return st.booleans()
-    numbers = st.floats if name == "lr" else st.integers
+    if name in ("encoder", "encoder_weights"):
+        return st.sampled_from(["resnet18", "Efficientnet-Lite0 ", "none", None])
+    floats = ("lr", "weight_decay", "encoder_lr")
+    numbers = st.floats if name in floats else st.integers
     low, high = (next(iter(asdict(limit).values())) for limit in field.metadata)
     return numbers(low, high) | (st.none() if kinds else st.nothing())
 

@@ -44,10 +44,10 @@ def _word(value) -> str:
     return value.strip().lower()
 
 
-def _path(value) -> Path:
+def _file(value) -> str:
     if not isinstance(value, str | Path):
         raise ValueError
-    return Path(value).expanduser().absolute()
+    return str(Path(value).expanduser().absolute())
 
 
 def _truth(value) -> bool:
@@ -77,13 +77,14 @@ def _scaling(value) -> str:
 
 
 Scaling = NewType("Scaling", str)
+File = NewType("File", str)
 _CASTS = {  # of a type: the cast, and what it takes
     int: (_whole, "a whole number"),
     float: (_real, "a finite number"),
     bool: (_truth, "true or false"),
     tuple: (_weights, "two or more weights such as 1,2,0.5, none negative, not all 0"),
     str: (_word, "a name"),
-    Path: (_path, "a path"),
+    File: (_file, "the path of a file"),
     Scaling: (_scaling, "percentiles, none, or a range LO,HI with LO below HI"),
 }
 
@@ -220,7 +221,7 @@ class Hyperparams(BaseModel):
         None, "network that reads the image; none: the model's own",
         "ModelConfig.external_def",
     )  # fmt: skip
-    encoder_weights: Path | None = _setting(
+    encoder_weights: File | None = _setting(
         None, "file of the encoder's weights; none: where they are found", "no field",
     )  # fmt: skip
     backbone: Literal["resnet50", "resnet101"] = _setting(
