@@ -158,7 +158,7 @@ def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(cfg)
     with pytest.raises(ValueError, match=r"digest is \w{16} .* this one's is \w{16}"):
-        pipeline.run(cfg, progress=False, keep="best")
+        pipeline.run(cfg, progress=False, checkpoint="best")
 
 
 # --- one at a time
@@ -498,7 +498,7 @@ def test_raster_visions_own_code_on_request(data, tmp_path):
 @pytest.mark.slow
 def test_the_best_epoch_and_an_early_end(data, tmp_path):
     run = Run(tmp_path / "run")
-    cfg = configure(data, run.path, epochs=9, lr=0.05, keep="best", patience=1)
+    cfg = configure(data, run.path, epochs=9, lr=0.05, checkpoint="best", patience=1)
     pipeline.run(cfg, progress=False)
     log, told = run.log(), run.manifest["went"]["training"]
     best = int(log.val_loss.idxmin())

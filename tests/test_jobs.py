@@ -129,6 +129,15 @@ def test_success_and_nothing_to_do_the_second_time(tmp_path):
     assert other.returncode == 1 and "a is 7 there, 8 here" in other.stderr
 
 
+def test_a_notebook_of_before_says_keep_and_means_checkpoint(tmp_path):
+    "It asks for the names that Hyperparams has today, and would find none."
+    cell = "names = ['checkpoint']\nprint({n: globals().get(n) for n in names})"
+    trial = Trial(tmp_path, cell, keep="best")
+    notebook(trial.notebook, cell, params="keep: str = None")
+    assert trial.run().returncode == 0
+    assert "{'checkpoint': 'best'}" in trial.cells()[-1]["outputs"][0]["text"][0]
+
+
 def test_a_failing_cell_and_a_second_attempt(tmp_path):
     text = "from pathlib import Path\nassert Path('../ok').exists(), 'not yet'"
     trial = Trial(tmp_path, text)

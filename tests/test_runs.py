@@ -748,3 +748,18 @@ def test_importing_runs_is_quick_and_light():
     ]  # fmt: skip
     assert min(float(seconds) for seconds, _ in said) < 0.4
     assert all(heavy.strip() == "[]" for _, heavy in said)
+
+
+def test_a_hyperparameter_under_its_old_name(capsys, tmp_path):
+    "`keep` is `checkpoint`: in a call, in a record, and when a run goes on."
+    hp = Hyperparams.of("sample", keep="best")
+    assert hp.checkpoint == "best" and "keep" not in hp.asdict()
+    assert "keep is now checkpoint" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="checkpoint is given twice"):
+        Hyperparams(keep="best", checkpoint="last")
+    of_before = {k: v for k, v in hp.asdict().items() if k != "checkpoint"}
+    of_before = {"hyperparams": of_before | {"keep": "best"}}
+    assert differences(of_before, {"hyperparams": hp.asdict()}) == {}
+    run = Run.open_for(tmp_path / "run", of_before)
+    assert run.hyperparams["checkpoint"] == "best"
+    assert Run.open_for(tmp_path / "run", {"hyperparams": hp.asdict()}).path == run.path

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rvtutorial.core.names import as_text, near_match
 from rvtutorial.core.records import jsonable
+from rvtutorial.core.renamed import say_once
 
 _UNET = {"model": "unet", "pretrained": False, "lr": 5e-3}
 PRESETS: dict[str, dict] = {
@@ -178,6 +179,23 @@ def _contradictions(hp) -> Iterator[str]:
 
 # --- the table
 
+_OLD_NAMES = {"keep": "checkpoint"}  # of version 0.1.0, in records and in calls
+
+
+def under_new_names(
+    values: dict,  # By name
+    says: bool = True,  # Once, on standard error, what the new name is
+) -> dict:
+    "Hyperparameters that were given by a name of version 0.1.0, by the name of today."
+    for old in _OLD_NAMES.keys() & values.keys():
+        new = _OLD_NAMES[old]
+        if new in values:
+            raise ValueError(f"{new} is given twice: {old} is its old name")
+        if says:
+            say_once(f"the hyperparameter {old} is now {new}; the old name goes soon")
+        values = {(new if k == old else k): v for k, v in values.items()}
+    return values
+
 
 class Hyperparams(BaseModel):
     """Every value a run depends on, except its data; the defaults are version 2's.
@@ -307,7 +325,7 @@ class Hyperparams(BaseModel):
         "auto", "numbers that convolutions use; auto takes the faster ones",
         "no field",
     )  # fmt: skip
-    keep: Literal["last", "best"] = _setting(
+    checkpoint: Literal["last", "best"] = _setting(
         "last", "weights that become the model: the last, or the best epoch's",
         "no field",
     )  # fmt: skip
@@ -317,6 +335,7 @@ class Hyperparams(BaseModel):
     )  # fmt: skip
 
     def __init__(self, **given):
+        given = under_new_names(given)
         known, values = type(self).model_fields, {}
         for name in given:
             if name not in known:
@@ -428,12 +447,19 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     return out
 
 
+def _today(asked: dict) -> dict:
+    "What a run was asked for, hyperparameters by the names of today."
+    if not isinstance(asked.get("hyperparams"), dict):
+        return asked
+    return asked | {"hyperparams": under_new_names(asked["hyperparams"], says=False)}
+
+
 def differences(
     old: dict,  # What a run was asked for
     new: dict,  # What is asked for now
 ) -> dict[str, tuple]:  # Dotted name -> (old value, new value), only where they differ
     "The settings in which two runs differ."
-    old, new = _flat(jsonable(old)), _flat(jsonable(new))
+    old, new = (_flat(jsonable(_today(side))) for side in (old, new))
     for known, field in Hyperparams.model_fields.items():
         name = f"hyperparams.{known}"
         if name in old or name in new:  # a run made before this one existed

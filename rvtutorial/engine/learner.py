@@ -304,7 +304,7 @@ class Options:
 
     def __post_init__(self):
         if self.keep not in ("last", "best"):
-            raise ValueError(f"keep must be last or best, got {self.keep!r}")
+            raise ValueError(f"checkpoint must be last or best, got {self.keep!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be 1 epoch or more, got {self.patience}")
         if self.pause is not None and self.pause < 1:

@@ -35,6 +35,8 @@ import rasterio
 import torch
 
 from rvtutorial.core import files
+from rvtutorial.core.hyperparams import under_new_names
+from rvtutorial.core.renamed import renamed_arguments
 from rvtutorial.core.commands import answer
 from rvtutorial.core.names import near_match
 from rvtutorial.core.progress import ProgressLine
@@ -856,6 +858,8 @@ DEFAULTS = {"engine": "fast"} | {name: getattr(Options, name) for name in _CHOIC
 def _chosen(folder, **given) -> dict:
     "Options that hold for a run: the call wins, then what the run was asked for."
     asked = folder.manifest.get("asked", {}).get("hyperparams", {})
+    asked = under_new_names(asked, says=False)
+    asked = asked | {"keep": asked.get("checkpoint")}
     known = {k: asked[k] for k in DEFAULTS if asked.get(k) is not None}
     found = {**DEFAULTS, **known, **{k: v for k, v in given.items() if v is not None}}
     if found["engine"] not in ("fast", "stock"):
@@ -872,6 +876,7 @@ def _shared_store() -> SceneStore:
     return store
 
 
+@renamed_arguments(keep="checkpoint")
 def run(
     config: PipelineConfig,  # A stock configuration for semantic segmentation
     commands: list | None = None,  # Stages to run; None: all
@@ -881,7 +886,7 @@ def run(
     onnx: bool | None = None,  # Export to ONNX; None: as the run was asked, else not
     engine: str | None = None,  # fast, or stock: all by Raster Vision's own code
     precision: str | None = None,  # auto, float32 or bfloat16
-    keep: str | None = None,  # Which weights become the model: last or best
+    checkpoint: str | None = None,  # Which weights become the model: last or best
     patience: int | None = None,  # Epochs without a better `monitor` before stopping
     monitor: str | None = None,  # A column of the log, val_loss by default
     pause: int | None = None,  # Stop after so many epochs in all, as the state says
@@ -908,7 +913,7 @@ def run(
     cfg = _prepare(config)
     for scene in cfg.dataset.all_scenes:  # each gets a folder of that name
         files.refuse_outside(cfg.predict_uri, scene.id, "the id of a scene")
-    given = dict(engine=engine, precision=precision, onnx=onnx, keep=keep)
+    given = dict(engine=engine, precision=precision, onnx=onnx, keep=checkpoint)
     how = _chosen(Run(cfg.root_uri), **given, patience=patience, monitor=monitor)
     engine = how.pop("engine")
     _refuse_impossible(cfg, engine == "stock")

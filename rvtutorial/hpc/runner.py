@@ -226,6 +226,8 @@ def _run_params(notebook: Path, folder: Path) -> dict:
     known = parameters(notebook)
     if "output_uri" in known and not params.get("output_uri"):
         params["output_uri"] = str(folder)
+    if params.get("keep") and "checkpoint" not in known:  # a notebook of version 0.1.0
+        params["checkpoint"] = params["keep"]  # asks Hyperparams for the names of today
     return params
 
 
