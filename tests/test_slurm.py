@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from rvtutorial import slurm
@@ -1052,6 +1053,7 @@ def test_a_queue_that_is_killed_alone_leaves_its_run_at_work(tmp_path):
     wait_for(lambda: job.done)
     assert job.states()[tmp_path / "first"] == "cancelled"
     assert Run(tmp_path / "first").manifest["went"]["why"] == "SIGTERM"
+    wait_for(lambda: not psutil.pid_exists(noted["script"]))  # with all it has started
 
 
 # --- more runs than an array holds ----------------------------------------------------

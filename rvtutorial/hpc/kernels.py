@@ -201,4 +201,8 @@ def own_kernel(
     try:
         yield options, kept | (env or {})
     finally:
+        for child in multiprocessing.active_children():
+            if isinstance(child, _ForkedKernel):  # stopped before nbclient knew of it
+                child.kill()  # else Python waits for it at its end, and it for Python
+                child.join()
         shutil.rmtree(sockets, ignore_errors=True)
