@@ -1,6 +1,7 @@
 """Every value a run depends on: its default, its range and the reason for it, and what Raster Vision does instead."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,13 @@ PRESETS: dict[str, dict] = {
     "smoke": {
         **_UNET, "chip_sz": 128, "stride_length": 66, "max_windows": 2, "epochs": 2,
         "batch_sz": 4,
+    },
+    "own": {  # for imagery of one's own: what is none comes from the data
+        "model": "unet", "encoder": "efficientnet-lite0", "pretrained": True,
+        "chip_sz": None, "stride_length": None, "max_windows": None, "batch_sz": 8,
+        "optimizer": "adamw", "lr": 2e-3, "encoder_lr": 0.3, "weight_decay": 0.01,
+        "cosine": True, "sampling": "labels", "class_weights": "balanced",
+        "checkpoint": "best", "budget": "3 min",
     },
 }  # fmt: skip
 
@@ -61,7 +69,9 @@ def _listed(value) -> list:
     return value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
 
 
-def _weights(value) -> tuple[float, ...]:
+def _weights(value) -> "tuple[float, ...] | str":
+    if str(value).strip().lower() == "balanced":
+        return "balanced"
     weights = tuple(_real(item) for item in _listed(value))
     if len(weights) < 2 or min(weights) < 0 or max(weights) == 0:
         raise ValueError
@@ -77,13 +87,57 @@ def _scaling(value) -> str:
     return f"{low!r},{high!r}".replace(".0,", ",").removesuffix(".0")
 
 
+UNITS = {
+    "s": 1,
+    "sec": 1,
+    "second": 1,
+    "min": 60,
+    "minute": 60,
+    "h": 3600,
+    "hour": 3600,
+}
+
+
+def _budget(value) -> str:
+    found = re.fullmatch(r"([\d.]+)\s*([a-z]+)", str(value).strip().lower())
+    if not found or not float(found[1]):
+        raise ValueError
+    number, unit = found[1], found[2].removesuffix("s") or "s"
+    short = {1: "s", 60: "min", 3600: "h"}[UNITS[unit]]
+    return f"{float(number):g} {short}"
+
+
+def seconds(budget: str) -> float:
+    "The seconds of a budget, as `Hyperparams` writes it: 3 min."
+    number, unit = budget.split()
+    return float(number) * UNITS[unit]
+
+
+LOSSES = ("cross_entropy", "dice", "focal", "lovasz")
+
+
+def _loss(value) -> str:
+    terms = [term.strip().lower().replace("-", "_") for term in str(value).split("+")]
+    if not {*terms} <= {*LOSSES} or len({*terms}) < len(terms):
+        raise ValueError
+    return "+".join(sorted(terms, key=LOSSES.index))
+
+
 Scaling = NewType("Scaling", str)
+Weights = NewType("Weights", object)
+Budget = NewType("Budget", str)
+Loss = NewType("Loss", str)
 File = NewType("File", str)
 _CASTS = {  # of a type: the cast, and what it takes
     int: (_whole, "a whole number"),
     float: (_real, "a finite number"),
     bool: (_truth, "true or false"),
-    tuple: (_weights, "two or more weights such as 1,2,0.5, none negative, not all 0"),
+    Weights: (
+        _weights,
+        "two or more weights such as 1,2,0.5, none negative, not all 0, or balanced",
+    ),
+    Budget: (_budget, "a time such as 90 s, 3 min or 1 h"),
+    Loss: (_loss, f"{', '.join(LOSSES)}, or a sum such as cross_entropy+dice"),
     str: (_word, "a name"),
     File: (_file, "the path of a file"),
     Scaling: (_scaling, "percentiles, none, or a range LO,HI with LO below HI"),
@@ -144,7 +198,7 @@ def _refusal(name: str, field, given) -> ValueError:
 
 def _contradictions(hp) -> Iterator[str]:
     "What is wrong with a combination of values that are each allowed."
-    if hp.stride_length > hp.chip_sz:
+    if (hp.stride_length or 0) > (hp.chip_sz or math.inf):
         seen = hp.chip_sz * len(range(0, 650 - hp.chip_sz + 1, hp.stride_length))
         lost = 650**2 - seen**2
         yield (
@@ -153,10 +207,21 @@ def _contradictions(hp) -> Iterator[str]:
             f"({lost / 650**2:.1%}) are never predicted. Use a stride_length of at "
             f"most {hp.chip_sz}, or larger chips"
         )
-    if hp.padding is not None and hp.padding >= hp.chip_sz:
+    if (hp.padding or 0) >= (hp.chip_sz or math.inf):
         yield (
             f"padding {hp.padding} is not below chip_sz {hp.chip_sz}: whole chips could "
             f"lie outside their scene. Use 0, or none for half a chip"
+        )
+    if hp.engine == "stock" and (asked := hp.beyond_stock):
+        yield (
+            f"engine is stock, and Raster Vision's own training knows nothing of "
+            f"{', '.join(asked)}. Use engine=fast, or leave them as they are in version 2"
+        )
+    if hp.hubconf and (hp.encoder or hp.pretrained):
+        yield (
+            f"hubconf {hp.hubconf} makes the network, and encoder {hp.encoder} and "
+            f"pretrained={str(hp.pretrained).lower()} are for those of this package. Use "
+            "encoder=none and pretrained=false"
         )
     if hp.model == "unet" and hp.pretrained and not hp.encoder:
         yield (
@@ -168,14 +233,17 @@ def _contradictions(hp) -> Iterator[str]:
             f"encoder {hp.encoder} does not go with model deeplabv3, which has a "
             "backbone. Use model=unet, or deeplabv3plus"
         )
-    if not hp.encoder and hp.model not in ("deeplabv3", "unet"):
+    if not (hp.encoder or hp.hubconf) and hp.model not in ("deeplabv3", "unet"):
         yield f"model {hp.model} needs an encoder. Use encoder=efficientnet-lite0"
-    if hp.model == "deeplabv3" and hp.batch_sz == 1:
+    if hp.model == "deeplabv3" and hp.batch_sz == 1 and not hp.hubconf:
         yield (
             "batch_sz 1 cannot train deeplabv3: one of its layers normalises over the "
             "batch and has a single value for each chip. Use a batch_sz of 2 or more"
         )
 
+
+_BEYOND = ("optimizer", "weight_decay", "cosine", "encoder_lr", "freeze_epochs")
+_BEYOND += ("sampling", "budget", "checkpoint", "patience")
 
 # --- the table
 
@@ -207,17 +275,18 @@ class Hyperparams(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     # which squares are cut from a scene
-    chip_sz: int = _setting(
-        220, "side of a chip, in pixels",
+    chip_sz: int | None = _setting(
+        220, "side of a chip, in pixels; none: from the data",
         "WindowSamplingConfig.size, PredictOptions.chip_sz", ge=16, le=4096,
         why="smaller ones show no context, larger ones fill the memory",
     )  # fmt: skip
-    stride_length: int = _setting(
-        215, "pixels from one predicted chip to the next", "PredictOptions.stride",
+    stride_length: int | None = _setting(
+        215, "pixels from one predicted chip to the next; none: two thirds of chip_sz",
+        "PredictOptions.stride",
         ge=1, le=4096, why="a window has to move",
     )  # fmt: skip
-    max_windows: int = _setting(
-        5, "random chips from each scene in each epoch",
+    max_windows: int | None = _setting(
+        5, "random chips from each scene in each epoch; none: by its area",
         "WindowSamplingConfig.max_windows", ge=1, le=100_000,
         why="a scene without chips teaches nothing",
     )  # fmt: skip
@@ -241,6 +310,14 @@ class Hyperparams(BaseModel):
     )  # fmt: skip
     encoder_weights: File | None = _setting(
         None, "file of the encoder's weights; none: where they are found", "no field",
+    )  # fmt: skip
+    hubconf: File | None = _setting(
+        None, "file whose function `network` makes one's own; none: model is made",
+        "ModelConfig.external_def",
+    )  # fmt: skip
+    init_weights: File | None = _setting(
+        None, "run, or .pth file, with whose weights training starts",
+        "ModelConfig.init_weights",
     )  # fmt: skip
     backbone: Literal["resnet50", "resnet101"] = _setting(
         "resnet50", "the part of deeplabv3 that reads the image",
@@ -290,9 +367,20 @@ class Hyperparams(BaseModel):
         0, "epochs in which the encoder stays as it is", "no field", ge=0, le=100_000,
         why="after them all weights learn",
     )  # fmt: skip
-    class_weights: tuple | None = _setting(
-        None, "weight of each class in the loss, in the order of the classes",
+    class_weights: Weights | None = _setting(
+        None, "weight of each class in the loss, in their order; balanced: rare ones more",
         "SolverConfig.class_loss_weights",
+    )  # fmt: skip
+    loss: Loss = _setting(
+        "cross_entropy", "what training makes small: one loss, or the sum of several",
+        "SolverConfig.external_loss_def",
+    )  # fmt: skip
+    sampling: Literal["random", "labels"] = _setting(
+        "random", "random chips: anywhere, or where there are labels of every class",
+        "no field",
+    )  # fmt: skip
+    budget: Budget | None = _setting(
+        None, "time for training on this machine, which then sets epochs", "no field",
     )  # fmt: skip
     augment: bool = _setting(
         True, "turn and mirror training chips at random", "DataConfig.augmentors",
@@ -380,11 +468,17 @@ class Hyperparams(BaseModel):
 
     def check_scene(self, height: int, width: int) -> None:
         "Raise ValueError when a chip is larger than a scene of so many pixels."
-        if self.chip_sz > min(height, width):
+        if (self.chip_sz or 0) > min(height, width):
             raise ValueError(
                 f"chip_sz must be at most {min(height, width)} (the smallest scene has "
                 f"{height} x {width} pixels), got {self.chip_sz}"
             )
+
+    @property
+    def beyond_stock(self) -> list[str]:
+        "Values that decide what is learned and that plain Raster Vision has no field for."
+        fields = type(self).model_fields
+        return [n for n in _BEYOND if getattr(self, n) != fields[n].default]
 
     @property
     def notes(self) -> list[str]:

@@ -141,7 +141,7 @@ def look_at_data(
         if len(unlabelled):
             raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
         hp.check_scene(int(table.height.min()), int(table.width.min()))
-        if len(splits["train"]) * hp.max_windows < 2:
+        if hp.max_windows and len(splits["train"]) * hp.max_windows < 2:
             raise ValueError(
                 "one chip an epoch is too little to train on: raise max_windows"
             )
@@ -233,7 +233,8 @@ def labels_of_run(folder, hp, where, found, splits, classes) -> dict:
     "The labels of all scenes as a run uses them; its own copies lie in its folder."
     place, made = Path(folder) / "labels", {}
     for split, some in splits.items():
-        marked = hp.null == "ignore" and split != "train"
+        needed = split != "train" or hp.sampling == "labels"
+        marked = hp.null == "ignore" and needed
         for scene in some:
             holes = marked and scene.id in found["holes"]
             more = where, found["order"], holes

@@ -90,7 +90,7 @@ def _parts_of(dataset):
     return parts, places
 
 
-def _plan(dataset, shuffle, *key) -> list[_Item]:
+def _plan(dataset, shuffle, *key, choose=None) -> list[_Item]:
     """Draw everything that is random in an epoch: order, windows, seeds of augmentation.
 
     Raises ValueError when a scene's area of interest has no room for a window.
@@ -102,18 +102,18 @@ def _plan(dataset, shuffle, *key) -> list[_Item]:
         found = []
         for n in order:
             p, i = places[n]
-            found.append(_Item(p, i, _window(parts[p], i), seeds[n]))
+            found.append(_Item(p, i, _window(parts[p], i, choose), seeds[n]))
     return found
 
 
-def _window(part, index):
+def _window(part, index, choose=None):
     "The window of one item, drawn now if it is random."
     if isinstance(part, SlidingWindowGeoDataset):
         return part.windows[index]
     if not isinstance(part, RandomWindowGeoDataset):
         return None
     try:
-        return part.sample_window()
+        return choose(part) if choose else part.sample_window()
     except StopIteration as err:
         height, width = part.min_size
         raise ValueError(
@@ -440,10 +440,11 @@ class BatchLoader:
         train: bool = True,  # In random order, new windows each epoch?
         device="cpu",  # Where batches go
         workers: int = 0,  # Processes that make chips, where there is no transform
+        choose=None,  # Draws a window of a data set; None: Raster Vision does
     ):
         self.dataset, self.batch_sz, self.seed = dataset, batch_sz, seed
         self.train, self.device = train, torch.device(device)
-        self.collator = None
+        self.collator, self.choose = None, choose
         if how is not None:
             self.collator = _Collator(_parts_of(dataset)[0], how, batch_sz, device)
         else:
@@ -465,7 +466,7 @@ class BatchLoader:
     def items(self, epoch: int) -> list[list[_Item]]:
         "The batches of an epoch before anything is read."
         key = (self.seed, 1, epoch) if self.train else (self.seed, 2)
-        found = _plan(self.dataset, self.train, *key)
+        found = _plan(self.dataset, self.train, *key, choose=self.choose)
         size = self.batch_sz
         return [found[i * size : (i + 1) * size] for i in range(len(self))]
 

@@ -35,12 +35,13 @@ with quiet():
 
 __all__ = ["INPUTS", "OUR_CODE", "Model"]
 
-OUR_CODE = {  # SHA-256 of every version of `models/unet.py` and `models/encoders.py`
+OUR_CODE = {  # SHA-256 of every version of unet.py, encoders.py and losses.py in `models`
     "f335d3a4ccd4fd3d19dd1147a60e995e45385771243bf82d20b8571c22bb8ee5",
     "3475ce87ba3107ae57e30d53ae205a055adb0100f94744f5aed5502818cb3bbb",
     "2ace2995c4d84eaa83dbc689cc8738fd6fb3465a14003d7020bcb49131001db4",
     "913f82104cccc2b3a92c7bc7e92101f6a3e6dd9749f66e604e06f0084faf4e35",
     "3c6356939b19a2aabdaed9f6ec39c12c6b008c0c0664a778a094941126879abb",
+    "d88ad7277517a5eed1291b8bcef7da5f044a03a875748b7297269b3ad67d8d4c",
 }
 
 

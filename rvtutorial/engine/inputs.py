@@ -27,17 +27,21 @@ with warnings.catch_warnings():  # importing Raster Vision switches all of them 
     importlib.import_module(learner)
 
 import albumentations as A
+import numpy as np
 import torch
+from rastervision.core.box import Box
 from torchvision.models import get_model_weights
 
 from rvtutorial import scenes
 from rvtutorial.core.names import near_match
 from rvtutorial.data import validity
-from rvtutorial.models import encoders
+from rvtutorial.engine.reading import build_scene
+from rvtutorial.models import encoders, unet
 from rvtutorial.runs import Hyperparams, Run
 
 __all__ = ["allow_open_files", "begun", "check_pretrained", "in_one_way"]
-__all__ += ["make_transform"]
+__all__ += ["fitted", "make_transform", "network_file", "weighed", "weights_of"]
+__all__ += ["windows_of"]
 
 
 def allow_open_files(
@@ -169,3 +173,115 @@ def begun(
             with suppress(OSError):  # something else lies there by now
                 run.path.rmdir()
         raise
+
+
+# --- values that are left to the data
+
+
+MIDDLING = 192  # pixels: the side of a chip where scenes and memory allow it
+FOLD = 32  # what a network halves five times
+EPOCH = (160, 320)  # chips of an epoch: fewer are mostly overhead, more hide progress
+RARE = 0.05  # share of the labelled pixels below which a class is rare
+
+
+def fitted(
+    hp: Hyperparams,  # Some of which may be none
+    shapes: dict,  # Scene id -> (rows, columns, bands)
+    output_uri: str | Path,  # Folder of the run, which may know its epochs already
+) -> Hyperparams:  # With numbers for chips, and the epochs that were planned
+    """Values that are left to the data: chips of 192 pixels, or what the smallest scene holds.
+
+    Sides are multiples of 32 where there is room, as the network halves them five times.
+    Windows of a map are two thirds of a chip apart.
+    """
+    chip, found = hp.chip_sz, {}
+    if chip is None:
+        room = min(min(shape[:2]) for shape in shapes.values())
+        chip = min(MIDDLING, room - room % FOLD if room >= FOLD else room)
+        found["chip_sz"] = chip
+    if hp.stride_length is None:
+        found["stride_length"] = max(1, 2 * chip // 3)
+    asked = (Run(output_uri).manifest or {}).get("asked", {}).get("hyperparams", {})
+    if hp.budget and asked.get("budget") == hp.budget:
+        found["epochs"] = asked["epochs"]  # as they were planned when the run began
+    return hp.replace(**found) if found else hp
+
+
+def windows_of(
+    hp: Hyperparams,  # chip_sz, max_windows
+    shapes: list,  # (rows, columns, ...) of the scenes of a split
+) -> list[int]:  # Random chips of each scene in an epoch, 1 or more
+    """How many chips are drawn from each scene: a number, or by its area.
+
+    By area: once over all pixels, but 160 to 320 chips in all.
+    """
+    if hp.max_windows is not None or not shapes:
+        return [hp.max_windows] * len(shapes)
+    areas = [rows * columns for rows, columns, *_ in shapes]
+    chips = min(max(sum(areas) / hp.chip_sz**2, EPOCH[0]), EPOCH[1])
+    return [max(1, round(chips * area / sum(areas))) for area in areas]
+
+
+def weighed(
+    hp: Hyperparams,  # class_weights
+    train_scenes: list,  # SceneConfig of the training
+    classes,  # ClassConfig with null
+) -> Hyperparams:  # With a number for each class
+    """Class weights from the labels: a rare class weighs the more, the rarer it is.
+
+    Weights are 1 from a share of 5 % of the labelled pixels on, below it the square root of
+    5 % / share. Raises ValueError for a class without any pixel in the training scenes.
+    """
+    if hp.class_weights != "balanced":
+        return hp
+    counts = np.zeros(len(classes), np.int64)
+    for config in train_scenes:
+        source = build_scene(
+            config, classes, labels=True, predictions=False
+        ).label_source
+        height, width = source.bbox.height, source.bbox.width
+        for top in range(0, height, STRIP):
+            strip = source.get_label_arr(Box(top, 0, min(top + STRIP, height), width))
+            counts += np.bincount(strip.ravel(), minlength=len(classes))[: len(classes)]
+    names = classes.names[:-1]
+    counts = counts[: len(names)]
+    none = [name for name, count in zip(names, counts, strict=True) if not count]
+    if none:
+        raise ValueError(
+            f"no pixel of the training scenes is {' or '.join(none)}: a network cannot "
+            f"learn it. Check the labels (rvtutorial check), or leave the class out of "
+            f"classes={','.join(names)}"
+        )
+    shares = counts / counts.sum()
+    weights = np.sqrt(np.maximum(1, RARE / shares)).round(3)
+    return hp.replace(class_weights=None if (weights == 1).all() else weights.tolist())
+
+
+STRIP = 2048  # rows that are read at once
+
+
+def weights_of(
+    given: str | None,  # A run folder, or a file of weights
+) -> str | None:  # A file of weights
+    "Where the weights of another run are; FileNotFoundError when there are none."
+    if given is None:
+        return None
+    path = Path(given)
+    file = path / "train" / "last-model.pth" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"init_weights={given}: there is no {file.name} there; give the folder of a "
+            f"run that has been trained, or a file of its weights (.pth)"
+        )
+    return str(file)
+
+
+def network_file(
+    hp: Hyperparams,  # hubconf, encoder
+) -> tuple[str, str]:  # A Python file, the name of the function in it
+    "The file that defines a network; FileNotFoundError when there is none."
+    if hp.hubconf:
+        if not Path(hp.hubconf).is_file():
+            raise FileNotFoundError(f"hubconf={hp.hubconf}: there is no such file")
+        return hp.hubconf, "network"
+    return (encoders.__file__, "network") if hp.encoder else (unet.__file__, "unet")

@@ -36,6 +36,7 @@ from rvtutorial.engine.batches import (
     window_datasets,
 )
 from .optimizer import Recipe
+from .sampling import LabelledWindows
 from .speed import Meter
 from .store import SceneStore
 from ..core.files import atomic_path
@@ -300,6 +301,7 @@ class Options:
     tell: ProgressLine | None = None  # None: silence
     inputs: dict | None = None  # What training images hold: put into the bundle
     recipe: Recipe = field(default_factory=Recipe)  # Optimizer, schedule, encoder
+    sampling: str = "random"  # Windows anywhere, or where there are labels
     meters: dict = field(default_factory=dict)  # Stage -> Meter
 
     def __post_init__(self):
@@ -347,6 +349,19 @@ class FastLearner(SemanticSegmentationLearner):
             if self.options.compile and self.device.type == "cuda":
                 self.model.compile()
 
+    def load_init_weights(self, model_weights_path=None):
+        "As stock; ValueError for the weights of another network."
+        try:
+            super().load_init_weights(model_weights_path)
+        except RuntimeError as err:
+            file = model_weights_path or self.cfg.model.init_weights
+            first = (str(err).split("\n\t") + [""])[1].strip()
+            name = type(self.model).__name__
+            raise ValueError(
+                f"{file} holds the weights of another network than the {name} of this "
+                f"run, which may have other bands, classes or settings: {first}"
+            ) from None
+
     def build_optimizer(self):
         "Stock's Adam, in one kernel where there is one; or what was asked for instead."
         if not self.options.recipe.is_stock:
@@ -389,7 +404,13 @@ class FastLearner(SemanticSegmentationLearner):
             train=train,
             device=self.device,
             workers=data.num_workers if cuda else 0,
+            choose=self.labelled_windows() if train else None,
         )
+
+    def labelled_windows(self):
+        "What draws windows where there are labels, if that was asked for."
+        if self.options.sampling == "labels":
+            return LabelledWindows(self.cfg.data.class_config.null_class_id)
 
     def build_dataloaders(self, distributed=None):
         return *(self.build_dataloader(s) for s in ("train", "valid")), None

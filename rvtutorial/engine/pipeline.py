@@ -47,6 +47,7 @@ from rvtutorial.data.validity import check_zeros, declared_nodata
 from rvtutorial.engine import prediction, scoring, speed
 from rvtutorial.engine.optimizer import Recipe
 from rvtutorial.engine.batches import BatchTransform, seed_everything
+from rvtutorial.engine.budget import epochs_in
 from rvtutorial.engine.bundles import Model
 from rvtutorial.engine.learner import (
     Checkpoint,
@@ -910,7 +911,7 @@ def run(
     missing, `files.Busy` when another process is at work in the folder.
     """
     _refuse_remote(config)
-    cfg = _prepare(config)
+    cfg = _as_planned(_prepare(config))
     for scene in cfg.dataset.all_scenes:  # each gets a folder of that name
         files.refuse_outside(cfg.predict_uri, scene.id, "the id of a scene")
     given = dict(engine=engine, precision=precision, onnx=onnx, keep=checkpoint)
@@ -920,18 +921,15 @@ def run(
     if pause and (engine == "stock" or ddp):
         raise ValueError("pause needs the fast engine on one device")
     folder, seed = _open_run(cfg, seed)
-    recipe = Recipe.of(folder.manifest.get("asked", {}).get("hyperparams", {}))
-    more = [] if recipe.is_stock else [recipe]
-    digest = repr([_fingerprint(cfg, False), seed, how, *more]).encode()
-    digest = hashlib.sha256(digest).hexdigest()[:16]
+    asked = folder.manifest.get("asked", {}).get("hyperparams", {})
     options = Options(
         seed=seed,
-        recipe=recipe,
+        recipe=Recipe.of(asked),
+        sampling=asked.get("sampling", "random"),
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
         store=store or _shared_store(),
         pause=pause,
-        checkpoint=Checkpoint(folder.path / "checkpoint.pt", digest, trust),
         **how,
     )
     out = print if progress else _say_nothing
@@ -942,6 +940,11 @@ def run(
         with options.stop.listening(), cache, _kept_memory():
             folder.update("made_with", **_made_with())
             _remove_partials(folder.path)
+            if asked.get("budget"):
+                _plan_epochs(cfg, folder, options, tmp, out)
+            digest = _training_digest(cfg, options, how)
+            place = folder.path / "checkpoint.pt"
+            options.checkpoint = Checkpoint(place, digest, trust)
             with files.atomic_path(cfg.get_config_uri()) as path:
                 save_pipeline_config(cfg, str(path))
             with quiet():
@@ -949,6 +952,34 @@ def run(
             work = _Work(cfg, pipeline, folder, options, out, blend, ddp)
             _run_stages(work, commands, engine == "stock")
     return folder.path
+
+
+def _as_planned(cfg):
+    "A configuration with the epochs that were planned when its run began, if they were."
+    planned = Run(cfg.root_uri).manifest.get("went", {}).get("budget")
+    if planned:
+        cfg.backend.solver.num_epochs = planned["epochs"]
+    return cfg
+
+
+def _plan_epochs(cfg, folder, options, tmp, out) -> None:
+    "Turn the budget of a run into epochs, once, and write them down."
+    if folder.manifest["went"].get("budget"):
+        return
+    budget = folder.manifest["asked"]["hyperparams"]["budget"]
+    found = epochs_in(budget, cfg.backend.get_learner_config(cfg), options, tmp)
+    folder.update("went", budget=found)
+    folder.update("asked.hyperparams", epochs=found["epochs"])
+    _as_planned(cfg)
+    out(f"train: {budget} are {found['epochs']} epochs of {found['epoch']:.1f} s")
+
+
+def _training_digest(cfg, options, how) -> str:
+    "16 hex digits of all that decides what a training gives."
+    more = [] if options.recipe.is_stock else [options.recipe]
+    more += [] if options.sampling == "random" else [options.sampling]
+    digest = repr([_fingerprint(cfg, False), options.seed, how, *more]).encode()
+    return hashlib.sha256(digest).hexdigest()[:16]
 
 
 def _say_nothing(text: str) -> None:
