@@ -54,6 +54,18 @@ def test_stock_refuses_what_it_does_not_know():
     Hyperparams.of("version2", stock=True, engine="stock")
 
 
+def test_a_call_does_not_ask_stock_for_what_a_run_wants(scenes, tmp_path):
+    cfg = own(scenes, tmp_path / "run")
+    with pytest.raises(
+        ValueError, match="nothing of optimizer, .*budget.* engine='fast'"
+    ):
+        engine.run(cfg, engine="stock", progress=False)
+    assert not (tmp_path / "run" / "train").exists()
+    cfg = get_config("inprocess", tmp_path / "b", "smoke", scenes)
+    with pytest.raises(ValueError, match="knows nothing of patience"):
+        engine.run(cfg, engine="stock", patience=1, progress=False)
+
+
 def test_chips_fit_the_smallest_scene():
     hp = Hyperparams.of("own")
     for side, chip in ((650, 192), (191, 160), (64, 64), (50, 32), (20, 20)):

@@ -242,8 +242,8 @@ def _contradictions(hp) -> Iterator[str]:
         )
 
 
-_BEYOND = ("optimizer", "weight_decay", "cosine", "encoder_lr", "freeze_epochs")
-_BEYOND += ("sampling", "budget", "checkpoint", "patience")
+BEYOND_STOCK = ("optimizer", "weight_decay", "cosine", "encoder_lr", "freeze_epochs")
+BEYOND_STOCK += ("sampling", "budget", "checkpoint", "patience")
 
 # --- the table
 
@@ -478,7 +478,7 @@ class Hyperparams(BaseModel):
     def beyond_stock(self) -> list[str]:
         "Values that decide what is learned and that plain Raster Vision has no field for."
         fields = type(self).model_fields
-        return [n for n in _BEYOND if getattr(self, n) != fields[n].default]
+        return [n for n in BEYOND_STOCK if getattr(self, n) != fields[n].default]
 
     @property
     def notes(self) -> list[str]:

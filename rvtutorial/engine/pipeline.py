@@ -35,7 +35,7 @@ import rasterio
 import torch
 
 from rvtutorial.core import files
-from rvtutorial.core.hyperparams import under_new_names
+from rvtutorial.core.hyperparams import BEYOND_STOCK, Hyperparams, under_new_names
 from rvtutorial.core.renamed import renamed_arguments
 from rvtutorial.core.commands import answer
 from rvtutorial.core.names import near_match
@@ -918,6 +918,8 @@ def run(
     how = _chosen(Run(cfg.root_uri), **given, patience=patience, monitor=monitor)
     engine = how.pop("engine")
     _refuse_impossible(cfg, engine == "stock")
+    if engine == "stock" or ddp:
+        _refuse_beyond_stock(Run(cfg.root_uri), how)
     if pause and (engine == "stock" or ddp):
         raise ValueError("pause needs the fast engine on one device")
     folder, seed = _open_run(cfg, seed)
@@ -952,6 +954,20 @@ def run(
             work = _Work(cfg, pipeline, folder, options, out, blend, ddp)
             _run_stages(work, commands, engine == "stock")
     return folder.path
+
+
+def _refuse_beyond_stock(folder, how) -> None:
+    "ValueError when Raster Vision's own training would leave out what a run was asked for."
+    asked = under_new_names(
+        folder.manifest.get("asked", {}).get("hyperparams", {}), False
+    )
+    asked = asked | {"checkpoint": how["keep"], "patience": how["patience"]}
+    left = Hyperparams(**{k: asked[k] for k in BEYOND_STOCK if k in asked})
+    if left.beyond_stock:
+        raise ValueError(
+            f"Raster Vision's own training knows nothing of {', '.join(left.beyond_stock)}, "
+            f"which this run was asked for: use engine='fast' on one device"
+        )
 
 
 def _as_planned(cfg):

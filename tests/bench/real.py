@@ -92,7 +92,9 @@ def dubai(data):
         with rasterio.open(label) as file:
             mask = file.read()
             if len(mask) == 1:
-                table = np.array([file.colormap(1)[i][:3] for i in range(256)])
+                table = np.zeros((256, 3), np.uint8)
+                for number, colour in file.colormap(1).items():
+                    table[number] = colour[:3]
                 mask = table[mask[0]].transpose(2, 0, 1)
         truth = np.full(mask.shape[1:], NO_LABEL, np.uint8)
         for number, colour in enumerate(colours):
@@ -228,7 +230,8 @@ LABELS = {
     "kampala": dict(classes="building,background"),
     "dubai": dict(
         classes=",".join(DUBAI),
-        label_values=",".join(f"#{c}:{name}" for name, c in DUBAI.items()),
+        label_values=",".join(f"#{c}:{name}" for name, c in DUBAI.items())
+        + ",#9B9B9B:null,#000000:null",
     ),
 }
 
