@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 import time
 import zipfile
 from collections.abc import Iterable
@@ -13,11 +14,10 @@ from pathlib import Path
 from humanize import naturalsize
 
 from rvtutorial.core import records
-from rvtutorial.core.files import is_own_file, scratch_places
+from rvtutorial.core.files import Busy, held, scratch_places
 from rvtutorial.core.names import near_match
 from rvtutorial.core.records import Unreadable, read_json
 from rvtutorial.hpc.job import Job, ask
-from rvtutorial.hpc.runner import Busy, lock
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.runs import Run, find_runs
 
@@ -126,6 +126,14 @@ def _in_run(run: Run, rules: dict[str, _Rule]) -> list[_Found]:
     return sizes
 
 
+def _is_own_file(path: Path) -> bool:
+    "Whether a path is a file of this user, and no link to one."
+    with contextlib.suppress(OSError):
+        now = path.lstat()
+        return stat.S_ISREG(now.st_mode) and now.st_uid == os.geteuid()
+    return False
+
+
 def _old(path: Path) -> bool:
     "Whether nobody has written to a path for an hour: it may be in the making."
     return time.time() - path.stat().st_mtime > 3600
@@ -147,7 +155,7 @@ def _is_submission(home: Path, folder: Path) -> bool:
 def _only_ours(home: Path, notebook: str | None = None) -> bool:
     "Whether all that lies in a folder are files of a submission."
     return all(
-        is_own_file(path)
+        _is_own_file(path)
         and (_SUBMISSION.fullmatch(path.name) or path.name == notebook)
         for path in home.iterdir()
     )
@@ -247,7 +255,7 @@ def look(
         found += [item for folder in folders for item in _old_submissions(folder)]
     for place in scratch_places() if "cache" in rules else ():
         for path in sorted(place.iterdir()):
-            if _CACHED.fullmatch(path.name) and is_own_file(path) and _old(path):
+            if _CACHED.fullmatch(path.name) and _is_own_file(path) and _old(path):
                 found.append(_Found("cache", path, path.stat().st_size))
     unique = {item.path: item for item in found}
     return _Cleaning(tuple(unique.values()), rules, busy)
@@ -277,7 +285,7 @@ def _held(run: Path | None):
         if run is not None:
             state = _busy_runs([Run(run)]).get(run)
             if not state and (run / "job.lock").exists():  # jobs may come back to it
-                stack.enter_context(lock(run))
+                stack.enter_context(held(run / "job.lock", keep=True))
                 state = {Run(run).state} & set(LIVE)  # by now
             if state:
                 raise Busy("a job has begun or was queued meanwhile")

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from rvtutorial import housekeeping as keep
 from rvtutorial.core import files as files_
+from rvtutorial.core.files import held
 from rvtutorial.core.records import write_json
 from rvtutorial.housekeeping import RULES, clean, look
 from rvtutorial.hpc import job
-from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run
 
 HOUR = 3600
@@ -202,7 +202,7 @@ def test_a_run_at_work_is_left_alone(tmp_path, state):
 def test_the_queue_is_believed_too(tmp_path):
     "A run that has succeeded, and whose folder a process holds all the same."
     run = make_run(tmp_path / "a")
-    with lock(run):
+    with held(run / "job.lock", keep=True):
         assert look([run]).left == {run: "running"}
 
 
@@ -219,8 +219,10 @@ def test_a_run_that_begins_between_look_and_deed_is_left(tmp_path):
 def test_a_held_lock_keeps_us_out(tmp_path):
     run = make_run(tmp_path / "a")
     plan = look([run])
-    code = "import sys, time; from rvtutorial.hpc.runner import lock\n"
-    code += "with lock(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    code = "import sys, time; from rvtutorial.core.files import held\n"
+    code += (
+        "with held(sys.argv[1] + '/job.lock'): print('in', flush=True); time.sleep(60)"
+    )
     args = [sys.executable, "-c", code, str(run)]
     holder = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
     try:

@@ -15,11 +15,12 @@ import nbformat
 import pytest
 from signals import heeded
 
+from rvtutorial.core import files
+from rvtutorial.core.files import held
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.course import lessons
 from rvtutorial.course.lessons import _LessonFailed, _run_lesson, _run_lessons
 from rvtutorial.hpc import kernels, runner
-from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run
 
 PNG = base64.b64encode(
@@ -450,21 +451,24 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch):
     write_json(path, owner)
     with (
         pytest.raises(runner.Busy, match="process 1 on elsewhere.*delete"),
-        lock(tmp_path),
+        held(path, keep=True),
     ):
         pass
     write_json(path, owner | {"slurm_job_id": "221"})
-    with pytest.raises(runner.Busy), lock(tmp_path):  # nobody here to ask about job 221
+    with (
+        pytest.raises(runner.Busy),
+        held(path, keep=True),
+    ):  # nobody here to ask about job 221
         pass
-    monkeypatch.setattr(runner, "answer", lambda args: "221\n")
-    with pytest.raises(runner.Busy), lock(tmp_path):
+    monkeypatch.setattr(files, "answer", lambda args: "221\n")
+    with pytest.raises(runner.Busy), held(path, keep=True):
         pass
-    monkeypatch.setattr(runner, "answer", lambda args: "")
-    with lock(tmp_path):  # Slurm says that it is over
+    monkeypatch.setattr(files, "answer", lambda args: "")
+    with held(path, keep=True):  # Slurm says that it is over
         assert read_json(path)["host"] == socket.gethostname()
     write_json(path, owner | {"slurm_job_id": "221"})
     monkeypatch.setenv("SLURM_JOB_ID", "221")
-    with lock(tmp_path):  # the same job, requeued to another node
+    with held(path, keep=True):  # the same job, requeued to another node
         pass
     assert path.read_text() == ""
 

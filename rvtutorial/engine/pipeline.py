@@ -37,7 +37,6 @@ import torch
 from rvtutorial.core import files
 from rvtutorial.core.hyperparams import under_new_names
 from rvtutorial.core.renamed import renamed_arguments
-from rvtutorial.core.commands import answer
 from rvtutorial.core.names import near_match
 from rvtutorial.core.progress import ProgressLine
 from rvtutorial.core.record import headline
@@ -936,7 +935,7 @@ def run(
     )
     out = print if progress else _say_nothing
     allow_open_files(len(cfg.dataset.all_scenes))
-    alone = files.writing(folder.path, answer)
+    alone = files.writing(folder.path)
     with alone, _attempt(folder), _settings(threads, ddp), get_tmp_dir() as tmp:
         cache = rasterio.Env(GDAL_CACHEMAX=64 * 2**20)
         with options.stop.listening(), cache, _kept_memory():
@@ -1063,7 +1062,7 @@ def predict(
         line.total = of_all
         line.reach(done)
 
-    alone = files.writing(out, answer)
+    alone = files.writing(out)
     with _ended_by_signals(), alone, tempfile.TemporaryDirectory() as tmp, _settings():
         with quiet(stdout=False):
             opened = Model.open(Path(model), Path(tmp), trust)

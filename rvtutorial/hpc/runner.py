@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
@@ -23,7 +24,6 @@ from pathlib import Path
 import psutil
 
 from rvtutorial.core import records
-from rvtutorial.core.commands import answer
 from rvtutorial.core.files import Busy, TooLittle, addresses_gb, held
 from rvtutorial.core.records import read_json, reserve_disk, write_json
 from rvtutorial.hpc.job import (
@@ -33,7 +33,7 @@ from rvtutorial.hpc.job import (
     parameters,
     refuse_other_run,
 )
-from rvtutorial.hpc.kernels import own_kernel, peak_memory, share_imports
+from rvtutorial.hpc.kernels import own_kernel, share_imports
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import SlurmError
 from rvtutorial.core.files import atomic_path
@@ -134,11 +134,6 @@ def _use_atomic_files(folder: Path) -> None:
                     os.fsync(file.fileno())
 
     papermill_io.register(str(folder), Atomic())
-
-
-def lock(folder: str | Path):  # A context
-    "Hold `job.lock` of a run folder; raise `Busy` when a live process holds it."
-    return held(Path(folder) / "job.lock", answer, keep=True)
 
 
 def _why_failed(error: BaseException, signals: _Signals) -> str:
@@ -249,7 +244,9 @@ def _attempt(folder: Path, notebook: Path, record: dict, signals: _Signals) -> i
         if paused:
             state, why = "paused", f"paused after {paused} epochs, as asked"
         record.update(ended=_now(), state=state, why=why)
-        peak = peak_memory(signals.process)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        noted = getattr(signals.process, "peak", None)  # of a kernel from a forkserver
+        peak = round((used if noted is None else noted.value) / 1024)
         end = dict(state=state, why=why, attempts=attempts, peak_memory_mb=peak)
         run.update_last("went", **end)
     with contextlib.suppress(OSError, ValueError):  # papermill's own status is too kind
@@ -288,7 +285,7 @@ def _run_job(folder, notebook=None, submission=None, index=None) -> int:
     notebook = job_notebook(notebook or asked or "train_rastervision")
     _run_params(notebook, folder)  # there, and readable
     try:
-        with _Signals() as signals, lock(folder):
+        with _Signals() as signals, held(folder / "job.lock", keep=True):
             refuse_other_run(folder, read_json(folder / "params.json", {}), notebook)
             if Run(folder).state == "succeeded":
                 print(f"{folder} has succeeded already: nothing to do")
