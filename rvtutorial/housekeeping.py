@@ -17,7 +17,7 @@ from rvtutorial.core import records
 from rvtutorial.core.files import Busy, held, scratch_places
 from rvtutorial.core.names import near_match
 from rvtutorial.core.records import Unreadable, read_json
-from rvtutorial.hpc.job import Job, ask
+from rvtutorial.hpc.job import Job
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.runs import Run, find_runs
 
@@ -182,7 +182,7 @@ def _superseded(home: Path) -> bool:
                     return False
             except Unreadable:  # nobody can tell
                 return False
-    told = {word for word, _ in ask({str(home)}, now=True).values()}
+    told = {word for word, _ in Job.ask({str(home)}, now=True).values()}
     return told.isdisjoint({*LIVE, "unreadable", "unknown"})
 
 

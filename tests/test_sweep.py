@@ -43,7 +43,6 @@ from rvtutorial.sweeps.trials import (
     _gpus,
     _run_size,
     prepare_trial,
-    worked,
 )
 
 RATES = [1e-2, 1e-3, 1e-4, 1e-5]
@@ -774,7 +773,7 @@ def test_progress_counts_time_and_gpus(tmp_path, queue):
     run.update("results", validation={"f1": 0.9})
     run.update("made_with", device="cuda:0")
     now = sweep.progress()
-    assert worked(run) == 120 and now.gpu_minutes == 2
+    assert run.worked == 120 and now.gpu_minutes == 2
     assert now.states == {"succeeded": 1, "new": 1} and now.over
     assert now.best.startswith("lr=1e-2: pixel F1 0.9") and "95 % interval" in now.best
 

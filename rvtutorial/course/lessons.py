@@ -21,7 +21,7 @@ from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.kernels import own_kernel
-from rvtutorial.hpc.job import Job, summary
+from rvtutorial.hpc.job import Job
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.runner import EXIT_FAILED, EXIT_OK
 from rvtutorial.hpc.scheduler import LIVE, SlurmError
@@ -160,7 +160,7 @@ def _trainings(
     details = Job([folder for part in new.values() for folder in part]).details()
     if not any(d["state"] in LIVE for d in details):
         return "", None
-    text, done, total = summary(details)
+    text, done, total = Job.summary(details)
     worked = time.time() - min(path.stat().st_mtime for path in new)
     return text, worked / done * (total - done) if done else None
 
@@ -242,14 +242,12 @@ def _runs_table(folder: str | Path):
     "All runs below a folder in one table; scores are those of whole validation scenes."
     import pandas as pd
 
-    from rvtutorial.sweeps.trials import worked
-
     numbers, rows = ["val F1", "val IoU", "minutes"], []
     for run in find_runs(folder):
         state, values = run.state, (None, None, None)
         try:
             scores = run.results.get("validation") or {}
-            values = scores.get("f1"), scores.get("iou"), worked(run) / 60 or None
+            values = scores.get("f1"), scores.get("iou"), run.worked / 60 or None
         except Unreadable as error:
             state = f"unreadable: {error}"
         rows.append((os.path.relpath(run.path, folder), state, *values, str(run.path)))

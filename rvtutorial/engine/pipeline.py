@@ -39,7 +39,6 @@ from rvtutorial.core.hyperparams import under_new_names
 from rvtutorial.core.renamed import renamed_arguments
 from rvtutorial.core.names import near_match
 from rvtutorial.core.progress import ProgressLine
-from rvtutorial.core.record import headline
 from rvtutorial.core.records import read_json
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.data.validity import check_zeros, declared_nodata
@@ -1012,7 +1011,7 @@ def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
         folder.update("went", trained={"bundle": _digest(bundle)})
     for split in ("validation", "test") if name == "eval" else ():
         if folder.path.joinpath("eval", f"{split}_scenes", "eval.json").exists():
-            folder.update(f"results.{split}", **headline(folder.evaluation(split)))
+            folder.update(f"results.{split}", **folder.headline(folder.evaluation(split)))
     seconds = round(time.perf_counter() - start, 2)
     folder.update("went", stages=[*done, {"name": name, "seconds": seconds}])
     if name == "train":
