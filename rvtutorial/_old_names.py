@@ -128,6 +128,8 @@ class _OldNames(MetaPathFinder, Loader):
         if fullname == "rvtutorial.jobs" and sys.argv[1:2] == ["lessons"]:
             new = "rvtutorial.course.lessons"
             del sys.argv[1]
+        if fullname == "rvtutorial.jobs" and sys.argv[1:2] == ["submit"]:
+            new, sys.argv[1] = "rvtutorial.cli", "train"
         run = f"runpy.run_module({new!r}, run_name='__main__', alter_sys=True)"
         return compile(f"import runpy; {run}", fullname, "exec")
 

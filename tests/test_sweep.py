@@ -34,10 +34,8 @@ from rvtutorial.sweeps.space import Journal
 from rvtutorial.sweeps.sweepfile import (
     SweepFile,
     Trial,
-    read_record,
     short,
     trial_names,
-    write_record,
 )
 from rvtutorial.sweeps.trials import (
     _gpus,
@@ -216,12 +214,12 @@ def test_the_record_comes_back_as_it_was(tmp_path):
         Trial("a", "a", {"lr": 1e-05, "augment": False, "scaling": "0,255"}),
         Trial("b", "../first", {"lr": 0.1, "seed": None}),
     ]
-    write_record(tmp_path, SweepFile(fixed, {}), trials)
-    plan, found = read_record(tmp_path)
+    SweepFile(fixed, {}).write(tmp_path, trials)
+    plan, found = SweepFile.on_record(tmp_path)
     assert (plan.fixed, plan.method, found) == (fixed, "grid", trials)
     assert {p.name for p in tmp_path.iterdir()} == {"sweep.yaml", "trials.csv"}
     with pytest.raises(FileNotFoundError, match="no sweep folder"):
-        read_record(tmp_path / "else")
+        SweepFile.on_record(tmp_path / "else")
 
 
 @pytest.fixture
@@ -884,7 +882,7 @@ def check_full(sweep, record):
     assert len(done.evaluation()["per_scene"]) == 5 and len(done.log()) == 2
     assert list(sweep.leaderboard().index) == ["lr=1e-2"]
     with pytest.raises(OSError, match="No space left|no space is left"):
-        write_record(sweep.folder, sweep.plan, sweep.trials * 9999)
+        sweep.plan.write(sweep.folder, sweep.trials * 9999)
     with pytest.raises(ValueError, match="are free on the disk"):
         sweep.extend(grid(lr=[2e-2]))
     assert {path: path.read_bytes() for path in record} == record

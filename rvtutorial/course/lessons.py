@@ -17,6 +17,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+from tqdm import tqdm
+
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
@@ -147,10 +149,6 @@ def _run_lesson(
 _SECONDS = dict(zip(range(1, 9), (20, 15, 10, 30, 60, 90, 40, 300), strict=True))
 
 
-def _clock(seconds: float) -> str:  # Such as 3:07
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
-
-
 def _trainings(
     runs: Path,  # Folder of all runs
     since: float,  # Time of the clock
@@ -213,8 +211,8 @@ class _Progress:
         jobs = "" if last else self.seen[0]
         text = (
             f"part {part + 1} of {len(self.parts)}  {self.parts[part].stem:<27}"
-            f" cell {done:>2} of {total:<2}  elapsed {_clock(now - self.start)}"
-            f"  about {_clock(self.remaining(now - self.begun))} left"
+            f" cell {done:>2} of {total:<2}  elapsed {tqdm.format_interval(now - self.start)}"
+            f"  about {tqdm.format_interval(self.remaining(now - self.begun))} left"
         ) + (f"  [{jobs}]" if jobs else "")
         self.out.write(f"\r\x1b[K{text}" if self.live else text)
         self.out.write("\n" if last or not self.live else "")
@@ -295,7 +293,7 @@ def _run_lessons(
     form = dict(index=False, na_rep="-", float_format="{:.3f}".format)
     figures = len(list((out / "figures").glob("*")))
     print(
-        f"\nAll parts done in {_clock(time.monotonic() - line.start)}. "
+        f"\nAll parts done in {tqdm.format_interval(time.monotonic() - line.start)}. "
         f"Runs (scores are those of whole validation scenes):\n\n"
         f"{table.to_string(**form) if len(table) else 'no runs were made'}\n\n"
         f"executed notebooks  {out}\n"

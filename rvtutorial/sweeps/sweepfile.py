@@ -273,6 +273,50 @@ class SweepFile:
         plan.ladder  # noqa: B018, raises where the base has too few epochs
         return plan, plan.trials() if is_file else list(trials)
 
+    def write(
+        self,
+        folder: Path,  # The sweep folder; made if need be
+        trials: list["Trial"],  # At least one
+    ) -> None:
+        """Write sweep.yaml and trials.csv, both whole or not at all.
+
+        Raises OSError when the disk is full; the files are then as they were.
+        """
+        rows = [
+            {"trial": number, "name": trial.name, "folder": trial.folder}
+            | {k: _as_text(v) for k, v in trial.parameters.items()}
+            for number, trial in enumerate(trials, start=1)
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(_content(folder, self, trials), sort_keys=False)
+        files = folder / "sweep.yaml", folder / "trials.csv"
+        with atomic_path(files[0]) as one, atomic_path(files[1]) as other:
+            one.write_text(text, encoding="utf-8")
+            with open(other, "w", newline="", encoding="utf-8") as file:
+                columns = dict.fromkeys(key for row in rows for key in row)
+                table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+                table.writeheader()
+                table.writerows(rows)
+
+    @staticmethod
+    def on_record(
+        folder: Path,  # A sweep folder
+    ) -> tuple["SweepFile", list["Trial"]]:  # The plan, and the trials
+        """What `write` wrote.
+
+        Raises `FileNotFoundError` for any other folder, `Unreadable` for a broken record.
+        """
+        files = folder / "sweep.yaml", folder / "trials.csv"
+        for path in files:
+            if not path.exists():
+                text = f"{folder} is no sweep folder: it has no {path.name}"
+                raise FileNotFoundError(text)
+        plan = attempt(lambda: _read_plan(folder), files[0], "record of a sweep")
+        rows = trial_rows(folder)
+        return plan, attempt(
+            lambda: _trials(rows, folder, plan), files[1], "list of trials"
+        )
+
     @property
     def spaces(self) -> dict[str, Distribution]:
         "What random and bayes draw from; a list gives each of its values alike."
@@ -546,32 +590,6 @@ def _content(folder: Path, plan: SweepFile, trials: list[Trial]) -> dict:
     return content
 
 
-def write_record(
-    folder: Path,  # The sweep folder; made if need be
-    plan: SweepFile,  # What is the same in all trials, and how they are chosen
-    trials: list[Trial],  # At least one
-) -> None:
-    """Write sweep.yaml and trials.csv, both whole or not at all.
-
-    Raises OSError when the disk is full; the files are then as they were.
-    """
-    rows = [
-        {"trial": number, "name": trial.name, "folder": trial.folder}
-        | {k: _as_text(v) for k, v in trial.parameters.items()}
-        for number, trial in enumerate(trials, start=1)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(_content(folder, plan, trials), sort_keys=False)
-    files = folder / "sweep.yaml", folder / "trials.csv"
-    with atomic_path(files[0]) as one, atomic_path(files[1]) as other:
-        one.write_text(text, encoding="utf-8")
-        with open(other, "w", newline="", encoding="utf-8") as file:
-            columns = dict.fromkeys(key for row in rows for key in row)
-            table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-
-
 def _read_plan(folder: Path) -> SweepFile:
     "What a sweep's own sweep.yaml says."
     content = _load(folder / "sweep.yaml")[0]
@@ -588,25 +606,6 @@ def _read_plan(folder: Path) -> SweepFile:
     more |= {"metric": metric.get("name", "f1"), "target": metric.get("target")}
     others = {k: v for k, v in content.items() if k in _OTHERS}
     return SweepFile(fixed, tried, others=others, **more)
-
-
-def read_record(
-    folder: Path,  # A sweep folder
-) -> tuple[SweepFile, list[Trial]]:  # The plan, and the trials
-    """What `write_record` wrote.
-
-    Raises `FileNotFoundError` for any other folder, `Unreadable` for a broken record.
-    """
-    files = folder / "sweep.yaml", folder / "trials.csv"
-    for path in files:
-        if not path.exists():
-            text = f"{folder} is no sweep folder: it has no {path.name}"
-            raise FileNotFoundError(text)
-    plan = attempt(lambda: _read_plan(folder), files[0], "record of a sweep")
-    rows = trial_rows(folder)
-    return plan, attempt(
-        lambda: _trials(rows, folder, plan), files[1], "list of trials"
-    )
 
 
 def _trials(rows: list[dict], folder: Path, plan: SweepFile) -> list[Trial]:

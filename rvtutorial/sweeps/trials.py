@@ -104,7 +104,7 @@ class SweepFolder:
     ):
         self.folder = Path(folder).expanduser().resolve()
         if plan is None:
-            plan, trials = sweepfile.read_record(self.folder)
+            plan, trials = SweepFile.on_record(self.folder)
         self.plan, self.trials, self.fixed = plan, list(trials), plan.fixed
 
     def in_order(self) -> list[Trial]:
@@ -132,7 +132,7 @@ class SweepFolder:
         return [trial for trial in self.trials if trial.folder == trial.name]
 
     def write(self) -> None:
-        sweepfile.write_record(self.folder, self.plan, self.trials)
+        self.plan.write(self.folder, self.trials)
 
     # --- which trials there are
 
