@@ -270,26 +270,20 @@ def clean(
         groups.setdefault(item.run, []).append(item)
     for run, items in groups.items():
         try:
-            with _held(run):
+            with contextlib.ExitStack() as stack:  # which keeps jobs out meanwhile
+                state = run and _busy_runs([Run(run)]).get(run)
+                if (
+                    run and not state and (run / "job.lock").exists()
+                ):  # they may be back
+                    stack.enter_context(held(run / "job.lock", keep=True))
+                    state = {Run(run).state} & set(LIVE)  # by now
+                if state:
+                    raise Busy("a job has begun or was queued meanwhile")
                 still = items if run is None else _in_run(Run(run), cleaning.rules)
                 gone += [i for i in items if i in still and _delete(i, left)]
         except (Busy, OSError, ValueError) as err:
             left[run] = str(err)
     return _Cleaning(tuple(gone), cleaning.rules, left)
-
-
-@contextlib.contextmanager
-def _held(run: Path | None):
-    "Keep jobs out of a run folder while the context lasts; Busy if one is inside."
-    with contextlib.ExitStack() as stack:
-        if run is not None:
-            state = _busy_runs([Run(run)]).get(run)
-            if not state and (run / "job.lock").exists():  # jobs may come back to it
-                stack.enter_context(held(run / "job.lock", keep=True))
-                state = {Run(run).state} & set(LIVE)  # by now
-            if state:
-                raise Busy("a job has begun or was queued meanwhile")
-        yield
 
 
 def _delete(item: _Found, left: dict) -> bool:

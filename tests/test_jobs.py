@@ -727,14 +727,14 @@ def test_the_line_shows_the_trainings_of_a_cell():
     line.show(0, 0, 4)
     line.begun -= 60  # long over its time
     line.draw()
-    assert line.out.getvalue().endswith("about 0:01 left  [2 queued]")
+    assert line.out.getvalue().endswith("about 00:01 left  [2 queued]")
     line.looked -= 10
     line.draw()
     assert line.out.getvalue().endswith(
-        "about 1:15 left  [1 running (a: epoch 3 of 8)]"
+        "about 01:15 left  [1 running (a: epoch 3 of 8)]"
     )
     line.show(0, 4, 4)
-    assert line.out.getvalue().endswith("about 0:00 left\n")
+    assert line.out.getvalue().endswith("about 00:00 left\n")
 
 
 def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
