@@ -449,14 +449,12 @@ def addresses_gb() -> float:
     return math.inf if soft == resource.RLIM_INFINITY else soft / 2**30
 
 
-def need_addresses(
-    least: float = 5,  # GB; torch and Raster Vision take 4 before they do anything
-) -> None:
+def need_addresses() -> None:
     "Raise `TooLittle` where importing Raster Vision would fail without a word, or never end."
-    if (found := addresses_gb()) < least:
+    if (found := addresses_gb()) < 5:  # torch and RV take 4 before they do anything
         raise TooLittle(
             f"a process may have {found:.1f} GB of addresses here (ulimit -v), and Raster "
-            f"Vision needs {least}: raise that limit, or limit memory by a control group, "
+            f"Vision needs 5: raise that limit, or limit memory by a control group, "
             f"as Slurm does"
         )
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path, PurePosixPath
 
+from rvtutorial.core.names import packaged
+
 
 def in_container(
     environ=None,  # Environment to look at; this process's own by default
@@ -26,12 +28,7 @@ def in_container(
 
 def definition_file() -> Path:  # Path of rastervision.def
     "Where the definition of this project's image lies: checkout first, then package."
-    here = Path(str(resources.files("rvtutorial")))
-    places = [here.parent / "apptainer", here / "_apptainer"]
-    for path in (place / "rastervision.def" for place in places):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no rastervision.def in {places[0]} or {places[1]}")
+    return packaged("definitions", "rastervision")
 
 
 def read_definition(

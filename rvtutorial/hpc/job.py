@@ -15,14 +15,13 @@ import time
 from pathlib import Path
 
 from rvtutorial.core import records
-from rvtutorial.core.hyperparams import under_new_names
 from rvtutorial.core.commands import answer
 from rvtutorial.core.files import Busy, is_locked, is_other, locked
-from rvtutorial.core.records import Unreadable, read_json
+from rvtutorial.core.hyperparams import under_new_names
+from rvtutorial.core.names import near_match, packaged
+from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import FINE, LIVE, NEVER, SLURM, SlurmError
-from rvtutorial.core.names import near_match, packaged
-from rvtutorial.core.records import write_json
 from rvtutorial.runs import Hyperparams, Run
 
 

@@ -56,6 +56,7 @@ _Path = _text(r"[^\x00-\x1f\x7f]+", "like '/a/path'")
 _Memory = _text(r"(?i)[0-9]+(\.[0-9]+)?[KMGT]B?", "like '16G', with a unit")
 _TIME = "like '02:30:00', '1-12:00:00' or 150 (minutes)"
 _CLOCK = r"[0-9]+|([0-9]+-)?[0-9]+:[0-9]{2}:[0-9]{2}|[0-9]+-[0-9]+(:[0-9]{2})?"
+_Time = _text(_CLOCK, _TIME) | _whole(0)
 _Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
 
 
@@ -79,9 +80,7 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
     qos: _Name = None  # Quality of service
     gres: _Name = None  # GPUs, such as "gpu:1"
     mem: _Memory = None  # Memory of a node
-    time: _text(_CLOCK, _TIME) | _whole(
-        0
-    ) = None  # Longest run time: minutes, or D-HH:MM:SS
+    time: _Time = None  # Longest run time: minutes, or D-HH:MM:SS
     cpus: _whole(1, int | None) = None  # Cores of a job, and its number of threads
     nodes: _whole(1) = 1  # Nodes of a job
     extra: _Texts = ()  # More options of sbatch, such as "--nice=10"
