@@ -736,10 +736,10 @@ def _clean_command(paths, rules, scores, files, yes):
     """
     from humanize import naturalsize
 
-    from rvtutorial import housekeeping as keep
+    from rvtutorial.housekeeping import look
 
-    plan = keep.look(paths or [_all_runs()], rules, scores)
-    found = keep.clean(plan) if yes else plan
+    plan = look(paths or [_all_runs()], rules, scores)
+    found = plan.clean() if yes else plan
     doc = {"deleted": yes, "bytes": found.size, "rules": found.rows()}
     doc["files"] = [
         {"rule": f.rule, "path": str(f.path), "bytes": f.size} for f in found.found

@@ -211,6 +211,30 @@ class _Cleaning:
         "Bytes of all that was found."
         return sum(item.size for item in self.found)
 
+    def clean(
+        self,
+    ) -> "_Cleaning":  # What has gone, and in `.left` what has not, and why
+        "Delete what was found, run by run; what has changed meanwhile stays."
+        gone, left, groups = [], dict(self.left), {}
+        for item in self.found:
+            groups.setdefault(item.run, []).append(item)
+        for run, items in groups.items():
+            try:
+                with contextlib.ExitStack() as stack:  # which keeps jobs out meanwhile
+                    state = run and _busy_runs([Run(run)]).get(run)
+                    if (
+                        run and not state and (run / "job.lock").exists()
+                    ):  # they may be back
+                        stack.enter_context(held(run / "job.lock", keep=True))
+                        state = {Run(run).state} & set(LIVE)  # by now
+                    if state:
+                        raise Busy("a job has begun or was queued meanwhile")
+                    still = items if run is None else _in_run(Run(run), self.rules)
+                    gone += [i for i in items if i in still and _delete(i, left)]
+            except (Busy, OSError, ValueError) as err:
+                left[run] = str(err)
+        return _Cleaning(tuple(gone), self.rules, left)
+
     def rows(self) -> list[dict]:
         "One row a rule: rule, files, bytes, what, why."
         rows = []
@@ -259,31 +283,6 @@ def look(
                 found.append(_Found("cache", path, path.stat().st_size))
     unique = {item.path: item for item in found}
     return _Cleaning(tuple(unique.values()), rules, busy)
-
-
-def clean(
-    cleaning: _Cleaning,  # From `look`
-) -> _Cleaning:  # What has gone, and in `.left` what has not, and why
-    "Delete what was found, run by run; what has changed meanwhile stays."
-    gone, left, groups = [], dict(cleaning.left), {}
-    for item in cleaning.found:
-        groups.setdefault(item.run, []).append(item)
-    for run, items in groups.items():
-        try:
-            with contextlib.ExitStack() as stack:  # which keeps jobs out meanwhile
-                state = run and _busy_runs([Run(run)]).get(run)
-                if (
-                    run and not state and (run / "job.lock").exists()
-                ):  # they may be back
-                    stack.enter_context(held(run / "job.lock", keep=True))
-                    state = {Run(run).state} & set(LIVE)  # by now
-                if state:
-                    raise Busy("a job has begun or was queued meanwhile")
-                still = items if run is None else _in_run(Run(run), cleaning.rules)
-                gone += [i for i in items if i in still and _delete(i, left)]
-        except (Busy, OSError, ValueError) as err:
-            left[run] = str(err)
-    return _Cleaning(tuple(gone), cleaning.rules, left)
 
 
 def _delete(item: _Found, left: dict) -> bool:

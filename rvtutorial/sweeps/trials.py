@@ -612,9 +612,7 @@ def _readable(runs: Iterable[Run]) -> Iterable[tuple[Run, dict]]:
             yield run, _site_of(run)
 
 
-def gpu_minutes(
-    runs: Iterable[Run],
-) -> float:
+def gpu_minutes(runs: Iterable[Run]) -> float:
     "Minutes times GPUs of some runs; a run on a GPU that nobody asked for counts one."
     total = 0.0
     for run, site in _readable(runs):
