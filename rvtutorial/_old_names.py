@@ -9,6 +9,7 @@ from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pkgutil import resolve_name
 
 MOVED = {
     "batches": "engine.batches",
@@ -46,13 +47,17 @@ MOVED = {
 ATTRIBUTES = {
     "rvtutorial.container": {
         name: f"hpc.image.{name}"
-        for name in "definition_file FREEZE DECISIVE image_versions in_container "
-        "own_versions parse_bind read_definition".split()
+        for name in "definition_file FREEZE DECISIVE in_container own_versions "
+        "read_definition".split()
     }
-    | {"read_freeze": "hpc.image._read_freeze"},
+    | {
+        "image_versions": "hpc.image._image_versions",
+        "parse_bind": "hpc.image:Bind.of",
+        "read_freeze": "hpc.image._read_freeze",
+    },
     "rvtutorial.runs": {
         "atomic_path": "core.files.atomic_path",
-        "headline": "core.record.headline",
+        "headline": "core.record:Run.headline",
         "natural_key": "core.names.natural_key",
         "near_match": "core.names.near_match",
         "own_sites": "core.names.own_sites",
@@ -87,12 +92,10 @@ def old_attributes(module: str):
     def find(name: str):
         if name not in ATTRIBUTES[module]:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        place, _, new = f"rvtutorial.{ATTRIBUTES[module][name]}".rpartition(".")
-        print(
-            f"{module}.{name} is now {place}.{new}; the old name goes soon",
-            file=sys.stderr,
-        )
-        return getattr(import_module(place), new)
+        new = f"rvtutorial.{ATTRIBUTES[module][name]}"
+        said = new.replace(":", ".")
+        print(f"{module}.{name} is now {said}; the old name goes soon", file=sys.stderr)
+        return resolve_name(new)
 
     return find
 
@@ -125,6 +128,8 @@ class _OldNames(MetaPathFinder, Loader):
         if fullname == "rvtutorial.jobs" and sys.argv[1:2] == ["lessons"]:
             new = "rvtutorial.course.lessons"
             del sys.argv[1]
+        if fullname == "rvtutorial.jobs" and sys.argv[1:2] == ["submit"]:
+            new, sys.argv[1] = "rvtutorial.cli", "train"
         run = f"runpy.run_module({new!r}, run_name='__main__', alter_sys=True)"
         return compile(f"import runpy; {run}", fullname, "exec")
 

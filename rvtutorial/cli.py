@@ -555,15 +555,6 @@ def _sweep_doc(folder: Path) -> dict:
     return {**doc, **asdict(now), "text": f"{folder.name}: {now!r}"}
 
 
-def _look(paths: list[Path]) -> tuple[str, dict]:
-    "How some runs and sweeps are, as a text and as an object."
-    rows = _state_rows(_run_folders(paths))
-    marks = {mark.parent for path in paths for mark in Path(path).rglob("trials.csv")}
-    sweeps = [_sweep_doc(folder) for folder in sorted(marks)]
-    text = "\n".join([_text_table(_short(rows)), *(sweep["text"] for sweep in sweeps)])
-    return text, {"runs": rows, "sweeps": sweeps}
-
-
 @cli.command("status", short_help="Say how runs and sweeps are.")
 @_paths
 @click.option("--watch", "live", is_flag=True, help="Until nothing is at work.")
@@ -581,17 +572,21 @@ def _status_command(paths, live, every, exit_code):
         click.get_current_context().meta["stopped"] = note
     said, screen = "", live and sys.stderr.isatty()
     while True:
-        text, doc = _look(paths)
+        rows = _state_rows(_run_folders(paths))
+        marks = {mark.parent for path in paths for mark in path.rglob("trials.csv")}
+        sweeps = [_sweep_doc(folder) for folder in sorted(marks)]
+        lines = [_text_table(_short(rows)), *(sweep["text"] for sweep in sweeps)]
+        text = "\n".join(lines)
         above = f"\x1b[{said.count(chr(10)) + 1}A\x1b[J" if screen and said else ""
-        if not live or not any(row["state"] in LIVE for row in doc["runs"]):
+        if not live or not any(row["state"] in LIVE for row in rows):
             click.echo(above, err=True, nl=False)  # the last frame off the screen
             break
         if text != said:
             click.echo(above + text, err=True)
             said = text
         time.sleep(every)
-    code = _code_of(row["state"] for row in doc["runs"]) if exit_code else FINE
-    return _Answer(text, doc, code)
+    code = _code_of(row["state"] for row in rows) if exit_code else FINE
+    return _Answer(text, {"runs": rows, "sweeps": sweeps}, code)
 
 
 def _finished(paths: Iterable[Path], split: str = "validation") -> dict:
@@ -741,10 +736,10 @@ def _clean_command(paths, rules, scores, files, yes):
     """
     from humanize import naturalsize
 
-    from rvtutorial import housekeeping as keep
+    from rvtutorial.housekeeping import look
 
-    plan = keep.look(paths or [_all_runs()], rules, scores)
-    found = keep.clean(plan) if yes else plan
+    plan = look(paths or [_all_runs()], rules, scores)
+    found = plan.clean() if yes else plan
     doc = {"deleted": yes, "bytes": found.size, "rules": found.rows()}
     doc["files"] = [
         {"rule": f.rule, "path": str(f.path), "bytes": f.size} for f in found.found

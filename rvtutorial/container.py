@@ -9,7 +9,7 @@ __all__ = ['exec_command', 'Bind', 'check_binds', 'check_image', 'check_versions
 import os
 
 from ._old_names import old_attributes
-from .hpc.image import assignment, check_binds, plain_path, single_path
+from .hpc.image import assignment, check_binds, plain_path
 from .hpc.image import Bind, check_image, check_versions, readable  # noqa: F401
 
 # %% ../nbs/03_apptainer_image.ipynb #7d1e2c90
@@ -35,7 +35,7 @@ def exec_command(
         raise ValueError(f"command must be a list of arguments, got {command!r}")
     flags = ["--no-eval"] + ["--cleanenv"] * cleanenv + ["--contain"] * contain
     for flag, value in {"--workdir": workdir, "--home": home, "--pwd": pwd}.items():
-        flags += [] if value is None else [flag, single_path(value, flag)]
+        flags += [] if value is None else [flag, plain_path(value, flag, single=True)]
     for bind in check_binds(binds, exist=False):
         flags += bind.args()
     for name, value in (env or {}).items():

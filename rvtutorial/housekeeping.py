@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 import time
 import zipfile
 from collections.abc import Iterable
@@ -13,11 +14,10 @@ from pathlib import Path
 from humanize import naturalsize
 
 from rvtutorial.core import records
-from rvtutorial.core.files import is_own_file, scratch_places
+from rvtutorial.core.files import Busy, held, scratch_places
 from rvtutorial.core.names import near_match
 from rvtutorial.core.records import Unreadable, read_json
-from rvtutorial.hpc.job import Job, ask
-from rvtutorial.hpc.runner import Busy, lock
+from rvtutorial.hpc.job import Job
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.runs import Run, find_runs
 
@@ -126,6 +126,14 @@ def _in_run(run: Run, rules: dict[str, _Rule]) -> list[_Found]:
     return sizes
 
 
+def _is_own_file(path: Path) -> bool:
+    "Whether a path is a file of this user, and no link to one."
+    with contextlib.suppress(OSError):
+        now = path.lstat()
+        return stat.S_ISREG(now.st_mode) and now.st_uid == os.geteuid()
+    return False
+
+
 def _old(path: Path) -> bool:
     "Whether nobody has written to a path for an hour: it may be in the making."
     return time.time() - path.stat().st_mtime > 3600
@@ -147,7 +155,7 @@ def _is_submission(home: Path, folder: Path) -> bool:
 def _only_ours(home: Path, notebook: str | None = None) -> bool:
     "Whether all that lies in a folder are files of a submission."
     return all(
-        is_own_file(path)
+        _is_own_file(path)
         and (_SUBMISSION.fullmatch(path.name) or path.name == notebook)
         for path in home.iterdir()
     )
@@ -174,7 +182,7 @@ def _superseded(home: Path) -> bool:
                     return False
             except Unreadable:  # nobody can tell
                 return False
-    told = {word for word, _ in ask({str(home)}, now=True).values()}
+    told = {word for word, _ in Job.ask({str(home)}, now=True).values()}
     return told.isdisjoint({*LIVE, "unreadable", "unknown"})
 
 
@@ -202,6 +210,30 @@ class _Cleaning:
     def size(self) -> int:
         "Bytes of all that was found."
         return sum(item.size for item in self.found)
+
+    def clean(
+        self,
+    ) -> "_Cleaning":  # What has gone, and in `.left` what has not, and why
+        "Delete what was found, run by run; what has changed meanwhile stays."
+        gone, left, groups = [], dict(self.left), {}
+        for item in self.found:
+            groups.setdefault(item.run, []).append(item)
+        for run, items in groups.items():
+            try:
+                with contextlib.ExitStack() as stack:  # which keeps jobs out meanwhile
+                    state = run and _busy_runs([Run(run)]).get(run)
+                    if (
+                        run and not state and (run / "job.lock").exists()
+                    ):  # they may be back
+                        stack.enter_context(held(run / "job.lock", keep=True))
+                        state = {Run(run).state} & set(LIVE)  # by now
+                    if state:
+                        raise Busy("a job has begun or was queued meanwhile")
+                    still = items if run is None else _in_run(Run(run), self.rules)
+                    gone += [i for i in items if i in still and _delete(i, left)]
+            except (Busy, OSError, ValueError) as err:
+                left[run] = str(err)
+        return _Cleaning(tuple(gone), self.rules, left)
 
     def rows(self) -> list[dict]:
         "One row a rule: rule, files, bytes, what, why."
@@ -247,41 +279,10 @@ def look(
         found += [item for folder in folders for item in _old_submissions(folder)]
     for place in scratch_places() if "cache" in rules else ():
         for path in sorted(place.iterdir()):
-            if _CACHED.fullmatch(path.name) and is_own_file(path) and _old(path):
+            if _CACHED.fullmatch(path.name) and _is_own_file(path) and _old(path):
                 found.append(_Found("cache", path, path.stat().st_size))
     unique = {item.path: item for item in found}
     return _Cleaning(tuple(unique.values()), rules, busy)
-
-
-def clean(
-    cleaning: _Cleaning,  # From `look`
-) -> _Cleaning:  # What has gone, and in `.left` what has not, and why
-    "Delete what was found, run by run; what has changed meanwhile stays."
-    gone, left, groups = [], dict(cleaning.left), {}
-    for item in cleaning.found:
-        groups.setdefault(item.run, []).append(item)
-    for run, items in groups.items():
-        try:
-            with _held(run):
-                still = items if run is None else _in_run(Run(run), cleaning.rules)
-                gone += [i for i in items if i in still and _delete(i, left)]
-        except (Busy, OSError, ValueError) as err:
-            left[run] = str(err)
-    return _Cleaning(tuple(gone), cleaning.rules, left)
-
-
-@contextlib.contextmanager
-def _held(run: Path | None):
-    "Keep jobs out of a run folder while the context lasts; Busy if one is inside."
-    with contextlib.ExitStack() as stack:
-        if run is not None:
-            state = _busy_runs([Run(run)]).get(run)
-            if not state and (run / "job.lock").exists():  # jobs may come back to it
-                stack.enter_context(lock(run))
-                state = {Run(run).state} & set(LIVE)  # by now
-            if state:
-                raise Busy("a job has begun or was queued meanwhile")
-        yield
 
 
 def _delete(item: _Found, left: dict) -> bool:

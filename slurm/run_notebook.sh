@@ -1,6 +1,6 @@
 #!/bin/bash
 # Run a job notebook by papermill where a site file says: on a node of a cluster, or
-# on this machine. A thin skin over `python -m rvtutorial.hpc.runner submit`.
+# on this machine. A thin skin over `rvtutorial train`.
 set -euo pipefail
 
 usage() {
@@ -38,5 +38,5 @@ while getopts ':s:n:p:wh' option; do
 done
 shift $((OPTIND - 1))
 [ $# -ge 1 ] || refuse "no run folder"
-exec "$python" -m rvtutorial.hpc.runner submit --site "$site" --notebook "$notebook" \
+exec "$python" -m rvtutorial.cli train --site "$site" --notebook "$notebook" \
   ${wait[@]+"${wait[@]}"} -- "$@"

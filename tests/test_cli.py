@@ -431,14 +431,14 @@ def test_exit_codes_of_states(states, code):
 
 
 def test_status_of_odd_names_and_of_trials_that_have_not_begun(tmp_path):
-    from rvtutorial.sweeps.sweepfile import SweepFile, Trial, write_record
+    from rvtutorial.sweeps.sweepfile import SweepFile, Trial
 
     finished(tmp_path / "runs/ü|*[x]", 0.5)
     sweep = tmp_path / "runs/b"
     finished(sweep / "lr=1e-2")
     trials = [Trial("lr=1e-2", "lr=1e-2", {"lr": 1e-2})]
     trials += [Trial("lr=1e-3", "lr=1e-3", {"lr": 1e-3})]
-    write_record(sweep, SweepFile({"preset": "smoke"}, {}), trials)
+    SweepFile({"preset": "smoke"}, {}).write(sweep, trials)
     rows = {row["run"]: row for row in doc("status")["runs"]}
     assert set(rows) == {"ü|*[x]", "b/lr=1e-2", "b/lr=1e-3"}
     assert rows["b/lr=1e-3"]["state"] == "new" and rows["ü|*[x]"]["F1"] == 0.5

@@ -11,12 +11,12 @@ from rvtutorial.hpc.scheduler import (
     _count,
     _explain,
     _fitting,
+    _our_word,
     _read_id,
     _read_nodes,
     _read_states,
     _Watcher,
     minutes,
-    our_word,
 )
 from rvtutorial.hpc.sites import Site
 
@@ -98,7 +98,7 @@ def test_nodes_that_fit_and_take_no_jobs(fields, states):
 
 
 def test_a_request_for_absent_nodes_is_said_and_one_for_none_is_refused(monkeypatch):
-    def answer(args):
+    def answer(args, cluster=""):
         form = "gpu|1-00:00:00|32|256000|drained*|gpu:a100:8\n"
         return form if args[0] == "sinfo" and args[-1].count("|") == 5 else None
 
@@ -255,7 +255,9 @@ def test_the_number_of_a_job_is_found(text, job):
 def test_a_job_is_found_by_its_name(monkeypatch, told, job):
     "Only a line with the name counts: a number alone may be a notice of the site."
     monkeypatch.setattr(
-        scheduler, "answer", lambda args: told if args[0] == "squeue" else None
+        scheduler,
+        "answer",
+        lambda args, *cluster: told if args[0] == "squeue" else None,
     )
     assert scheduler.find_job("a-job") == job
     if job:
@@ -276,7 +278,7 @@ def test_a_job_is_found_by_its_name(monkeypatch, told, job):
     ],
 )
 def test_states_in_our_words(state, word, note):
-    ours, said = our_word(state)
+    ours, said = _our_word(state)
     assert ours == word and note in said and bool(said) == bool(note)
     assert "REVOKED" not in WORDS  # no job is over because its sibling has begun
 
@@ -299,7 +301,9 @@ def test_members_that_wait_together_are_one_line(text, members):
 
 def test_accounts_among_notices(monkeypatch):
     rows = "crops|gpu|normal,high\ncrops||normal\n"
-    monkeypatch.setattr(scheduler, "answer", lambda args: NOTICE + rows + NOTICE)
+    monkeypatch.setattr(
+        scheduler, "answer", lambda args, *cluster: NOTICE + rows + NOTICE
+    )
     mine = Site(name="x", account="crops", qos="high")
     assert scheduler._not_yours(mine) is None
     said = scheduler._not_yours(mine.replace(account="corps"))
@@ -322,5 +326,5 @@ def test_a_job_in_an_unknown_state_is_asked_about_again(slurm):
     [(None, 1001), ("", 1001), ("MaxArraySize            = 50001\n", 50001)],
 )
 def test_how_many_an_array_may_have(monkeypatch, text, most):
-    monkeypatch.setattr(sites, "answer", lambda args: text and NOTICE + text)
+    monkeypatch.setattr(sites, "answer", lambda args, *cluster: text and NOTICE + text)
     assert Site(name="x").array_limit() == most

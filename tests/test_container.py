@@ -23,7 +23,6 @@ from rvtutorial.container import (
     exec_command,
 )
 from rvtutorial.hpc import image as images
-from rvtutorial.hpc.image import parse_bind
 
 
 def test_whole_command():
@@ -108,8 +107,8 @@ def test_what_would_go_wrong_is_refused(arguments, words):
     ],
 )
 def test_binds_are_read(text, bind):
-    assert parse_bind(text) == bind
-    assert parse_bind(":".join(bind.args()[1].split(":"))) == bind
+    assert Bind.of(text) == bind
+    assert Bind.of(":".join(bind.args()[1].split(":"))) == bind
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_binds_are_read(text, bind):
 )
 def test_bad_binds_are_refused(text, words):
     with pytest.raises(ValueError, match=words):
-        parse_bind(text)
+        Bind.of(text)
 
 
 def test_relative_and_home_sources_become_absolute(tmp_path, monkeypatch):
@@ -206,23 +205,23 @@ def test_versions_come_from_inside(tmp_path, monkeypatch):
     image.write_bytes(sif().ljust(4196, b"x"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="apptainer is not on the PATH"):
-        images.image_versions(image)
+        images._image_versions(image)
     fake = tmp_path / "apptainer"
     fake.write_text(
         '#!/bin/bash\n[[ "$*" == *rv.sif\\ cat\\ /opt/* ]] && echo "NumPy==2.4.0"\n'
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert images.image_versions(image) == {"numpy": "2.4.0"}
+    assert images._image_versions(image) == {"numpy": "2.4.0"}
     fake.write_text("#!/bin/bash\necho broken >&2; exit 255\n")
     with pytest.raises(RuntimeError, match="broken"):
-        images.image_versions(image)
+        images._image_versions(image)
 
 
 def told(monkeypatch, **versions):
     "What check_versions says of an image that differs in some versions."
     inside = images.own_versions() | {"numpy": "9.9.9", "pip": "1"} | versions
-    monkeypatch.setattr(images, "image_versions", lambda image: inside)
+    monkeypatch.setattr(images, "_image_versions", lambda image: inside)
     with pytest.raises(ValueError) as error:
         container.check_versions("/i/rv.sif")
     return str(error.value)
@@ -237,9 +236,9 @@ def test_an_image_with_other_versions_is_told(monkeypatch):
     text = told(monkeypatch, **{"rvtutorial-code": "0" * 12})
     assert f"rvtutorial-code is {'0' * 12} in the image" in text
     cuda = here | {"torch": here["torch"].split("+")[0] + "+cu130"}
-    monkeypatch.setattr(images, "image_versions", lambda image: cuda)
+    monkeypatch.setattr(images, "_image_versions", lambda image: cuda)
     assert container.check_versions("/i/rv.sif") == cuda
-    monkeypatch.setattr(images, "image_versions", lambda image: {})
+    monkeypatch.setattr(images, "_image_versions", lambda image: {})
     with pytest.raises(ValueError, match="torch is missing in the image"):
         container.check_versions("/i/rv.sif")
 

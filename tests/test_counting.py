@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from random_counts import NAMES, labels, some_counts
 from sklearn import metrics as sk
 
-from rvtutorial.core.record import headline
 from rvtutorial.metrics.counting import (
     Counts,
     _count_arrays,
@@ -29,6 +28,7 @@ from rvtutorial.metrics.counting import (
     windows_of,
 )
 from rvtutorial.metrics.leaderboard import label_folder
+from rvtutorial.runs import Run
 
 
 def test_scores_equal_scikit_learn():
@@ -87,7 +87,7 @@ def test_null_truth_is_left_out_and_null_prediction_is_a_miss():
 
 def test_null_as_class_gives_raster_visions_headline():
     found = some_counts(null=True)
-    raster_vision = headline(
+    raster_vision = Run.headline(
         evaluation(dict(zip(found.scenes, found.matrices, strict=True)))
     )
     ours = scores(table(found, null="class").sum().to_frame().T).iloc[0]

@@ -399,16 +399,17 @@ def test_a_lock_that_was_replaced_meanwhile_stays(tmp_path):
         assert lock.read_text() == "of another"
 
 
-def test_a_job_of_an_array_is_found_by_its_own_number():
+def test_a_job_of_an_array_is_found_by_its_own_number(monkeypatch):
     "Slurm calls member 2 of array 36 both job 38 and 36_2."
 
-    def squeue(words):
+    def squeue(words, *cluster):
         form = words[words.index("-o") + 1]
         return form.replace("%i", "36_2").replace("%A", "38") + "\n"
 
+    monkeypatch.setattr(files, "answer", squeue)
     owner = {"host": "other", "slurm_job_id": "38"}
-    assert files._alive(owner, squeue)
-    assert not files._alive(owner | {"slurm_job_id": "3"}, squeue)
+    assert files._alive(owner)
+    assert not files._alive(owner | {"slurm_job_id": "3"})
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from rvtutorial import housekeeping as keep
 from rvtutorial.core import files as files_
+from rvtutorial.core.files import held
 from rvtutorial.core.records import write_json
-from rvtutorial.housekeeping import RULES, clean, look
+from rvtutorial.housekeeping import RULES, look
 from rvtutorial.hpc import job
-from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run
 
 HOUR = 3600
@@ -99,7 +99,7 @@ def test_what_goes_and_what_stays(tmp_path):
     found = {item.path.relative_to(run).as_posix(): item.rule for item in plan.found}
     assert found == GOES
     assert files(run) >= {*STAYS, *GOES, *ASKED}  # a look touches nothing
-    gone = clean(plan)
+    gone = plan.clean()
     assert gone.size == plan.size == before - bytes_below(run)
     assert files(run) - {".run.lock"} == {*STAYS, *ASKED}
     assert not look([run]).found
@@ -107,7 +107,7 @@ def test_what_goes_and_what_stays(tmp_path):
 
 def test_scores_go_when_asked_for(tmp_path):
     run = make_run(tmp_path / "a")
-    clean(look([run], ["scores"]))
+    look([run], ["scores"]).clean()
     assert not files(run) & {*ASKED} and files(run) >= {*STAYS, *GOES}
     with pytest.raises(ValueError, match="no rule 'score'; did you mean 'scores'"):
         look([run], ["score"])
@@ -143,7 +143,7 @@ def test_one_file_with_two_names_is_counted_once(tmp_path):
     os.link(run / "train/best-model.pth", run / "train/last-model.pth")
     before, plan = bytes_below(run), look([run], ["weights"])
     assert [item.size for item in plan.found] == [1000, 0]
-    assert clean(plan).size == before - bytes_below(run) == 1000
+    assert plan.clean().size == before - bytes_below(run) == 1000
     os.link(run / "checkpoint.pt", tmp_path / "elsewhere")
     assert [i.path.parent.name for i in look([run], ["checkpoints"]).found] == [
         "checkpoints"
@@ -182,7 +182,7 @@ def test_whatever_is_there_records_bundles_and_labels_stay(tmp_path, there, stat
         bundle(run / stage / "model-bundle.zip")
     write_json(run / "run.json", {"went": {"state": state}})
     before = files(run)
-    clean(look([run], list(RULES)))
+    look([run], list(RULES)).clean()
     gone = before - files(run)
     assert not gone & {*STAYS, "bundle/x.pth", "eval/a/b.tif"}
     assert not gone if state in ("running", "queued") else gone <= {*GOES, *ASKED}
@@ -202,7 +202,7 @@ def test_a_run_at_work_is_left_alone(tmp_path, state):
 def test_the_queue_is_believed_too(tmp_path):
     "A run that has succeeded, and whose folder a process holds all the same."
     run = make_run(tmp_path / "a")
-    with lock(run):
+    with held(run / "job.lock", keep=True):
         assert look([run]).left == {run: "running"}
 
 
@@ -210,7 +210,7 @@ def test_a_run_that_begins_between_look_and_deed_is_left(tmp_path):
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     plan = look([tmp_path])
     Run(first).update("went", state="queued")
-    gone = clean(plan)
+    gone = plan.clean()
     assert {item.run for item in gone.found} == {second}
     assert list(gone.left) == [first] and "was queued" in gone.left[first]
     assert files(first) >= {*GOES}
@@ -219,25 +219,27 @@ def test_a_run_that_begins_between_look_and_deed_is_left(tmp_path):
 def test_a_held_lock_keeps_us_out(tmp_path):
     run = make_run(tmp_path / "a")
     plan = look([run])
-    code = "import sys, time; from rvtutorial.hpc.runner import lock\n"
-    code += "with lock(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    code = "import sys, time; from rvtutorial.core.files import held\n"
+    code += (
+        "with held(sys.argv[1] + '/job.lock'): print('in', flush=True); time.sleep(60)"
+    )
     args = [sys.executable, "-c", code, str(run)]
     holder = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "in\n"
-        gone = clean(plan)
+        gone = plan.clean()
     finally:
         holder.kill()
         holder.wait()
     assert not gone.found and "begun" in gone.left[run]
-    assert clean(plan).size == plan.size  # left by a process that is gone
+    assert plan.clean().size == plan.size  # left by a process that is gone
 
 
 def test_what_changed_meanwhile_stays(tmp_path):
     run = make_run(tmp_path / "a")
     plan = look([run])
     Run(run).update("went", state="failed")
-    gone = {item.rule for item in clean(plan).found}
+    gone = {item.rule for item in plan.clean().found}
     assert gone == {"partials"}
 
 
@@ -253,9 +255,9 @@ def test_interrupted_in_the_middle_and_called_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(keep, "_delete", stop)
         with pytest.raises(KeyboardInterrupt):
-            clean(look([run]))
+            look([run]).clean()
     assert files(run) & {*GOES}
-    clean(look([run]))
+    look([run]).clean()
     assert not files(run) & {*GOES} and files(run) >= {*STAYS}
 
 
@@ -263,7 +265,7 @@ def test_interrupted_in_the_middle_and_called_again(tmp_path, monkeypatch):
 def test_what_cannot_be_deleted_is_named(tmp_path):
     run = make_run(tmp_path / "a")
     (run / "train").chmod(0o500)
-    gone = clean(look([run], ["weights", "checkpoints"]))
+    gone = look([run], ["weights", "checkpoints"]).clean()
     (run / "train").chmod(0o700)
     assert run / "train/last-model.pth" in gone.left
     assert {item.rule for item in gone.found} == {"checkpoints"}
@@ -299,7 +301,7 @@ def test_a_submission_goes_when_no_run_refers_to_it(tmp_path):
     assert plan.size == sum(
         f.stat().st_size for h in (old, deleted) for f in h.iterdir()
     )
-    clean(plan)
+    plan.clean()
     assert {p.name for p in (tmp_path / "jobs").iterdir()} == {
         "new",
         "earlier",
@@ -329,7 +331,7 @@ def test_a_submission_in_the_queue_stays(tmp_path):
 
 def test_half_of_a_deleted_submission_goes_with_the_next_call(tmp_path):
     put(tmp_path / "jobs" / ".gone-1234" / "job.sh")
-    clean(look([tmp_path]))
+    look([tmp_path]).clean()
     assert not list((tmp_path / "jobs").iterdir())
 
 
@@ -353,9 +355,9 @@ def test_half_of_a_submission_with_its_notebook_goes_too(tmp_path, monkeypatch):
     for _ in range(count - 1):  # each call deletes one file more
         left[:] = [None]
         with pytest.raises(KeyboardInterrupt):
-            clean(look([tmp_path], ["submissions"]))
+            look([tmp_path], ["submissions"]).clean()
     left[:] = [None] * 10
-    clean(look([tmp_path], ["submissions"]))
+    look([tmp_path], ["submissions"]).clean()
     assert not list((tmp_path / "jobs").iterdir())
 
 
@@ -408,14 +410,14 @@ def test_links_do_not_lead_clean_out(tmp_path):
     (runs / "jobs" / ".gone-12").symlink_to(outside / "jobs" / "one")
     before = everything(outside)
     assert not look([runs], ["submissions"]).found
-    clean(look([runs]))
+    look([runs]).clean()
     assert everything(outside) == before
 
 
 def test_a_folder_that_is_named_may_be_a_link(tmp_path):
     home = submission(tmp_path / "disk", "one", "deleted")
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
-    assert clean(look([tmp_path / "runs"], ["submissions"])).size
+    assert look([tmp_path / "runs"], ["submissions"]).clean().size
     assert not home.exists()
 
 
@@ -446,7 +448,7 @@ def test_what_only_looks_like_a_submission_stays(kind, tmp_path):
     for path in (home / "tasks.json", home):
         age(path)
     before = everything(tmp_path)
-    clean(look([tmp_path]))
+    look([tmp_path]).clean()
     assert everything(tmp_path) == before
 
 
@@ -454,7 +456,7 @@ def test_what_only_looks_like_a_submission_stays(kind, tmp_path):
 def test_a_folder_with_the_name_of_a_half_stays(name, tmp_path):
     put(tmp_path / "jobs" / ".gone-ab12cd34" / name)
     put(tmp_path / "jobs" / ".gone-photos" / "job.sh")
-    clean(look([tmp_path]))
+    look([tmp_path]).clean()
     assert len(everything(tmp_path)) == 2
 
 
@@ -462,7 +464,7 @@ def test_what_was_put_into_a_submission_meanwhile_stays(tmp_path):
     home = submission(tmp_path, "one", "deleted")
     plan = look([tmp_path], ["submissions"])
     put(home / "results.csv")
-    done = clean(plan)
+    done = plan.clean()
     assert not done.found and done.left[home] and (home / "results.csv").exists()
 
 
@@ -476,7 +478,7 @@ def test_a_submission_of_our_own_goes_whole(tmp_path):
     for path in (home / "tasks.json", home):
         age(path)
     assert {i.path for i in look([tmp_path], ["submissions"]).found} == {home}
-    clean(look([tmp_path], ["submissions"]))
+    look([tmp_path], ["submissions"]).clean()
     assert not home.exists()
 
 
@@ -487,7 +489,7 @@ def test_only_files_of_ours_that_nobody_opened_leave_scratch(tmp_path):
     put(scratch / "somebody.npy", 5000, hours=99)
     plan = look([tmp_path], ["cache"])
     assert [item.path for item in plan.found] == [mine] and plan.size == 5000
-    assert clean(plan).size == 5000 and len(list(scratch.iterdir())) == 2
+    assert plan.clean().size == 5000 and len(list(scratch.iterdir())) == 2
 
 
 # ------------------------------------------------------------------ tables

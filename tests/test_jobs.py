@@ -15,11 +15,12 @@ import nbformat
 import pytest
 from signals import heeded
 
+from rvtutorial.core import files
+from rvtutorial.core.files import held
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.course import lessons
 from rvtutorial.course.lessons import _LessonFailed, _run_lesson, _run_lessons
 from rvtutorial.hpc import kernels, runner
-from rvtutorial.hpc.runner import lock
 from rvtutorial.runs import Run
 
 PNG = base64.b64encode(
@@ -450,21 +451,24 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch):
     write_json(path, owner)
     with (
         pytest.raises(runner.Busy, match="process 1 on elsewhere.*delete"),
-        lock(tmp_path),
+        held(path, keep=True),
     ):
         pass
     write_json(path, owner | {"slurm_job_id": "221"})
-    with pytest.raises(runner.Busy), lock(tmp_path):  # nobody here to ask about job 221
+    with (
+        pytest.raises(runner.Busy),
+        held(path, keep=True),
+    ):  # nobody here to ask about job 221
         pass
-    monkeypatch.setattr(runner, "answer", lambda args: "221\n")
-    with pytest.raises(runner.Busy), lock(tmp_path):
+    monkeypatch.setattr(files, "answer", lambda args: "221\n")
+    with pytest.raises(runner.Busy), held(path, keep=True):
         pass
-    monkeypatch.setattr(runner, "answer", lambda args: "")
-    with lock(tmp_path):  # Slurm says that it is over
+    monkeypatch.setattr(files, "answer", lambda args: "")
+    with held(path, keep=True):  # Slurm says that it is over
         assert read_json(path)["host"] == socket.gethostname()
     write_json(path, owner | {"slurm_job_id": "221"})
     monkeypatch.setenv("SLURM_JOB_ID", "221")
-    with lock(tmp_path):  # the same job, requeued to another node
+    with held(path, keep=True):  # the same job, requeued to another node
         pass
     assert path.read_text() == ""
 
@@ -618,7 +622,6 @@ def test_remaining_time_comes_from_the_last_time():
     parts = [Path("01_a.ipynb"), Path("02_b.ipynb")]
     line = lessons._Progress(parts, {"01_a": 100.0, "02_b": 50.0})
     assert line.remaining(0) == 150 and line.remaining(40) == 110
-    assert lessons._clock(3599) == "59:59"
 
 
 class Screen(io.StringIO):
@@ -633,7 +636,7 @@ def test_the_line_is_drawn_again_while_a_cell_works(monkeypatch):
         time.sleep(2.2)
     drawn = line.out.getvalue().split("\r")[1:]
     assert len(drawn) == 3 and all("cell  1 of 3" in text for text in drawn)
-    assert "elapsed 0:02" in drawn[-1]
+    assert "elapsed 00:02" in drawn[-1]
 
 
 def test_ctrl_c_cancels_the_jobs_of_the_lessons(course):
@@ -671,29 +674,19 @@ def test_ctrl_c_cancels_the_jobs_of_the_lessons(course):
 
 def test_the_command_line_submits_and_waits(tmp_path):
     book = notebook(tmp_path / "job.ipynb", "open('made', 'w').write(repr(a))")
-    base = [
-        sys.executable,
-        "-m",
-        "rvtutorial.hpc.runner",
-        "submit",
-        "--notebook",
-        str(book),
-    ]
-    done = subprocess.run(
-        [*base, "--wait", "--", str(tmp_path / "r"), "a=x=y"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "r  succeeded" in done.stdout
+    script = Path(__file__).parents[1] / "slurm" / "run_notebook.sh"
+
+    def run(*words):
+        base = [script, "-p", sys.executable, "-n", book, *words]
+        return subprocess.run(base, capture_output=True, text=True)
+
+    done = run("-w", tmp_path / "r", "a=x=y")
+    assert done.returncode == 0 and "r    succeeded" in done.stdout
     assert (tmp_path / "r" / "made").read_text() == "'x=y'"
-    bad = subprocess.run(
-        [*base, str(tmp_path / "q"), "a"], capture_output=True, text=True
-    )
-    assert bad.returncode == 2 and "not name=value" in bad.stderr
-    bad = subprocess.run(
-        [*base, str(tmp_path / "q"), "b=1"], capture_output=True, text=True
-    )
-    assert bad.returncode == 1 and bad.stderr.strip().endswith("known are a")
+    bad = run(tmp_path / "q", "a")
+    assert bad.returncode == 2 and "not NAME=VALUE" in bad.stderr
+    bad = run(tmp_path / "q", "b=1")
+    assert bad.returncode == 2 and bad.stderr.strip().endswith("known are a")
 
 
 def test_hello_is_a_job_notebook_without_outputs():
@@ -734,14 +727,14 @@ def test_the_line_shows_the_trainings_of_a_cell():
     line.show(0, 0, 4)
     line.begun -= 60  # long over its time
     line.draw()
-    assert line.out.getvalue().endswith("about 0:01 left  [2 queued]")
+    assert line.out.getvalue().endswith("about 00:01 left  [2 queued]")
     line.looked -= 10
     line.draw()
     assert line.out.getvalue().endswith(
-        "about 1:15 left  [1 running (a: epoch 3 of 8)]"
+        "about 01:15 left  [1 running (a: epoch 3 of 8)]"
     )
     line.show(0, 4, 4)
-    assert line.out.getvalue().endswith("about 0:00 left\n")
+    assert line.out.getvalue().endswith("about 00:00 left\n")
 
 
 def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from rvtutorial.course.lessons import _runs_table
 from rvtutorial.metrics.leaderboard import leaderboard
 from rvtutorial.runs import Run, find_runs
 from rvtutorial.slurm import Job, submit
-from rvtutorial.sweeps.sweepfile import read_record
+from rvtutorial.sweeps.sweepfile import SweepFile
 
 BYTES = {
     "empty": b"",
@@ -225,7 +225,7 @@ def test_a_bad_record_of_a_sweep_is_one_line(runs):
         good = (runs / "two" / file).read_bytes()
         (runs / "two" / file).write_bytes(content)
         with pytest.raises(Unreadable, match=f"two/{file}|{file}"):
-            read_record(runs / "two")
+            SweepFile.on_record(runs / "two")
         doc = json.loads(said("status", runs, "--json"))
         assert [s.get("states") for s in doc["sweeps"]] == [{"new": 1}, None]
         assert file in doc["sweeps"][1]["error"]

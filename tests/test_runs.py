@@ -20,7 +20,6 @@ import rvtutorial
 from rvtutorial import runs
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.names import natural_key, near_match, packaged
-from rvtutorial.core.record import headline
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.runs import (
     PRESETS,
@@ -594,9 +593,11 @@ def test_the_log_of_a_running_job(plain):
 
 
 def test_undefined_scores_are_none():
-    scores = headline({"overall": [counts("building", 0, 0, 0, 9)]})
+    scores = Run.headline({"overall": [counts("building", 0, 0, 0, 9)]})
     assert scores["f1"] is None and scores["iou"] is None and scores["accuracy"] == 1
-    scores = headline([counts("road", 1, 0, 0, 9), counts("null", 5, 0, 0, 5)], "null")
+    scores = Run.headline(
+        [counts("road", 1, 0, 0, 9), counts("null", 5, 0, 0, 5)], "null"
+    )
     assert scores["class"] == "null" and scores["iou"] == 1
 
 

@@ -34,16 +34,13 @@ from rvtutorial.sweeps.space import Journal
 from rvtutorial.sweeps.sweepfile import (
     SweepFile,
     Trial,
-    read_record,
     short,
     trial_names,
-    write_record,
 )
 from rvtutorial.sweeps.trials import (
     _gpus,
     _run_size,
     prepare_trial,
-    worked,
 )
 
 RATES = [1e-2, 1e-3, 1e-4, 1e-5]
@@ -217,12 +214,12 @@ def test_the_record_comes_back_as_it_was(tmp_path):
         Trial("a", "a", {"lr": 1e-05, "augment": False, "scaling": "0,255"}),
         Trial("b", "../first", {"lr": 0.1, "seed": None}),
     ]
-    write_record(tmp_path, SweepFile(fixed, {}), trials)
-    plan, found = read_record(tmp_path)
+    SweepFile(fixed, {}).write(tmp_path, trials)
+    plan, found = SweepFile.on_record(tmp_path)
     assert (plan.fixed, plan.method, found) == (fixed, "grid", trials)
     assert {p.name for p in tmp_path.iterdir()} == {"sweep.yaml", "trials.csv"}
     with pytest.raises(FileNotFoundError, match="no sweep folder"):
-        read_record(tmp_path / "else")
+        SweepFile.on_record(tmp_path / "else")
 
 
 @pytest.fixture
@@ -774,7 +771,7 @@ def test_progress_counts_time_and_gpus(tmp_path, queue):
     run.update("results", validation={"f1": 0.9})
     run.update("made_with", device="cuda:0")
     now = sweep.progress()
-    assert worked(run) == 120 and now.gpu_minutes == 2
+    assert run.worked == 120 and now.gpu_minutes == 2
     assert now.states == {"succeeded": 1, "new": 1} and now.over
     assert now.best.startswith("lr=1e-2: pixel F1 0.9") and "95 % interval" in now.best
 
@@ -885,7 +882,7 @@ def check_full(sweep, record):
     assert len(done.evaluation()["per_scene"]) == 5 and len(done.log()) == 2
     assert list(sweep.leaderboard().index) == ["lr=1e-2"]
     with pytest.raises(OSError, match="No space left|no space is left"):
-        write_record(sweep.folder, sweep.plan, sweep.trials * 9999)
+        sweep.plan.write(sweep.folder, sweep.trials * 9999)
     with pytest.raises(ValueError, match="are free on the disk"):
         sweep.extend(grid(lr=[2e-2]))
     assert {path: path.read_bytes() for path in record} == record

@@ -31,8 +31,12 @@ def slurm_says(
     return done
 
 
-def answer(args: list[str]) -> str | None:
+def answer(
+    args: list[str],  # A command of Slurm's
+    cluster: str = "",  # The one it speaks of; empty: the one we are on
+) -> str | None:
     "What a Slurm command prints, or None when it is missing, fails or does not answer."
+    args = [args[0], *(["-M", cluster] if cluster else []), *args[1:]]
     try:
         done = slurm_says(args, 30)
     except (OSError, subprocess.TimeoutExpired):

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout, lock_descriptor
 
+from rvtutorial.core.commands import answer
 from rvtutorial.core.renamed import say_once
 
 # --- folders
@@ -117,14 +118,6 @@ def scratch_places() -> list[Path]:
     if named := os.environ.get("RVTUTORIAL_SCRATCH"):
         return [Path(named)] if Path(named).is_dir() else []
     return [place for place in _private_places("rvtutorial") if is_private(place)]
-
-
-def is_own_file(path: str | Path) -> bool:
-    "Whether a path is a file of this user, and no link to one."
-    with contextlib.suppress(OSError):
-        now = os.lstat(path)
-        return stat.S_ISREG(now.st_mode) and now.st_uid == os.geteuid()
-    return False
 
 
 def open_plain(
@@ -245,11 +238,8 @@ class Busy(RuntimeError):
     "Another live process works in this folder."
 
 
-def _alive(
-    owner: dict,  # What `held` has written into a lock
-    answer: Callable = lambda words: None,  # What a command prints, None if it fails
-) -> bool:
-    "Whether the process that wrote a lock may still be at work."
+def _alive(owner: dict) -> bool:
+    "Whether the process that wrote a lock (see `held`) may still be at work."
     job = owner.get("slurm_job_id")
     if owner.get("host") == socket.gethostname():
         now, then = _begun(owner.get("pid")), owner.get("begun")
@@ -271,7 +261,7 @@ def _alive(
     reply = answer(asked) if job else None
     if reply is not None and not names_job(reply) and owner.get("cluster"):
         # without accounting no cluster can be asked by its name: then the first word counts
-        reply = answer(["squeue", "-M", str(owner["cluster"]), *asked[1:]]) or ""
+        reply = answer(asked, str(owner["cluster"])) or ""
     return reply is None or names_job(reply)
 
 
@@ -371,7 +361,6 @@ def _owner(path: Path) -> dict:
 @contextlib.contextmanager
 def held(
     path: str | Path,  # The lock, a file in the folder it is for
-    answer: Callable = lambda words: None,  # As in `_alive`
     keep: bool = False,  # Leave it afterwards, empty
 ) -> Iterator[None]:
     """Hold a lock while the context lasts; Busy, with who holds it, when a live process does.
@@ -381,11 +370,13 @@ def held(
     """
     path, pid = Path(path), os.getpid()
 
-    def taken() -> bool:
-        return bool(owner := _owner(path)) and _alive(owner, answer)
+    def taken(owner: dict) -> bool:
+        return bool(owner) and _alive(owner)
 
     try:
-        lock = _acquire(path, 2.0, taken, 0.05)  # somebody may just be looking at it
+        lock = _acquire(
+            path, 2.0, lambda: taken(_owner(path)), 0.05
+        )  # somebody may just be looking at it
     except Timeout:
         raise Busy(_in_use(path, _owner(path))) from None
     try:
@@ -393,7 +384,7 @@ def held(
         left = owner.get("host") == socket.gethostname()  # by a process that is gone
         left = left or is_other(owner.get("folder"), path.parent.absolute())
         owner = {} if lock.is_locked and left else owner
-        if owner and _alive(owner, answer):
+        if taken(owner):
             raise Busy(_in_use(path, owner))
         since = datetime.now(UTC).isoformat(timespec="seconds")
         mine = dict(pid=pid, host=socket.gethostname(), since=since, begun=_begun(pid))
@@ -425,7 +416,6 @@ def _in_use(path: Path, owner: dict) -> str:
 @contextlib.contextmanager
 def writing(
     folder: str | Path,  # Made if need be
-    answer: Callable = lambda words: None,  # As in `_alive`
 ) -> Iterator[None]:
     "Be the only one who writes into a folder; Busy, with who does, where somebody else does."
     folder = Path(folder).expanduser().absolute()
@@ -436,7 +426,7 @@ def writing(
         while True:
             folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # removed, being empty
-                stack.enter_context(held(folder / ".writing.lock", answer))
+                stack.enter_context(held(folder / ".writing.lock"))
                 break
         yield
 
@@ -459,14 +449,12 @@ def addresses_gb() -> float:
     return math.inf if soft == resource.RLIM_INFINITY else soft / 2**30
 
 
-def need_addresses(
-    least: float = 5,  # GB; torch and Raster Vision take 4 before they do anything
-) -> None:
+def need_addresses() -> None:
     "Raise `TooLittle` where importing Raster Vision would fail without a word, or never end."
-    if (found := addresses_gb()) < least:
+    if (found := addresses_gb()) < 5:  # torch and RV take 4 before they do anything
         raise TooLittle(
             f"a process may have {found:.1f} GB of addresses here (ulimit -v), and Raster "
-            f"Vision needs {least}: raise that limit, or limit memory by a control group, "
+            f"Vision needs 5: raise that limit, or limit memory by a control group, "
             f"as Slurm does"
         )
 

@@ -72,7 +72,7 @@ def named_runs(
     """
     runs = runs.runs() if callable(getattr(runs, "runs", None)) else runs
     if isinstance(runs, Mapping):
-        return {name: opened(run) for name, run in runs.items()}
+        return {name: Run.of(run) for name, run in runs.items()}
     found, seen = {}, set()
     for one in runs if isinstance(runs, (list, tuple)) else [runs]:
         for above, name, run in _meant(one, strict):
@@ -96,8 +96,3 @@ def _meant(one, strict: bool) -> list[tuple]:
     if not below or path in {run.path for run in below.values()}:
         return [(path.parent.name, path.name, Run(path))]
     return [(path.name, name, run) for name, run in below.items()]
-
-
-def opened(run):
-    "A path as a Run; everything else as it is."
-    return Run(run) if isinstance(run, (str, Path)) else run

@@ -36,10 +36,10 @@ def home_folder() -> Path:
 
 
 def packaged(
-    kind: str,  # "jobs" or "sites"
+    kind: str,  # jobs, sites or definitions (of images)
     name: str,  # Name of the file, with or without its suffix
 ) -> Path:  # In the checkout if there is one, else in the installed package
-    """A job notebook or a site file that comes with the package.
+    """A job notebook, site file or image's definition that comes with the package.
 
     Raises FileNotFoundError, with the names there are, when this one is not among them.
     """
@@ -49,9 +49,8 @@ def packaged(
     places = {
         "jobs": (inside.parent / "nbs" / "jobs", inside / "_jobs", ".ipynb"),
         "sites": (inside.parent / "slurm" / "sites", inside / "_sites", ".toml"),
+        "definitions": (inside.parent / "apptainer", inside / "_apptainer", ".def"),
     }
-    if kind not in places:
-        raise ValueError(f"kind must be jobs or sites, got {kind!r}")
     *folders, suffix = places[kind]
     known = {p.stem: p for f in reversed(folders) for p in f.glob("*" + suffix)}
     name = str(name).removesuffix(suffix)

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -247,9 +248,44 @@ class Run:
         for split in ("validation", "test"):
             path = self.path / "eval" / _group(split) / "eval.json"
             if split not in found and os.path.exists(path):
-                read = partial(headline, self.evaluation(split))
+                read = partial(self.headline, self.evaluation(split))
                 found[split] = records.attempt(read, path, "evaluation")
         return found
+
+    @staticmethod
+    def headline(
+        evaluation: dict | list,  # What an `eval.json` holds
+        class_name: str | None = None,  # None: the first class but background and null
+    ) -> dict:  # class, f1, iou, precision, recall, accuracy; None where undefined
+        "Scene-level scores of one class, from the counts of pixels in `eval.json`."
+        items = evaluation["overall"] if isinstance(evaluation, dict) else evaluation
+        items = {i["class_name"]: i for i in items if "conf_mat_dict" in i}
+        sought = [n for n in items if n not in ("background", "null")] or list(items)
+        counts = items[class_name or sought[0]]["conf_mat_dict"]
+        tp, fp, fn, tn = (counts[key] for key in ("TP", "FP", "FN", "TN"))
+        found, scores = fractions(tp, fp, fn, tn), {}
+        for name in ("f1", "iou", "precision", "recall", "accuracy"):
+            above, below = found[name]
+            scores[name] = above / below if below else None
+        return {"class": class_name or sought[0], **scores}
+
+    @property
+    def worked(self) -> float:
+        "Seconds that a run was at work, all its attempts together, the present one too."
+        total, state = 0.0, self.state
+        for attempt in self.manifest.get("went", {}).get("attempts") or []:
+            begun = end = datetime.fromisoformat(attempt["started"])
+            if attempt.get("ended"):
+                end = datetime.fromisoformat(attempt["ended"])
+            elif state == "running":
+                end = datetime.now(UTC)
+            total += max(0.0, (end - begun).total_seconds())
+        return total
+
+    @classmethod
+    def of(cls, run):
+        "A path as a Run; everything else as it is."
+        return cls(run) if isinstance(run, (str, Path)) else run
 
     @classmethod
     def open_for(cls, path: str | Path, asked: dict, differ: str = "refuse") -> "Run":
@@ -281,23 +317,6 @@ class Run:
             return f"Run({self.name}: unreadable: {error})"
         text = "" if f1 is None else f", validation F1 {f1:.3f}"
         return f"Run({self.name}: {self.state}{text})"
-
-
-def headline(
-    evaluation: dict | list,  # What an `eval.json` holds
-    class_name: str | None = None,  # None: the first class but background and null
-) -> dict:  # class, f1, iou, precision, recall, accuracy; None where undefined
-    "Scene-level scores of one class, from the counts of pixels in `eval.json`."
-    items = evaluation["overall"] if isinstance(evaluation, dict) else evaluation
-    items = {i["class_name"]: i for i in items if "conf_mat_dict" in i}
-    sought = [n for n in items if n not in ("background", "null")] or list(items)
-    counts = items[class_name or sought[0]]["conf_mat_dict"]
-    tp, fp, fn, tn = (counts[key] for key in ("TP", "FP", "FN", "TN"))
-    found, scores = fractions(tp, fp, fn, tn), {}
-    for name in ("f1", "iou", "precision", "recall", "accuracy"):
-        above, below = found[name]
-        scores[name] = above / below if below else None
-    return {"class": class_name or sought[0], **scores}
 
 
 _OURS = (

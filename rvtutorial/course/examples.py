@@ -9,7 +9,7 @@ import pandas as pd
 from rvtutorial.figures import maps
 from rvtutorial.metrics.counting import confusion
 from rvtutorial.core.records import write_json
-from rvtutorial.sweeps.sweepfile import SweepFile, Trial, trial_names, write_record
+from rvtutorial.sweeps.sweepfile import SweepFile, Trial, trial_names
 
 
 def _believed(truth, skill, seeds):
@@ -112,5 +112,5 @@ def make_example_runs(
         _write_records(folder / name, ids, parameters, skill, 0.4 * epochs)
     tried = {k: [t[k] for t in trials] for k in trials[0]}
     made = [Trial(n, n, p) for n, p in zip(names, trials, strict=True)]
-    write_record(folder, SweepFile({}, tried), made)
+    SweepFile({}, tried).write(folder, made)
     return folder

@@ -17,11 +17,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+from tqdm import tqdm
+
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.kernels import own_kernel
-from rvtutorial.hpc.job import Job, summary
+from rvtutorial.hpc.job import Job
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.runner import EXIT_FAILED, EXIT_OK
 from rvtutorial.hpc.scheduler import LIVE, SlurmError
@@ -147,10 +149,6 @@ def _run_lesson(
 _SECONDS = dict(zip(range(1, 9), (20, 15, 10, 30, 60, 90, 40, 300), strict=True))
 
 
-def _clock(seconds: float) -> str:  # Such as 3:07
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
-
-
 def _trainings(
     runs: Path,  # Folder of all runs
     since: float,  # Time of the clock
@@ -160,7 +158,7 @@ def _trainings(
     details = Job([folder for part in new.values() for folder in part]).details()
     if not any(d["state"] in LIVE for d in details):
         return "", None
-    text, done, total = summary(details)
+    text, done, total = Job.summary(details)
     worked = time.time() - min(path.stat().st_mtime for path in new)
     return text, worked / done * (total - done) if done else None
 
@@ -213,8 +211,8 @@ class _Progress:
         jobs = "" if last else self.seen[0]
         text = (
             f"part {part + 1} of {len(self.parts)}  {self.parts[part].stem:<27}"
-            f" cell {done:>2} of {total:<2}  elapsed {_clock(now - self.start)}"
-            f"  about {_clock(self.remaining(now - self.begun))} left"
+            f" cell {done:>2} of {total:<2}  elapsed {tqdm.format_interval(now - self.start)}"
+            f"  about {tqdm.format_interval(self.remaining(now - self.begun))} left"
         ) + (f"  [{jobs}]" if jobs else "")
         self.out.write(f"\r\x1b[K{text}" if self.live else text)
         self.out.write("\n" if last or not self.live else "")
@@ -242,14 +240,12 @@ def _runs_table(folder: str | Path):
     "All runs below a folder in one table; scores are those of whole validation scenes."
     import pandas as pd
 
-    from rvtutorial.sweeps.trials import worked
-
     numbers, rows = ["val F1", "val IoU", "minutes"], []
     for run in find_runs(folder):
         state, values = run.state, (None, None, None)
         try:
             scores = run.results.get("validation") or {}
-            values = scores.get("f1"), scores.get("iou"), worked(run) / 60 or None
+            values = scores.get("f1"), scores.get("iou"), run.worked / 60 or None
         except Unreadable as error:
             state = f"unreadable: {error}"
         rows.append((os.path.relpath(run.path, folder), state, *values, str(run.path)))
@@ -297,7 +293,7 @@ def _run_lessons(
     form = dict(index=False, na_rep="-", float_format="{:.3f}".format)
     figures = len(list((out / "figures").glob("*")))
     print(
-        f"\nAll parts done in {_clock(time.monotonic() - line.start)}. "
+        f"\nAll parts done in {tqdm.format_interval(time.monotonic() - line.start)}. "
         f"Runs (scores are those of whole validation scenes):\n\n"
         f"{table.to_string(**form) if len(table) else 'no runs were made'}\n\n"
         f"executed notebooks  {out}\n"

@@ -37,10 +37,8 @@ import torch
 from rvtutorial.core import files
 from rvtutorial.core.hyperparams import BEYOND_STOCK, Hyperparams, under_new_names
 from rvtutorial.core.renamed import renamed_arguments
-from rvtutorial.core.commands import answer
 from rvtutorial.core.names import near_match
 from rvtutorial.core.progress import ProgressLine
-from rvtutorial.core.record import headline
 from rvtutorial.core.records import read_json
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.data.validity import check_zeros, declared_nodata
@@ -936,7 +934,7 @@ def run(
     )
     out = print if progress else _say_nothing
     allow_open_files(len(cfg.dataset.all_scenes))
-    alone = files.writing(folder.path, answer)
+    alone = files.writing(folder.path)
     with alone, _attempt(folder), _settings(threads, ddp), get_tmp_dir() as tmp:
         cache = rasterio.Env(GDAL_CACHEMAX=64 * 2**20)
         with options.stop.listening(), cache, _kept_memory():
@@ -1060,7 +1058,7 @@ def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
         folder.update("went", trained={"bundle": _digest(bundle)})
     for split in ("validation", "test") if name == "eval" else ():
         if folder.path.joinpath("eval", f"{split}_scenes", "eval.json").exists():
-            folder.update(f"results.{split}", **headline(folder.evaluation(split)))
+            folder.update(f"results.{split}", **folder.headline(folder.evaluation(split)))
     seconds = round(time.perf_counter() - start, 2)
     folder.update("went", stages=[*done, {"name": name, "seconds": seconds}])
     if name == "train":
@@ -1110,7 +1108,7 @@ def predict(
         line.total = of_all
         line.reach(done)
 
-    alone = files.writing(out, answer)
+    alone = files.writing(out)
     with _ended_by_signals(), alone, tempfile.TemporaryDirectory() as tmp, _settings():
         with quiet(stdout=False):
             opened = Model.open(Path(model), Path(tmp), trust)

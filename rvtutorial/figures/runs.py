@@ -33,7 +33,7 @@ from . import maps
 from ..metrics import calibration, counting, intervals, leaderboard
 from ..metrics.leaderboard import LabelFolder, summary
 from ..runs import Run, find_runs
-from ..sweeps.sweepfile import read_record
+from ..sweeps.sweepfile import SweepFile
 
 # %% ../../nbs/figures/runs.ipynb #4c697ba8
 _NUMBER = re.compile(r"(\d+\.?\d*(?:e[-+]?\d+)?)", re.IGNORECASE)
@@ -85,7 +85,7 @@ def _spread(one) -> list[tuple]:
     if isinstance(one, (str, Path)):
         path = Path(one).expanduser()
         if is_sweep(path):
-            return [(t.name, Run(t.path(path))) for t in read_record(path)[1]]
+            return [(t.name, Run(t.path(path))) for t in SweepFile.on_record(path)[1]]
         marks = ("run.json", "pipeline-config.json", "train", "predict", "eval")
         one = Run(path)
         if path.is_dir() and not any((path / mark).exists() for mark in marks):

@@ -19,7 +19,7 @@ from .runs import in_order, open_runs
 from ..core.names import near_match
 from ..runs import Run
 from ..sweeps.sweepfile import short
-from ..sweeps.trials import gpu_minutes, worked
+from ..sweeps.trials import gpu_minutes
 
 # %% ../../nbs/figures/sweeps.ipynb #7630408d
 def _judged(runs, metric, split, class_name):
@@ -52,7 +52,7 @@ def cost_of(
     went = getattr(run, "manifest", {}).get("went", {})
     if kind == "minutes":
         stages = sum(stage.get("seconds") or 0 for stage in went.get("stages") or [])
-        return (worked(run) if went.get("attempts") else stages) / 60 or np.nan
+        return (run.worked if went.get("attempts") else stages) / 60 or np.nan
     if kind == "gpu_minutes":
         return gpu_minutes([run]) or np.nan if went else np.nan
     if kind != "operations":

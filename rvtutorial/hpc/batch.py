@@ -280,12 +280,8 @@ def submit_many(
     bad, or when a folder holds another run; SlurmError when Slurm refuses, before
     anything is written where that can be known.
     """
-    site, notebook, asked, job = (
-        Site.read(site),
-        jobs.job_notebook(notebook),
-        {},
-        Job(runs),
-    )
+    site, notebook = Site.read(site), jobs.job_notebook(notebook)
+    asked, job = {}, Job(runs)
     if not runs:
         raise ValueError("a submission has 1 run at least, got none")
     for folder, params in zip(job.folders, runs.values(), strict=True):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path, PurePosixPath
 
+from rvtutorial.core.names import packaged
+
 
 def in_container(
     environ=None,  # Environment to look at; this process's own by default
@@ -26,12 +28,7 @@ def in_container(
 
 def definition_file() -> Path:  # Path of rastervision.def
     "Where the definition of this project's image lies: checkout first, then package."
-    here = Path(str(resources.files("rvtutorial")))
-    places = [here.parent / "apptainer", here / "_apptainer"]
-    for path in (place / "rastervision.def" for place in places):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no rastervision.def in {places[0]} or {places[1]}")
+    return packaged("definitions", "rastervision")
 
 
 def read_definition(
@@ -108,6 +105,23 @@ class Bind:
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "target", target)
 
+    @classmethod
+    def of(
+        cls,
+        bind,  # "source", "source:target", "source:target:ro", or a Bind
+    ) -> "Bind":
+        "A bind from the text that site files and command lines hold."
+        if isinstance(bind, cls):
+            return bind
+        parts = os.fspath(bind).split(":")
+        mode = parts[2] if len(parts) == 3 else "rw"
+        if len(parts) > 3 or mode not in ("ro", "rw"):
+            raise ValueError(
+                f"bind {bind!r} is not source, source:target or source:target:ro; for "
+                f"a path that itself holds a colon write Bind(source, target)"
+            )
+        return cls(parts[0], parts[1] if len(parts) > 1 else "", mode == "ro")
+
     def args(self) -> list[str]:
         "The bind as arguments of `apptainer exec`."
         mode = ["ro"] * self.readonly
@@ -120,7 +134,11 @@ class Bind:
         return ["--mount", text.getvalue()]
 
 
-def plain_path(path, name: str) -> str:
+def plain_path(
+    path,
+    name: str,  # What it is, such as "image"
+    single: bool = False,  # For a flag that would split it at a colon or comma
+) -> str:
     "A path as text; ValueError when it is empty or holds a control character."
     text = os.fspath(path)
     if not text or any(ord(char) < 32 or ord(char) == 127 for char in text):
@@ -128,23 +146,12 @@ def plain_path(path, name: str) -> str:
             f"{name} {text!r} is empty or holds a control character, such as a line "
             f"break, that no command line can carry safely; rename the path"
         )
-    return text
-
-
-def parse_bind(
-    bind,  # "source", "source:target", "source:target:ro", or a Bind
-) -> Bind:
-    "A bind from the text that site files and command lines hold."
-    if isinstance(bind, Bind):
-        return bind
-    parts = os.fspath(bind).split(":")
-    mode = parts[2] if len(parts) == 3 else "rw"
-    if len(parts) > 3 or mode not in ("ro", "rw"):
+    text = os.path.expanduser(text) if single else text
+    if single and (set(text) & set(",:") or not os.path.isabs(text)):
         raise ValueError(
-            f"bind {bind!r} is not source, source:target or source:target:ro; for a "
-            f"path that itself holds a colon write Bind(source, target)"
+            f"{name} must be an absolute path without colon or comma, got {text!r}"
         )
-    return Bind(parts[0], parts[1] if len(parts) > 1 else "", mode == "ro")
+    return text
 
 
 def check_binds(
@@ -158,7 +165,7 @@ def check_binds(
     """
     if isinstance(binds, (str, Path, Bind)):
         binds = [binds]
-    found, places = [parse_bind(bind) for bind in binds], {}
+    found, places = [Bind.of(bind) for bind in binds], {}
     for bind in found:
         if exist and not os.path.exists(bind.source):
             raise FileNotFoundError(
@@ -171,16 +178,6 @@ def check_binds(
                 f"{other.source} and {bind.source} are both bound to {bind.target}"
             )
     return list(places.values())
-
-
-def single_path(path, flag: str) -> str:
-    "A path for a flag that would split it at a colon or comma."
-    text = os.path.expanduser(plain_path(path, flag))
-    if set(text) & set(",:") or not os.path.isabs(text):
-        raise ValueError(
-            f"{flag} must be an absolute path without colon or comma, got {text!r}"
-        )
-    return text
 
 
 def assignment(name: str, value: str) -> str:
@@ -222,7 +219,7 @@ def _read_freeze(text: str) -> dict[str, str]:
     return {name.strip().lower(): version.strip() for name, version in pairs}
 
 
-def image_versions(
+def _image_versions(
     image,  # Path of the image
 ) -> dict[str, str]:  # Package name to version
     "The Python packages inside an image; RuntimeError where Apptainer is not there."
@@ -266,7 +263,7 @@ def check_versions(
     a package that is missing here is not compared. Raises ValueError with every
     difference, RuntimeError where Apptainer is not there.
     """
-    inside, told = image_versions(image), []
+    inside, told = _image_versions(image), []
     for name, version in own_versions().items():
         other = inside.get(name, "missing")
         if name != "python" and other.split("+")[0] != version.split("+")[0]:

@@ -15,14 +15,13 @@ import time
 from pathlib import Path
 
 from rvtutorial.core import records
-from rvtutorial.core.hyperparams import under_new_names
 from rvtutorial.core.commands import answer
 from rvtutorial.core.files import Busy, is_locked, is_other, locked
-from rvtutorial.core.records import Unreadable, read_json
+from rvtutorial.core.hyperparams import under_new_names
+from rvtutorial.core.names import near_match, packaged
+from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import FINE, LIVE, NEVER, SLURM, SlurmError
-from rvtutorial.core.names import near_match, packaged
-from rvtutorial.core.records import write_json
 from rvtutorial.runs import Hyperparams, Run
 
 
@@ -242,35 +241,6 @@ def _merge(
     return state, why
 
 
-def ask(
-    homes: set[str],  # Folders of submissions
-    now: bool = False,  # Ask Slurm even if it was asked a moment ago
-) -> dict[tuple, tuple[str, str]]:  # (folder, member or None for all) -> word, reason
-    "What the queues know of some submissions."
-    found, by_id, cancelled, broken = {}, {}, [], {}
-    for home in homes:
-        try:
-            one = Submission(home)
-            cancelled += [(home, member) for member in one.cancelled]
-            queue = one.job.get("queue")
-            if queue == "local":
-                found |= {(home, i): w for i, w in one.local_states().items()}
-            elif queue:
-                number = one.slurm_id()
-                unheard = {(home, None): ("unknown", "not heard of yet")}
-                found |= unheard if number == "" else {}
-                by_id |= {number: home} if number else {}
-        except Unreadable as error:
-            broken[home] = str(error)
-    if by_id:
-        reply = SLURM.states(set(by_id), now)
-        found |= {(by_id[j], i): w for (j, i), w in reply.items()}
-    for key in cancelled:
-        found[key] = (found.get(key, ("cancelled", ""))[0], CANCELLING)
-    found = {key: word for key, word in found.items() if key[0] not in broken}
-    return found | {(home, None): ("unreadable", why) for home, why in broken.items()}
-
-
 def _at_work(folder: Path, elsewhere: bool = True) -> bool:
     "Whether a process holds a run's lock, or did on another machine (`elsewhere`)."
     path = Path(folder) / "job.lock"
@@ -364,28 +334,6 @@ def _tail(path: Path, lines: int) -> str:
 # --- a line that follows several runs
 
 
-def summary(
-    details: list[dict],
-) -> tuple[str, int, int]:  # "1 running (a: epoch 3 of 8)"; epochs done and in all
-    """States counted, how far the run is that is at work, and how far all are.
-
-    An epoch counts one, and all that comes after the last one too.
-    """
-    states = [d["state"] for d in details]
-    counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
-    text = ", ".join(counts) if len(states) > 1 else states[0]
-    notes = []
-    for d in [d for d in details if d["state"] == "running"][:2]:
-        count = f": epoch {d['done']} of {d['epochs']}" if d["epochs"] else ""
-        notes.append(d["folder"].name + count)
-    if not notes:  # why the first one waits
-        notes = [d["why"] for d in details if d["state"] == "queued" and d["why"]][:1]
-    text += f" ({', '.join(notes)})" if notes else ""
-    rows = [(d["state"], d["done"], (d["epochs"] or 0) + 1) for d in details]
-    done = sum(n if state in LIVE else whole for state, n, whole in rows)
-    return text, done, sum(whole for _, _, whole in rows)
-
-
 class _Line:
     "A file for tqdm whose last line stays in a notebook's output, and only that."
 
@@ -428,7 +376,7 @@ class _Progress:
         self.details = details
         self.over = not any(d["state"] in LIVE for d in details)
         before = self.said
-        self.said, self.bar.n, self.bar.total = summary(details)
+        self.said, self.bar.n, self.bar.total = Job.summary(details)
         if self.live or before != self.said:  # a log file gets a line for each change
             self.bar.set_description_str(self.said)
 
@@ -457,6 +405,63 @@ class Job:
         first = [job.get(k) for k in ("submission", "index", "params")]
         return [first, *job.get("earlier", [])]
 
+    @staticmethod
+    def ask(
+        homes: set[str],  # Folders of submissions
+        now: bool = False,  # Ask Slurm even if it was asked a moment ago
+    ) -> dict[
+        tuple, tuple[str, str]
+    ]:  # (folder, member or None for all) -> word, reason
+        "What the queues know of some submissions."
+        found, by_id, cancelled, broken = {}, {}, [], {}
+        for home in homes:
+            try:
+                one = Submission(home)
+                cancelled += [(home, member) for member in one.cancelled]
+                queue = one.job.get("queue")
+                if queue == "local":
+                    found |= {(home, i): w for i, w in one.local_states().items()}
+                elif queue:
+                    number = one.slurm_id()
+                    unheard = {(home, None): ("unknown", "not heard of yet")}
+                    found |= unheard if number == "" else {}
+                    by_id |= {number: home} if number else {}
+            except Unreadable as error:
+                broken[home] = str(error)
+        if by_id:
+            reply = SLURM.states(set(by_id), now)
+            found |= {(by_id[j], i): w for (j, i), w in reply.items()}
+        for key in cancelled:
+            found[key] = (found.get(key, ("cancelled", ""))[0], CANCELLING)
+        found = {key: word for key, word in found.items() if key[0] not in broken}
+        return found | {
+            (home, None): ("unreadable", why) for home, why in broken.items()
+        }
+
+    @staticmethod
+    def summary(
+        details: list[dict],
+    ) -> tuple[str, int, int]:  # "1 running (a: epoch 3 of 8)"; epochs done and in all
+        """States counted, how far the run is that is at work, and how far all are.
+
+        An epoch counts one, and all that comes after the last one too.
+        """
+        states = [d["state"] for d in details]
+        counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
+        text = ", ".join(counts) if len(states) > 1 else states[0]
+        notes = []
+        for d in [d for d in details if d["state"] == "running"][:2]:
+            count = f": epoch {d['done']} of {d['epochs']}" if d["epochs"] else ""
+            notes.append(d["folder"].name + count)
+        if not notes:  # why the first one waits
+            notes = [d["why"] for d in details if d["state"] == "queued" and d["why"]][
+                :1
+            ]
+        text += f" ({', '.join(notes)})" if notes else ""
+        rows = [(d["state"], d["done"], (d["epochs"] or 0) + 1) for d in details]
+        done = sum(n if state in LIVE else whole for state, n, whole in rows)
+        return text, done, sum(whole for _, _, whole in rows)
+
     def recorded(self) -> dict[Path, dict]:
         "What is on record of each run's own job; of a copied run `copy_of` in its place."
         found, known = {}, {}
@@ -473,7 +478,7 @@ class Job:
         "For each run: folder, state, why, epochs done and asked for."
         jobs, found = self.recorded(), []
         homes = {j["submission"] for j in jobs.values() if j.get("submission")}
-        known = ask(homes, now)
+        known = self.ask(homes, now)
         for folder, job in jobs.items():
             row = dict(folder=folder, done=0, epochs=None)
             try:

@@ -141,15 +141,6 @@ def _follow(peak) -> None:
     os._exit(1)  # at once, whatever a cell does
 
 
-def peak_memory(
-    process,  # A kernel that is over
-) -> int:  # MB
-    "The most memory that a kernel, or one process that it started, had at a time."
-    noted = getattr(process, "peak", None)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return round((noted.value if noted is not None else used) / 1024)
-
-
 # --- how a kernel is started
 
 

@@ -23,8 +23,8 @@ from rvtutorial.core import files, records
 from rvtutorial.core.commands import answer, clean_env
 from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
-from rvtutorial.hpc.scheduler import FINE, NEVER, SLURM, SlurmError, find_job, our_word
-from rvtutorial.hpc.sites import on_cluster, option
+from rvtutorial.hpc.scheduler import FINE, NEVER, SLURM, WORDS, SlurmError, find_job
+from rvtutorial.hpc.sites import option
 from rvtutorial.runs import Run
 
 QUEUE = {  # queue.json
@@ -193,9 +193,9 @@ class Submission:
                 over = ("PENDING",)
         found = {}
         for index, member in enumerate(doc["members"]):
-            word, note = our_word(member.get("state") or "")
             if member.get("state") not in over:
-                found[index] = (word, note or member.get("reason") or "")
+                word = WORDS.get(member.get("state"), "unknown")
+                found[index] = (word, member.get("reason") or "")
         return found
 
     def cancel(self, members: list[int]) -> None:
@@ -214,10 +214,9 @@ class Submission:
                     f"cancel it again in a minute, or in a terminal: "
                     f"scancel --name={self.home.name}"
                 )
-            command = on_cluster(
-                cluster, "scancel", *(f"{number}_{m}" for m in members)
-            )
-            if answer(command) is None:
+            command = ["scancel", *(f"{number}_{m}" for m in members)]
+            if answer(command, cluster) is None:
+                command[1:1] = ["-M", cluster] if cluster else []
                 raise SlurmError(f"{' '.join(command)} failed; try it in a terminal")
             return
         queue = read_json(self.home / "queue.json", {}, QUEUE)

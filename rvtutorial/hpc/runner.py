@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
@@ -23,22 +24,13 @@ from pathlib import Path
 import psutil
 
 from rvtutorial.core import records
-from rvtutorial.core.commands import answer
-from rvtutorial.core.files import Busy, TooLittle, addresses_gb, held
+from rvtutorial.core.files import Busy, TooLittle, addresses_gb, atomic_path, held
 from rvtutorial.core.records import read_json, reserve_disk, write_json
-from rvtutorial.hpc.job import (
-    JobFailed,
-    job_notebook,
-    own_imports,
-    parameters,
-    refuse_other_run,
-)
-from rvtutorial.hpc.kernels import own_kernel, peak_memory, share_imports
+from rvtutorial.hpc.job import job_notebook, own_imports, parameters, refuse_other_run
+from rvtutorial.hpc.kernels import own_kernel, share_imports
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import SlurmError
-from rvtutorial.core.files import atomic_path
 from rvtutorial.runs import Run
-from rvtutorial.slurm import submit
 
 # 75 asks to be queued again; 143 is what the shell says of SIGTERM
 EXIT_OK, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED = 0, 1, 75, 143
@@ -134,11 +126,6 @@ def _use_atomic_files(folder: Path) -> None:
                     os.fsync(file.fileno())
 
     papermill_io.register(str(folder), Atomic())
-
-
-def lock(folder: str | Path):  # A context
-    "Hold `job.lock` of a run folder; raise `Busy` when a live process holds it."
-    return held(Path(folder) / "job.lock", answer, keep=True)
 
 
 def _why_failed(error: BaseException, signals: _Signals) -> str:
@@ -249,7 +236,9 @@ def _attempt(folder: Path, notebook: Path, record: dict, signals: _Signals) -> i
         if paused:
             state, why = "paused", f"paused after {paused} epochs, as asked"
         record.update(ended=_now(), state=state, why=why)
-        peak = peak_memory(signals.process)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        noted = getattr(signals.process, "peak", None)  # of a kernel from a forkserver
+        peak = round((used if noted is None else noted.value) / 1024)
         end = dict(state=state, why=why, attempts=attempts, peak_memory_mb=peak)
         run.update_last("went", **end)
     with contextlib.suppress(OSError, ValueError):  # papermill's own status is too kind
@@ -288,7 +277,7 @@ def _run_job(folder, notebook=None, submission=None, index=None) -> int:
     notebook = job_notebook(notebook or asked or "train_rastervision")
     _run_params(notebook, folder)  # there, and readable
     try:
-        with _Signals() as signals, lock(folder):
+        with _Signals() as signals, held(folder / "job.lock", keep=True):
             refuse_other_run(folder, read_json(folder / "params.json", {}), notebook)
             if Run(folder).state == "succeeded":
                 print(f"{folder} has succeeded already: nothing to do")
@@ -374,34 +363,18 @@ def _run_member(tasks: str | Path, index: int | str) -> int:
 def _main(argv: list[str] | None = None) -> int:
     """The command line, and what job scripts call.
 
-    `python -m rvtutorial.hpc.runner RUN_FOLDER [--notebook N]` or
-    `... submit RUN_FOLDER [--site S] [--notebook N] [--wait] [name=value ...]`.
+    `python -m rvtutorial.hpc.runner RUN_FOLDER [--notebook N]`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    submits = argv[:1] == ["submit"]
     parser = argparse.ArgumentParser(prog="python -m rvtutorial.hpc.runner")
-    parser.add_argument("folder", help="run folder; to submit it is made if need be")
+    parser.add_argument("folder", help="run folder, with its params.json")
     parser.add_argument("--notebook", help="name or path of a job notebook")
-    if submits:
-        parser.prog += " submit"
-        parser.add_argument("params", nargs="*", help="name=value of its parameters")
-        parser.add_argument("--site", default="local", help="its name or its file")
-        parser.add_argument("--wait", action="store_true", help="until it is over")
     try:
         if argv[:1] == ["member"]:
             return _serve(argv[1]) if argv[2:] == ["serve"] else _run_member(*argv[1:3])
-        given = parser.parse_args(argv[submits:])
-        if not submits:
-            return _run_job(given.folder, given.notebook)
-        for pair in given.params:
-            if "=" not in pair:
-                parser.error(f"{pair!r} is not name=value")
-        params = dict(pair.split("=", 1) for pair in given.params)
-        notebook = given.notebook or "train_rastervision"
-        job = submit(given.folder, params, site=given.site, notebook=notebook)
-        print(job.wait() if given.wait else job)
-        return EXIT_OK
-    except (ValueError, OSError, SlurmError, JobFailed) as error:
+        given = parser.parse_args(argv)
+        return _run_job(given.folder, given.notebook)
+    except (ValueError, OSError, SlurmError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
 

@@ -13,7 +13,7 @@ import time
 import warnings
 
 from rvtutorial.core.commands import answer, slurm_says
-from rvtutorial.hpc.sites import Site, on_cluster, option
+from rvtutorial.hpc.sites import Site, option
 
 _SLURM_WORDS = {
     "queued": "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD "
@@ -42,7 +42,7 @@ class Unheard(SlurmError):
     "Slurm may have taken a job, and nobody knows under which number."
 
 
-def our_word(
+def _our_word(
     state: str,  # In Slurm's words, such as "CANCELLED by 1000"
 ) -> tuple[str, str]:  # `unknown` for a word that is not in the list, and that word
     "Our word for a state, and what has to be said about it."
@@ -188,8 +188,8 @@ def refuse_request(site: Site) -> None:
     Only what `sinfo` and `sacctmgr` can say is looked at; where they are silent, nothing
     is refused. Warns when the only nodes that fit are down or drained.
     """
-    asked = on_cluster(site.cluster, "sinfo", "-h", "-e", "-o", _NODES)
-    nodes, misfit = _fitting(site, _read_nodes(answer(asked) or ""))
+    told = answer(["sinfo", "-h", "-e", "-o", _NODES], site.cluster)
+    nodes, misfit = _fitting(site, _read_nodes(told or ""))
     wrong = _not_yours(site) or misfit
     if wrong:
         raise SlurmError(
@@ -242,8 +242,8 @@ def find_job(
     form = re.compile(rf"(\d+)(?:[;_+][^|]*)?\|{re.escape(name)}")
     queue = ["squeue", "-h", "-t", "all", "-n", name, "-u", getpass.getuser()]
     old = ["sacct", "-n", "-X", "-P", f"--name={name}", "-o", "JobID,JobName"]
-    recent = answer(on_cluster(cluster, *queue, "-o", "%F|%j"))
-    lines = [recent or "", answer(on_cluster(cluster, *old)) or ""]
+    recent = answer([*queue, "-o", "%F|%j"], cluster)
+    lines = [recent or "", answer(old, cluster) or ""]
     for line in "\n".join(lines).splitlines():
         found = form.fullmatch(line.strip())  # a notice may be a number, too
         if found and (not among or found[1] in among):
@@ -334,7 +334,7 @@ def _read_states(text: str) -> dict[tuple[str, int], tuple[str, str]]:
         parts = re.fullmatch(r"(\d+)\|([\d\[][^|]*)\|([^|]+)\|(.*)", line)
         if not parts:  # a notice of the site, or a job that is no array
             continue
-        (word, note), reason = our_word(parts[3]), parts[4]
+        (word, note), reason = _our_word(parts[3]), parts[4]
         for member in _members(parts[2]):
             key = parts[1], member
             if word != "unknown" or key not in found:  # of a federation's two lines one
@@ -355,29 +355,29 @@ def _members(text: str) -> list[int]:
 def _accounted(numbers: list[str], cluster: str) -> dict | None:
     "States from the accounting, None where there is none."
     asked = ["sacct", "-n", "-X", "-P", "-j", ",".join(numbers)]
-    text = answer(on_cluster(cluster, *asked, "-o", "JobID,State"))
+    text = answer([*asked, "-o", "JobID,State"], cluster)
     lines = (text or "").splitlines()
     form = r"(\d+)_([\d\[][^|]*)\|([^|]+)"
     parts = [re.fullmatch(form, line.strip()) for line in lines]
-    found = {(p[1], m): our_word(p[3]) for p in parts if p for m in _members(p[2])}
+    found = {(p[1], m): _our_word(p[3]) for p in parts if p for m in _members(p[2])}
     return None if text is None else found
 
 
 def _controlled(number: str, cluster: str) -> dict:
     "States of one job from scontrol."
-    asked, found = on_cluster(cluster, "scontrol", "show", "job", "-o", number), {}
-    for line in (answer(asked) or "").splitlines():
+    told, found = answer(["scontrol", "show", "job", "-o", number], cluster), {}
+    for line in (told or "").splitlines():
         said = dict(re.findall(r"(\w+)=(\S+)", line))
         member = said.get("ArrayTaskId", "")
         if member.isdigit() and {"JobState", "ArrayJobId"} <= set(said):
-            found[said["ArrayJobId"], int(member)] = our_word(said["JobState"])
+            found[said["ArrayJobId"], int(member)] = _our_word(said["JobState"])
     return found
 
 
 def _states_on(cluster: str, numbers: list[str]) -> dict:
     "States of the members of some jobs of one cluster."
     asked = ["squeue", "-h", "-r", "-t", "all", "-j", ",".join(numbers)]
-    recent = answer(on_cluster(cluster, *asked, "-o", "%F|%K|%T|%r"))
+    recent = answer([*asked, "-o", "%F|%K|%T|%r"], cluster)
     found = _read_states(recent or "")
     rest = sorted(set(numbers) - {job for job, _ in found})
     if not rest:

@@ -56,6 +56,7 @@ _Path = _text(r"[^\x00-\x1f\x7f]+", "like '/a/path'")
 _Memory = _text(r"(?i)[0-9]+(\.[0-9]+)?[KMGT]B?", "like '16G', with a unit")
 _TIME = "like '02:30:00', '1-12:00:00' or 150 (minutes)"
 _CLOCK = r"[0-9]+|([0-9]+-)?[0-9]+:[0-9]{2}:[0-9]{2}|[0-9]+-[0-9]+(:[0-9]{2})?"
+_Time = _text(_CLOCK, _TIME) | _whole(0)
 _Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
 
 
@@ -79,9 +80,7 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
     qos: _Name = None  # Quality of service
     gres: _Name = None  # GPUs, such as "gpu:1"
     mem: _Memory = None  # Memory of a node
-    time: _text(_CLOCK, _TIME) | _whole(
-        0
-    ) = None  # Longest run time: minutes, or D-HH:MM:SS
+    time: _Time = None  # Longest run time: minutes, or D-HH:MM:SS
     cpus: _whole(1, int | None) = None  # Cores of a job, and its number of threads
     nodes: _whole(1) = 1  # Nodes of a job
     extra: _Texts = ()  # More options of sbatch, such as "--nice=10"
@@ -147,7 +146,7 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
 
     def array_limit(self) -> int:
         "How many members an array may have here, as `scontrol show config` says."
-        text = answer(on_cluster(self.cluster, "scontrol", "show", "config")) or ""
+        text = answer(["scontrol", "show", "config"], self.cluster) or ""
         found = re.search(r"^\s*MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
         return max(1, int(found[1])) if found else MAX_ARRAY
 
@@ -187,15 +186,6 @@ def option(args, key: str) -> str:
     "The last value of an option --key=value among those of sbatch, or an empty text."
     named = [a.partition("=")[2] for a in args if a.startswith(f"--{key}=")]
     return named[-1] if named else ""
-
-
-def on_cluster(
-    cluster: str,  # Its name; empty: the one we are on
-    program: str,  # Such as "squeue"
-    *args: str,  # Of the program
-) -> list[str]:
-    "A command of Slurm that speaks of one cluster."
-    return [program, *(["-M", cluster] if cluster else []), *args]
 
 
 def _one_words(text: str | None) -> list[str]:
@@ -282,7 +272,7 @@ def check_site(
         away = "use a terminal or a session of the cluster, or the site local"
         program("sbatch", away)
         program("squeue", away)
-        asked = on_cluster(site.cluster, "sinfo", "-h", "-o", "%R")
-        known("partition", site.partition, _one_words(answer(asked)))
+        named = answer(["sinfo", "-h", "-o", "%R"], site.cluster)
+        known("partition", site.partition, _one_words(named))
         known("account", site.account, accounts())
     return pd.DataFrame(rows, columns=["what", "ok", "found", "remedy"])

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.finding import is_sweep, opened
+from ..core.finding import is_sweep
 from ..core.names import natural_key
 from ..core.records import Unreadable, attempt
 from ..core.renamed import renamed_arguments
@@ -244,7 +244,7 @@ def score_files(
         if not scenes:
             raise ValueError(f"no scores in {run.name} of {run.scene_ids()[:3]}")
         return {s: dict(truth=run.label(s), scores=files[s], **how) for s in scenes}
-    run = opened(run)
+    run = Run.of(run)
     if not isinstance(run, Run):
         raise ValueError(
             f"{type(run).__name__} holds labels that were counted, and no scores: give "
@@ -335,7 +335,7 @@ def _grouped(runs):
     found = {}
     for name, one in runs.items():
         group = one if isinstance(one, (list, tuple)) else [one]
-        found[name] = [opened(run) for run in group]
+        found[name] = [Run.of(run) for run in group]
     return found
 
 
@@ -568,7 +568,7 @@ def _placed(runs):
     values = runs.values() if isinstance(runs, Mapping) else runs
     values = [values] if isinstance(values, kinds) else values
     flat = [r for v in values for r in (v if isinstance(v, (list, tuple)) else [v])]
-    return [opened(r) for r in flat if isinstance(r, kinds)]
+    return [Run.of(r) for r in flat if isinstance(r, kinds)]
 
 
 def _is_run(path):
@@ -752,7 +752,7 @@ def group_seeds(
     "Put runs together that differ only in their seed."
     groups = {}
     for name, run in runs.items():
-        values = {k: v for k, v in opened(run).hyperparams.items() if k != "seed"}
+        values = {k: v for k, v in Run.of(run).hyperparams.items() if k != "seed"}
         short = re.sub(r"(^|[+, ])seed=[^+, ]+", "", str(name)).strip("+, ")
         key = json.dumps(values, sort_keys=True, default=str)
         groups.setdefault(key, (short or str(name), []))[1].append(run)

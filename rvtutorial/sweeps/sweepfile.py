@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -273,6 +273,103 @@ class SweepFile:
         plan.ladder  # noqa: B018, raises where the base has too few epochs
         return plan, plan.trials() if is_file else list(trials)
 
+    def write(
+        self,
+        folder: Path,  # The sweep folder; made if need be
+        trials: list["Trial"],  # At least one
+    ) -> None:
+        """Write sweep.yaml and trials.csv, both whole or not at all.
+
+        Raises OSError when the disk is full; the files are then as they were.
+        """
+        rows = [
+            {"trial": number, "name": trial.name, "folder": trial.folder}
+            | {k: _as_text(v) for k, v in trial.parameters.items()}
+            for number, trial in enumerate(trials, start=1)
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(self._content(folder.name, trials), sort_keys=False)
+        files = folder / "sweep.yaml", folder / "trials.csv"
+        with atomic_path(files[0]) as one, atomic_path(files[1]) as other:
+            one.write_text(text, encoding="utf-8")
+            with open(other, "w", newline="", encoding="utf-8") as file:
+                columns = dict.fromkeys(key for row in rows for key in row)
+                table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+                table.writeheader()
+                table.writerows(rows)
+
+    def _content(self, name: str, trials: list["Trial"]) -> dict:
+        "What sweep.yaml says."
+        content = {"program": self.program, **self.others}
+        content |= {"name": name, "method": self.method}
+        content["metric"] = {"name": self.metric, "goal": "maximize"}
+        content["metric"] |= {} if self.target is None else {"target": self.target}
+        tried = self.tried
+        if self.method != "grid":
+            content |= {"seed": self.seed, "run_cap": self.run_cap}
+        else:  # what was tried, each value once
+            pairs = [pair for trial in trials for pair in trial.parameters.items()]
+            seen = {key: {} for key, _ in pairs}
+            for key, value in pairs:
+                seen[key].setdefault(repr(value), value)
+            tried = {key: list(values.values()) for key, values in seen.items()}
+        content |= {"early_terminate": dict(self.early)} if self.early else {}
+        content["parameters"] = {k: {"value": v} for k, v in self.fixed.items()}
+        for key, space in tried.items():
+            entry = {"values": space}
+            if isinstance(space, Distribution):
+                own = {k: getattr(space, k) for k in KINDS[space.kind]}
+                own = {k: v for k, v in own.items() if v != ()}
+                lists = {k: list(v) for k, v in own.items() if isinstance(v, tuple)}
+                entry = {"distribution": space.kind, **own, **lists}
+            content["parameters"][key] = entry
+        return content
+
+    @staticmethod
+    def on_record(
+        folder: Path,  # A sweep folder
+    ) -> tuple["SweepFile", list["Trial"]]:  # The plan, and the trials
+        """What `write` wrote.
+
+        Raises `FileNotFoundError` for any other folder, `Unreadable` for a broken record.
+        """
+        files = folder / "sweep.yaml", folder / "trials.csv"
+        for path in files:
+            if not path.exists():
+                text = f"{folder} is no sweep folder: it has no {path.name}"
+                raise FileNotFoundError(text)
+
+        def read_plan() -> SweepFile:
+            content = _load(files[0])[0]
+            fixed, tried, metric = {}, {}, content.get("metric", {})
+            for key, given in content["parameters"].items():
+                if "value" in given:
+                    fixed[key] = given["value"]
+                else:
+                    plain = set(given) == {"values"}
+                    tried[key] = given["values"] if plain else Distribution.of(given)
+            names = ("run_cap", "method", "seed", "program")
+            more = {key: content[key] for key in names if key in content}
+            more |= {"early": content.get("early_terminate") or {}}
+            more |= {"metric": metric.get("name", "f1"), "target": metric.get("target")}
+            others = {k: v for k, v in content.items() if k in _OTHERS}
+            return SweepFile(fixed, tried, others=others, **more)
+
+        def trial(row: dict) -> Trial:
+            del row["trial"]
+            name, place = row.pop("name"), row.pop("folder")
+            own = {key: _as_value(text) for key, text in row.items() if text != ""}
+            if plan.method == "bayes" and not own:  # as it was started, if it was
+                given = read_json(folder / place / "params.json", {}, form={})
+                own = {key: given[key] for key in plan.tried if key in given}
+            return Trial(name, place, own)
+
+        plan, rows = (
+            attempt(read_plan, files[0], "record of a sweep"),
+            trial_rows(folder),
+        )
+        return plan, attempt(lambda: [*map(trial, rows)], files[1], "list of trials")
+
     @property
     def spaces(self) -> dict[str, Distribution]:
         "What random and bayes draw from; a list gives each of its values alike."
@@ -418,36 +515,12 @@ def _check_trials(plan: SweepFile, places: _Places, paths: dict) -> None:
             trial_names(trials)
 
 
-def _check_early(plan: SweepFile) -> None:
-    "Refuse a ladder that cannot be built."
-    if not isinstance(plan.early, Mapping):
-        raise ValueError("write `type: hyperband` and `min_iter: 2` under it")
-    if plan.early and "epochs" in plan.tried:
-        raise ValueError("rungs are counted in epochs, so epochs cannot be tried")
-    if plan.early and plan.method == "bayes":
-        raise ValueError("bayes learns from whole trainings; use method random")
-    if plan.early and plan.metric == "accuracy":
-        raise ValueError("there is no accuracy after each epoch; use f1 or iou")
-    plan.ladder  # noqa: B018, raises
-
-
 def _count(content: Mapping, key: str, least: int, default=None):
     "A whole number of a sweep file, or its default."
     value = content.get(key, default)
     if value is not default and (type(value) is not int or value < least):
         raise ValueError(f"{key} must be a whole number from {least}, got {value!r}")
     return value
-
-
-def _known_parameters(program: str, beside: Path | None) -> tuple[str, list[str]]:
-    "A job notebook, and what it lets a sweep set: hyperparameters and settings it has."
-    one = beside and beside / program
-    path = str(one.resolve()) if one and one.is_file() else program
-    try:
-        has = parameters(job_notebook(path))
-    except FileNotFoundError as err:
-        raise ValueError(f"program must be a job notebook: {err}") from None
-    return path, [n for n in (*Hyperparams.model_fields, *SETTINGS) if n in has]
 
 
 def read_sweep(
@@ -474,8 +547,17 @@ def read_sweep(
     with places.at("metric"):
         metric, target = _metric(content.get("metric", "f1"))
     with places.at("program"):
-        beside = None if isinstance(source, Mapping) else Path(source).parent
-        program, known = _known_parameters(content.get("program", PROGRAM), beside)
+        program = content.get("program", PROGRAM)
+        if (
+            not isinstance(source, Mapping)
+            and (Path(source).parent / program).is_file()
+        ):
+            program = str((Path(source).parent / program).resolve())
+        try:
+            has = parameters(job_notebook(program))
+        except FileNotFoundError as err:
+            raise ValueError(f"program must be a job notebook: {err}") from None
+    known = [name for name in (*Hyperparams.model_fields, *SETTINGS) if name in has]
     fixed, tried, paths = _parameters(content, known, places)
     others = {key: value for key, value in content.items() if key in _OTHERS}
     early = content.get("early_terminate") or {}
@@ -483,7 +565,15 @@ def read_sweep(
         fixed, tried, metric, run_cap, others, method, seed, target, early, program
     )
     with places.at("early_terminate"):
-        _check_early(plan)
+        if not isinstance(early, Mapping):
+            raise ValueError("write `type: hyperband` and `min_iter: 2` under it")
+        if early and "epochs" in tried:
+            raise ValueError("rungs are counted in epochs, so epochs cannot be tried")
+        if early and method == "bayes":
+            raise ValueError("bayes learns from whole trainings; use method random")
+        if early and metric == "accuracy":
+            raise ValueError("there is no accuracy after each epoch; use f1 or iou")
+        plan.ladder  # noqa: B018, raises
     _check_trials(plan, places, paths)
     return plan
 
@@ -514,110 +604,3 @@ def _as_value(text: str):
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _entry(space: Distribution | list) -> dict:
-    "What a parameter is tried with, as it stands in a sweep file."
-    if isinstance(space, list):
-        return {"values": space}
-    own = {k: v for k, v in asdict(space).items() if k in KINDS[space.kind]}
-    own = {k: list(v) if isinstance(v, tuple) else v for k, v in own.items() if v != ()}
-    return {"distribution": space.kind, **own}
-
-
-def _content(folder: Path, plan: SweepFile, trials: list[Trial]) -> dict:
-    "What sweep.yaml says of a sweep."
-    content = {"program": plan.program, **plan.others}
-    content |= {"name": folder.name, "method": plan.method}
-    content["metric"] = {"name": plan.metric, "goal": "maximize"}
-    content["metric"] |= {} if plan.target is None else {"target": plan.target}
-    tried = plan.tried
-    if plan.method != "grid":
-        content |= {"seed": plan.seed, "run_cap": plan.run_cap}
-    else:  # what was tried, each value once
-        pairs = [pair for trial in trials for pair in trial.parameters.items()]
-        seen = {key: {} for key, _ in pairs}
-        for key, value in pairs:
-            seen[key].setdefault(repr(value), value)
-        tried = {key: list(values.values()) for key, values in seen.items()}
-    content |= {"early_terminate": dict(plan.early)} if plan.early else {}
-    content["parameters"] = {k: {"value": v} for k, v in plan.fixed.items()}
-    content["parameters"] |= {k: _entry(v) for k, v in tried.items()}
-    return content
-
-
-def write_record(
-    folder: Path,  # The sweep folder; made if need be
-    plan: SweepFile,  # What is the same in all trials, and how they are chosen
-    trials: list[Trial],  # At least one
-) -> None:
-    """Write sweep.yaml and trials.csv, both whole or not at all.
-
-    Raises OSError when the disk is full; the files are then as they were.
-    """
-    rows = [
-        {"trial": number, "name": trial.name, "folder": trial.folder}
-        | {k: _as_text(v) for k, v in trial.parameters.items()}
-        for number, trial in enumerate(trials, start=1)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(_content(folder, plan, trials), sort_keys=False)
-    files = folder / "sweep.yaml", folder / "trials.csv"
-    with atomic_path(files[0]) as one, atomic_path(files[1]) as other:
-        one.write_text(text, encoding="utf-8")
-        with open(other, "w", newline="", encoding="utf-8") as file:
-            columns = dict.fromkeys(key for row in rows for key in row)
-            table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-
-
-def _read_plan(folder: Path) -> SweepFile:
-    "What a sweep's own sweep.yaml says."
-    content = _load(folder / "sweep.yaml")[0]
-    fixed, tried, metric = {}, {}, content.get("metric", {})
-    for key, given in content["parameters"].items():
-        if "value" in given:
-            fixed[key] = given["value"]
-        else:
-            plain = set(given) == {"values"}
-            tried[key] = given["values"] if plain else Distribution.of(given)
-    names = ("run_cap", "method", "seed", "program")
-    more = {key: content[key] for key in names if key in content}
-    more |= {"early": content.get("early_terminate") or {}}
-    more |= {"metric": metric.get("name", "f1"), "target": metric.get("target")}
-    others = {k: v for k, v in content.items() if k in _OTHERS}
-    return SweepFile(fixed, tried, others=others, **more)
-
-
-def read_record(
-    folder: Path,  # A sweep folder
-) -> tuple[SweepFile, list[Trial]]:  # The plan, and the trials
-    """What `write_record` wrote.
-
-    Raises `FileNotFoundError` for any other folder, `Unreadable` for a broken record.
-    """
-    files = folder / "sweep.yaml", folder / "trials.csv"
-    for path in files:
-        if not path.exists():
-            text = f"{folder} is no sweep folder: it has no {path.name}"
-            raise FileNotFoundError(text)
-    plan = attempt(lambda: _read_plan(folder), files[0], "record of a sweep")
-    rows = trial_rows(folder)
-    return plan, attempt(
-        lambda: _trials(rows, folder, plan), files[1], "list of trials"
-    )
-
-
-def _trials(rows: list[dict], folder: Path, plan: SweepFile) -> list[Trial]:
-    "The trials in the lines of a sweep's trials.csv."
-    trials = []
-    for row in rows:
-        del row["trial"]
-        name, place = row.pop("name"), row.pop("folder")
-        own = {key: _as_value(text) for key, text in row.items() if text != ""}
-        if plan.method == "bayes" and not own:  # as it was started, if it was
-            given = read_json(folder / place / "params.json", {}, form={})
-            own = {key: given[key] for key in plan.tried if key in given}
-        trials.append(Trial(name, place, own))
-    return trials

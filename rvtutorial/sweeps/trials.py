@@ -104,7 +104,7 @@ class SweepFolder:
     ):
         self.folder = Path(folder).expanduser().resolve()
         if plan is None:
-            plan, trials = sweepfile.read_record(self.folder)
+            plan, trials = SweepFile.on_record(self.folder)
         self.plan, self.trials, self.fixed = plan, list(trials), plan.fixed
 
     def in_order(self) -> list[Trial]:
@@ -132,7 +132,7 @@ class SweepFolder:
         return [trial for trial in self.trials if trial.folder == trial.name]
 
     def write(self) -> None:
-        sweepfile.write_record(self.folder, self.plan, self.trials)
+        self.plan.write(self.folder, self.trials)
 
     # --- which trials there are
 
@@ -281,7 +281,9 @@ class SweepFolder:
         name = self.plan.program
         return name if "/" in name else name.removesuffix(".ipynb")
 
-    def submit_trials(self, some: list[Trial], site, compare: bool | None = None) -> None:
+    def submit_trials(
+        self, some: list[Trial], site, compare: bool | None = None
+    ) -> None:
         "Submit what of some trials is still to be done; the caller holds the lock."
         plan, reached, job = self.plan, self.target_reached(), None
         self._note_final_states(reached)
@@ -435,7 +437,7 @@ class SweepFolder:
             name = max(scored, key=scored.get)
             interval = jackknife(table(counts_of(runs[name])), plan.metric)
             best = f"{name}: {interval!r}"
-        seconds, left = sum(worked(run) for run, _ in _readable(own)), None
+        seconds, left = sum(run.worked for run, _ in _readable(own)), None
         done = sum(d["done"] for d in details)
         planned = sum(d["epochs"] or 0 for d in details)
         planned = plan.ladder.epochs(len(details)) if plan.early else planned
@@ -597,19 +599,6 @@ def _gpus(gres: str | None) -> int:
     return sum(int(number or 1) for number in _GPU.findall(gres or ""))
 
 
-def worked(
-    run: Run,
-) -> float:  # Seconds
-    "How long a run was at work, all its attempts together, the present one too."
-    total, state = 0.0, run.state
-    for attempt in run.manifest.get("went", {}).get("attempts") or []:
-        begun = datetime.fromisoformat(attempt["started"])
-        now = datetime.now(UTC) if state == "running" else begun
-        end = datetime.fromisoformat(attempt["ended"]) if attempt.get("ended") else now
-        total += max(0.0, (end - begun).total_seconds())
-    return total
-
-
 def _site_of(run: Run) -> dict:
     "The site that a run was submitted to."
     job = run.manifest.get("went", {}).get("job") or {}
@@ -623,15 +612,13 @@ def _readable(runs: Iterable[Run]) -> Iterable[tuple[Run, dict]]:
             yield run, _site_of(run)
 
 
-def gpu_minutes(
-    runs: Iterable[Run],
-) -> float:
+def gpu_minutes(runs: Iterable[Run]) -> float:
     "Minutes times GPUs of some runs; a run on a GPU that nobody asked for counts one."
     total = 0.0
     for run, site in _readable(runs):
         device = (run.manifest.get("made_with") or {}).get("device", "cpu")
         count = _gpus(site.get("gres")) or int(str(device).startswith("cuda"))
-        total += count * worked(run) / 60
+        total += count * run.worked / 60
     return total
 
 

@@ -13,9 +13,9 @@ import pytest
 from rvtutorial.core.records import read_json
 from rvtutorial.hpc.image import (
     Bind,
+    _image_versions,
     check_binds,
     check_versions,
-    image_versions,
     own_versions,
 )
 from rvtutorial.hpc.sites import Site
@@ -33,7 +33,7 @@ def apptainer_says(*words, **options):
 
 
 def test_the_image_of_this_checkout_fits(image):
-    assert check_versions(image.path)["torch"] == image_versions(image.path)["torch"]
+    assert check_versions(image.path)["torch"] == _image_versions(image.path)["torch"]
 
 
 def bind_flags(image):
