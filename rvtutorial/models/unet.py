@@ -48,7 +48,7 @@ class UNet(nn.Module):
         ups = (nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(pairs))
         self.up = nn.ModuleList(ups)
         self.join = nn.ModuleList(block(2 * a, a) for a, b in reversed(pairs))
-        self.head = nn.Conv2d(width, 4 * num_classes, 1)
+        self.head = nn.Conv2d(width, num_classes, 3, padding=1)
         shift = torch.zeros(1, num_classes, 1, 1)
         if null_id is not None:
             shift[0, null_id] = NEVER
@@ -63,7 +63,7 @@ class UNet(nn.Module):
         x = levels.pop()
         for up, join in zip(self.up, self.join, strict=True):
             x = join(torch.cat([levels.pop(), up(x)], dim=1))
-        x = F.pixel_shuffle(self.head(x), 2)
+        x = F.interpolate(self.head(x), scale_factor=2, mode="bilinear")
         return x[..., :height, :width] + self.shift
 
 
