@@ -24,6 +24,7 @@ from rvtutorial.core.records import read_json
 
 with quiet():
     from rastervision.core.data import MinMaxTransformerConfig, MultiRasterSourceConfig
+    from rastervision.core.rv_pipeline import WindowSamplingMethod
     from rastervision.core.rv_pipeline import (
         SemanticSegmentationConfig,
         SemanticSegmentationPredictOptions,
@@ -178,6 +179,24 @@ class Model:
         return SemanticSegmentationPredictOptions(
             **{k: v for k, v in asked.items() if k in known and k != "type_hint"}
         ).dict()
+
+    @staticmethod
+    def scale(
+        data,  # A DataConfig of Raster Vision
+    ) -> float | None:  # None where it is not said, or not one number
+        "How large a pixel of an image was in training, in pixels that the network saw."
+        how = getattr(data, "sampling", None)
+        found = set()
+        for one in how.values() if isinstance(how, dict) else [how]:
+            size = getattr(one, "size", None)
+            if not isinstance(size, int) or one.h_lims:
+                return None
+            if one.size_lims and tuple(one.size_lims) != (size, size + 1):
+                return None
+            # random windows are resized back to their size in training
+            random = one.method == WindowSamplingMethod.random
+            found.add(1.0 if random else data.img_sz / size)
+        return found.pop() if len(found) == 1 else None
 
     @property
     def classes(self) -> list[str]:  # Empty where there is no pipeline's configuration
