@@ -185,8 +185,10 @@ class Model:
         data,  # A DataConfig of Raster Vision
     ) -> float | None:  # None where it is not said, or not one number
         "How large a pixel of an image was in training, in pixels that the network saw."
-        how = getattr(data, "sampling", None)
-        found = set()
+        how, found = getattr(data, "sampling", None), set()
+        if isinstance(how, dict):
+            trained = getattr(data.scene_dataset, "train_scenes", [])
+            how = {s.id: how[s.id] for s in trained if s.id in how} or how
         for one in how.values() if isinstance(how, dict) else [how]:
             size = getattr(one, "size", None)
             if not isinstance(size, int) or one.h_lims:
