@@ -257,6 +257,13 @@ def make_backend(
     return PyTorchSemanticSegmentationConfig(data=data, model=model, solver=solver)
 
 # %% ../nbs/06_code_breakdown.ipynb #59b23481
+def _predict_stride(hp, shapes) -> int:
+    "The largest stride with which windows hang over the scenes as little as they can."
+    rooms = {side - hp.chip_sz for shape in shapes for side in shape[:2]}
+    steps = {room: -(-room // hp.stride_length) for room in rooms if room > 0}
+    return max((-(-r // n) for r, n in steps.items()), default=hp.stride_length)
+
+
 def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     "Look at the data, open the run folder, and put the pieces together."
     classes = make_classes(where["classes"])
@@ -272,12 +279,15 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
         dataset = make_dataset(shown, classes, labels, order, hp.scores, found["fills"])
         model = make_model(hp, classes, len(order), run.path / "hub")
         transform = inputs.make_transform(found["limits"], hp.encoder)
+        mapped = [shapes[s.id] for name in ("val", "test") for s in splits[name]]
         return SemanticSegmentationConfig(
             root_uri=str(run.path),
             dataset=dataset,
             backend=make_backend(hp, dataset, windows, transform, model, solver),
             predict_options=SemanticSegmentationPredictOptions(
-                chip_sz=hp.chip_sz, stride=hp.stride_length, batch_sz=hp.batch_sz
+                chip_sz=hp.chip_sz,
+                stride=_predict_stride(hp, mapped),
+                batch_sz=hp.batch_sz,
             ),
         )
 
