@@ -42,7 +42,8 @@ OUR_CODE = {  # SHA-256 of every version of `models/unet.py` and `models/encoder
     "2ace2995c4d84eaa83dbc689cc8738fd6fb3465a14003d7020bcb49131001db4",
     "913f82104cccc2b3a92c7bc7e92101f6a3e6dd9749f66e604e06f0084faf4e35",
     "3c6356939b19a2aabdaed9f6ec39c12c6b008c0c0664a778a094941126879abb",
-    "fecaf5bde629ee078ec23b54435058149a540814c0fe45dfd20ce21de843e5e7",
+    "8d3917fad6e64fcce88342ec59a60bbccbe6ebb118361fec16d2f11e9f81fd61",
+    "c74339027ee8e8ee55cc14e441c0fb64435f8c898be28155736d2323d06bbd45",
 }
 
 

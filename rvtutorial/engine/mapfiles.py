@@ -36,7 +36,7 @@ from rvtutorial.data.places import square_metres, unplaced_allowed
 from rvtutorial.data.validity import Validity, cleared, colour_bands
 from rvtutorial.core.names import natural_key
 
-__all__ = ["Outputs", "Raster", "find_images", "pixels_of"]
+__all__ = ["Outputs", "Raster", "find_images"]
 
 BLOCK = 512  # Rows and columns of a block in a file
 CACHE = 16 * 2**20  # Bytes that GDAL may keep of all files; rasterio counts bytes
@@ -228,14 +228,8 @@ class _Polygons:
 # --- small patches
 
 
-def pixels_of(
-    min_area: float | str | None,  # Square metres of ground, or pixels: "40px"
-    profile: dict,  # height, width, crs and transform of a map
-    uri: str,  # Its image, for messages
-) -> int:  # Pixels that a patch must have to stay; 0: all stay
+def _pixels_of(min_area, profile, uri) -> int:
     "The least size of a patch in pixels; ValueError where it cannot be known."
-    if min_area is None:
-        return 0
     given, pixels = str(min_area).strip(), str(min_area).strip().endswith("px")
     try:
         least = float(given.removesuffix("px"))
@@ -502,7 +496,8 @@ class Outputs:
     polygons: list[str] = field(default_factory=list)  # Classes in polygons.gpkg
     colors: np.ndarray | None = None  # uint8 (classes, 3): labels.tif in colours
     tags: dict = field(default_factory=dict)  # Of labels.tif
-    min_pixels: int = 0  # Smaller patches of a class become what surrounds them
+    min_area: float | str | None = None  # Smaller patches go: m2 of ground, or "40px"
+    min_pixels: int = 0  # The same in pixels
 
     def __post_init__(self):
         if self.scores is not None and self.scores not in SCORES:
@@ -512,6 +507,11 @@ class Outputs:
             )
         if self.scores:
             _tiled(self.profile, self.scores)
+        if self.min_area is not None:
+            uri = self.tags.get("image", self.folder)
+            self.min_pixels = _pixels_of(self.min_area, self.profile, uri)
+            said = f"{self.min_area} ({self.min_pixels} pixels)"
+            self.tags = {**self.tags, "min_area": said}
 
     @property
     def names(self) -> list[str]:

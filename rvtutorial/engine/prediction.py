@@ -22,7 +22,7 @@ import rasterio
 import shapely
 
 from ..data.validity import check_zeros
-from .mapfiles import CACHE, Outputs, Raster, find_images, pixels_of
+from .mapfiles import CACHE, Outputs, Raster, find_images
 
 # %% ../../nbs/engine/prediction.ipynb #7be4c3db
 def _rv_starts(side, chip_sz, stride, crop_sz=None) -> list[int]:
@@ -594,9 +594,6 @@ def map_images(
         profile, cache = raster.look(dtype, chip_sz, channels)
         step = stride or max(1, chip_sz // 2)
         plan = _Plan(*raster.shape, chip_sz, step, crop_sz, inside=inside)
-        tags, least = {"image": uri}, pixels_of(min_area, profile, uri)
-        if least:
-            tags["min_area"] = f"{min_area} ({least} pixels)"
         outputs = Outputs(
             folder=Path(out).expanduser() / name,
             profile=profile,
@@ -605,8 +602,8 @@ def map_images(
             nodata=255,
             scores=scores,
             polygons=wanted,
-            tags=tags,
-            min_pixels=least,
+            tags={"image": uri},
+            min_area=min_area,
         )
         outputs.refuse_other_map(uri)
         target = _Target(
