@@ -8,6 +8,7 @@ __all__ = ['make_classes', 'make_label_raster', 'make_fillers', 'make_scene', 'm
 
 # %% ../nbs/06_code_breakdown.ipynb #8fbc61b6
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 from . import scenes
@@ -16,6 +17,7 @@ from .engine import inputs
 from .data.labels import is_raster, target_class
 from .core.colours import COLOURS
 from .core.files import atomic_path
+from .core.records import read_json
 from .runs import Hyperparams
 from rastervision.core.data import (
     ClassConfig,
@@ -195,11 +197,14 @@ def make_model(
         return SemanticSegmentationModelConfig(
             backbone=backbone, pretrained=hp.pretrained
         )
+    from rvtutorial.engine.bundles import OUR_CODE
     from rvtutorial.models import encoders, unet
 
     module, entry = (encoders, "network") if hp.encoder else (unet, "unet")
-    with atomic_path(hub / "hubconf.py") as partial:
-        shutil.copyfile(module.__file__, partial)
+    path = hub / "hubconf.py"
+    if not path.is_file() or sha256(path.read_bytes()).hexdigest() not in OUR_CODE:
+        with atomic_path(path) as partial:  # a run keeps that with which it began
+            shutil.copyfile(module.__file__, partial)
     sizes = {"num_classes": len(classes), "in_channels": bands}
     if hp.null == "ignore":
         sizes["null_id"] = classes.null_class_id
@@ -280,13 +285,15 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
         model = make_model(hp, classes, len(order), run.path / "hub")
         transform = inputs.make_transform(found["limits"], hp.encoder)
         mapped = [shapes[s.id] for name in ("val", "test") for s in splits[name]]
+        before = read_json(run.path / "pipeline-config.json", {})  # of this very run
+        stride = before.get("predict_options", {}).get("stride")
         return SemanticSegmentationConfig(
             root_uri=str(run.path),
             dataset=dataset,
             backend=make_backend(hp, dataset, windows, transform, model, solver),
             predict_options=SemanticSegmentationPredictOptions(
                 chip_sz=hp.chip_sz,
-                stride=_predict_stride(hp, mapped),
+                stride=stride or _predict_stride(hp, mapped),
                 batch_sz=hp.batch_sz,
             ),
         )

@@ -88,6 +88,31 @@ def test_our_values_reach_the_places_where_raster_vision_reads_them(make):
     assert store.smooth_output and store.smooth_as_uint8
 
 
+def test_a_run_keeps_the_network_and_the_windows_with_which_it_began(
+    make, tmp_path, monkeypatch
+):
+    "Else a training that an earlier version began could not go on."
+    from hashlib import sha256
+
+    from rvtutorial.engine import bundles
+
+    hub, before = tmp_path / "run/hub/hubconf.py", "# the network of before"
+    cfg = make(stride_length=100)
+    now, stride = hub.read_text(), cfg.predict_options.stride
+    assert stride < 100
+    hub.write_text(before)
+    assert make(stride_length=100).predict_options.stride == stride
+    assert hub.read_text() == now  # not ours
+    known = {*bundles.OUR_CODE, sha256(before.encode()).hexdigest()}
+    monkeypatch.setattr(bundles, "OUR_CODE", known)
+    hub.write_text(before)
+    tree = json.loads(cfg.json())
+    tree["predict_options"]["stride"] = 100
+    (tmp_path / "run/pipeline-config.json").write_text(json.dumps(tree))
+    assert make(stride_length=100).predict_options.stride == 100
+    assert hub.read_text() == before
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     sides=st.lists(st.integers(64, 900), min_size=1, max_size=4),
