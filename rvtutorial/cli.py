@@ -424,6 +424,7 @@ def _short(rows: list[dict]) -> list[dict]:
 @click.option("--bands", help="Such as 3,2,1, counted from 1.")
 @_choice("--zeros", words="empty data",
          help="Patches that are 0 in all bands; as the run by default.")  # fmt: skip
+@click.option("--min-area", help="Patches below so many m2 go; or pixels: 40px.")
 @click.option("--batch-sz", type=int, help="Chips that are predicted together.")
 @_choice("--precision", words="auto float32 bfloat16", default="auto",
          help="Numbers to compute with.")  # fmt: skip

@@ -8,15 +8,18 @@ __all__ = ['make_classes', 'make_label_raster', 'make_fillers', 'make_scene', 'm
 
 # %% ../nbs/06_code_breakdown.ipynb #8fbc61b6
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 from . import scenes
 from .data import checks
 from .engine import inputs
+from .engine.bundles import OUR_CODE
 from .models import losses
 from .data.labels import is_raster, target_class
 from .core.colours import COLOURS
 from .core.files import atomic_path
+from .core.records import read_json
 from .core.renamed import say_once
 from .runs import Hyperparams
 from rastervision.core.data import (
@@ -194,8 +197,10 @@ def from_hub(
     arguments: dict,  # What it is called with
 ) -> ExternalModuleConfig:  # What Raster Vision loads with torch.hub, and bundles
     "A network or a loss that Raster Vision does not know, as a module from outside."
-    with atomic_path(hub / "hubconf.py") as partial:
-        shutil.copyfile(file, partial)
+    path = hub / "hubconf.py"
+    if not path.is_file() or sha256(path.read_bytes()).hexdigest() not in OUR_CODE:
+        with atomic_path(path) as partial:  # a run keeps that with which it began
+            shutil.copyfile(file, partial)
     how = dict(entrypoint=entry, entrypoint_kwargs=arguments)
     return ExternalModuleConfig(uri=str(hub), name=entry, **how)
 
@@ -272,6 +277,13 @@ def make_backend(
     return PyTorchSemanticSegmentationConfig(data=data, model=model, solver=solver)
 
 # %% ../nbs/06_code_breakdown.ipynb #59b23481
+def _predict_stride(hp, shapes) -> int:
+    "The largest stride with which windows hang over the scenes as little as they can."
+    rooms = {side - hp.chip_sz for shape in shapes for side in shape[:2]}
+    steps = {room: -(-room // hp.stride_length) for room in rooms if room > 0}
+    return max((-(-r // n) for r, n in steps.items()), default=hp.stride_length)
+
+
 def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     "Look at the data, open the run folder, and put the pieces together."
     classes = make_classes(where["classes"])
@@ -289,12 +301,17 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
         solver = make_solver(hp, classes, run.path / "hub" / "loss")
         model = make_model(hp, classes, len(order), run.path / "hub")
         transform = inputs.make_transform(found["limits"], hp.encoder)
+        mapped = [shapes[s.id] for name in ("val", "test") for s in splits[name]]
+        before = read_json(run.path / "pipeline-config.json", {})  # of this very run
+        stride = before.get("predict_options", {}).get("stride")
         return SemanticSegmentationConfig(
             root_uri=str(run.path),
             dataset=dataset,
             backend=make_backend(hp, dataset, windows, transform, model, solver),
             predict_options=SemanticSegmentationPredictOptions(
-                chip_sz=hp.chip_sz, stride=hp.stride_length, batch_sz=hp.batch_sz
+                chip_sz=hp.chip_sz,
+                stride=stride or _predict_stride(hp, mapped),
+                batch_sz=hp.batch_sz,
             ),
         )
 

@@ -367,6 +367,27 @@ def with_files(bundle, out, change):
     return out
 
 
+def test_how_large_a_pixel_was_in_training():
+    "Random windows come back to their own size in training, others stay at img_sz."
+
+    def scale(*windows):
+        how = dict(enumerate(windows)) if len(windows) > 1 else windows[0]
+        trained = SimpleNamespace(train_scenes=[SimpleNamespace(id=i) for i in (0, 1)])
+        data = SimpleNamespace(sampling=how, img_sz=48, scene_dataset=trained)
+        return bundles.Model.scale(data)
+
+    grid = stock_configs.grid()
+    assert grid.size == 64 and scale(grid) == 0.75
+    assert scale(stock_configs.random_windows()) == 1
+    assert scale(stock_configs.random_windows(size_lims=(30, 90))) is None
+    assert scale(grid, grid) == 0.75
+    assert scale(grid, stock_configs.random_windows()) is None
+    assert scale(grid, grid, stock_configs.random_windows()) == 0.75  # validation
+    assert (
+        bundles.Model.scale(SimpleNamespace(img_sz=48)) is None
+    )  # chips that were cut
+
+
 def test_every_version_of_our_networks_is_known():
     "After a change of a file its digest is added to the list; none is taken away."
     from hashlib import sha256

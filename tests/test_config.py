@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rvtutorial import config, scenes, viz
-from rvtutorial.config import get_config, make_classes, make_scene
+from rvtutorial.config import _predict_stride, get_config, make_classes, make_scene
 from rvtutorial.data import checks
 from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.data.validity import Validity
@@ -83,9 +83,55 @@ def test_our_values_reach_the_places_where_raster_vision_reads_them(make):
     assert (solver.lr, solver.num_epochs, solver.batch_sz) == (2e-3, 4, 5)
     assert solver.ignore_class_index == 2
     predict = cfg.predict_options
-    assert (predict.chip_sz, predict.stride, predict.batch_sz) == (96, 90, 5)
+    assert (predict.chip_sz, predict.stride, predict.batch_sz) == (96, 82, 5)
     store = cfg.dataset.validation_scenes[0].label_store
     assert store.smooth_output and store.smooth_as_uint8
+
+
+def test_a_run_keeps_the_network_and_the_windows_with_which_it_began(
+    make, tmp_path, monkeypatch
+):
+    "Else a training that an earlier version began could not go on."
+    from hashlib import sha256
+
+    from rvtutorial.engine import bundles
+
+    hub, before = tmp_path / "run/hub/hubconf.py", "# the network of before"
+    cfg = make(stride_length=100)
+    now, stride = hub.read_text(), cfg.predict_options.stride
+    assert stride < 100
+    hub.write_text(before)
+    assert make(stride_length=100).predict_options.stride == stride
+    assert hub.read_text() == now  # not ours
+    known = {*bundles.OUR_CODE, sha256(before.encode()).hexdigest()}
+    monkeypatch.setattr(bundles, "OUR_CODE", known)
+    hub.write_text(before)
+    tree = json.loads(cfg.json())
+    tree["predict_options"]["stride"] = 100
+    (tmp_path / "run/pipeline-config.json").write_text(json.dumps(tree))
+    assert make(stride_length=100).predict_options.stride == 100
+    assert hub.read_text() == before
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sides=st.lists(st.integers(64, 900), min_size=1, max_size=4),
+    stride=st.integers(1, 64),
+)
+def test_windows_hang_over_as_little_as_they_can(sides, stride):
+    "No more windows than with the stride that was asked for, and never further out."
+    hp = Hyperparams(chip_sz=64, stride_length=stride)
+    found = _predict_stride(hp, [(side, side) for side in sides])
+
+    def many(side, stride):
+        return -(-(side - 64) // stride)
+
+    assert 1 <= found <= stride
+    assert all(many(side, found) == many(side, stride) for side in sides)
+    shorter = any(
+        many(side, found - 1) > many(side, stride) for side in sides if found > 1
+    )
+    assert shorter or found == 1 or set(sides) == {64}
 
 
 @settings(max_examples=200, deadline=None)

@@ -10,7 +10,7 @@ import torch
 from rvtutorial.core.hyperparams import Hyperparams
 from rvtutorial.engine.optimizer import Recipe, is_encoder, rate
 from rvtutorial.models import encoders
-from rvtutorial.models.encoders import load_encoder, network, weights_file
+from rvtutorial.models.encoders import _load_encoder, network, weights_file
 
 
 @pytest.mark.parametrize("size", [(1, 1), (31, 97), (192, 192)])
@@ -50,12 +50,12 @@ def test_weights_of_another_network_are_refused(tmp_path):
     net = network(2, pretrained=False).net.encoder
     with pytest.raises(ValueError, match="holds 1 tensors, the encoder 288"):
         torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
-        load_encoder(net, tmp_path / "a.pth")
+        _load_encoder(net, tmp_path / "a.pth")
     state = {k: torch.zeros(v.shape) for k, v in net.state_dict().items()}
     state["model.bn1.weight"] = torch.zeros(7)
     torch.save(state, tmp_path / "b.pth")
     with pytest.raises(ValueError, match=r"its model.bn1.weight has the shape \(7,\)"):
-        load_encoder(net, tmp_path / "b.pth")
+        _load_encoder(net, tmp_path / "b.pth")
 
 
 def test_weights_that_are_missing_matter_to_training_only(tmp_path):

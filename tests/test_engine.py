@@ -564,6 +564,58 @@ def test_new_images_become_maps(data, finished, tmp_path):
         pipeline.predict(tmp_path, images, tmp_path / "three")
 
 
+def seen_sides(monkeypatch):
+    "The sides of all chips that the network sees from now on."
+    sides, predict = set(), pipeline.FastLearner.predict
+
+    def noted(self, x, **how):
+        sides.update(x.shape[-2:])
+        return predict(self, x, **how)
+
+    monkeypatch.setattr(pipeline.FastLearner, "predict", noted)
+    return sides
+
+
+@pytest.mark.slow
+def test_chips_of_any_size_come_to_the_network_as_they_are(
+    data, finished, tmp_path, monkeypatch, capfd
+):
+    "At chip_sz 64 it was trained; larger chips were shrunk to that once."
+    image, sides = next((data / "test").glob("*.tif")), seen_sides(monkeypatch)
+    for chip_sz in (None, 64, 96):
+        told = pipeline.predict(
+            finished.path, image, tmp_path / str(chip_sz), chip_sz=chip_sz,
+            progress=False, min_area="9px",
+        )  # fmt: skip
+        assert sides == {chip_sz or 64} and "resized" not in capfd.readouterr().err
+        assert "inside" in told.differs.iloc[0]  # of 150 pixels
+        sides.clear()
+        with rasterio.open(Path(told.folder.iloc[0]) / "labels.tif") as file:
+            assert file.tags()["min_area"] == "9px (9 pixels)"
+
+
+@pytest.mark.slow
+def test_chips_that_are_resized_are_said(data, tmp_path, monkeypatch, capfd):
+    config = configure(data, tmp_path / "a", img_sz=96, epochs=1)
+    sides = seen_sides(monkeypatch)
+    said = spoken(config, commands=["train", "predict"])
+    assert "chips of 64 pixels are resized to 96 (img_sz)" in said
+    assert "1.50 times" in said and "With img_sz=64 it would" in said
+    assert sides == {96}
+    image, folders = next((data / "test").glob("*.tif")), iter("bcd")
+    for chip_sz, seen, words in (
+        (None, 96, "With chip_sz=96"),
+        (96, 96, ""),
+        (80, 80, ""),
+    ):
+        sides.clear(), capfd.readouterr()
+        out = tmp_path / next(folders)
+        pipeline.predict(tmp_path / "a", image, out, chip_sz=chip_sz, progress=False)
+        err = capfd.readouterr().err
+        assert sides == {seen} and ("are resized" in err) == bool(words)
+        assert words in err
+
+
 @pytest.mark.slow
 def test_images_by_address_folder_glob_and_vrt(data, finished, tmp_path):
     folder = data / "val"

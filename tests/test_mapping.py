@@ -91,6 +91,29 @@ def test_windows_are_those_of_raster_vision_where_they_cover(
         assert plan.differs
 
 
+@settings(max_examples=1_000, deadline=None, database=None)
+@given(**case | {"crop": st.none() | st.just(0)}, stride=st.integers(1, 80))
+def test_windows_lie_inside_an_image_that_is_large_enough(
+    height, width, chip, stride, crop
+):
+    plan = _Plan(height, width, chip, stride, crop, inside=True)
+    usual = _Plan(height, width, chip, stride, crop)
+    for side, starts, before in (
+        (height, plan.rows, usual.rows),
+        (width, plan.cols, usual.cols),
+    ):
+        hits = np.zeros(side, int)
+        for start in starts:
+            hits[max(start, 0) : start + chip] += 1
+        assert hits.min() > 0 and len(starts) <= len(before)
+        if side >= chip:
+            assert min(starts) >= 0 and max(starts) + chip <= side
+        else:
+            assert starts == before
+    if list(plan) != list(usual):
+        assert plan.differs
+
+
 # ---- the same as Raster Vision
 
 
@@ -368,12 +391,91 @@ def test_an_unknown_blend_is_refused():
         _Band(_Plan(8, 8, 4, 4), 2, "median", 255, print)
 
 
+# ---- small patches
+
+
+def dots(chips):
+    "The first band is the score of the first class: 255 is building."
+    bright = chips[..., 0].astype(np.float32) / 255
+    return np.stack([bright, 1 - bright], axis=1)
+
+
+def spotted(height=300, width=200):
+    "An image of roofs with holes, and dots around them; 20 pixels are 1.8 m2."
+    pixels = np.ones((1, height, width), np.uint8)
+    pixels[:, 20:60, 20:60] = 255
+    pixels[:, 30:33, 30:34] = 1  # a hole of 12 pixels
+    pixels[:, 40:46, 40:44] = 1  # and one of 24
+    pixels[:, 100:104, 100:104] = 255  # a dot of 16 pixels
+    pixels[:, 125:131, 120:124] = 255  # a shed of 24, over the border of a strip
+    return pixels
+
+
+SPOTTED = {"classes": ["building", "background"], "polygons": True}
+
+
+@pytest.mark.parametrize("least", ["20px", 20 * 0.09, "1.8"])
+def test_small_patches_go_from_labels_and_polygons(tmp_path, monkeypatch, least):
+    import geopandas
+
+    monkeypatch.setattr(mapfiles, "BLOCK", 128)
+    pixels = spotted()
+    more = SPOTTED | {"scores": "uint8"}
+    whole, _ = map_one(tmp_path / "a", pixels, dots, **more)
+    fewer, _ = map_one(tmp_path / "b", pixels, dots, **more, min_area=least)
+    wanted = np.where(pixels[0] == 255, 0, 1)
+    assert (read(whole / "labels.tif")[0] == wanted).all()
+    wanted[30:33, 30:34], wanted[100:104, 100:104] = 0, 1
+    assert (read(fewer / "labels.tif")[0] == wanted).all()
+    assert (read(fewer / "scores.tif") == read(whole / "scores.tif")).all()
+    assert len(geopandas.read_file(whole / "polygons.gpkg")) == 3
+    table = geopandas.read_file(fewer / "polygons.gpkg")
+    assert np.allclose(sorted(table.area / 0.09), [24, 40 * 40 - 24])
+    with rasterio.open(fewer / "labels.tif") as file:
+        said = file.tags()["min_area"]
+        assert said.startswith(str(least)) and "pixels" in said
+    with rasterio.open(whole / "labels.tif") as file:
+        assert "min_area" not in file.tags()
+    assert sorted(p.name for p in fewer.iterdir()) == sorted(
+        p.name for p in whole.iterdir()
+    )
+
+
+def test_no_data_stays_as_it_is_when_small_patches_go(tmp_path):
+    pixels = spotted()
+    pixels[:, 200:202, 10:12] = 0  # a speck without data
+    pixels[:, 220:, 150:] = 0
+    pixels[:, 250:252, 170:172] = 255  # a dot with nothing around it
+    folder, _ = map_one(
+        tmp_path, pixels, dots, nodata=0, min_area="20px", chip_sz=32, **SPOTTED
+    )
+    labels = read(folder / "labels.tif")[0]
+    assert ((labels == 255) == (pixels[0] == 0)).all()
+    assert (labels[250:252, 170:172] == 0).all() and labels[101, 101] == 1
+
+
+@pytest.mark.parametrize("given", [-1, "40 pixels", "nan", "inf px", ""])
+def test_an_area_that_is_none_is_refused(tmp_path, given):
+    with pytest.raises(ValueError, match="min_area is square metres, such as 20"):
+        map_one(tmp_path, spotted(), dots, min_area=given, **SPOTTED)
+
+
+def test_square_metres_need_a_place_on_earth(tmp_path):
+    place = {"crs": None, "transform": Affine.identity()}
+    with pytest.raises(ValueError, match="no georeference.*such as 20px"):
+        map_one(tmp_path, spotted(), dots, min_area=20, **place, **SPOTTED)
+    assert not (tmp_path / "out").exists()
+    folder, _ = map_one(tmp_path, spotted(), dots, min_area="20px", **place, **SPOTTED)
+    assert read(folder / "labels.tif")[0][101, 101] == 1
+
+
 # ---- new images
 
 
 def map_one(tmp_path, pixels, predict=shaded, name="image.tif", **more):
     "Map a new image; the folder of the map, and the report."
     place = {k: more.pop(k) for k in ("nodata", "crs", "transform") if k in more}
+    tmp_path.mkdir(exist_ok=True)
     image = write_image(tmp_path / name, pixels, **place)
     options = {"classes": CLASSES, "chip_sz": 64} | more
     report = map_images(image, predict, tmp_path / "out", **options)
@@ -408,7 +510,7 @@ def test_a_new_image_becomes_a_tiled_map(tmp_path):
 def test_scores_of_both_kinds_agree(tmp_path, kind):
     folder, _ = map_one(tmp_path, noise(200, 100), scores=kind, polygons=False)
     scores = read(folder / "scores.tif") / (255 if kind == "uint8" else 1)
-    plan = _Plan(200, 100, 64, 32)
+    plan = _Plan(200, 100, 64, 32, inside=True)
     image = read(tmp_path / "image.tif").transpose(1, 2, 0)
     whole, labels = tiled(image, plan, "cosine", shaded)
     assert np.abs(scores - whole).max() <= (0.5001 / 255 if kind == "uint8" else 0)
@@ -559,6 +661,7 @@ def test_bands_and_transformers_are_applied(tmp_path):
         return shaded(chips)
 
     more = {"bands": [3, 0, 2], "prepare": lambda chip: chip // 2, "stride": 64}
+    more["inside"] = False
     map_one(tmp_path, pixels, predict, **more)
     assert seen[0].shape == (4, 64, 64, 3) and seen[0].dtype == np.uint8
     assert (seen[0][0] == pixels[[3, 0, 2], :64, :64].transpose(1, 2, 0) // 2).all()

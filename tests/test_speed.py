@@ -130,6 +130,21 @@ def test_frozen_layers_cost_less():
     assert not network.conv.weight.requires_grad
 
 
+@pytest.mark.parametrize("groups", [1, 4, 32])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_channels_in_groups_cost_their_share(groups, transposed):
+    "The depthwise convolution of many encoders, among others: counted by hand."
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    how = dict(kernel_size=2, stride=2, bias=False)
+    conv = kind(32, 32, groups=groups, **how)
+    network = nn.Sequential(nn.Conv2d(3, 32, 1, bias=False), conv)
+    first = 2 * 16 * 24 * 3 * 32
+    places = 16 * 24 if transposed else 8 * 12
+    second = 2 * places * 2 * 2 * 32 * (32 // groups)
+    assert speed._flops_of(network, (3, 16, 24), train=False) == first + second
+    assert speed._flops_of(network, (3, 16, 24)) == 2 * first + 3 * second
+
+
 @pytest.mark.parametrize("options", [{"real": True}, {"packed": True}])
 def test_networks_of_other_kinds(options):
     network = Normalised(**options)

@@ -24,6 +24,7 @@ from rvtutorial.core.records import read_json
 
 with quiet():
     from rastervision.core.data import MinMaxTransformerConfig, MultiRasterSourceConfig
+    from rastervision.core.rv_pipeline import WindowSamplingMethod
     from rastervision.core.rv_pipeline import (
         SemanticSegmentationConfig,
         SemanticSegmentationPredictOptions,
@@ -42,6 +43,8 @@ OUR_CODE = {  # SHA-256 of every version of unet.py, encoders.py and losses.py i
     "913f82104cccc2b3a92c7bc7e92101f6a3e6dd9749f66e604e06f0084faf4e35",
     "3c6356939b19a2aabdaed9f6ec39c12c6b008c0c0664a778a094941126879abb",
     "d88ad7277517a5eed1291b8bcef7da5f044a03a875748b7297269b3ad67d8d4c",
+    "8d3917fad6e64fcce88342ec59a60bbccbe6ebb118361fec16d2f11e9f81fd61",
+    "c74339027ee8e8ee55cc14e441c0fb64435f8c898be28155736d2323d06bbd45",
 }
 
 
@@ -178,6 +181,26 @@ class Model:
         return SemanticSegmentationPredictOptions(
             **{k: v for k, v in asked.items() if k in known and k != "type_hint"}
         ).dict()
+
+    @staticmethod
+    def scale(
+        data,  # A DataConfig of Raster Vision
+    ) -> float | None:  # None where it is not said, or not one number
+        "How large a pixel of an image was in training, in pixels that the network saw."
+        how, found = getattr(data, "sampling", None), set()
+        if isinstance(how, dict):
+            trained = getattr(data.scene_dataset, "train_scenes", [])
+            how = {s.id: how[s.id] for s in trained if s.id in how} or how
+        for one in how.values() if isinstance(how, dict) else [how]:
+            size = getattr(one, "size", None)
+            if not isinstance(size, int) or one.h_lims:
+                return None
+            if one.size_lims and tuple(one.size_lims) != (size, size + 1):
+                return None
+            # random windows are resized back to their size in training
+            random = one.method == WindowSamplingMethod.random
+            found.add(1.0 if random else data.img_sz / size)
+        return found.pop() if len(found) == 1 else None
 
     @property
     def classes(self) -> list[str]:  # Empty where there is no pipeline's configuration

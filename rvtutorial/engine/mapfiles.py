@@ -8,8 +8,10 @@ of an image.
 import glob
 import itertools
 import json
+import math
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -25,7 +27,7 @@ import shapely
 from affine import Affine
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
-from rasterio.features import shapes
+from rasterio.features import shapes, sieve
 from rasterio.windows import Window
 
 from rvtutorial.core.files import atomic_path, gdal_name, safe_name
@@ -221,6 +223,63 @@ class _Polygons:
         place, mode = gdal_name(self.path), "w" if self.saved is None else "a"
         table.to_file(place, mode=mode, **how)
         self.saved, self.done = (self.saved or 0) + len(table), []
+
+
+# --- small patches
+
+
+def _pixels_of(min_area, profile, uri) -> int:
+    "The least size of a patch in pixels; ValueError where it cannot be known."
+    given, pixels = str(min_area).strip(), str(min_area).strip().endswith("px")
+    try:
+        least = float(given.removesuffix("px"))
+        if not 0 <= least < math.inf:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"min_area is square metres, such as 20, or pixels, such as 40px: {given}"
+        ) from None
+    if not pixels:
+        corner = Affine.translation(profile["width"] / 2, profile["height"] / 2)
+        at = profile["transform"] * corner
+        square = shapely.Polygon([at * xy for xy in ((0, 0), (1, 0), (1, 1), (0, 1))])
+        crs = None if profile["transform"].is_identity else profile["crs"]
+        area = square_metres(geopandas.GeoSeries([square], crs=crs))[0]
+        if not area > 0:
+            raise ValueError(
+                f"{uri} has no georeference, so nobody knows how many square metres a "
+                f"pixel has: say min_area in pixels, such as {given}px"
+            )
+        least /= area
+    return math.ceil(least - 1e-9)
+
+
+class _Whole:
+    """The labels of a whole map, in files without a name, until small patches can go.
+
+    `strips` are those of the labels without patches of fewer pixels than `least`.
+    """
+
+    def __init__(self, folder, shape):
+        self.shape, self.files = shape, ExitStack()
+        self.arrays = []
+        for _ in range(2):
+            file = self.files.enter_context(tempfile.TemporaryFile(dir=folder))
+            # a full disk is an error here, and would end the process in a map of memory
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            self.arrays.append(np.memmap(file, np.uint8, "r+", shape=shape))
+        self.close = self.files.close
+
+    def put(self, top, labels):
+        self.arrays[0][top : top + len(labels)] = labels
+
+    def strips(self, least, void):
+        before, after = self.arrays
+        sieve(before, least, out=after, connectivity=4)
+        for top in range(0, self.shape[0], BLOCK):
+            old, new = before[top : top + BLOCK], after[top : top + BLOCK]
+            # where there is no data, and nowhere else, there is none after it
+            yield top, np.where((old == void) | (new == void), old, new)
 
 
 # --- reading
@@ -437,6 +496,8 @@ class Outputs:
     polygons: list[str] = field(default_factory=list)  # Classes in polygons.gpkg
     colors: np.ndarray | None = None  # uint8 (classes, 3): labels.tif in colours
     tags: dict = field(default_factory=dict)  # Of labels.tif
+    min_area: float | str | None = None  # Smaller patches go: m2 of ground, or "40px"
+    min_pixels: int = 0  # The same in pixels
 
     def __post_init__(self):
         if self.scores is not None and self.scores not in SCORES:
@@ -446,6 +507,11 @@ class Outputs:
             )
         if self.scores:
             _tiled(self.profile, self.scores)
+        if self.min_area is not None:
+            uri = self.tags.get("image", self.folder)
+            self.min_pixels = _pixels_of(self.min_area, self.profile, uri)
+            said = f"{self.min_area} ({self.min_pixels} pixels)"
+            self.tags = {**self.tags, "min_area": said}
 
     @property
     def names(self) -> list[str]:
@@ -519,6 +585,7 @@ class _MapFiles:
         shape = (len(outputs.classes), n, self.width)
         self.scores = np.zeros(shape, outputs.scores or "uint8")
         self.image, self.done, self.stack, self.files = image, done, ExitStack(), {}
+        self.whole = None  # A _Whole where small patches are to go
         for name in _FILES:  # what a process that was killed has left
             for path in Path(outputs.folder).glob(f".{'[0-9a-f]' * 8}.{name}*"):
                 path.unlink(missing_ok=True)
@@ -529,6 +596,8 @@ class _MapFiles:
             }
             for name, path in self.paths.items():
                 self.files[name] = outputs.new_file(name, path)
+            if outputs.min_pixels > 1:
+                self.whole = _Whole(outputs.folder, (self.height, self.width))
         except BaseException:
             self.abort()
             raise
@@ -564,13 +633,27 @@ class _MapFiles:
             if out.scores:  # in a run NaN stays where no window came, as in stock
                 scores[:, ~valid if out.nodata is not None else ~valid & (hits > 0)] = 0
             hits[~valid] = 0
-        parts = {"labels.tif": labels, "polygons.gpkg": labels}
-        parts |= {"scores.tif": scores, "pixel_hits.npy": hits}
-        for name, file in self.files.items():
-            file.put(self.top, parts[name])
+        if self.whole is None:
+            self._put_labels(self.top, labels)
+        else:
+            self.whole.put(self.top, labels)
+        for name, part in (("scores.tif", scores), ("pixel_hits.npy", hits)):
+            if name in self.files:
+                self.files[name].put(self.top, part)
+
+    def _put_labels(self, top, labels):
+        "Labels, and their polygons."
+        for name in ("labels.tif", "polygons.gpkg"):
+            if name in self.files:
+                self.files[name].put(top, labels)
 
     def finish(self) -> None:
         "Complete all files and give them their names; older files of a map go."
+        if self.whole is not None:
+            out = self.outputs
+            void = out.null if out.nodata is None else out.nodata
+            for top, labels in self.whole.strips(out.min_pixels, void):
+                self._put_labels(top, labels)
         for file in self.files.values():
             file.finish()
         self._close()
@@ -588,7 +671,7 @@ class _MapFiles:
 
     def _close(self):
         "Close what is open."
-        for file in [*self.files.values(), self.image]:
+        for file in [*self.files.values(), self.image, self.whole]:
             if file is not None:
                 file.close()
 

@@ -285,6 +285,24 @@ def _hidden_classes(dataset) -> list[str]:
     ]
 
 
+def _resized(chip_sz: int, data, run: bool = True) -> list[str]:
+    "What is said of chips that do not come to the network as they are."
+    if chip_sz == data.img_sz:
+        return []
+    scale, trained = data.img_sz / chip_sz, Model.scale(data)
+    text = f"chips of {chip_sz} pixels are resized to {data.img_sz} (img_sz) when "
+    text += "the network predicts, as Raster Vision does it"
+    if trained is not None and abs(scale / trained - 1) > 0.01:
+        remedy = f"chip_sz={round(data.img_sz / trained)}"
+        if run:
+            remedy = f"img_sz={round(trained * chip_sz)}"
+        text += (
+            f": everything has {scale / trained:.2f} times the size that it had in "
+            f"training. With {remedy} it would have the same"
+        )
+    return [text]
+
+
 def _class_of(value, steps, names):
     "The name of the class that a number becomes, None if it becomes none."
     for mapping in steps:
@@ -1025,9 +1043,13 @@ def _run_stages(work: _Work, commands, stock: bool) -> None:
             raise ValueError(f"there is no stage {name!r}; {near_match(name, every)}")
     wanted = [name for name in every if name in commands]  # as they need each other
     done = {stage["name"] for stage in _stages_done(work.folder, work.cfg)}
+    texts = []
     if {"chip", "train", "eval"} & {*wanted} - done:  # these read labels
-        for text in _hidden_classes(work.cfg.dataset):
-            (_say if work.out is _say_nothing else work.out)(text)
+        texts += _hidden_classes(work.cfg.dataset)
+    if "predict" in {*wanted} - done and type(work.cfg) is SemanticSegmentationConfig:
+        texts += _resized(work.cfg.predict_options.chip_sz, work.cfg.backend.data)
+    for text in texts:
+        (_say if work.out is _say_nothing else work.out)(text)
     if not stock:
         table = paths(work.cfg, work.ddp)
         work.folder.update("went", paths=table.path.to_dict())
@@ -1085,16 +1107,20 @@ def predict(
     progress: bool = True,  # Print a line now and then
     zeros: str | None = None,  # Patches of 0: empty, or data; None: as the run
     trust: bool = False,  # Run code that the model carries and that is not this package's
+    min_area: float | str | None = None,  # Smaller patches go: m2 of ground, or "40px"
 ) -> pd.DataFrame:  # One row an image: where it is, where its map is
     """Map new images; memory grows with the width of an image, not with its height.
 
     Which bands the network sees, and through which transformers, is read from the
     configuration of the model's pipeline, of any version of Raster Vision. With
     `blend="mean"` (a run with `smooth_output`) or `"votes"` (one without), labels are
-    those of its `Predictor` wherever there is data. Labels are class ids, 255 where the
+    those of its `Predictor` wherever there is data. Otherwise no window hangs over an
+    image that is large enough, and chips of another `chip_sz` are not resized: things
+    have the size that they had in training. Labels are class ids, 255 where the
     image has no data (`Validity.valid`, as `check_scenes` counts it); a chip without any
     data is not predicted. A map that is there already is replaced if it is of the same
-    image, else refused. The networks of this package are known; other code that a model carries
+    image, else refused. Patches below `min_area` become what most of their surroundings
+    are. The networks of this package are known; other code that a model carries
     runs only with `trust=True`.
 
     Raises FileNotFoundError when there is no model or no image, ValueError when an image
@@ -1115,8 +1141,16 @@ def predict(
             bundle, options = str(opened.bundle), Options(precision=precision)
             learner = FastLearner.from_model_bundle(bundle, tmp, options=options)
         data, how = learner.cfg.data, opened.predicts
-        if blend == "cosine" or chip_sz not in (None, how.get("chip_sz")):
+        chip = chip_sz or how.get("chip_sz") or data.img_sz
+        if chip != how.get("chip_sz"):  # seen at the size of things in training
+            known = data.img_sz / how.get("chip_sz", data.img_sz)
+            data.img_sz = max(1, round(chip * (Model.scale(data) or known)))
+        for text in _resized(chip, data, run=False):
+            _say(text)
+        if blend == "cosine" or chip != how.get("chip_sz"):
             how = {k: v for k, v in how.items() if k not in ("stride", "crop_sz")}
+        same = {k: v for k, v in (("stride", stride), ("crop_sz", crop_sz)) if v}
+        as_predictor = "stride" in how and same.items() <= how.items()
         manifest = Run(model).manifest if Path(model).is_dir() else {}
         asked = manifest.get("asked", {}).get("labels", {}).get("zeros")
         source = _source_of(opened, data, bands)
@@ -1127,7 +1161,7 @@ def predict(
                 learner.scores,
                 out,
                 classes=opened.classes or list(data.class_config.names),
-                chip_sz=chip_sz or how.get("chip_sz") or data.img_sz,
+                chip_sz=chip,
                 stride=stride or how.get("stride"),
                 crop_sz=how.get("crop_sz") if crop_sz is None else crop_sz,
                 blend=blend,
@@ -1135,6 +1169,8 @@ def predict(
                 polygons=polygons,
                 batch_sz=batch_sz or how.get("batch_sz") or 8,
                 zeros=check_zeros(zeros or asked),
+                inside=not as_predictor,
+                min_area=min_area,
                 tell=tell if progress else None,
                 **source,
             )

@@ -79,6 +79,7 @@ class _Plan:
     stride: int  # Pixels from one chip to the next
     crop_sz: int | None = None  # Pixels discarded along each edge of a prediction
     aois: tuple = ()  # Polygons in pixels of the image: only windows inside count
+    inside: bool = False  # Move windows that hang over into an image that is large enough
 
     def __post_init__(self):
         for name in ("height", "width", "chip_sz", "stride"):
@@ -105,6 +106,8 @@ class _Plan:
     def _starts(self, side):
         "Windows along one side, without those of which no pixel would be kept."
         starts = _cover(side, self.chip_sz, self.stride, self.crop_sz)
+        if self.inside and not self.crop and side >= self.chip_sz:
+            starts = sorted({min(max(s, 0), side - self.chip_sz) for s in starts})
         inner = (self.crop, self.crop + self.kept)
         return [s for s in starts if s + inner[1] > 0 and s + inner[0] < side]
 
@@ -124,6 +127,12 @@ class _Plan:
         for side, name in ((self.height, "row"), (self.width, "column")):
             starts = _rv_starts(side, self.chip_sz, self.stride, self.crop_sz)
             gap = _first_gap(starts, side, self.chip_sz, self.crop)
+            moved = self.inside and not self.crop and self._starts(side) != starts
+            if moved and gap is None:
+                return (
+                    f"windows of {self.chip_sz} that would hang over an image of "
+                    f"{self.height} x {self.width} lie inside it instead"
+                )
             if gap is not None:
                 more = len(_cover(side, self.chip_sz, self.stride, self.crop_sz))
                 return (
@@ -566,20 +575,25 @@ def map_images(
     scores: str | None = None,  # Also scores.tif, of float32, float16 or uint8
     polygons: bool = True,  # Also polygons.gpkg, without background and null
     zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    inside: bool = True,  # No window hangs over an image that is as large as a window
+    min_area: float | str | None = None,  # Smaller patches go: m2 of ground, or "40px"
     **options,  # batch_sz, prefetch, tell of `stream`
 ) -> dict:  # What `stream` returns, and `maps`: name -> image and folder
     """Map images of any size: labels.tif, and on demand scores.tif and polygons.gpkg.
 
     Labels are class ids, 255 where the image has no data (`Validity.valid`); windows in
     which it has none are not predicted. ValueError when an image does
-    not suit the model, or when a folder holds the map of another image.
+    not suit the model, or when a folder holds the map of another image. A patch of a
+    class that is smaller than `min_area` becomes what most of its surroundings are, in
+    the labels and their polygons; scores stay.
     """
     targets, maps = [], {}
     wanted = [n for n in classes if polygons and n not in ("background", "null")]
     for name, uri in find_images(images, out).items():
         raster = Raster(uri, bands, prepare=prepare, zeros=check_zeros(zeros))
         profile, cache = raster.look(dtype, chip_sz, channels)
-        plan = _Plan(*raster.shape, chip_sz, stride or max(1, chip_sz // 2), crop_sz)
+        step = stride or max(1, chip_sz // 2)
+        plan = _Plan(*raster.shape, chip_sz, step, crop_sz, inside=inside)
         outputs = Outputs(
             folder=Path(out).expanduser() / name,
             profile=profile,
@@ -589,6 +603,7 @@ def map_images(
             scores=scores,
             polygons=wanted,
             tags={"image": uri},
+            min_area=min_area,
         )
         outputs.refuse_other_map(uri)
         target = _Target(

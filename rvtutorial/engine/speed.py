@@ -4,6 +4,7 @@ Written by hand: what `engine.run` writes about its speed into `run.json`. It st
 from the pipeline because the learner measures with it.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -124,13 +125,24 @@ def _counted(model, shape, train, device):
     state |= {n: _copy_of(b, device) for n, b in model.named_buffers()}
     place = next(iter(state.values()), torch.empty(0, device=device)).device
     chips = torch.zeros(2, *shape, device=place)
-    counter = FlopCounterMode(display=False)
+    backward = {torch.ops.aten.convolution_backward: _flops_back}
+    counter = FlopCounterMode(display=False, custom_mapping=backward)
     forked = torch.random.fork_rng([place] if place.type == "cuda" else [])
     with forked, counter, torch.set_grad_enabled(train):
         out = functional_call(model, state, (chips,))
         if train:
             sum(t.float().sum() for t in _tensors(out)).backward()
     return counter.get_total_flops() // 2
+
+
+def _flops_back(grad, x, weight, *how, **_) -> int:
+    """Operations of a convolution's gradients, from the shapes that torch hands over.
+
+    Torch's own count of the weights' gradient leaves out that channels may be in groups.
+    """
+    *_, transposed, _, _, wanted = how  # wanted: gradients of image, weights, bias
+    places = math.prod((x if transposed else grad)[2:])
+    return 2 * sum(wanted[:2]) * x[0] * places * math.prod(weight)
 
 
 def _copy_of(tensor, device):

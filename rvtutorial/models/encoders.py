@@ -18,7 +18,7 @@ LITE0_FILE = "efficientnet-lite0-57934424.pth"
 DEEPEST = 32  # Sides of images are padded to a multiple of it: five halvings
 
 
-class Segmenter(nn.Module):
+class _Segmenter(nn.Module):
     "An encoder and decoder that see images of any size, at half their resolution at the end."
 
     def __init__(self, net, num_classes, null_id, missing):
@@ -40,7 +40,7 @@ class Segmenter(nn.Module):
         return self.net(x)[..., :height, :width] + self.shift
 
 
-class Unchanged(nn.Module):
+class _Unchanged(nn.Module):
     "In place of a decoder's last block: the map stays at half resolution."
 
     def forward(self, x, *_, **__):
@@ -81,7 +81,7 @@ def _for_bands(weight: torch.Tensor, bands: int) -> torch.Tensor:
     return weight[:, colours] / shares[None, :, None, None]
 
 
-def load_encoder(
+def _load_encoder(
     encoder: nn.Module,  # An encoder of segmentation-models-pytorch, of any number of bands
     path: str | Path,  # A file of weights for three bands
 ) -> None:
@@ -119,7 +119,7 @@ def network(
     weights: str
     | None = None,  # File of the encoder's weights; None: where they are found
     null_id: int | None = None,  # The class that must never win
-) -> Segmenter:  # In training mode
+) -> _Segmenter:  # In training mode
     """A network of segmentation-models-pytorch; an entry point for `torch.hub`.
 
     Missing weights do not matter to a trained model, which replaces them: the error comes
@@ -140,15 +140,15 @@ def network(
     )
     if pretrained and known is None:
         try:
-            load_encoder(net.encoder, weights_file(encoder, weights))
+            _load_encoder(net.encoder, weights_file(encoder, weights))
         except FileNotFoundError as err:
             missing = str(err)
     if architecture == "unet":  # as good, faster, and with half of the dots
-        net.decoder.blocks[-1] = Unchanged()
+        net.decoder.blocks[-1] = _Unchanged()
         width = net.decoder.blocks[-2].conv2[0].out_channels
         net.segmentation_head = nn.Sequential(
             nn.Conv2d(width, num_classes, 3, padding=1),
             nn.Upsample(scale_factor=2, mode="bilinear"),
         )
-    made = Segmenter(net, num_classes, null_id, missing)
+    made = _Segmenter(net, num_classes, null_id, missing)
     return made.to(memory_format=torch.channels_last)

@@ -153,12 +153,12 @@ def smp_loop(fold, classes, seed, seconds):
     import segmentation_models_pytorch as smp
     import torch
 
-    from rvtutorial.models.encoders import load_encoder, weights_file
+    from rvtutorial.models.encoders import _load_encoder, weights_file
 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     net = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=classes)
-    load_encoder(net.encoder, weights_file())
+    _load_encoder(net.encoder, weights_file())
     net = net.to(memory_format=torch.channels_last).train()
     every = np.concatenate([s["pixels"].reshape(-1, 3) for s in fold["train"]])
     low, high = np.percentile(every[every.sum(1) > 0], (2, 98), axis=0).astype(

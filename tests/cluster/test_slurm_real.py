@@ -534,7 +534,7 @@ def test_run_model2_with_every_option(place, slurm, image, workplace):
     backend, windows = config["backend"], config["backend"]["data"]["sampling"]
     windows = windows if "size" in windows else next(iter(windows.values()))
     solver = backend["solver"]
-    assert (windows["size"], config["predict_options"]["stride"]) == (64, 60)
+    assert windows["size"] == 64 and 45 < config["predict_options"]["stride"] <= 60
     assert (windows["max_windows"], solver["num_epochs"]) == (2, 1)
     assert (solver["batch_sz"], solver["lr"]) == (2, 2e-3)
     assert config["root_uri"] == str(out)
