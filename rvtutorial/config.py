@@ -13,8 +13,7 @@ from pathlib import Path
 
 from . import scenes
 from .data import checks
-from .engine import inputs
-from .engine.bundles import OUR_CODE
+from .engine import bundles, inputs
 from .models import losses
 from .data.labels import is_raster, target_class
 from .core.colours import COLOURS
@@ -198,7 +197,8 @@ def from_hub(
 ) -> ExternalModuleConfig:  # What Raster Vision loads with torch.hub, and bundles
     "A network or a loss that Raster Vision does not know, as a module from outside."
     path = hub / "hubconf.py"
-    if not path.is_file() or sha256(path.read_bytes()).hexdigest() not in OUR_CODE:
+    there = path.is_file() and sha256(path.read_bytes()).hexdigest()
+    if there not in bundles.OUR_CODE:
         with atomic_path(path) as partial:  # a run keeps that with which it began
             shutil.copyfile(file, partial)
     how = dict(entrypoint=entry, entrypoint_kwargs=arguments)

@@ -356,7 +356,7 @@ class FastLearner(SemanticSegmentationLearner):
         except RuntimeError as err:
             file = model_weights_path or self.cfg.model.init_weights
             first = (str(err).split("\n\t") + [""])[1].strip()
-            name = type(self.model).__name__
+            name = type(self.model).__name__.lstrip("_")
             raise ValueError(
                 f"{file} holds the weights of another network than the {name} of this "
                 f"run, which may have other bands, classes or settings: {first}"
