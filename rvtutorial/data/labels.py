@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FARTHEST', 'RESTS', 'RESERVED', 'ImageInfo', 'named', 'open_image', 'check_raster', 'image_info', 'read_image',
-           'strips_with_data', 'value_counts', 'is_raster', 'layer_of', 'read_shapes', 'target_class', 'class_ids',
-           'label_rings', 'building_sizes', 'clean_labels']
+           'is_raster', 'layer_of', 'read_shapes', 'target_class', 'class_ids', 'building_sizes', 'clean_labels']
 
 # %% ../../nbs/data/labels.ipynb #bc112f79
 import json
@@ -196,35 +195,6 @@ def read_image(
             raise ValueError(
                 f"{path} is damaged or cut off; copy or download it again"
             ) from err
-
-# %% ../../nbs/data/labels.ipynb #c90e7bde
-def strips_with_data(path, zeros="empty", order=None):
-    """Windows of an image, one after another: pixels (bands, height, width), where there
-    is data (height, width), and the window. Bands are those of `order`, counted from 0,
-    which also say where there is data; None: all are read, and all but alpha are asked.
-    """
-    import rasterio
-
-    with open_image(path) as f, rasterio.Env(GDAL_CACHEMAX=validity.CACHE):
-        look = validity.Validity(f, order, zeros)
-        numbers = f.indexes if order is None else [b + 1 for b in order]
-        for window in validity.windows_of(f):
-            image = f.read(numbers, window=window)
-            asked = image[look.bands] if order is None else image
-            yield image, look.valid(window, pixels=asked), window
-
-
-def value_counts(path, top, zeros="empty", order=None, bottom=0):
-    """How often each whole number from `bottom` to `top` occurs where there is data.
-
-    (bands, top - bottom + 1), of the bands of `order`, counted from 0, or of all.
-    """
-    out, size = 0, top - bottom + 1
-    for image, seen, _ in strips_with_data(path, zeros, order):
-        found = (band[seen] for band in image)
-        found = (v.astype(np.int64) - bottom if bottom else v for v in found)
-        out = out + np.stack([np.bincount(v, minlength=size) for v in found])
-    return out
 
 # %% ../../nbs/data/labels.ipynb #cd76ab63
 _RASTERS = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt", ".img", ".jp2"}
@@ -521,19 +491,6 @@ def class_ids(
             f"{path}: {class_field} holds {listed}, and the classes are {list(classes)}"
         )
     return [table[v] if v in table else table[str(v)] for v in values]
-
-
-def label_rings(
-    scene,  # A scene with vector labels
-    info: ImageInfo,  # Header of its image
-    layer: str | None = None,  # Layer of the labels; None: the only one
-) -> tuple[list, int]:
-    "Rings of the label polygons in pixels, a list of (n, 2) arrays, and their number."
-    frame, _ = read_shapes(scene.label, info, layer)
-    rings = shapely.get_rings(shapely.get_parts(frame.geometry.to_numpy()))
-    back = ~info.transform
-    rings = [np.stack(back @ shapely.get_coordinates(r).T, -1) for r in rings]
-    return rings, len(frame)
 
 
 def building_sizes(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'EXPAND', 'SAMPLED', 'Scene', 'matches', 'find_scenes', 'find_splits',
-           'split_scenes', 'write_table', 'outlines', 'leaks', 'DataError', 'scene_mask', 'describe', 'band_histograms',
-           'sampled_range', 'dataset_digest']
+           'split_scenes', 'write_table', 'outlines', 'leaks', 'DataError', 'scene_mask', 'check_scenes',
+           'band_histograms', 'percentiles', 'dataset_digest']
 
 # %% ../../nbs/data/pairing.ipynb #9c60d3a6
 import hashlib
@@ -22,8 +22,7 @@ from affine import Affine
 from ..core.files import atomic_path, safe_name
 from ..core.names import natural_key
 from . import labels, validity
-from .label_values import EXAMPLE, Mask, Meaning, listed, palette_of
-from .label_values import raster_problems
+from .label_values import EXAMPLE, Mask, Meaning
 from .labels import image_info, named, open_image, read_shapes
 from .places import LONLAT, Grid
 from .synthetic import IMAGE_NAME, LABEL_NAME
@@ -383,7 +382,7 @@ def _label_facts(scene, info, class_field, classes, label_values=None, layer=Non
     if meaning is None:
         mask = Mask.of(scene.label)
         found = mask.count()
-        told = f"values {listed(found)}"
+        told = f"values {Mask.listed(found)}"
     else:
         mask, found = meaning.explain(scene.label)
         told = f"classes {meaning.in_words(found)}"
@@ -416,7 +415,7 @@ def _scene_row(
                         f"{scene.image} holds complex numbers: write what the network "
                         "should see, such as amplitudes"
                     )
-                palette, side = palette_of(f), float(np.mean(info.pixel_size()))
+                palette, side = Mask.palette_of(f), float(np.mean(info.pixel_size()))
                 try:
                     share, note = validity.Validity(f, order, zeros).emptiness()
                 except RasterioError as err:
@@ -472,18 +471,42 @@ def _odd_images(table, bands, order):
     ]
 
 
-def describe(scenes, bands, class_field, classes, label_values, layer, zeros, order):
-    "A DataFrame with a row for each scene, and problems: what `check_scenes` says."
-    import pandas as pd
+def check_scenes(
+    scenes,  # A list of scenes, or a dictionary of splits
+    bands: int | None = None,  # Bands of every image; None: what most have
+    class_field: str | None = None,  # Attribute of vector labels that holds the class
+    classes=("building", "background"),  # Class names in order, or {value: id}
+    label_values: str | dict | None = None,  # 255:building,... or #3C1098:building,...
+    layer: str | None = None,  # Layer of vector labels; None: the only one
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
+):  # -> DataFrame, one row per scene
+    """Read every image and label file once and describe it, in bounded memory.
 
-    Meaning.of(label_values, classes)
+    `no_data` is the share of pixels without data in the bands that are used, and `share`
+    that of the class that is looked for, the first but background; the notes say why
+    pixels hold no data, and what classes label rasters hold. Where `order` says which
+    bands are used, images may have others beside them. Raises DataError, which names all
+    scenes that cannot be used and what would help, and ValueError for `label_values` that
+    name no class.
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    if isinstance(scenes, dict):
+        scenes = [scene for found in scenes.values() for scene in found]
+    bar = tqdm(scenes, desc="checking", unit="scene", disable=len(scenes) < 100)
     how = (class_field, classes, label_values, layer, zeros, order)
-    rows = [_scene_row(scene, *how) for scene in scenes]
+    Meaning.of(label_values, classes)
+    rows = [_scene_row(scene, *how) for scene in bar]
     rasters = [row.pop("raster") for row, _ in rows if row]
     table = pd.DataFrame([row for row, _ in rows if row])
     problems = [problem for _, problem in rows if problem]
-    problems += raster_problems([r for r in rasters if r], classes, label_values)
-    return table, problems + _odd_images(table, bands, order)
+    problems += Meaning.problems([r for r in rasters if r], classes, label_values)
+    problems += _odd_images(table, bands, order)
+    if problems or not len(table):
+        raise DataError(problems or ["there are no scenes to check"])
+    return table.drop(columns="palette")
 
 # %% ../../nbs/data/pairing.ipynb #54bd511c
 def band_histograms(
@@ -521,7 +544,7 @@ def _image_and_data(scene, zeros):
         return f.read(), validity.Validity(f, zeros=zeros).valid()
 
 
-def sampled_range(scenes, low, high, step=7, zeros="empty", order=None):
+def _sampled_range(scenes, low, high, step=7, zeros="empty", order=None):
     """Percentiles `low` and `high` (0 to 100) of each band, where there is data.
 
     For any type of image; from every `step`-th pixel each way, or fewer of large images:
@@ -545,10 +568,79 @@ def _sampled(path, step, zeros, order, most):
     "Every so many pixels of an image that hold data, (bands, n) from each strip."
     info = image_info(path)
     step = max(step, round((info.shape[0] * info.shape[1] / most) ** 0.5))
-    for image, seen, window in labels.strips_with_data(path, zeros, order):
+    for image, seen, window in _strips_with_data(path, zeros, order):
         rows, columns = -int(window.row_off) % step, -int(window.col_off) % step
         part = np.s_[rows::step, columns::step]
         yield image[:, *part][:, seen[part]]
+
+
+def _strips_with_data(path, zeros="empty", order=None):
+    """Windows of an image, one after another: pixels (bands, height, width), where there
+    is data (height, width), and the window. Bands are those of `order`, counted from 0,
+    which also say where there is data; None: all are read, and all but alpha are asked.
+    """
+    import rasterio
+
+    with open_image(path) as f, rasterio.Env(GDAL_CACHEMAX=validity.CACHE):
+        look = validity.Validity(f, order, zeros)
+        numbers = f.indexes if order is None else [b + 1 for b in order]
+        for window in validity.windows_of(f):
+            image = f.read(numbers, window=window)
+            asked = image[look.bands] if order is None else image
+            yield image, look.valid(window, pixels=asked), window
+
+
+def _value_counts(path, top, zeros="empty", order=None, bottom=0):
+    """How often each whole number from `bottom` to `top` occurs where there is data.
+
+    (bands, top - bottom + 1), of the bands of `order`, counted from 0, or of all.
+    """
+    out, size = 0, top - bottom + 1
+    for image, seen, _ in _strips_with_data(path, zeros, order):
+        found = (band[seen] for band in image)
+        found = (v.astype(np.int64) - bottom if bottom else v for v in found)
+        out = out + np.stack([np.bincount(v, minlength=size) for v in found])
+    return out
+
+
+def percentiles(
+    scenes: Iterable[Scene],  # Training scenes
+    low: float = 2,  # Percentile that becomes 0
+    high: float = 98,  # Percentile that becomes 1
+    most: int = 200,  # Of more scenes than this, as many are taken at equal steps
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Which bands, counted from 0; None: all
+) -> tuple[list[float], list[float]]:  # One number per band, twice
+    """Find the range of each band over all pixels with data.
+
+    Exact for whole numbers of 8 and 16 bits, sampled for others. The same scenes give the
+    same numbers. A band of one value gets a range of width 1.
+    """
+    scenes = list(scenes)
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"0 <= low < high <= 100 must hold, got {low} and {high}")
+    if not scenes:
+        raise ValueError("there are no scenes to take percentiles from")
+    if len(scenes) > most:
+        steps = np.linspace(0, len(scenes) - 1, most).round().astype(int)
+        scenes = [scenes[i] for i in steps]
+    dtype = np.dtype(image_info(scenes[0].image).dtype)
+    if dtype.kind not in "iu" or dtype.itemsize > 2:
+        return _sampled_range(scenes, low, high, zeros=zeros, order=order)
+    top, bottom = np.iinfo(dtype).max, np.iinfo(dtype).min
+    how = top, zeros, order, bottom
+    counts = sum(_value_counts(s.image, *how) for s in scenes)
+    if not counts.any():
+        raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
+    lowest, highest = [], []
+    for band in counts:
+        cuts = np.searchsorted(
+            np.cumsum(band), band.sum() * np.array([low, high]) / 100
+        )
+        a, b = (float(bottom + cut) for cut in cuts)
+        lowest.append(a)
+        highest.append(max(b, a + 1))
+    return lowest, highest
 
 # %% ../../nbs/data/pairing.ipynb #be4d1d4d
 def dataset_digest(
