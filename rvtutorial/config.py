@@ -287,11 +287,11 @@ def get_config(
     output_uri: str | Path = "output",  # Folder of the run; one for each run
     preset: str = "sample",  # sample, smoke, version1 or version2
     data: str | Path | None = None,  # Scenes; None: those of the preset
-    image_pattern: str = scenes.IMAGE_PATTERN,  # Image files, with one {id}
-    label_pattern: str = scenes.LABEL_PATTERN,  # Label files, with the same {id}
+    image_pattern: str = scenes.IMAGE_PATTERN,  # Image files, with {id}
+    label_pattern: str = scenes.LABEL_PATTERN,  # The same of labels, or one file
     classes: str = "building,background",  # Names; the one looked for comes first
     class_field: str | None = None,  # Attribute of vector labels that holds the class
-    label_values: str | None = None,  # 255:building,0:background or #3C1098:building
+    label_values: str | dict | None = None,  # building:255,... or building:#3C1098,...
     bands: str | None = None,  # Such as 3,2,1; None: all but alpha
     layer: str | None = None,  # Layer of vector labels; None: the only one
     zeros: str | None = None,  # Patches of 0 in all bands: empty (None), or data

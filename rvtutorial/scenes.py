@@ -99,7 +99,7 @@ def plot_scene(
                 style = dict(colors="#F0E442", linewidths=0.8, origin="upper")
                 ax.contour(mask, [0.5], extent=extent, **style)
     elif scene.label:
-        frame, _ = read_shapes(scene.label, info, layer)
+        frame, _ = read_shapes(scene.label, info, layer, scene.shared)
         rings = shapely.get_rings(shapely.get_parts(frame.geometry.to_numpy()))
         back = ~info.transform
         lines = [

@@ -18,7 +18,7 @@ from rvtutorial.data.places import unplaced_allowed
 EXAMPLE = "255:building,0:background"
 NULL = "null"
 _MOST = 32  # More different values than this are no classes
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_COLOUR = re.compile(r"(#[0-9a-fA-F]{6})([0-9a-fA-F]{2})?")
 
 
 def _key(value, coloured):
@@ -393,9 +393,17 @@ class Meaning:
 
 
 def _pairs(label_values):
-    "Values and names, as they were given."
+    """Values and names: 255:building, or building:255, where several values may follow."""
     if isinstance(label_values, dict):
-        return label_values.items()
+        pairs = []
+        for one, other in label_values.items():
+            if _is_value(other) and not _is_value(one):
+                pairs.append((other, one))
+            elif isinstance(other, list | tuple | set):
+                pairs += [(value, one) for value in other]
+            else:
+                pairs.append((one, other))
+        return pairs
     if not isinstance(label_values, str):
         raise ValueError(
             f"label_values must be text such as {EXAMPLE}, or a dict, got {label_values!r}"
@@ -406,14 +414,53 @@ def _pairs(label_values):
             raise ValueError(
                 f"label_values must be pairs such as {EXAMPLE}, got {item.strip()!r}"
             )
-    return [item.split(":", 1) for item in items]
+    pairs = [[part.strip() for part in item.split(":", 1)] for item in items]
+    turned = [_is_value(name) and not _is_value(value) for value, name in pairs]
+    return [
+        pair[::-1] if turn else pair for pair, turn in zip(pairs, turned, strict=True)
+    ]
+
+
+def _is_value(text):
+    "Whether something can be a value of a label raster, and no name of a class."
+    try:
+        return _value(text) is not None
+    except ValueError:
+        return False
+
+
+def in_one_text(
+    label_values: str | dict | None,  # What the values mean, as it was given
+) -> str | dict | None:  # The same where it names a class for each value
+    "What the values mean as one text, such as #3C1098:building,#6EC1E4:road."
+    pairs = _pairs(label_values) if label_values else []
+    if isinstance(label_values, dict) and all(
+        label_values.get(value) == name for value, name in pairs
+    ):
+        return label_values
+    return ",".join(f"{_value(v)}:{name}" for v, name in pairs) or label_values
 
 
 def _value(text):
-    "A whole number, or a colour in capital letters."
+    """A whole number, or a colour in capital letters: #3C1098, or (60, 16, 152).
+
+    A fourth part is alpha, which no reader follows: it must be 255.
+    """
+    if isinstance(text, list | tuple):
+        parts = [int(p) if str(p).isdecimal() else -1 for p in text]
+        if len(parts) not in (3, 4) or not 0 <= min(parts) <= max(parts) <= 255:
+            raise ValueError(
+                f"a colour is three numbers from 0 to 255, such as (60, 16, 152), got {text!r}"
+            )
+        text = "#" + bytes(parts).hex()
     text = str(text).strip()
-    if _COLOUR.fullmatch(text):
-        return text.upper()
+    if found := _COLOUR.fullmatch(text):
+        if (found[2] or "FF").upper() != "FF":
+            raise ValueError(
+                f"label_values names {text}, a colour that is not opaque; transparency of "
+                f"labels is not followed: name the colour below it, {found[1].upper()}"
+            )
+        return found[1].upper()
     try:
         number = float(text)
         if number.is_integer():

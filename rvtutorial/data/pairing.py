@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..core.files import atomic_path, safe_name
 from ..core.names import natural_key
 from . import labels, validity
 from .label_values import EXAMPLE, Mask, Meaning
-from .labels import image_info, named, open_image, read_shapes
+from .labels import image_info, is_raster, named, open_image, read_shapes
 from .places import LONLAT, Grid
 from .synthetic import IMAGE_NAME, LABEL_NAME
 
@@ -41,6 +41,8 @@ class Scene:
     image: Path  # A raster
     label: Path | None = None  # Vector or raster labels; None: there are none
     split: str = ""  # "train", "val", "test" or ""
+    shared: bool = False  # Whether other images have the same label file
+    parts: dict = field(default_factory=dict, compare=False)  # Of its name: {tile}, ...
 
     def __post_init__(self):
         if safe_name(self.id, 240) != str(self.id):  # it names folders and files
@@ -50,23 +52,40 @@ class Scene:
             )
 
 # %% ../../nbs/data/pairing.ipynb #cfd0dfdb
-def matches(
-    folder: str | Path,  # Where to look
-    pattern: str,  # Relative, with one {id}
-) -> dict[str, list[Path]]:  # By id, sorted
-    "Files of a folder that fit a pattern: {id: [paths]}."
-    if pattern.count("{id}") != 1 or Path(pattern).is_absolute():
+def _names_in(pattern):
+    "What stands in braces, in order; ValueError unless all do so once."
+    names = re.findall(r"\{(\w+)\}", str(pattern))
+    if not names or len({*names}) < len(names) or Path(pattern).is_absolute():
         raise ValueError(
-            f"a pattern is relative and holds {{id}} exactly once, got {pattern!r}; one "
-            "file for many scenes is named in a table with the columns split,id,image,label"
+            f"a pattern is relative and holds {{id}} exactly once, or other names, such as "
+            f"{{tile}} and {{part}}, got {str(pattern)!r}; one file for many scenes is named "
+            "in a table with the columns split,id,image,label"
         )
-    folder, pattern = Path(folder), Path(pattern).as_posix()  # without ./
-    pattern = re.sub(r"\*+(\{id\})|(\{id\})\*+", r"\1\2", pattern)  # the id takes all
+    return names
+
+
+def _shape_of(pattern):
+    "A regular expression for the paths that fit a pattern."
+    _names_in(pattern)
+    pattern = Path(pattern).as_posix()  # without ./; a name takes all beside it
+    pattern = re.sub(r"\*+(\{\w+\})|(\{\w+\})\*+", r"\1\2", pattern)
     any_ = {r"\*\*/": "(?:[^/]+/)*", r"\*": "[^/]*", r"\?": "[^/]"}
     shape = re.sub(r"\\\*\\\*/|\\[*?]", lambda m: any_[m[0]], re.escape(pattern))
-    shape = re.compile(shape.replace(re.escape("{id}"), "(?P<id>[^/]+?)"))
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+?)", shape))
+
+
+def matches(
+    folder: str | Path,  # Where to look
+    pattern: str,  # Relative, with {id}, or with other names such as {tile} and {part}
+    order: tuple = (),  # Of the names in an id; (): as in the pattern
+) -> dict[str, list[Path]]:  # By id, sorted
+    "Files of a folder that fit a pattern: {id: [paths]}; several names are joined by _."
+    names = order or _names_in(pattern)
+    folder, shape = Path(folder), _shape_of(pattern)
+    pattern = re.sub(r"\*+(\{\w+\})|(\{\w+\})\*+", r"\1\2", Path(pattern).as_posix())
+    glob = re.sub(r"\{\w+\}", "*", pattern.replace("[", "[[]"))
     found, skipped = {}, []
-    for path in sorted(folder.glob(pattern.replace("[", "[[]").replace("{id}", "*"))):
+    for path in sorted(folder.glob(glob)):
         inside = path.relative_to(folder)
         match = shape.fullmatch(inside.as_posix())
         if not match:
@@ -74,7 +93,7 @@ def matches(
         if any(p.startswith(".") and p != ".." for p in inside.parts):
             skipped.append(str(inside))
         elif path.is_file():
-            found.setdefault(match["id"], []).append(path)
+            found.setdefault("_".join(match[name] for name in names), []).append(path)
         elif path.is_symlink() and not path.exists():
             raise FileNotFoundError(
                 f"{path} is a link to {os.readlink(path)}, which is not there; mend or "
@@ -127,11 +146,16 @@ def _without(found, others):
 
 def find_scenes(
     folder: Path,  # Where the files are
-    image_pattern: str = IMAGE_PATTERN,  # Image files, with one {id}
+    image_pattern: str = IMAGE_PATTERN,  # Image files, with {id}
     label_pattern: str | None = LABEL_PATTERN,  # Label files; None: images only
     split: str = "",  # Name of the split, kept in each scene
+    above: tuple = (),  # Folders in which a label file for all images may lie, too
 ) -> list[Scene]:  # In natural order of ids
-    """Pair images and labels by the id in their names.
+    """Pair images and labels by the id in their names, or all images with one label file.
+
+    `{id}` stands for the id; several names, such as `Tile {tile}/image_{part}.jpg`, make
+    one together. A label pattern without any is one file, of which each image takes what
+    lies on it.
 
     Raises FileNotFoundError for a folder without images and for orphans, ValueError for
     ids that are met twice and for patterns without `{id}`.
@@ -144,8 +168,19 @@ def find_scenes(
             f"images and labels cannot have one pattern, {image_pattern!r}"
         )
     images, labels = matches(folder, image_pattern), {}
-    if label_pattern:  # a file that fits both belongs to the one that says more
-        labels = matches(folder, label_pattern)
+    names = _names_in(image_pattern)
+    one = label_pattern and not re.search(r"\{\w+\}", str(label_pattern))
+    if one:
+        labels = {"": [_one_file([folder, *above], label_pattern)]}
+        images = _without(images, labels)
+        labels = dict.fromkeys(images, labels[""])
+    elif label_pattern:  # a file that fits both belongs to the one that says more
+        if {*_names_in(label_pattern)} != {*names}:
+            raise ValueError(
+                f"images and labels must have the same names in braces, got "
+                f"{str(image_pattern)!r} and {str(label_pattern)!r}"
+            )
+        labels = matches(folder, label_pattern, names)
         if len(label_pattern.replace("*", "")) > len(image_pattern.replace("*", "")):
             images = _without(images, labels)
         else:
@@ -160,8 +195,34 @@ def find_scenes(
         remedy = "\nadd or remove those files, correct the patterns, or list the pairs in a table"
         orphan = any("without" in p for p in problems)
         raise (FileNotFoundError if orphan else ValueError)(text + remedy)
-    ids = sorted(images, key=natural_key)
-    return [Scene(i, images[i][0], labels.get(i, [None])[0], split) for i in ids]
+    if one and len(images) > 1 and is_raster(label_pattern):
+        raise ValueError(
+            f"{next(iter(labels.values()))[0]} is one label raster for {len(images)} "
+            "images: cut it like the images, one file for each, or give polygons"
+        )
+    shape, scenes = _shape_of(image_pattern), []
+    for i in sorted(images, key=natural_key):
+        image, label = images[i][0], labels.get(i, [None])[0]
+        parts = shape.fullmatch(image.relative_to(folder).as_posix()).groupdict()
+        scenes.append(Scene(i, image, label, split, bool(one), parts))
+    return scenes
+
+
+def _one_file(folders, name):
+    "The one label file of all images: in their folder, or beside the split's folder."
+    if Path(name).is_absolute():
+        folders = folders[:1]
+    found = [Path(folder) / name for folder in folders if (folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"there is no label file {' or '.join(str(f / name) for f in folders)}; "
+            f"label_pattern={str(name)!r} has no {{id}}, so it names one file for all images"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"both {found[0]} and {found[1]} may be meant: remove one of them"
+        )
+    return found[0]
 
 # %% ../../nbs/data/pairing.ipynb #02dafade
 def _read_table(path):
@@ -182,7 +243,8 @@ def _read_table(path):
     for row in sorted(table.itertuples(), key=lambda row: natural_key(row.id)):
         image = path.parent / row.image
         label = path.parent / row.label if row.label else None
-        splits[row.split].append(Scene(row.id, image, label, row.split))
+        many = bool(row.label) and (table["label"] == row.label).sum() > 1
+        splits[row.split].append(Scene(row.id, image, label, row.split, many))
         gone += [str(f) for f in (image, label) if f and not f.is_file()]
     if gone:
         raise FileNotFoundError(f"{path} names files that are not there: {_some(gone)}")
@@ -204,7 +266,7 @@ def _no_leak(splits, data):
 # %% ../../nbs/data/pairing.ipynb #793fbba9
 def find_splits(
     data: Path,  # A folder with train/, val/ and perhaps test/, or a CSV table
-    image_pattern: str = IMAGE_PATTERN,  # Image files, with one {id}
+    image_pattern: str = IMAGE_PATTERN,  # Image files, with {id}
     label_pattern: str | None = LABEL_PATTERN,  # Label files; None: images only
 ) -> dict[str, list[Scene]]:  # Of train, val and test, which may be empty
     """Find the scenes of the three splits.
@@ -227,7 +289,7 @@ def find_splits(
         if not folders["test"].is_dir():
             del folders["test"]
         patterns = image_pattern, label_pattern
-        splits = {s: find_scenes(f, *patterns, s) for s, f in folders.items()}
+        splits = {s: find_scenes(f, *patterns, s, (data,)) for s, f in folders.items()}
         splits.setdefault("test", [])
     else:
         raise FileNotFoundError(f"there is no folder or table {data}")
@@ -340,7 +402,7 @@ def scene_mask(
         found = meaning.read(scene.label, image=info)
         rest = [i + 1 for i, n in enumerate(meaning.names) if n in labels.RESTS]
         return np.where(np.isin(found, rest), np.uint8(0), found)
-    frame, _ = read_shapes(scene.label, info, layer)
+    frame, _ = read_shapes(scene.label, info, layer, scene.shared)
     ids = labels.class_ids(frame, class_field, classes, scene.label)
     shapes = [(s, i + 1) for s, i in zip(frame.geometry, ids, strict=True)]
     if not shapes:
@@ -372,7 +434,7 @@ def _label_facts(scene, info, class_field, classes, label_values=None, layer=Non
         return "none", 0, float("nan"), ["no labels"], None
     aim = labels.target_class(classes)
     if not labels.is_raster(scene.label):
-        frame, notes = read_shapes(scene.label, info, layer)
+        frame, notes = read_shapes(scene.label, info, layer, scene.shared)
         ids = np.array(labels.class_ids(frame, class_field, classes, scene.label), int)
         share = _labelled_share(frame[ids == aim] if class_field else frame, info)
         notes = notes + ([] if len(frame) else ["no buildings"])
@@ -471,6 +533,27 @@ def _odd_images(table, bands, order):
     ]
 
 
+def _nothing_anywhere(scenes, rows, layer):
+    "Shared label files of which nothing lies on any image, in sentences."
+    found = {}
+    for scene, row in zip(scenes, rows, strict=True):
+        if scene.shared and row and row["labels"] == "vector":
+            found.setdefault(scene.label, []).append((scene, row["polygons"]))
+    problems = []
+    for label, some in found.items():
+        if not any(number for _, number in some):
+            first = some[0][0]
+            try:
+                read_shapes(label, image_info(first.image), layer)
+                why = "it holds no polygons"
+            except ValueError as err:
+                why = str(err)
+            problems.append(
+                f"nothing of {label} lies on any of {len(some)} images: {why}"
+            )
+    return problems
+
+
 def check_scenes(
     scenes,  # A list of scenes, or a dictionary of splits
     bands: int | None = None,  # Bands of every image; None: what most have
@@ -499,11 +582,12 @@ def check_scenes(
     how = (class_field, classes, label_values, layer, zeros, order)
     Meaning.of(label_values, classes)
     rows = [_scene_row(scene, *how) for scene in bar]
+    alone = _nothing_anywhere(scenes, [row for row, _ in rows], layer)
     rasters = [row.pop("raster") for row, _ in rows if row]
     table = pd.DataFrame([row for row, _ in rows if row])
     problems = [problem for _, problem in rows if problem]
     problems += Meaning.problems([r for r in rasters if r], classes, label_values)
-    problems += _odd_images(table, bands, order)
+    problems += alone + _odd_images(table, bands, order)
     if problems or not len(table):
         raise DataError(problems or ["there are no scenes to check"])
     return table.drop(columns="palette")

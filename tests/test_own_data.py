@@ -1,0 +1,277 @@
+"""Data as people have it: colours, one label file, folders of tiles, areas of one image, bands."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from rasterio.warp import transform_geom
+
+from rvtutorial import scenes
+from rvtutorial.core.record import read_json
+from rvtutorial.data.pairing import DataError, check_scenes, find_scenes, find_splits
+
+SIDE, HERE = 64, (700000.0, 5000000.0)  # pixels; metres in UTM zone 32
+SMALL = dict(chip_sz=32, stride_length=32, max_windows=2, epochs=1, scores="none")
+BUILDING, ROAD, LAND = (60, 16, 152), (110, 193, 228), (132, 41, 246)
+NAMES = dict(building=BUILDING, road=ROAD, background=LAND)
+
+
+@pytest.fixture(autouse=True)
+def quiet_threads(one_thread):
+    pass
+
+
+def write(path, pixels, where=None, driver="GTiff", **more):
+    "A raster; `where` is its upper left corner in metres, None: no place."
+    pixels = np.asarray(pixels, np.uint8 if pixels.dtype == bool else None)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    path.parent.mkdir(parents=True, exist_ok=True)
+    how = dict(driver=driver, count=len(pixels), dtype=pixels.dtype)
+    if where is not None:
+        how |= dict(crs="EPSG:32632", transform=from_origin(*where, 1, 1))
+    high, wide = pixels.shape[1:]
+    with rasterio.open(path, "w", width=wide, height=high, **how) as file:
+        file.write(pixels)
+        for name, value in more.items():
+            setattr(file, name, value)
+    return path
+
+
+def things(seed, side=SIDE):
+    "Where buildings and roads are: (building, road), bool."
+    rng = np.random.default_rng(seed)
+    building, road = np.zeros((2, side, side), bool)
+    for _ in range(max(3, side // 16)):
+        y, x = rng.integers(2, side - 14, 2)
+        building[y : y + 10, x : x + 12] = True
+    road[:, side // 2 : side // 2 + 4] = True
+    return building, road & ~building
+
+
+def image_of(seed, bands=3, dtype="uint8", side=SIDE):
+    building, road = things(seed, side)
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(20, 60, (bands, side, side))
+    return (pixels + 150 * building + 80 * road).astype(dtype)
+
+
+def mask_of(seed, names=NAMES, side=SIDE):
+    "A mask of colours."
+    building, road = things(seed, side)
+    out = np.empty((3, side, side), np.uint8)
+    out[:] = np.reshape(names["background"], (3, 1, 1))
+    for name, there in (("road", road), ("building", building)):
+        out[:, there] = np.reshape(names[name], (3, 1))
+    return out
+
+
+def polygons(path, boxes, crs="EPSG:32632"):
+    "Boxes (left, top, right, bottom in metres) as GeoJSON in longitude and latitude."
+    features = []
+    for left, top, right, bottom in boxes:
+        ring = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+        shape = {"type": "Polygon", "coordinates": [ring]}
+        shape = transform_geom(crs, "EPSG:4326", shape)
+        features.append({"type": "Feature", "properties": {}, "geometry": shape})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def get_config(tmp_path, data, **asked):
+    pytest.importorskip("rastervision.pytorch_backend")
+    from rvtutorial.config import get_config
+
+    return get_config("inprocess", tmp_path / "run", "smoke", data, **SMALL | asked)
+
+
+def finished(config):
+    "Train, predict and evaluate; the classes' F1 and the folder."
+    from rvtutorial import engine
+
+    folder = engine.run(config, progress=False, onnx=False)
+    with open(folder / "eval/validation_scenes/eval.json") as file:
+        assert json.load(file)["overall"]
+    return folder
+
+
+def labels_of(config):
+    "{scene id: class ids} as Raster Vision itself reads them."
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    found = {}
+    with get_tmp_dir() as tmp:
+        for scene in config.dataset.all_scenes:
+            alone = scene.copy()
+            alone.label_store = None
+            built = alone.build(config.dataset.class_config, tmp)
+            found[scene.id] = built.label_source.get_label_arr()
+    return found
+
+
+def folders(root, images="images/i_{}.jpg", masks="masks/m_{}.png", numbers=(1, 2, 3)):
+    "Photographs and masks of colours that know no place."
+    for i in numbers:
+        write(root / images.format(i), image_of(i), driver="JPEG")
+        write(root / masks.format(i), mask_of(i), driver="PNG")
+    return root
+
+
+def split(root, image, label, **how):
+    "The user's lines: find, split, keep as a table."
+    found = scenes.split_scenes(scenes.find_scenes(root, image, label), n_val=1, **how)
+    return scenes.write_table(found, root / "scenes.csv")
+
+
+@pytest.mark.slow
+def test_colours_without_a_place(tmp_path):
+    table = split(folders(tmp_path / "d"), "images/i_{id}.jpg", "masks/m_{id}.png")
+    values = {"building": "#3C1098", "road": (110, 193, 228), "background": LAND}
+    config = get_config(
+        tmp_path, table, classes="building,road,background", label_values=values
+    )
+    found = labels_of(config)
+    for i in ("1", "2", "3"):
+        building, road = things(int(i))
+        assert (found[i] == np.where(building, 0, np.where(road, 1, 2))).all()
+    finished(config)
+    again = dict(classes="building,road,background")
+    again["label_values"] = "#3C1098:building, #6ec1e4:road, #8429F6:background"
+    get_config(tmp_path, table, **again)  # another way to write it is the same run
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "building:#3C1098,road:#6EC1E4,background:#8429F6",
+        {"building": "#3c1098ff", "road": "#6EC1E4", "background": [132, 41, 246, 255]},
+        {BUILDING: "building", ROAD: "road", LAND: "background"},
+        {"building": [BUILDING], "road": [ROAD], "background": {LAND}},
+    ],
+)
+def test_colours_can_be_said_in_many_ways(tmp_path, said):
+    root = folders(tmp_path)
+    names = dict(classes=["building", "road", "background"], label_values=said)
+    table = check_scenes(
+        find_scenes(root, "images/i_{id}.jpg", "masks/m_{id}.png"), **names
+    )
+    assert "#3C1098 building" in table.notes[0] and (table.share > 0.05).all()
+
+
+def test_an_unnamed_colour_is_refused_with_the_line_to_add(tmp_path):
+    root = folders(tmp_path)
+    said = {"building": BUILDING, "background": LAND}
+    found = find_scenes(root, "images/i_{id}.jpg", "masks/m_{id}.png")
+    with pytest.raises(DataError) as caught:
+        check_scenes(found, label_values=said)
+    pixels = int(things(1)[1].sum())
+    text = str(caught.value)
+    assert "m_1.png holds colours that mean no class" in text
+    assert f"#6EC1E4 ({pixels} pixels" in text and "#6EC1E4:null" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"building": (60, 16, 152, 0), "background": LAND}, "not opaque"),
+        (
+            {"building": (60, 16, 300), "background": LAND},
+            "numbers or colours, not both",
+        ),
+        ({"building": BUILDING, "road": BUILDING}, "names the class 'road'"),
+        ({"building": BUILDING, "background": BUILDING}, "#3C1098 is building and"),
+    ],
+)
+def test_colours_that_cannot_be(tmp_path, said, words):
+    root = folders(tmp_path, numbers=(1,))
+    found = find_scenes(root, "images/i_{id}.jpg", "masks/m_{id}.png")
+    with pytest.raises(ValueError, match=words):
+        check_scenes(found, label_values=said)
+
+
+def mosaic(root, label="labels.geojson"):
+    "Four images side by side, and one file with a box of 12 m in three of them."
+    left, top = HERE
+    for i, name in enumerate(("train/1", "train/2", "train/3", "val/4")):
+        corner = left + i * SIDE, top
+        write(root / f"{name}.tif", image_of(i), corner)
+    boxes = [(left + x, top - 20, left + x + 12, top - 32) for x in (10, 74, 230)]
+    return polygons(root / label, boxes)
+
+
+@pytest.mark.slow
+def test_one_label_file_for_all_images(tmp_path):
+    mosaic(tmp_path / "d")
+    config = get_config(
+        tmp_path,
+        tmp_path / "d",
+        image_pattern="{id}.tif",
+        label_pattern="labels.geojson",
+    )
+    found = labels_of(config)
+    assert {i: int((a == 0).sum()) for i, a in found.items()} == {
+        "1": 144, "2": 144, "3": 0, "4": 144
+    }  # fmt: skip
+    folder = finished(config)
+    assert len(read_json(folder / "labels/1.geojson")["features"]) == 1  # its own
+
+
+def test_one_label_file_says_what_each_image_takes(tmp_path):
+    mosaic(tmp_path)
+    table = check_scenes(find_splits(tmp_path, "{id}.tif", "labels.geojson"))
+    assert table.polygons.tolist() == [1, 1, 0, 1]
+    assert table.notes[2] == "re-projected from EPSG:4326 to EPSG:32632; no buildings"
+    assert len(scenes.building_sizes(find_scenes(tmp_path / "train", "{id}.tif", "../labels.geojson"))) == 2  # fmt: skip
+    splits = find_splits(tmp_path, "{id}.tif", "labels.geojson")
+    named = find_splits(scenes.write_table(splits, tmp_path / "t.csv"))
+    assert [s.shared for s in named["train"]] == [True] * 3
+
+
+def test_one_label_file_of_another_place_is_refused(tmp_path):
+    mosaic(tmp_path)
+    polygons(tmp_path / "labels.geojson", [(0, 0, 9, -9)])
+    with pytest.raises(DataError, match="nothing of .*labels.geojson lies on any of 4"):
+        check_scenes(find_splits(tmp_path, "{id}.tif", "labels.geojson"))
+    shutil.copy(tmp_path / "labels.geojson", tmp_path / "train")
+    with pytest.raises(ValueError, match="both .* may be meant"):
+        find_splits(tmp_path, "{id}.tif", "labels.geojson")
+    with pytest.raises(
+        FileNotFoundError, match="no label file .*names one file for all"
+    ):
+        find_splits(tmp_path, "{id}.tif", "label.geojson")
+    write(tmp_path / "mask.png", things(1)[0], driver="PNG")
+    with pytest.raises(ValueError, match="one label raster for 3 images"):
+        find_splits(tmp_path, "{id}.tif", "mask.png")
+
+
+TILES = dict(
+    images="Tile {0}/images/part_{0}1.jpg", masks="Tile {0}/masks/part_{0}1.png"
+)
+TWO = "Tile {tile}/images/part_{part}.jpg", "Tile {tile}/masks/part_{part}.png"
+
+
+@pytest.mark.slow
+def test_folders_of_tiles(tmp_path):
+    table = split(folders(tmp_path / "d", **TILES), *TWO)
+    values = {"building": BUILDING, "road": ROAD, "background": LAND}
+    classes = "building,road,background"
+    finished(get_config(tmp_path, table, classes=classes, label_values=values))
+
+
+def test_names_of_several_parts(tmp_path):
+    root = folders(tmp_path, **TILES)
+    found = find_scenes(root, *TWO)
+    assert [s.id for s in found] == ["1_11", "2_21", "3_31"]
+    assert found[0].parts == {"tile": "1", "part": "11"}
+    turned = find_scenes(root, TWO[0], "T* {tile}/masks/p*_{part}.png")
+    assert [s.label for s in turned] == [s.label for s in found]
+    with pytest.raises(ValueError, match="the same names in braces"):
+        find_scenes(root, TWO[0], "Tile {tile}/masks/part_{piece}.png")
+    with pytest.raises(ValueError, match="exactly once, or other names"):
+        find_scenes(root, "Tile {tile}/images/part_{tile}1.jpg", None)
+    (root / "Tile 2/masks/part_21.png").unlink()
+    with pytest.raises(FileNotFoundError, match="images without labels: 2_21"):
+        find_scenes(root, *TWO)
