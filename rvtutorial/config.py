@@ -109,6 +109,7 @@ def make_scene(
     label_values: dict | None = None,  # Number in a label raster -> class id
     scores: str = "uint8",  # Scores kept beside the labels: none, uint8, float32
     fills: list | None = None,  # As `make_fillers` takes them
+    aoi_uri: str | Path | None = None,  # GeoJSON: chips lie within; None: anywhere
 ) -> SceneConfig:  # Builds a scene
     "One image with its labels, and what is kept of its prediction."
     labels = None
@@ -117,6 +118,7 @@ def make_scene(
         labels = SemanticSegmentationLabelSourceConfig(raster_source=raster)
     return SceneConfig(
         id=str(scene_id),
+        aoi_uris=[str(aoi_uri)] if aoi_uri else None,
         raster_source=RasterioSourceConfig(
             uris=str(image_uri),
             channel_order=channel_order,
@@ -143,6 +145,7 @@ def make_dataset(
         for s in splits.get(name, []):
             label, values = labels[s.id]
             more = dict(label_values=values, scores=scores, fills=fills)
+            more["aoi_uri"] = s.aoi if name == "train" else None  # others: null labels
             yield make_scene(s.id, s.image, label, class_config, channel_order, **more)
 
     return DatasetConfig(

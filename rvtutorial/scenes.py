@@ -23,7 +23,8 @@ from rvtutorial.data.pairing import (
     outlines,
     percentiles,
 )
-from .data.pairing import scene_mask, split_scenes, write_table
+from .data.pairing import place_tiles, scene_mask, split_by_area
+from .data.pairing import split_scenes, write_table
 from .data.spacenet import fetch_spacenet
 from .data.synthetic import ensure_data, make_sample_scenes
 from .data.validity import Validity, data_mask, no_numbers

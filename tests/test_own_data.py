@@ -198,6 +198,7 @@ def mosaic(root, label="labels.geojson"):
     for i, name in enumerate(("train/1", "train/2", "train/3", "val/4")):
         corner = left + i * SIDE, top
         write(root / f"{name}.tif", image_of(i), corner)
+    left, top = left + 0.3, top - 0.3  # Raster Vision floors vertices
     boxes = [(left + x, top - 20, left + x + 12, top - 32) for x in (10, 74, 230)]
     return polygons(root / label, boxes)
 
@@ -223,7 +224,7 @@ def test_one_label_file_says_what_each_image_takes(tmp_path):
     mosaic(tmp_path)
     table = check_scenes(find_splits(tmp_path, "{id}.tif", "labels.geojson"))
     assert table.polygons.tolist() == [1, 1, 0, 1]
-    assert table.notes[2] == "re-projected from EPSG:4326 to EPSG:32632; no buildings"
+    assert table.notes[2] == "no buildings"
     assert len(scenes.building_sizes(find_scenes(tmp_path / "train", "{id}.tif", "../labels.geojson"))) == 2  # fmt: skip
     splits = find_splits(tmp_path, "{id}.tif", "labels.geojson")
     named = find_splits(scenes.write_table(splits, tmp_path / "t.csv"))
@@ -275,3 +276,154 @@ def test_names_of_several_parts(tmp_path):
     (root / "Tile 2/masks/part_21.png").unlink()
     with pytest.raises(FileNotFoundError, match="images without labels: 2_21"):
         find_scenes(root, *TWO)
+
+
+def big_tile(root, raster=False):
+    "One image of 128 pixels, with labels."
+    image = write(root / "tile.tif", image_of(7, side=128), HERE)
+    if raster:
+        mask = np.where(things(7, 128)[0], 255, 0).astype(np.uint8)
+        return image, write(root / "mask.tif", mask, HERE)
+    left, top = HERE[0] + 0.3, HERE[1] - 0.3  # Raster Vision floors vertices
+    boxes = [(left + x, top - y, left + x + 12, top - y - 12)
+             for x in (10, 40, 80, 108) for y in (10, 40, 80, 108)]  # fmt: skip
+    return image, polygons(root / "labels.geojson", boxes)
+
+
+def area(path, points):
+    "A polygon of pixels of the big tile, as GeoJSON."
+    left, top = HERE
+    ring = [(left + x, top - y) for x, y in [*points, points[0]]]
+    shape = {"type": "Polygon", "coordinates": [ring]}
+    shape = transform_geom("EPSG:32632", "EPSG:4326", shape)
+    feature = {"type": "Feature", "properties": {}, "geometry": shape}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    return path
+
+
+def box(x0, y0, x1, y1):
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("raster", [False, True])
+def test_quarters_of_one_tile(tmp_path, raster):
+    image, label = big_tile(tmp_path, raster)
+    splits = scenes.split_by_area(image, label, "quarters", tmp_path / "areas")
+    table = scenes.write_table(splits, tmp_path / "scenes.csv")
+    said = dict(label_values={"building": 255, "background": 0}) if raster else {}
+    config = get_config(tmp_path, table, **said)
+    found = labels_of(config)
+    names = ["tile-train-1", "tile-train-2", "tile-val", "tile-test"]
+    assert list(found) == names and {a.shape for a in found.values()} == {(64, 64)}
+    if raster:
+        whole = np.where(things(7, 128)[0], 0, 1)
+        assert (found["tile-test"] == whole[64:, 64:]).all()
+        assert (found["tile-val"] == whole[:64, 64:]).all()
+    else:
+        assert {int((a == 0).sum()) for a in found.values()} == {4 * 144}
+    finished(config)
+
+
+@pytest.mark.slow
+def test_areas_that_are_no_rectangles(tmp_path):
+    image, label = big_tile(tmp_path)
+    areas = {
+        "train": area(
+            tmp_path / "train.geojson", [(0, 0), (60, 0), (60, 120), (20, 128)]
+        ),
+        "val": area(tmp_path / "val.geojson", [(64, 0), (128, 0), (128, 128)]),
+    }
+    splits = scenes.split_by_area(image, label, areas, tmp_path / "areas")
+    table = scenes.write_table(splits, tmp_path / "scenes.csv")
+    config = get_config(tmp_path, table)
+    train, val = config.dataset.all_scenes
+    assert train.aoi_uris and not val.aoi_uris
+    found = labels_of(config)
+    seen = found["tile-val"] != 2
+    assert found["tile-val"].shape == (128, 64) and seen.mean() == pytest.approx(
+        0.5, abs=0.01
+    )
+    assert seen[2, -3] and not seen[-3, 2]
+    assert (found["tile-train"] != 2).all()  # chips lie within
+    folder = finished(config)
+    with pytest.raises(ValueError, match="needs null=ignore"):
+        get_config(tmp_path / "other", table, null="class")
+    narrow = {
+        **areas,
+        "train": area(tmp_path / "n.geojson", [(0, 0), (40, 0), (0, 60)]),
+    }
+    splits = scenes.split_by_area(image, label, narrow, tmp_path / "narrow")
+    table = scenes.write_table(splits, tmp_path / "narrow.csv")
+    with pytest.raises(
+        ValueError, match="no chip of 32 x 32 pixels fits into its area"
+    ):
+        get_config(tmp_path / "other", table)
+    assert folder.is_dir() and not (tmp_path / "other").exists()
+
+
+def test_areas_that_overlap_are_refused(tmp_path):
+    image, label = big_tile(tmp_path)
+    areas = {
+        "train": area(tmp_path / "a.geojson", box(0, 0, 64, 128)),
+        "val": area(tmp_path / "b.geojson", box(48, 0, 112, 128)),
+    }
+    with pytest.raises(
+        ValueError, match="train and val overlap: 25.0% .* 2,048 pixels"
+    ):
+        scenes.split_by_area(image, label, areas, tmp_path / "areas")
+    assert not (tmp_path / "areas").exists()
+    areas["val"] = area(tmp_path / "b.geojson", box(64, 0, 140, 128))
+    splits = scenes.split_by_area(image, label, areas, tmp_path / "areas")
+    assert [s.aoi for some in splits.values() for s in some] == [None, None]
+    shapes = [
+        scenes.image_info(s.image).shape for some in splits.values() for s in some
+    ]
+    assert shapes == [(128, 64), (128, 64)]
+    with pytest.raises(ValueError, match="areas must be"):
+        scenes.split_by_area(image, label, "halves", tmp_path / "areas")
+
+
+TILE = "t/OAM-{x}-{y}-{z}.png"
+
+
+def map_tiles(root):
+    "Four tiles of a web map around one corner, and one file with a box in each."
+    x, y, z = 1_250_000, 1_040_000, 21
+    for n, (dx, dy) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+        name = TILE.format(x=x + dx, y=y + dy, z=z)
+        write(root / name, image_of(n), driver="PNG")
+    one = 40075016.685578488 / 2**z
+    left, top = x * one - 20037508.342789244, 20037508.342789244 - y * one
+    boxes = [
+        (left + i * one + 0.2 * one, top - j * one - 0.2 * one,
+         left + i * one + 0.4 * one, top - j * one - 0.4 * one)
+        for i in (0, 1) for j in (0, 1)
+    ]  # fmt: skip
+    return polygons(root / "labels.geojson", boxes, "EPSG:3857")
+
+
+@pytest.mark.slow
+def test_tiles_of_a_web_map(tmp_path):
+    map_tiles(tmp_path)
+    found = scenes.find_scenes(tmp_path, TILE, "labels.geojson")
+    placed = scenes.place_tiles(found, tmp_path / "placed")
+    table = scenes.write_table(scenes.split_scenes(placed, 1), tmp_path / "scenes.csv")
+    config = get_config(tmp_path, table)
+    for pixels in labels_of(config).values():
+        rows, columns = np.nonzero(pixels == 0)
+        assert {rows.min(), columns.min()} == {12} and {rows.max(), columns.max()} <= {
+            24,
+            25,
+        }
+    finished(config)
+
+
+def test_names_that_are_no_tiles(tmp_path):
+    write(tmp_path / "a/1-9-2.png", image_of(1), driver="PNG")
+    for pattern, words in (
+        ("a/{x}-{y}-{z}.png", "no tile x=1, y=9 at zoom z=2, .* from 0 to 3"),
+        ("a/{x}-{y}-2.png", r"whole numbers for \{x\}, \{y\} and \{z\}"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            scenes.place_tiles(scenes.find_scenes(tmp_path, pattern, None), tmp_path)

@@ -16,14 +16,14 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from rasterio.enums import ColorInterp
-from rasterio.features import shapes
+from rasterio.features import geometry_mask, shapes
 from rasterio.warp import transform_geom
 
 from rvtutorial import scenes
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.data.label_values import Meaning
-from rvtutorial.data.labels import image_info, is_raster
+from rvtutorial.data.labels import image_info, is_raster, read_shapes
 from rvtutorial.data.validity import Validity, check_zeros
 from rvtutorial.runs import Hyperparams, Workspace
 
@@ -141,6 +141,7 @@ def look_at_data(
         if len(unlabelled):
             raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
         hp.check_scene(int(table.height.min()), int(table.width.min()))
+        _check_areas(hp, splits)
         if len(splits["train"]) * hp.max_windows < 2:
             raise ValueError(
                 "one chip an epoch is too little to train on: raise max_windows"
@@ -211,6 +212,9 @@ def _own_labels(scene, folder, classes, where, order, holes):
         with rasterio.open(scene.image) as file:
             empty = ~Validity(file, order, where.get("zeros")).valid()
         empty = empty if empty.any() else None
+    if scene.aoi is not None and scene.split != "train":
+        beside = ~_inside(scene)
+        empty = beside if empty is None else empty | beside
     if is_raster(scene.label):
         info = image_info(scene.image)
         meaning = Meaning.of(where["label_values"], names)
@@ -227,6 +231,35 @@ def _own_labels(scene, folder, classes, where, order, holes):
         shutil.copyfile(found, partial)
         _burn_null(partial, scene.image, empty, null)
     return out, None
+
+
+def _inside(scene):
+    "Which pixels of an image lie in the area that counts."
+    info = image_info(scene.image)
+    frame, _ = read_shapes(scene.aoi, info)
+    return geometry_mask(frame.geometry, info.shape, info.transform, invert=True)
+
+
+def _check_areas(hp, splits):
+    "ValueError where no chip fits into an area of training, or what is beside would count."
+    for scene in (s for some in splits.values() for s in some if s.aoi is not None):
+        if scene.split != "train":
+            if hp.null != "ignore":
+                raise ValueError(
+                    f"scene {scene.id}: its area is no rectangle, so what is beside it has "
+                    f"no label: that needs null=ignore, got null={hp.null}"
+                )
+            continue
+        inside = np.pad(
+            _inside(scene).astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0))
+        )
+        n = hp.chip_sz
+        full = inside[n:, n:] - inside[:-n, n:] - inside[n:, :-n] + inside[:-n, :-n]
+        if not (full == n * n).any():
+            raise ValueError(
+                f"scene {scene.id}: no chip of {n} x {n} pixels fits into its area "
+                f"({scene.aoi}): draw a wider one, or lower chip_sz"
+            )
 
 
 def labels_of_run(folder, hp, where, found, splits, classes) -> dict:

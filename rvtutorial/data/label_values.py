@@ -424,7 +424,7 @@ def _pairs(label_values):
 def _is_value(text):
     "Whether something can be a value of a label raster, and no name of a class."
     try:
-        return _value(text) is not None
+        return _value(text, opaque=False) is not None
     except ValueError:
         return False
 
@@ -441,7 +441,7 @@ def in_one_text(
     return ",".join(f"{_value(v)}:{name}" for v, name in pairs) or label_values
 
 
-def _value(text):
+def _value(text, opaque=True):
     """A whole number, or a colour in capital letters: #3C1098, or (60, 16, 152).
 
     A fourth part is alpha, which no reader follows: it must be 255.
@@ -455,7 +455,7 @@ def _value(text):
         text = "#" + bytes(parts).hex()
     text = str(text).strip()
     if found := _COLOUR.fullmatch(text):
-        if (found[2] or "FF").upper() != "FF":
+        if opaque and (found[2] or "FF").upper() != "FF":
             raise ValueError(
                 f"label_values names {text}, a colour that is not opaque; transparency of "
                 f"labels is not followed: name the colour below it, {found[1].upper()}"

@@ -4,27 +4,36 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'EXPAND', 'SAMPLED', 'Scene', 'matches', 'find_scenes', 'find_splits',
-           'split_scenes', 'write_table', 'outlines', 'leaks', 'DataError', 'scene_mask', 'check_scenes',
-           'band_histograms', 'percentiles', 'dataset_digest']
+           'split_scenes', 'write_table', 'split_by_area', 'place_tiles', 'outlines', 'leaks', 'DataError',
+           'scene_mask', 'check_scenes', 'band_histograms', 'percentiles', 'dataset_digest']
 
 # %% ../../nbs/data/pairing.ipynb #9c60d3a6
 import hashlib
+import math
 import os
 import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import combinations
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
+import rasterio
+import rasterio.shutil
+import shapely
 from affine import Affine
+from rasterio.warp import transform_geom
 
 from ..core.files import atomic_path, safe_name
 from ..core.names import natural_key
+from ..core.records import write_json
 from . import labels, validity
 from .label_values import EXAMPLE, Mask, Meaning
 from .labels import image_info, is_raster, named, open_image, read_shapes
-from .places import LONLAT, Grid
+from .places import LONLAT, Grid, unplaced_allowed
 from .synthetic import IMAGE_NAME, LABEL_NAME
 
 # %% ../../nbs/data/pairing.ipynb #5efe7781
@@ -41,6 +50,7 @@ class Scene:
     image: Path  # A raster
     label: Path | None = None  # Vector or raster labels; None: there are none
     split: str = ""  # "train", "val", "test" or ""
+    aoi: Path | None = None  # GeoJSON of the part of the image that counts; None: all
     shared: bool = False  # Whether other images have the same label file
     parts: dict = field(default_factory=dict, compare=False)  # Of its name: {tile}, ...
 
@@ -190,7 +200,10 @@ def find_scenes(
         raise FileNotFoundError(
             f"no images in {folder}: expected {image_pattern}, found {there}"
         )
-    if problems := _pair_errors(images, labels, folder, label_pattern):
+    pairs = (
+        (images, {}, folder, None) if one else (images, labels, folder, label_pattern)
+    )
+    if problems := _pair_errors(*pairs):
         text = f"{folder} is not a set of pairs:\n  " + "\n  ".join(problems)
         remedy = "\nadd or remove those files, correct the patterns, or list the pairs in a table"
         orphan = any("without" in p for p in problems)
@@ -204,7 +217,7 @@ def find_scenes(
     for i in sorted(images, key=natural_key):
         image, label = images[i][0], labels.get(i, [None])[0]
         parts = shape.fullmatch(image.relative_to(folder).as_posix()).groupdict()
-        scenes.append(Scene(i, image, label, split, bool(one), parts))
+        scenes.append(Scene(i, image, label, split, None, bool(one), parts))
     return scenes
 
 
@@ -244,8 +257,9 @@ def _read_table(path):
         image = path.parent / row.image
         label = path.parent / row.label if row.label else None
         many = bool(row.label) and (table["label"] == row.label).sum() > 1
-        splits[row.split].append(Scene(row.id, image, label, row.split, many))
-        gone += [str(f) for f in (image, label) if f and not f.is_file()]
+        aoi = path.parent / row.aoi if getattr(row, "aoi", "") else None
+        splits[row.split].append(Scene(row.id, image, label, row.split, aoi, many))
+        gone += [str(f) for f in (image, label, aoi) if f and not f.is_file()]
     if gone:
         raise FileNotFoundError(f"{path} names files that are not there: {_some(gone)}")
     return splits
@@ -329,11 +343,164 @@ def write_table(
         return Path(os.path.relpath(file, Path(path).parent)).as_posix() if file else ""
 
     found = [(s, scene) for s in SPLITS for scene in splits.get(s, [])]
-    rows = [(s, x.id, near(x.image), near(x.label)) for s, x in found]
-    table = pd.DataFrame(rows, columns=["split", "id", "image", "label"])
+    rows = [(s, x.id, near(x.image), near(x.label), near(x.aoi)) for s, x in found]
+    table = pd.DataFrame(rows, columns=["split", "id", "image", "label", "aoi"])
+    if not any(table["aoi"]):
+        del table["aoi"]
     with atomic_path(path) as new:
         table.to_csv(new, index=False)
     return Path(path)
+
+# %% ../../nbs/data/pairing.ipynb #b4d90e11
+def _view(image, out, window=None, place=None):
+    "A VRT file of an image: a window (left, top, right, bottom in pixels), or a place."
+    with atomic_path(out) as partial:
+        rasterio.shutil.copy(Path(image).absolute(), partial, driver="VRT")
+        if place is not None:
+            with unplaced_allowed(), rasterio.open(partial, "r+") as file:
+                file.crs, file.transform = place
+        if window is not None:
+            _cut(partial, window)
+    return Path(out)
+
+
+def _cut(path, window):
+    "Let a VRT file show a window of what it shows."
+    tree = ElementTree.parse(path)
+    root, (left, top, right, bottom) = tree.getroot(), window
+    root.set("rasterXSize", str(right - left))
+    root.set("rasterYSize", str(bottom - top))
+    for place in root.iter("DstRect"):
+        place.set("xOff", str(float(place.get("xOff")) - left))
+        place.set("yOff", str(float(place.get("yOff")) - top))
+    for text in root.iter("GeoTransform"):
+        x, dx, rx, y, ry, dy = (float(number) for number in text.text.split(","))
+        moved = x + left * dx + top * rx, dx, rx, y + left * ry + top * dy, ry, dy
+        text.text = ", ".join(repr(number) for number in moved)
+    tree.write(path)
+
+
+def _areas_of(areas, info):
+    "{split: polygons in pixels of an image}, in order; the unit of all is a pixel."
+    high, wide = info.shape
+    if areas == "quarters":
+        x, y = wide // 2, high // 2
+        boxes = {"train": [(0, 0, x, y), (0, y, x, high)], "val": [(x, 0, wide, y)]}
+        boxes["test"] = [(x, y, wide, high)]
+        return {s: [shapely.box(*box) for box in some] for s, some in boxes.items()}
+    if (
+        not isinstance(areas, dict)
+        or {*areas} - {*SPLITS}
+        or {"train", "val"} - {*areas}
+    ):
+        raise ValueError(
+            'areas must be "quarters", or {"train": FILE, "val": FILE, "test": FILE} with '
+            f"polygons in GeoJSON files (test may be left out), got {areas!r}"
+        )
+    back = ~info.transform
+    found = {}
+    for split in (s for s in SPLITS if s in areas):
+        frame, _ = read_shapes(areas[split], info)
+        if not len(frame):
+            raise ValueError(f"{areas[split]} holds no polygon")
+        shapes = shapely.transform(
+            frame.geometry.to_numpy(), lambda at: np.stack(back @ at.T, -1)
+        )
+        whole = shapely.intersection(
+            shapely.union_all(shapes), shapely.box(0, 0, wide, high)
+        )
+        parts = [p for p in shapely.get_parts(whole) if p.area >= 1]
+        found[split] = sorted(parts, key=lambda part: part.bounds)
+    return found
+
+
+def split_by_area(
+    image: Path,  # One image
+    label: Path | None,  # Its labels: polygons, or a raster on the same grid
+    areas: str
+    | dict,  # {"train": GeoJSON file, "val": ..., "test": ...}, or "quarters"
+    folder: Path,  # Where small files that name parts of the image are written
+) -> dict[str, list[Scene]]:  # {"train": ..., "val": ..., "test": ...}
+    """Make scenes of parts of one image; nothing is cut.
+
+    Each polygon becomes a scene. Quarters: the left half is for training, the upper right
+    for validation, the lower right for the test. Raises ValueError where areas of two
+    splits overlap, with the share of the smaller one.
+    """
+    image, folder, info = Path(image), Path(folder), image_info(Path(image))
+    if is_raster(label or "") and not info.fit_of(label).same:
+        raise ValueError(
+            f"{label} must have the pixels of {image}: warp it to its grid"
+        )
+    found = _areas_of(areas, info)
+    whole = {split: shapely.union_all(parts) for split, parts in found.items()}
+    for one, other in combinations(whole, 2):
+        shared = whole[one].intersection(whole[other]).area
+        share = shared / min(whole[one].area, whole[other].area)
+        if share > 0.001:
+            raise ValueError(
+                f"the areas of {one} and {other} overlap: {share:.1%} of the smaller one, "
+                f"{shared:,.0f} pixels, lie in both; draw them apart, or a score is memory"
+            )
+    out = {split: [] for split in SPLITS}
+    for split, parts in found.items():
+        for n, part in enumerate(parts, 1):
+            name = f"{image.stem}-{split}" + (f"-{n}" if len(parts) > 1 else "")
+            out[split].append(_part_of(image, label, info, part, folder, name, split))
+    return out
+
+
+def _part_of(image, label, info, part, folder, name, split):
+    "The scene of a part (a polygon in pixels) of an image, and the files that name it."
+    near = tuple(round(side) for side in part.bounds)
+    aoi, raster = None, label is not None and is_raster(label)
+    if shapely.box(*near).symmetric_difference(part).area > part.length / 2:
+        left, top, right, bottom = part.bounds  # it is no rectangle
+        near = int(left), int(top), math.ceil(right), math.ceil(bottom)
+        aoi = folder / f"{name}.geojson"
+        shape = shapely.transform(part, lambda at: np.stack(info.transform @ at.T, -1))
+        shape = transform_geom(info.crs, LONLAT, shapely.geometry.mapping(shape))
+        one = {"type": "Feature", "properties": {}, "geometry": shape}
+        write_json(aoi, {"type": "FeatureCollection", "features": [one]})
+    if min(near[2] - near[0], near[3] - near[1]) < 1:
+        raise ValueError(f"the area {name} is smaller than a pixel of {image}")
+    view = _view(image, folder / f"{name}.vrt", near)
+    if raster:
+        label = _view(label, folder / f"{name}-labels.vrt", near)
+    return Scene(name, view, label, split, aoi, label is not None and not raster)
+
+
+def place_tiles(
+    scenes: Iterable[Scene],  # Of `find_scenes`, with {x}, {y} and {z} in the pattern
+    folder: Path,  # Where a small file that names its image is written for each
+) -> list[Scene]:  # The same in EPSG:3857
+    "Give tiles of a web map the place that their names say; y counts from the north."
+    placed, side = [], 2 * math.pi * 6378137
+    for scene in scenes:
+        try:
+            x, y, z = (int(scene.parts[name]) for name in "xyz")
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"{scene.image} needs whole numbers for {{x}}, {{y}} and {{z}} in the "
+                f"pattern of images, such as {{z}}/{{x}}/{{y}}.png, got {scene.parts}"
+            ) from None
+        if not 0 <= z <= 30 or not 0 <= min(x, y) <= max(x, y) < 2**z:
+            raise ValueError(
+                f"{scene.image}: there is no tile x={x}, y={y} at zoom z={z}, which has "
+                f"numbers from 0 to {2 ** max(z, 0) - 1}"
+            )
+        info, one = image_info(scene.image), side / 2**z
+        if info.georeferenced:
+            raise ValueError(
+                f"{scene.image} says itself where it lies: use it as it is"
+            )
+        grid = Affine.translation(x * one - side / 2, side / 2 - y * one)
+        grid = grid @ Affine.scale(one / info.shape[1], -one / info.shape[0])
+        out = Path(folder) / f"{scene.id}.vrt"
+        placed.append(
+            replace(scene, image=_view(scene.image, out, place=("EPSG:3857", grid)))
+        )
+    return placed
 
 # %% ../../nbs/data/pairing.ipynb #e5311ac6
 def outlines(
@@ -735,16 +902,21 @@ def dataset_digest(
     A change inside an image that leaves its size and both its ends alone is not seen.
     """
     total, every = hashlib.sha256(), [(s, x) for s in sorted(splits) for x in splits[s]]
+
+    @cache
+    def held(path, ends):  # all of it, or its size and both ends
+        size = path.stat().st_size
+        with open(path, "rb") as f:
+            found = f.read(ends if size > 2 * ends else -1)
+            if size > 2 * ends:
+                f.seek(-ends, 2)
+                found = str(size).encode() + found + f.read()
+        return hashlib.sha256(found).digest()
+
     for split, scene in every:
-        for path, ends in ((scene.image, 2**16), (scene.label, 2**25)):
-            name, held = path.name if path else "none", b""
-            size = path.stat().st_size if path else 0
-            if path:  # all of it, or its size and both ends
-                with open(path, "rb") as f:
-                    held = f.read(ends if size > 2 * ends else -1)
-                    if size > 2 * ends:
-                        f.seek(-ends, 2)
-                        held = str(size).encode() + held + f.read()
+        files = [(scene.image, 2**16), (scene.label, 2**25)]
+        for path, ends in files + ([(scene.aoi, 2**25)] if scene.aoi else []):
+            name = path.name if path else "none"
             total.update(f"{split}/{scene.id}/{name}\0".encode())
-            total.update(hashlib.sha256(held).digest())
+            total.update(held(path, ends) if path else hashlib.sha256().digest())
     return total.hexdigest()[:16]
