@@ -672,7 +672,7 @@ def _scene_row(
         bands=info.bands, dtype=info.dtype, crs=info.crs.to_string() if info.crs else "",
         pixel_m=round(side, 3), no_data=share, labels=kind,
         polygons=count, share=round(labelled, 4), notes="; ".join(notes),
-        raster=raster, palette=palette,
+        raster=raster, palette=palette, colours=info.bands - len(info.alphas),
     ), None  # fmt: skip
 
 
@@ -683,13 +683,16 @@ def _odd_images(table, bands, order):
     "Images with another number of bands, another type, or another palette, in sentences."
     if not len(table):
         return []
-    wanted = {"bands": bands} if bands or order is None else {}
+    wanted = {"bands": bands} if bands else {} if order else {"colours": None}
     problems, first = [], table.iloc[0]
     for name, one in {**wanted, "dtype": None}.items():
         one = one or table[name].mode()[0]
+        what = {"colours": "bands"}.get(name, name)  # alpha left out
+        fewest = range(1, int(table["colours"].min()) + 1)
+        more = f', or say bands="{",".join(map(str, fewest))}"' if what != name else ""
         problems += [
-            f"{r.split or 'scene'} {r.id}: {name} is {getattr(r, name)}, {one} is "
-            "expected; convert the image or leave the scene out"
+            f"{r.split or 'scene'} {r.id}: {what} is {getattr(r, name)}, {one} is "
+            f"expected; convert the image or leave the scene out{more}"
             for r in table[table[name] != one].itertuples()
         ]
     return problems + [
@@ -757,7 +760,7 @@ def check_scenes(
     problems += alone + _odd_images(table, bands, order)
     if problems or not len(table):
         raise DataError(problems or ["there are no scenes to check"])
-    return table.drop(columns="palette")
+    return table.drop(columns=["palette", "colours"])
 
 # %% ../../nbs/data/pairing.ipynb #54bd511c
 def band_histograms(
