@@ -270,7 +270,7 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     solver, windows = make_solver(hp, classes), make_windows(hp, splits, shapes)
     asked = hp, preset, where, splits, windows
     with inputs.begun(output_uri, *asked) as run:  # nothing is written before this
-        shown = checks.shown_as_bands(splits, where["bands"], run.path / "images")
+        shown = checks.shown_as_bands(splits, found["bands"], run.path / "images")
         labels = checks.labels_of_run(run.path, hp, where, found, shown, classes)
         dataset = make_dataset(shown, classes, labels, order, hp.scores, found["fills"])
         model = make_model(hp, classes, len(order), run.path / "hub")
@@ -295,7 +295,7 @@ def get_config(
     classes: str = "building,background",  # Names; the one looked for comes first
     class_field: str | None = None,  # Attribute of vector labels that holds the class
     label_values: str | dict | None = None,  # building:255,... or building:#3C1098,...
-    bands: str | None = None,  # Such as 3,2,1; None: all but alpha
+    bands: str | None = None,  # Such as 3,2,1 or red,green,nir; None: all but alpha
     layer: str | None = None,  # Layer of vector labels; None: the only one
     zeros: str | None = None,  # Patches of 0 in all bands: empty (None), or data
     **hyperparams,  # Anything that `Hyperparams` knows; None: the preset's value

@@ -427,3 +427,92 @@ def test_names_that_are_no_tiles(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             scenes.place_tiles(scenes.find_scenes(tmp_path, pattern, None), tmp_path)
+
+
+def bands_set(root, names=("blue", "green", "red", "nir"), count=4, dtype="uint16"):
+    "Images whose bands have names and ranges of their own, and masks of numbers."
+    for n, folder in enumerate(("train", "train", "val"), 1):
+        pixels = image_of(n, count, dtype)
+        pixels = (pixels * np.arange(1, count + 1).reshape(-1, 1, 1)).astype(dtype)
+        more = {"descriptions": names} if names else {}
+        write(root / folder / f"{n}.tif", pixels, HERE, **more)
+        write(root / folder / f"{n}_mask.tif", things(n)[0], HERE)
+    return root
+
+
+PLAIN = dict(image_pattern="{id}.tif", label_pattern="{id}_mask.tif")
+PLAIN["label_values"] = {"building": 1, "background": 0}
+
+
+@pytest.mark.slow
+def test_bands_by_name_and_ranges_by_band(tmp_path):
+    data = bands_set(tmp_path / "d")
+    asked = PLAIN | dict(bands="nir,Red,green", scaling="40:800,30:600,20:400")
+    config = get_config(tmp_path, data, **asked)
+    scene = config.dataset.train_scenes[0]
+    assert scene.raster_source.channel_order == [3, 2, 1]
+    scaled = config.backend.data.base_transform["transform"]
+    assert list(scaled["mean"]) == [420, 315, 210] and list(scaled["std"]) == [
+        190,
+        142.5,
+        95,
+    ]
+    finished(config)
+    get_config(tmp_path, data, **asked | {"scaling": [(40, 800), (30, 600), (20, 400)]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "dtype"), [(1, "uint8"), (4, "uint16"), (3, "float32")]
+)
+def test_any_number_of_bands(tmp_path, count, dtype):
+    data = bands_set(tmp_path / "d", None, count, dtype)
+    finished(get_config(tmp_path, data, **PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            {"bands": "red,swir"},
+            "bands names swir, and .*1.tif names its bands 1: blue, 2",
+        ),
+        ({"bands": "red,5"}, "bands must be from 1 to 4"),
+        ({"scaling": "0:1,0:2,0:3"}, "each of the 4 bands that are used, .* got 3"),
+        ({"scaling": "0:1,3:2"}, "scaling must be percentiles, none, a range LO,HI"),
+        ({"scaling": "0:1,3"}, "scaling must be"),
+    ],
+)
+def test_bands_that_cannot_be(tmp_path, asked, words):
+    with pytest.raises(ValueError, match=words):
+        get_config(tmp_path, bands_set(tmp_path / "d"), **PLAIN | asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bands_in_another_order_are_refused(tmp_path):
+    data = bands_set(tmp_path / "d")
+    with rasterio.open(data / "val/3.tif", "r+") as file:
+        file.descriptions = ("red", "green", "blue", "nir")
+    with pytest.raises(
+        ValueError, match="same bands in all .* 3,2 in .* 1,2 in .*3.tif"
+    ):
+        get_config(tmp_path, data, **PLAIN, bands="red,green")
+
+
+CLASSES = dict(classes="building,road,background", class_field="kind")
+
+
+@pytest.mark.slow
+def test_classes_from_an_attribute_of_one_file(tmp_path):
+    path = mosaic(tmp_path / "d")
+    made = json.loads(path.read_text())
+    for feature, kind in zip(
+        made["features"], ("road", "building", "road"), strict=True
+    ):
+        feature["properties"]["kind"] = kind
+    path.write_text(json.dumps(made))
+    patterns = dict(image_pattern="{id}.tif", label_pattern="labels.geojson")
+    config = get_config(tmp_path, tmp_path / "d", **patterns, **CLASSES)
+    found = {i: sorted(np.unique(a).tolist()) for i, a in labels_of(config).items()}
+    assert found == {"1": [1, 2], "2": [0, 2], "3": [2], "4": [1, 2]}
+    finished(config)

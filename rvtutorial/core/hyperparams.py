@@ -71,10 +71,15 @@ def _weights(value) -> tuple[float, ...]:
 def _scaling(value) -> str:
     if str(value).strip().lower() in ("percentiles", "none"):
         return str(value).strip().lower()
-    low, high = (_real(item) for item in _listed(value))
-    if low >= high:
+    items = [
+        i.split(":") if isinstance(i, str) and ":" in i else i for i in _listed(value)
+    ]
+    mark = ":" if isinstance(items[0], list | tuple) else ","  # a range for each band
+    pairs = [[_real(n) for n in pair] for pair in (items if mark == ":" else [items])]
+    if any(low >= high for low, high in pairs):
         raise ValueError
-    return f"{low!r},{high!r}".replace(".0,", ",").removesuffix(".0")
+    plain = [[repr(n).removesuffix(".0") for n in pair] for pair in pairs]
+    return ",".join(mark.join(pair) for pair in plain)
 
 
 Scaling = NewType("Scaling", str)
@@ -86,7 +91,10 @@ _CASTS = {  # of a type: the cast, and what it takes
     tuple: (_weights, "two or more weights such as 1,2,0.5, none negative, not all 0"),
     str: (_word, "a name"),
     File: (_file, "the path of a file"),
-    Scaling: (_scaling, "percentiles, none, or a range LO,HI with LO below HI"),
+    Scaling: (
+        _scaling,
+        "percentiles, none, a range LO,HI with LO below HI, or LO:HI,LO:HI,... by band",
+    ),
 }
 
 

@@ -21,11 +21,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-import rasterio
-import rasterio.shutil
 import shapely
 from affine import Affine
-from rasterio.warp import transform_geom
 
 from ..core.files import atomic_path, safe_name
 from ..core.names import natural_key
@@ -354,6 +351,8 @@ def write_table(
 # %% ../../nbs/data/pairing.ipynb #b4d90e11
 def _view(image, out, window=None, place=None):
     "A VRT file of an image: a window (left, top, right, bottom in pixels), or a place."
+    import rasterio.shutil
+
     with atomic_path(out) as partial:
         rasterio.shutil.copy(Path(image).absolute(), partial, driver="VRT")
         if place is not None:
@@ -452,6 +451,8 @@ def split_by_area(
 
 def _part_of(image, label, info, part, folder, name, split):
     "The scene of a part (a polygon in pixels) of an image, and the files that name it."
+    from rasterio.warp import transform_geom
+
     near = tuple(round(side) for side in part.bounds)
     aoi, raster = None, label is not None and is_raster(label)
     if shapely.box(*near).symmetric_difference(part).area > part.length / 2:
