@@ -269,6 +269,18 @@ def test_names_of_several_parts(tmp_path):
     assert found[0].parts == {"tile": "1", "part": "11"}
     turned = find_scenes(root, TWO[0], "T* {tile}/masks/p*_{part}.png")
     assert [s.label for s in turned] == [s.label for s in found]
+    more = folders(tmp_path / "e", "Tile 1/{}.jpg", "Tile 1/{}.png", numbers=(1, 2))
+    folders(more, "Tile 2/{}.jpg", "Tile 2/{}.png", numbers=(1, 2))
+    parts = find_scenes(more, "Tile {tile}/{part}.jpg", "Tile {tile}/{part}.png")
+    splits = scenes.split_scenes(parts, n_val=1, by="tile")
+    assert {s.parts["tile"] for s in splits["train"]} != {
+        s.parts["tile"] for s in splits["val"]
+    }
+    assert [len(some) for some in splits.values()] == [2, 2, 0]
+    with pytest.raises(ValueError, match="2 groups of one tile cannot give 2"):
+        scenes.split_scenes(parts, n_val=2, by="tile")
+    with pytest.raises(ValueError, match="by='town' must be .* has tile, part"):
+        scenes.split_scenes(parts, n_val=1, by="town")
     with pytest.raises(ValueError, match="the same names in braces"):
         find_scenes(root, TWO[0], "Tile {tile}/masks/part_{piece}.png")
     with pytest.raises(ValueError, match="exactly once, or other names"):
@@ -337,6 +349,7 @@ def test_areas_that_are_no_rectangles(tmp_path):
     splits = scenes.split_by_area(image, label, areas, tmp_path / "areas")
     table = scenes.write_table(splits, tmp_path / "scenes.csv")
     config = get_config(tmp_path, table)
+    assert scenes.leaks(scenes.outlines(splits)) == []
     train, val = config.dataset.all_scenes
     assert train.aoi_uris and not val.aoi_uris
     found = labels_of(config)

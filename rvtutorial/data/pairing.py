@@ -316,17 +316,33 @@ def split_scenes(
     n_val: int,  # How many for validation
     n_test: int = 0,  # How many for the test
     seed: int = 0,  # Source of chance
+    by: str | None = None,  # What stays together and is counted: {tile} of the pattern
 ) -> dict[str, list[Scene]]:  # {"train": ..., "val": ..., "test": ...}
-    "Split scenes by chance; ValueError when too few are left for training."
-    scenes = sorted(scenes, key=lambda s: natural_key(s.id))
-    if min(n_val, n_test) < 0 or n_val < 1 or len(scenes) <= n_val + n_test:
+    """Split scenes by chance; ValueError when too few are left for training.
+
+    Parts of one tile lie side by side: `by="tile"` puts all of them on one side.
+    """
+    groups, what = {}, f"groups of one {by}" if by else "scenes"
+    for scene in sorted(scenes, key=lambda s: natural_key(s.id)):
+        if by and by not in scene.parts:
+            known = ", ".join(scene.parts) or "none"
+            raise ValueError(
+                f"by={by!r} must be a name in braces of the pattern of images; scene "
+                f"{scene.id} has {known}"
+            )
+        groups.setdefault(scene.parts[by] if by else len(groups), []).append(scene)
+    groups = list(groups.values())
+    if min(n_val, n_test) < 0 or n_val < 1 or len(groups) <= n_val + n_test:
         raise ValueError(
-            f"{len(scenes)} scenes cannot give {n_val} for validation (1 at least), {n_test} for the test and some for training"
+            f"{len(groups)} {what} cannot give {n_val} for validation (1 at least), {n_test} for the test and some for training"
         )
-    order = np.random.default_rng(seed).permutation(len(scenes))
+    order = np.random.default_rng(seed).permutation(len(groups))
     ends = {"test": order[:n_test], "val": order[n_test : n_test + n_val]}
     ends["train"] = order[n_test + n_val :]
-    return {s: [replace(scenes[i], split=s) for i in sorted(ends[s])] for s in SPLITS}
+    return {
+        s: [replace(scene, split=s) for i in sorted(ends[s]) for scene in groups[i]]
+        for s in SPLITS
+    }
 
 # %% ../../nbs/data/pairing.ipynb #4e772903
 def write_table(
@@ -510,9 +526,15 @@ def outlines(
     "Outlines of all scenes that have a place on earth."
     import geopandas
 
-    rows = [(s, x.id, image_info(x.image)) for s, some in splits.items() for x in some]
-    rows = [(s, i, info.on_earth()) for s, i, info in rows if info.georeferenced]
-    rows = [row for row in rows if not row[2].is_empty]
+    rows = []
+    for split, scene in ((s, x) for s, some in splits.items() for x in some):
+        info = image_info(scene.image)
+        place = info.on_earth() if info.georeferenced else shapely.Polygon()
+        if scene.aoi is not None:
+            area = geopandas.read_file(scene.aoi).to_crs(LONLAT)
+            place = place.intersection(area.union_all())
+        if not place.is_empty:
+            rows.append((split, scene.id, place))
     columns = {"split": [r[0] for r in rows], "id": [r[1] for r in rows]}
     return geopandas.GeoDataFrame(columns, geometry=[r[2] for r in rows], crs=LONLAT)
 
