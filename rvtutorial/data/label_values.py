@@ -197,6 +197,18 @@ class Meaning:
             )
         return cls(found, names)
 
+    @staticmethod
+    def in_one_text(
+        label_values: str | dict | None,  # What the values mean, as it was given
+    ) -> str | dict | None:  # The same where it names a class for each value
+        "What the values mean as one text, such as #3C1098:building,#6EC1E4:road."
+        pairs = _pairs(label_values) if label_values else []
+        if isinstance(label_values, dict) and all(
+            label_values.get(value) == name for value, name in pairs
+        ):
+            return label_values
+        return ",".join(f"{_value(v)}:{name}" for v, name in pairs) or label_values
+
     @property
     def coloured(self) -> bool:
         "Whether colours have a meaning, and not numbers."
@@ -427,18 +439,6 @@ def _is_value(text):
         return _value(text, opaque=False) is not None
     except ValueError:
         return False
-
-
-def in_one_text(
-    label_values: str | dict | None,  # What the values mean, as it was given
-) -> str | dict | None:  # The same where it names a class for each value
-    "What the values mean as one text, such as #3C1098:building,#6EC1E4:road."
-    pairs = _pairs(label_values) if label_values else []
-    if isinstance(label_values, dict) and all(
-        label_values.get(value) == name for value, name in pairs
-    ):
-        return label_values
-    return ",".join(f"{_value(v)}:{name}" for v, name in pairs) or label_values
 
 
 def _value(text, opaque=True):

@@ -33,7 +33,7 @@ from torchvision.models import get_model_weights
 from rvtutorial import scenes
 from rvtutorial.core.names import near_match
 from rvtutorial.data import validity
-from rvtutorial.data.label_values import in_one_text
+from rvtutorial.data.label_values import Meaning
 from rvtutorial.models import encoders
 from rvtutorial.runs import Hyperparams, Run
 
@@ -123,7 +123,7 @@ def in_one_way(
         return mark.join(part.strip() for part in text.split(mark, cuts))
 
     out = {k: plain(where[k], ",") for k in ("classes", "label_values", "bands")}
-    out["label_values"] = in_one_text(out["label_values"])
+    out["label_values"] = Meaning.in_one_text(out["label_values"])
     if isinstance(out["label_values"], str):
         pairs = out["label_values"].split(",")
         out["label_values"] = ",".join(plain(pair, ":", 1) for pair in pairs)
