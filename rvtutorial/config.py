@@ -113,6 +113,7 @@ def make_scene(
     label_values: dict | None = None,  # Number in a label raster -> class id
     scores: str = "uint8",  # Scores kept beside the labels: none, uint8, float32
     fills: list | None = None,  # As `make_fillers` takes them
+    aoi_uri: str | Path | None = None,  # GeoJSON: chips lie within; None: anywhere
 ) -> SceneConfig:  # Builds a scene
     "One image with its labels, and what is kept of its prediction."
     labels = None
@@ -121,6 +122,7 @@ def make_scene(
         labels = SemanticSegmentationLabelSourceConfig(raster_source=raster)
     return SceneConfig(
         id=str(scene_id),
+        aoi_uris=[str(aoi_uri)] if aoi_uri else None,
         raster_source=RasterioSourceConfig(
             uris=str(image_uri),
             channel_order=channel_order,
@@ -147,6 +149,7 @@ def make_dataset(
         for s in splits.get(name, []):
             label, values = labels[s.id]
             more = dict(label_values=values, scores=scores, fills=fills)
+            more["aoi_uri"] = s.aoi if name == "train" else None  # others: null labels
             yield make_scene(s.id, s.image, label, class_config, channel_order, **more)
 
     return DatasetConfig(
@@ -294,7 +297,7 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     windows = make_windows(hp, splits, shapes)
     asked = hp, preset, where, splits, windows
     with inputs.begun(output_uri, *asked) as run:  # nothing is written before this
-        shown = checks.shown_as_bands(splits, where["bands"], run.path / "images")
+        shown = checks.shown_as_bands(splits, found["bands"], run.path / "images")
         labels = checks.labels_of_run(run.path, hp, where, found, shown, classes)
         dataset = make_dataset(shown, classes, labels, order, hp.scores, found["fills"])
         hp = inputs.weighed(hp, dataset.train_scenes, classes)
@@ -321,12 +324,12 @@ def get_config(
     output_uri: str | Path = "output",  # Folder of the run; one for each run
     preset: str = "sample",  # sample, smoke, own, version1 or version2
     data: str | Path | None = None,  # Scenes; None: those of the preset
-    image_pattern: str = scenes.IMAGE_PATTERN,  # Image files, with one {id}
-    label_pattern: str = scenes.LABEL_PATTERN,  # Label files, with the same {id}
+    image_pattern: str = scenes.IMAGE_PATTERN,  # Image files, with {id}
+    label_pattern: str = scenes.LABEL_PATTERN,  # The same of labels, or one file
     classes: str = "building,background",  # Names; the one looked for comes first
     class_field: str | None = None,  # Attribute of vector labels that holds the class
-    label_values: str | None = None,  # 255:building,0:background or #3C1098:building
-    bands: str | None = None,  # Such as 3,2,1; None: all but alpha
+    label_values: str | dict | None = None,  # building:255,... or building:#3C1098,...
+    bands: str | None = None,  # Such as 3,2,1 or red,green,nir; None: all but alpha
     layer: str | None = None,  # Layer of vector labels; None: the only one
     zeros: str | None = None,  # Patches of 0 in all bands: empty (None), or data
     **hyperparams,  # Anything that `Hyperparams` knows; None: the preset's value

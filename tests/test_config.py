@@ -472,7 +472,7 @@ def test_a_view_follows_its_image(data, tmp_path):
         (dict(classes="a,a"), "two or more different names"),
         (dict(bands="4"), "bands must be from 1 to 3"),
         (dict(bands="0,1"), "bands must be from 1 to 3"),
-        (dict(bands="red"), "bands must be numbers"),
+        (dict(bands="red"), "bands names red, and .* names none"),
         (dict(epochs=0), "epochs must be"),
         (dict(epoch=3), "did you mean 'epochs'"),
         (dict(stride_length=200), "stride_length 200 is larger than chip_sz"),

@@ -473,6 +473,7 @@ def test_odd_bands_and_types(copy):
     pixels = np.ones((4, 260, 260), np.uint8)
     with rasterio.open(image_of(copy, 2)) as f:
         profile = dict(f.profile, count=4, dtype="uint8", predictor=1)
+        profile["photometric"] = "MINISBLACK"  # no band is alpha
     with rasterio.open(image_of(copy, 2), "w", **profile) as f:
         f.write(pixels)
     told = problems(copy)

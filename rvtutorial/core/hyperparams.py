@@ -81,10 +81,15 @@ def _weights(value) -> "tuple[float, ...] | str":
 def _scaling(value) -> str:
     if str(value).strip().lower() in ("percentiles", "none"):
         return str(value).strip().lower()
-    low, high = (_real(item) for item in _listed(value))
-    if low >= high:
+    items = [
+        i.split(":") if isinstance(i, str) and ":" in i else i for i in _listed(value)
+    ]
+    mark = ":" if isinstance(items[0], list | tuple) else ","  # a range for each band
+    pairs = [[_real(n) for n in pair] for pair in (items if mark == ":" else [items])]
+    if any(low >= high for low, high in pairs):
         raise ValueError
-    return f"{low!r},{high!r}".replace(".0,", ",").removesuffix(".0")
+    plain = [[repr(n).removesuffix(".0") for n in pair] for pair in pairs]
+    return ",".join(mark.join(pair) for pair in plain)
 
 
 UNITS = {
@@ -140,7 +145,10 @@ _CASTS = {  # of a type: the cast, and what it takes
     Loss: (_loss, f"{', '.join(LOSSES)}, or a sum such as cross_entropy+dice"),
     str: (_word, "a name"),
     File: (_file, "the path of a file"),
-    Scaling: (_scaling, "percentiles, none, or a range LO,HI with LO below HI"),
+    Scaling: (
+        _scaling,
+        "percentiles, none, a range LO,HI with LO below HI, or LO:HI,LO:HI,... by band",
+    ),
 }
 
 

@@ -16,14 +16,14 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from rasterio.enums import ColorInterp
-from rasterio.features import shapes
+from rasterio.features import geometry_mask, shapes
 from rasterio.warp import transform_geom
 
 from rvtutorial import scenes
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.data.label_values import Meaning
-from rvtutorial.data.labels import image_info, is_raster
+from rvtutorial.data.labels import image_info, is_raster, open_image, read_shapes
 from rvtutorial.data.validity import Validity, check_zeros
 from rvtutorial.runs import Hyperparams, Workspace
 
@@ -39,18 +39,55 @@ def data_folder(
     return Path(scenes.ensure_data(SimpleNamespace(preset=preset, data=folder)))
 
 
+def _numbered_bands(
+    bands: str | list | None,  # Such as "3,2,1", or "red,green,nir"
+    every: list,  # Scenes
+) -> str | list | None:  # The same as numbers
+    """Bands by the names that the images give them (band descriptions).
+
+    Raises ValueError for a name that is not there, or stands elsewhere in another image.
+    """
+    given = bands.split(",") if isinstance(bands, str) else list(bands or [])
+    given = [str(band).strip() for band in given]
+    if all(band.isdigit() or not band for band in given):
+        return bands
+    found = {}
+    for scene in every:
+        try:
+            with open_image(scene.image) as file:
+                names = [(text or "").strip() for text in file.descriptions]
+        except (ValueError, FileNotFoundError):
+            continue  # the check of all scenes says what is wrong with it
+        places = [
+            [i + 1 for i, name in enumerate(names) if name.lower() == band.lower()]
+            or ([int(band)] if band.isdigit() else [])
+            for band in given
+        ]
+        wrong = [band for band, at in zip(given, places, strict=True) if len(at) != 1]
+        if wrong:
+            there = [f"{i}: {name}" for i, name in enumerate(names, 1) if name]
+            raise ValueError(
+                f"bands names {', '.join(wrong)}, and {scene.image} "
+                + (f"names its bands {', '.join(there)}" if there else "names none")
+                + f"; its {len(names)} bands are also counted, such as bands=3,2,1"
+            )
+        found.setdefault(",".join(str(at[0]) for at in places), scene.image)
+    if len(found) > 1:
+        told = "; ".join(f"{order} in {image}" for order, image in found.items())
+        raise ValueError(
+            f"bands={','.join(given)} are not the same bands in all images: {told}; write "
+            "them in one order (gdal_translate -b)"
+        )
+    return next(iter(found), None)
+
+
 def _read_bands(bands, available, image=None):
     """Bands such as "3,2,1" in that order, counted from 0 as Raster Vision does.
 
     They are given as QGIS counts them, from 1. Raises ValueError.
     """
     given = bands.split(",") if isinstance(bands, str) else bands
-    try:
-        order = [int(b) - 1 for b in given]
-    except ValueError:
-        raise ValueError(
-            f"bands must be numbers such as 3,2,1, got {bands!r}"
-        ) from None
+    order = [int(b) - 1 for b in given]
     if not order or min(order) < 0 or max(order) >= available:
         text = f"bands must be from 1 to {available}, got {bands!r}"
         raise ValueError(f"{image}: {text}" if image else text)
@@ -118,14 +155,15 @@ def look_at_data(
     hp: Hyperparams,  # chip_sz, max_windows, scaling
     where: dict,  # data, patterns, class_field, label_values, layer, bands, zeros
     classes,  # ClassConfig
-) -> dict:  # splits, shapes by scene id, holes, order of bands, limits, fills
+) -> dict:  # splits, shapes by id, holes, bands, their order, limits, fills
     "Find the scenes and refuse what cannot be trained on, before anything is written."
     patterns = where["image_pattern"], where["label_pattern"]
     splits = scenes.find_splits(where["data"], *patterns)
-    zeros, asked = check_zeros(where.get("zeros")), where.get("bands")
+    zeros = check_zeros(where.get("zeros"))
     how = {name: where.get(name) for name in ("class_field", "label_values", "layer")}
     how |= dict(classes=classes.names[:-1], zeros=zeros)
     every = [scene for found in splits.values() for scene in found]
+    asked = _numbered_bands(where.get("bands"), every)
     with tempfile.TemporaryDirectory() as tmp:
         shown = shown_as_bands(splits, asked, tmp)  # every image has those bands
         order = None if asked is None else _read_bands(asked, sys.maxsize)
@@ -141,6 +179,7 @@ def look_at_data(
         if len(unlabelled):
             raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
         hp.check_scene(int(table.height.min()), int(table.width.min()))
+        _check_areas(hp, splits)
         if hp.max_windows and len(splits["train"]) * hp.max_windows < 2:
             raise ValueError(
                 "one chip an epoch is too little to train on: raise max_windows"
@@ -153,14 +192,27 @@ def look_at_data(
             more = dict(zeros=zeros, order=order)
             limits = scenes.percentiles(shown["train"], *PERCENTILES, **more)
         else:
-            low, high = (float(v) for v in hp.scaling.split(","))
-            limits = [low] * len(order), [high] * len(order)
+            limits = _limits_of(hp.scaling, len(order))
     sizes = {
         i: (*info.shape, info.bands - len(info.alphas)) for i, info in infos.items()
     }
     holes, fills = set(table.id[table.no_data > 0]), _fills_of(every, order)
-    found = {"splits": splits, "shapes": sizes, "holes": holes}
+    found = {"splits": splits, "shapes": sizes, "holes": holes, "bands": asked}
     return found | {"order": order, "limits": limits, "fills": fills}
+
+
+def _limits_of(scaling, bands):
+    "Lowest and highest value of each band: one range for all, or one for each."
+    if ":" not in scaling:
+        low, high = (float(value) for value in scaling.split(","))
+        return [low] * bands, [high] * bands
+    ranges = [[float(v) for v in pair.split(":")] for pair in scaling.split(",")]
+    if len(ranges) != bands:
+        raise ValueError(
+            f"scaling must be a range for each of the {bands} bands that are used, or one "
+            f"for all, got {len(ranges)}: {scaling}"
+        )
+    return [low for low, _ in ranges], [high for _, high in ranges]
 
 
 def _fills_of(every, order):
@@ -211,6 +263,9 @@ def _own_labels(scene, folder, classes, where, order, holes):
         with rasterio.open(scene.image) as file:
             empty = ~Validity(file, order, where.get("zeros")).valid()
         empty = empty if empty.any() else None
+    if scene.aoi is not None and scene.split != "train":
+        beside = ~_inside(scene)
+        empty = beside if empty is None else empty | beside
     if is_raster(scene.label):
         info = image_info(scene.image)
         meaning = Meaning.of(where["label_values"], names)
@@ -227,6 +282,36 @@ def _own_labels(scene, folder, classes, where, order, holes):
         shutil.copyfile(found, partial)
         _burn_null(partial, scene.image, empty, null)
     return out, None
+
+
+def _inside(scene):
+    "Which pixels of an image lie in the area that counts."
+    info = image_info(scene.image)
+    frame, _ = read_shapes(scene.aoi, info)
+    return geometry_mask(frame.geometry, info.shape, info.transform, invert=True)
+
+
+def _check_areas(hp, splits):
+    "ValueError where no chip fits into an area of training, or what is beside would count."
+    for scene in (s for some in splits.values() for s in some if s.aoi is not None):
+        if scene.split != "train":
+            if hp.null != "ignore":
+                raise ValueError(
+                    f"scene {scene.id}: its area is no rectangle, so what is beside it has "
+                    f"no label: that needs null=ignore, got null={hp.null}"
+                )
+        if scene.split != "train" or hp.chip_sz is None:
+            continue
+        inside = np.pad(
+            _inside(scene).astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0))
+        )
+        n = hp.chip_sz
+        full = inside[n:, n:] - inside[:-n, n:] - inside[n:, :-n] + inside[:-n, :-n]
+        if not (full == n * n).any():
+            raise ValueError(
+                f"scene {scene.id}: no chip of {n} x {n} pixels fits into its area "
+                f"({scene.aoi}): draw a wider one, or lower chip_sz"
+            )
 
 
 def labels_of_run(folder, hp, where, found, splits, classes) -> dict:

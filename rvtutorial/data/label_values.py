@@ -18,22 +18,7 @@ from rvtutorial.data.places import unplaced_allowed
 EXAMPLE = "255:building,0:background"
 NULL = "null"
 _MOST = 32  # More different values than this are no classes
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
-
-
-def palette_of(
-    f,  # An open raster
-    band: int = 1,  # Counted from 1
-) -> tuple[int, ...] | None:  # Colour of each index as 0xRRGGBB, -1: none
-    "The palette of a raster, None for a file without one."
-    try:
-        found = f.colormap(band)
-    except ValueError:
-        return None
-    return tuple(
-        found[i][0] << 16 | found[i][1] << 8 | found[i][2] if i in found else -1
-        for i in range(max(found) + 1)
-    )
+_COLOUR = re.compile(r"(#[0-9a-fA-F]{6})([0-9a-fA-F]{2})?")
 
 
 def _key(value, coloured):
@@ -78,7 +63,7 @@ class Mask:
                 raise ValueError(
                     f"{path} has three bands that are no colours of 8 bits"
                 )
-            palette = palette_of(f, bands[0]) if len(bands) == 1 else None
+            palette = Mask.palette_of(f, bands[0]) if len(bands) == 1 else None
             flags = {flag for b in bands for flag in f.mask_flag_enums[b - 1]}
             notes = []
             if f.nodata is not None:
@@ -91,6 +76,21 @@ class Mask:
             plain, place = plain and not notes, (f.crs, f.transform)
             kind = f.dtypes[bands[0] - 1], f.nodata, palette
             return cls(Path(path), bands, *kind, plain, place, notes)
+
+    @staticmethod
+    def palette_of(
+        f,  # An open raster
+        band: int = 1,  # Counted from 1
+    ) -> tuple[int, ...] | None:  # Colour of each index as 0xRRGGBB, -1: none
+        "The palette of a raster, None for a file without one."
+        try:
+            found = f.colormap(band)
+        except ValueError:
+            return None
+        return tuple(
+            found[i][0] << 16 | found[i][1] << 8 | found[i][2] if i in found else -1
+            for i in range(max(found) + 1)
+        )
 
     @property
     def colours(self) -> bool:
@@ -142,16 +142,16 @@ class Mask:
                     )
         return dict(found.most_common())
 
-
-def listed(
-    found: dict,  # Value -> pixels
-    most: int = 12,  # Further ones are not listed
-) -> str:  # Such as "0: 86.5%, 255: 13.5%"
-    "Values and their shares in words."
-    total = sum(found.values())
-    some = sorted(found.items(), key=lambda item: -item[1])
-    text = ", ".join(f"{v}: {n / total:.1%}" for v, n in some[:most])
-    return text + (f", ... ({len(some)} in all)" if len(some) > most else "")
+    @staticmethod
+    def listed(
+        found: dict,  # Value -> pixels
+        most: int = 12,  # Further ones are not listed
+    ) -> str:  # Such as "0: 86.5%, 255: 13.5%"
+        "Values and their shares in words."
+        total = sum(found.values())
+        some = sorted(found.items(), key=lambda item: -item[1])
+        text = ", ".join(f"{v}: {n / total:.1%}" for v, n in some[:most])
+        return text + (f", ... ({len(some)} in all)" if len(some) > most else "")
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,18 @@ class Meaning:
             )
         return cls(found, names)
 
+    @staticmethod
+    def in_one_text(
+        label_values: str | dict | None,  # What the values mean, as it was given
+    ) -> str | dict | None:  # The same where it names a class for each value
+        "What the values mean as one text, such as #3C1098:building,#6EC1E4:road."
+        pairs = _pairs(label_values) if label_values else []
+        if isinstance(label_values, dict) and all(
+            label_values.get(value) == name for value, name in pairs
+        ):
+            return label_values
+        return ",".join(f"{_value(v)}:{name}" for v, name in pairs) or label_values
+
     @property
     def coloured(self) -> bool:
         "Whether colours have a meaning, and not numbers."
@@ -213,11 +225,11 @@ class Meaning:
         """
         mask = Mask.of(path)
         if self.coloured and not mask.colours and mask.dtype != "uint8":
-            found = listed(mask.count())
+            found = Mask.listed(mask.count())
             raise ValueError(f"{path} has numbers and no colours ({found})")
         if len(mask.bands) == 3 and not self.coloured:
             raise ValueError(
-                f"{path} has colours ({listed(mask.count())}), and label_values names "
+                f"{path} has colours ({Mask.listed(mask.count())}), and label_values names "
                 'numbers: name the colours, such as label_values="#3C1098:building,..."'
             )
         found = mask.count(self.coloured, _MOST + len(self.ids))
@@ -258,8 +270,10 @@ class Meaning:
     ) -> str:  # Such as "building: 13.5%, background: 86.5%"
         "Classes and their shares; with their colours, where these tell them."
         if not self.coloured:
-            return listed(self.by_class(found))
-        return listed({f"{v} {self.names[self.ids[v]]}": n for v, n in found.items()})
+            return Mask.listed(self.by_class(found))
+        return Mask.listed(
+            {f"{v} {self.names[self.ids[v]]}": n for v, n in found.items()}
+        )
 
     def _classes(self, codes, path):
         "Class ids + 1 of pixels; ValueError for a value that means no class."
@@ -357,11 +371,51 @@ class Meaning:
         copies = {i + 1: i for i in range(len(self.names))}
         return {0: beside} | (copies if copied else self.ids)
 
+    @staticmethod
+    def problems(
+        rasters: list,  # Pairs of a Mask and what it holds (value -> pixels)
+        classes,  # Class names in order
+        label_values: str | dict | None,  # What the values mean, as it was given
+    ) -> list[str]:
+        "What is wrong with the label rasters of a data set as a whole, in sentences."
+        if not rasters:
+            return []
+        if label_values is not None:
+            coloured = Meaning.of(label_values, classes).coloured
+            return [] if coloured else _palette_problems(rasters)
+        try:
+            total = _total(rasters)
+        except ValueError as err:
+            return [str(err)]
+        text = (
+            f"{len(rasters)} label rasters, such as {rasters[0][0].path}, and nothing "
+        )
+        text += f"says what their values mean. Values found: {Mask.listed(total)}."
+        if odd := [
+            v for v in total if isinstance(v, float) or v in ("nan", "inf", "-inf")
+        ]:
+            return [f"{text} Labels are whole numbers, not {odd[0]}"]
+        line = _line_to_add(total, classes, {mask.nodata for mask, _ in rasters})
+        if "CLASS" in line:
+            line += (
+                f", with {', '.join(map(str, classes))} or null for CLASS; other names "
+            )
+            line += 'are given as classes="building,road,..."'
+        return [f"{text} Add for example {line}"]
+
 
 def _pairs(label_values):
-    "Values and names, as they were given."
+    """Values and names: 255:building, or building:255, where several values may follow."""
     if isinstance(label_values, dict):
-        return label_values.items()
+        pairs = []
+        for one, other in label_values.items():
+            if _is_value(other) and not _is_value(one):
+                pairs.append((other, one))
+            elif isinstance(other, list | tuple | set):
+                pairs += [(value, one) for value in other]
+            else:
+                pairs.append((one, other))
+        return pairs
     if not isinstance(label_values, str):
         raise ValueError(
             f"label_values must be text such as {EXAMPLE}, or a dict, got {label_values!r}"
@@ -372,14 +426,41 @@ def _pairs(label_values):
             raise ValueError(
                 f"label_values must be pairs such as {EXAMPLE}, got {item.strip()!r}"
             )
-    return [item.split(":", 1) for item in items]
+    pairs = [[part.strip() for part in item.split(":", 1)] for item in items]
+    turned = [_is_value(name) and not _is_value(value) for value, name in pairs]
+    return [
+        pair[::-1] if turn else pair for pair, turn in zip(pairs, turned, strict=True)
+    ]
 
 
-def _value(text):
-    "A whole number, or a colour in capital letters."
+def _is_value(text):
+    "Whether something can be a value of a label raster, and no name of a class."
+    try:
+        return _value(text, opaque=False) is not None
+    except ValueError:
+        return False
+
+
+def _value(text, opaque=True):
+    """A whole number, or a colour in capital letters: #3C1098, or (60, 16, 152).
+
+    A fourth part is alpha, which no reader follows: it must be 255.
+    """
+    if isinstance(text, list | tuple):
+        parts = [int(p) if str(p).isdecimal() else -1 for p in text]
+        if len(parts) not in (3, 4) or not 0 <= min(parts) <= max(parts) <= 255:
+            raise ValueError(
+                f"a colour is three numbers from 0 to 255, such as (60, 16, 152), got {text!r}"
+            )
+        text = "#" + bytes(parts).hex()
     text = str(text).strip()
-    if _COLOUR.fullmatch(text):
-        return text.upper()
+    if found := _COLOUR.fullmatch(text):
+        if opaque and (found[2] or "FF").upper() != "FF":
+            raise ValueError(
+                f"label_values names {text}, a colour that is not opaque; transparency of "
+                f"labels is not followed: name the colour below it, {found[1].upper()}"
+            )
+        return found[1].upper()
     try:
         number = float(text)
         if number.is_integer():
@@ -443,29 +524,3 @@ def _palette_problems(rasters):
                     'colours instead, such as label_values="#3C1098:building,..."'
                 ]
     return []
-
-
-def raster_problems(
-    rasters: list,  # Pairs of a Mask and what it holds (value -> pixels)
-    classes,  # Class names in order
-    label_values: str | dict | None,  # What the values mean, as it was given
-) -> list[str]:
-    "What is wrong with the label rasters of a data set as a whole, in sentences."
-    if not rasters:
-        return []
-    if label_values is not None:
-        coloured = Meaning.of(label_values, classes).coloured
-        return [] if coloured else _palette_problems(rasters)
-    try:
-        total = _total(rasters)
-    except ValueError as err:
-        return [str(err)]
-    text = f"{len(rasters)} label rasters, such as {rasters[0][0].path}, and nothing "
-    text += f"says what their values mean. Values found: {listed(total)}."
-    if odd := [v for v in total if isinstance(v, float) or v in ("nan", "inf", "-inf")]:
-        return [f"{text} Labels are whole numbers, not {odd[0]}"]
-    line = _line_to_add(total, classes, {mask.nodata for mask, _ in rasters})
-    if "CLASS" in line:
-        line += f", with {', '.join(map(str, classes))} or null for CLASS; other names "
-        line += 'are given as classes="building,road,..."'
-    return [f"{text} Add for example {line}"]

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FARTHEST', 'RESTS', 'RESERVED', 'ImageInfo', 'named', 'open_image', 'check_raster', 'image_info', 'read_image',
-           'strips_with_data', 'value_counts', 'is_raster', 'layer_of', 'read_shapes', 'target_class', 'class_ids',
-           'label_rings', 'building_sizes', 'clean_labels']
+           'is_raster', 'layer_of', 'read_shapes', 'target_class', 'class_ids', 'building_sizes', 'clean_labels']
 
 # %% ../../nbs/data/labels.ipynb #bc112f79
 import json
@@ -14,6 +13,7 @@ import warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -197,35 +197,6 @@ def read_image(
                 f"{path} is damaged or cut off; copy or download it again"
             ) from err
 
-# %% ../../nbs/data/labels.ipynb #c90e7bde
-def strips_with_data(path, zeros="empty", order=None):
-    """Windows of an image, one after another: pixels (bands, height, width), where there
-    is data (height, width), and the window. Bands are those of `order`, counted from 0,
-    which also say where there is data; None: all are read, and all but alpha are asked.
-    """
-    import rasterio
-
-    with open_image(path) as f, rasterio.Env(GDAL_CACHEMAX=validity.CACHE):
-        look = validity.Validity(f, order, zeros)
-        numbers = f.indexes if order is None else [b + 1 for b in order]
-        for window in validity.windows_of(f):
-            image = f.read(numbers, window=window)
-            asked = image[look.bands] if order is None else image
-            yield image, look.valid(window, pixels=asked), window
-
-
-def value_counts(path, top, zeros="empty", order=None, bottom=0):
-    """How often each whole number from `bottom` to `top` occurs where there is data.
-
-    (bands, top - bottom + 1), of the bands of `order`, counted from 0, or of all.
-    """
-    out, size = 0, top - bottom + 1
-    for image, seen, _ in strips_with_data(path, zeros, order):
-        found = (band[seen] for band in image)
-        found = (v.astype(np.int64) - bottom if bottom else v for v in found)
-        out = out + np.stack([np.bincount(v, minlength=size) for v in found])
-    return out
-
 # %% ../../nbs/data/labels.ipynb #cd76ab63
 _RASTERS = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt", ".img", ".jp2"}
 
@@ -332,6 +303,14 @@ def _polygonal(shape):
     return shapely.union_all(parts) if parts else None
 
 
+@lru_cache(maxsize=1)
+def _kept(path, layer, stamp):
+    "All features of a file that many images share, mended, and notes."
+    frame, closed = _load(path, layer)
+    frame, missing = _mend(frame)
+    return frame, closed + missing
+
+
 def _mend(frame):
     "Null, 3-D, invalid and flat geometries: the rest of the frame, and notes."
     shapes = frame.geometry.to_numpy()
@@ -417,7 +396,19 @@ def _beyond_180(frame, info):
     return frame.set_geometry(found), int(turned.sum())
 
 
-def _place(frame, info, path):
+def _near(frame, info):
+    "Those features that may lie on an image, by a box around it."
+    from rasterio.warp import transform_bounds
+
+    if info.crs.is_geographic and np.abs(info.outline().bounds).max() >= 179:
+        return frame  # whose longitudes may be counted on beyond 180
+    at = transform_bounds(info.crs, frame.crs.to_wkt(), *info.outline().bounds)
+    wide, high = at[2] - at[0], at[3] - at[1]
+    box = shapely.box(*at).buffer(0.05 * max(wide, high))
+    return frame.iloc[np.sort(frame.sindex.query(box))]
+
+
+def _place(frame, info, path, shared=False):
     "Bring labels to the image's reference system: the frame, and notes."
     if not info.georeferenced:
         raise ValueError(
@@ -430,14 +421,18 @@ def _place(frame, info, path):
         raise ValueError(
             f"{path} does not say its reference system{beside}; write it again with one"
         )
+    frame = _near(frame, info) if shared and len(frame) else frame
     if not len(frame):
-        return frame, []
+        return frame.copy(), []
     notes, ways = [], (frame.crs.to_string(), info.crs.to_string())
     if not frame.crs.equals(info.crs.to_wkt(), ignore_axis_order=True):
         notes.append(f"re-projected from {ways[0]} to {ways[1]}")
     out, turned = _beyond_180(_reprojected(frame, info, path), info)
     notes += [f"{turned} counted on beyond 180 degrees"] if turned else []
-    outside = int((~out.intersects(info.outline())).sum())
+    inside = out.intersects(info.outline())
+    if shared:
+        return out[inside], notes
+    outside = int((~inside).sum())
     if outside == len(out):
         raise ValueError(
             f"the labels in {path} do not touch {info.path.name}: {_why_apart(frame, info)}"
@@ -465,19 +460,25 @@ def read_shapes(
     path: Path,  # Vector labels: anything geopandas reads
     info: ImageInfo,  # The image they belong to
     layer: str | None = None,  # Which layer of the file; None: its only one
+    shared: bool = False,  # A file of many images: each takes what lies on it
 ):  # (GeoDataFrame of polygons in the image's CRS, list of notes)
     """Read vector labels for one image and put right what can be put right.
 
     The frame has no rows for a file without features, which is legal. Raises ValueError
     for a file that cannot be read, has several layers of which none is named, has no
-    polygons, or does not touch the image.
+    polygons, or does not touch the image (unless it is shared by many).
     """
     path = Path(path)
     with named(path):
-        frame, closed = _load(path, layer)
-        frame, missing = _mend(frame)
-        frame, moved = _place(frame, info, path)
-    return frame, closed + missing + moved
+        if shared and path.is_file():
+            stamp = path.stat()
+            frame, notes = _kept(path, layer, (stamp.st_mtime_ns, stamp.st_size))
+        else:
+            frame, notes = _load(path, layer)
+            frame, missing = _mend(frame)
+            notes = notes + missing
+        frame, moved = _place(frame, info, path, shared)
+    return frame, notes + moved
 
 # %% ../../nbs/data/labels.ipynb #9389a3cd
 RESTS = ("background", "null")  # classes that nobody looks for
@@ -523,25 +524,14 @@ def class_ids(
     return [table[v] if v in table else table[str(v)] for v in values]
 
 
-def label_rings(
-    scene,  # A scene with vector labels
-    info: ImageInfo,  # Header of its image
-    layer: str | None = None,  # Layer of the labels; None: the only one
-) -> tuple[list, int]:
-    "Rings of the label polygons in pixels, a list of (n, 2) arrays, and their number."
-    frame, _ = read_shapes(scene.label, info, layer)
-    rings = shapely.get_rings(shapely.get_parts(frame.geometry.to_numpy()))
-    back = ~info.transform
-    rings = [np.stack(back @ shapely.get_coordinates(r).T, -1) for r in rings]
-    return rings, len(frame)
-
-
 def building_sizes(
     scenes,  # Scenes with vector labels
     layer: str | None = None,  # Layer of the labels; None: the only one
 ) -> np.ndarray:  # Area of each polygon in square metres
     "How large the labelled buildings are."
-    frames = [read_shapes(s.label, image_info(s.image), layer)[0] for s in scenes]
+    frames = [
+        read_shapes(s.label, image_info(s.image), layer, s.shared)[0] for s in scenes
+    ]
     areas = [square_metres(frame.geometry) for frame in frames]
     return np.concatenate(areas) if areas else np.zeros(0)
 
@@ -594,9 +584,10 @@ def clean_labels(
         info.fit_of(scene.label)
         return Path(scene.label)
     first = target_class(classes) == 0  # what a file without class ids is taken for
-    if class_field is None and first and _is_clean(scene.label, info):
+    whole = class_field is None and first and not scene.shared
+    if whole and _is_clean(scene.label, info):
         return Path(scene.label)
-    frame, _ = read_shapes(scene.label, info, layer)
+    frame, _ = read_shapes(scene.label, info, layer, scene.shared)
     ids = class_ids(frame, class_field, classes, scene.label)
     try:
         shapes = frame.to_crs(LONLAT).geometry if len(frame) else []

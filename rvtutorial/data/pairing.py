@@ -4,28 +4,33 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'EXPAND', 'SAMPLED', 'Scene', 'matches', 'find_scenes', 'find_splits',
-           'split_scenes', 'write_table', 'outlines', 'leaks', 'DataError', 'scene_mask', 'describe', 'band_histograms',
-           'sampled_range', 'dataset_digest']
+           'split_scenes', 'write_table', 'split_by_area', 'place_tiles', 'outlines', 'leaks', 'DataError',
+           'scene_mask', 'check_scenes', 'band_histograms', 'percentiles', 'dataset_digest']
 
 # %% ../../nbs/data/pairing.ipynb #9c60d3a6
 import hashlib
+import math
 import os
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import combinations
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
+import shapely
 from affine import Affine
 
 from ..core.files import atomic_path, safe_name
 from ..core.names import natural_key
+from ..core.records import write_json
 from . import labels, validity
-from .label_values import EXAMPLE, Mask, Meaning, listed, palette_of
-from .label_values import raster_problems
-from .labels import image_info, named, open_image, read_shapes
-from .places import LONLAT, Grid
+from .label_values import EXAMPLE, Mask, Meaning
+from .labels import image_info, is_raster, named, open_image, read_shapes
+from .places import LONLAT, Grid, unplaced_allowed
 from .synthetic import IMAGE_NAME, LABEL_NAME
 
 # %% ../../nbs/data/pairing.ipynb #5efe7781
@@ -42,6 +47,9 @@ class Scene:
     image: Path  # A raster
     label: Path | None = None  # Vector or raster labels; None: there are none
     split: str = ""  # "train", "val", "test" or ""
+    aoi: Path | None = None  # GeoJSON of the part of the image that counts; None: all
+    shared: bool = False  # Whether other images have the same label file
+    parts: dict = field(default_factory=dict, compare=False)  # Of its name: {tile}, ...
 
     def __post_init__(self):
         if safe_name(self.id, 240) != str(self.id):  # it names folders and files
@@ -51,23 +59,40 @@ class Scene:
             )
 
 # %% ../../nbs/data/pairing.ipynb #cfd0dfdb
-def matches(
-    folder: str | Path,  # Where to look
-    pattern: str,  # Relative, with one {id}
-) -> dict[str, list[Path]]:  # By id, sorted
-    "Files of a folder that fit a pattern: {id: [paths]}."
-    if pattern.count("{id}") != 1 or Path(pattern).is_absolute():
+def _names_in(pattern):
+    "What stands in braces, in order; ValueError unless all do so once."
+    names = re.findall(r"\{(\w+)\}", str(pattern))
+    if not names or len({*names}) < len(names) or Path(pattern).is_absolute():
         raise ValueError(
-            f"a pattern is relative and holds {{id}} exactly once, got {pattern!r}; one "
-            "file for many scenes is named in a table with the columns split,id,image,label"
+            f"a pattern is relative and holds {{id}} exactly once, or other names, such as "
+            f"{{tile}} and {{part}}, got {str(pattern)!r}; one file for many scenes is named "
+            "in a table with the columns split,id,image,label"
         )
-    folder, pattern = Path(folder), Path(pattern).as_posix()  # without ./
-    pattern = re.sub(r"\*+(\{id\})|(\{id\})\*+", r"\1\2", pattern)  # the id takes all
+    return names
+
+
+def _shape_of(pattern):
+    "A regular expression for the paths that fit a pattern."
+    _names_in(pattern)
+    pattern = Path(pattern).as_posix()  # without ./; a name takes all beside it
+    pattern = re.sub(r"\*+(\{\w+\})|(\{\w+\})\*+", r"\1\2", pattern)
     any_ = {r"\*\*/": "(?:[^/]+/)*", r"\*": "[^/]*", r"\?": "[^/]"}
     shape = re.sub(r"\\\*\\\*/|\\[*?]", lambda m: any_[m[0]], re.escape(pattern))
-    shape = re.compile(shape.replace(re.escape("{id}"), "(?P<id>[^/]+?)"))
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+?)", shape))
+
+
+def matches(
+    folder: str | Path,  # Where to look
+    pattern: str,  # Relative, with {id}, or with other names such as {tile} and {part}
+    order: tuple = (),  # Of the names in an id; (): as in the pattern
+) -> dict[str, list[Path]]:  # By id, sorted
+    "Files of a folder that fit a pattern: {id: [paths]}; several names are joined by _."
+    names = order or _names_in(pattern)
+    folder, shape = Path(folder), _shape_of(pattern)
+    pattern = re.sub(r"\*+(\{\w+\})|(\{\w+\})\*+", r"\1\2", Path(pattern).as_posix())
+    glob = re.sub(r"\{\w+\}", "*", pattern.replace("[", "[[]"))
     found, skipped = {}, []
-    for path in sorted(folder.glob(pattern.replace("[", "[[]").replace("{id}", "*"))):
+    for path in sorted(folder.glob(glob)):
         inside = path.relative_to(folder)
         match = shape.fullmatch(inside.as_posix())
         if not match:
@@ -75,7 +100,7 @@ def matches(
         if any(p.startswith(".") and p != ".." for p in inside.parts):
             skipped.append(str(inside))
         elif path.is_file():
-            found.setdefault(match["id"], []).append(path)
+            found.setdefault("_".join(match[name] for name in names), []).append(path)
         elif path.is_symlink() and not path.exists():
             raise FileNotFoundError(
                 f"{path} is a link to {os.readlink(path)}, which is not there; mend or "
@@ -128,11 +153,16 @@ def _without(found, others):
 
 def find_scenes(
     folder: Path,  # Where the files are
-    image_pattern: str = IMAGE_PATTERN,  # Image files, with one {id}
+    image_pattern: str = IMAGE_PATTERN,  # Image files, with {id}
     label_pattern: str | None = LABEL_PATTERN,  # Label files; None: images only
     split: str = "",  # Name of the split, kept in each scene
+    above: tuple = (),  # Folders in which a label file for all images may lie, too
 ) -> list[Scene]:  # In natural order of ids
-    """Pair images and labels by the id in their names.
+    """Pair images and labels by the id in their names, or all images with one label file.
+
+    `{id}` stands for the id; several names, such as `Tile {tile}/image_{part}.jpg`, make
+    one together. A label pattern without any is one file, of which each image takes what
+    lies on it.
 
     Raises FileNotFoundError for a folder without images and for orphans, ValueError for
     ids that are met twice and for patterns without `{id}`.
@@ -145,8 +175,19 @@ def find_scenes(
             f"images and labels cannot have one pattern, {image_pattern!r}"
         )
     images, labels = matches(folder, image_pattern), {}
-    if label_pattern:  # a file that fits both belongs to the one that says more
-        labels = matches(folder, label_pattern)
+    names = _names_in(image_pattern)
+    one = label_pattern and not re.search(r"\{\w+\}", str(label_pattern))
+    if one:
+        labels = {"": [_one_file([folder, *above], label_pattern)]}
+        images = _without(images, labels)
+        labels = dict.fromkeys(images, labels[""])
+    elif label_pattern:  # a file that fits both belongs to the one that says more
+        if {*_names_in(label_pattern)} != {*names}:
+            raise ValueError(
+                f"images and labels must have the same names in braces, got "
+                f"{str(image_pattern)!r} and {str(label_pattern)!r}"
+            )
+        labels = matches(folder, label_pattern, names)
         if len(label_pattern.replace("*", "")) > len(image_pattern.replace("*", "")):
             images = _without(images, labels)
         else:
@@ -156,13 +197,42 @@ def find_scenes(
         raise FileNotFoundError(
             f"no images in {folder}: expected {image_pattern}, found {there}"
         )
-    if problems := _pair_errors(images, labels, folder, label_pattern):
+    pairs = (
+        (images, {}, folder, None) if one else (images, labels, folder, label_pattern)
+    )
+    if problems := _pair_errors(*pairs):
         text = f"{folder} is not a set of pairs:\n  " + "\n  ".join(problems)
         remedy = "\nadd or remove those files, correct the patterns, or list the pairs in a table"
         orphan = any("without" in p for p in problems)
         raise (FileNotFoundError if orphan else ValueError)(text + remedy)
-    ids = sorted(images, key=natural_key)
-    return [Scene(i, images[i][0], labels.get(i, [None])[0], split) for i in ids]
+    if one and len(images) > 1 and is_raster(label_pattern):
+        raise ValueError(
+            f"{next(iter(labels.values()))[0]} is one label raster for {len(images)} "
+            "images: cut it like the images, one file for each, or give polygons"
+        )
+    shape, scenes = _shape_of(image_pattern), []
+    for i in sorted(images, key=natural_key):
+        image, label = images[i][0], labels.get(i, [None])[0]
+        parts = shape.fullmatch(image.relative_to(folder).as_posix()).groupdict()
+        scenes.append(Scene(i, image, label, split, None, bool(one), parts))
+    return scenes
+
+
+def _one_file(folders, name):
+    "The one label file of all images: in their folder, or beside the split's folder."
+    if Path(name).is_absolute():
+        folders = folders[:1]
+    found = [Path(folder) / name for folder in folders if (folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"there is no label file {' or '.join(str(f / name) for f in folders)}; "
+            f"label_pattern={str(name)!r} has no {{id}}, so it names one file for all images"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"both {found[0]} and {found[1]} may be meant: remove one of them"
+        )
+    return found[0]
 
 # %% ../../nbs/data/pairing.ipynb #02dafade
 def _read_table(path):
@@ -183,8 +253,10 @@ def _read_table(path):
     for row in sorted(table.itertuples(), key=lambda row: natural_key(row.id)):
         image = path.parent / row.image
         label = path.parent / row.label if row.label else None
-        splits[row.split].append(Scene(row.id, image, label, row.split))
-        gone += [str(f) for f in (image, label) if f and not f.is_file()]
+        many = bool(row.label) and (table["label"] == row.label).sum() > 1
+        aoi = path.parent / row.aoi if getattr(row, "aoi", "") else None
+        splits[row.split].append(Scene(row.id, image, label, row.split, aoi, many))
+        gone += [str(f) for f in (image, label, aoi) if f and not f.is_file()]
     if gone:
         raise FileNotFoundError(f"{path} names files that are not there: {_some(gone)}")
     return splits
@@ -205,7 +277,7 @@ def _no_leak(splits, data):
 # %% ../../nbs/data/pairing.ipynb #793fbba9
 def find_splits(
     data: Path,  # A folder with train/, val/ and perhaps test/, or a CSV table
-    image_pattern: str = IMAGE_PATTERN,  # Image files, with one {id}
+    image_pattern: str = IMAGE_PATTERN,  # Image files, with {id}
     label_pattern: str | None = LABEL_PATTERN,  # Label files; None: images only
 ) -> dict[str, list[Scene]]:  # Of train, val and test, which may be empty
     """Find the scenes of the three splits.
@@ -228,7 +300,7 @@ def find_splits(
         if not folders["test"].is_dir():
             del folders["test"]
         patterns = image_pattern, label_pattern
-        splits = {s: find_scenes(f, *patterns, s) for s, f in folders.items()}
+        splits = {s: find_scenes(f, *patterns, s, (data,)) for s, f in folders.items()}
         splits.setdefault("test", [])
     else:
         raise FileNotFoundError(f"there is no folder or table {data}")
@@ -244,17 +316,33 @@ def split_scenes(
     n_val: int,  # How many for validation
     n_test: int = 0,  # How many for the test
     seed: int = 0,  # Source of chance
+    by: str | None = None,  # What stays together and is counted: {tile} of the pattern
 ) -> dict[str, list[Scene]]:  # {"train": ..., "val": ..., "test": ...}
-    "Split scenes by chance; ValueError when too few are left for training."
-    scenes = sorted(scenes, key=lambda s: natural_key(s.id))
-    if min(n_val, n_test) < 0 or n_val < 1 or len(scenes) <= n_val + n_test:
+    """Split scenes by chance; ValueError when too few are left for training.
+
+    Parts of one tile lie side by side: `by="tile"` puts all of them on one side.
+    """
+    groups, what = {}, f"groups of one {by}" if by else "scenes"
+    for scene in sorted(scenes, key=lambda s: natural_key(s.id)):
+        if by and by not in scene.parts:
+            known = ", ".join(scene.parts) or "none"
+            raise ValueError(
+                f"by={by!r} must be a name in braces of the pattern of images; scene "
+                f"{scene.id} has {known}"
+            )
+        groups.setdefault(scene.parts[by] if by else len(groups), []).append(scene)
+    groups = list(groups.values())
+    if min(n_val, n_test) < 0 or n_val < 1 or len(groups) <= n_val + n_test:
         raise ValueError(
-            f"{len(scenes)} scenes cannot give {n_val} for validation (1 at least), {n_test} for the test and some for training"
+            f"{len(groups)} {what} cannot give {n_val} for validation (1 at least), {n_test} for the test and some for training"
         )
-    order = np.random.default_rng(seed).permutation(len(scenes))
+    order = np.random.default_rng(seed).permutation(len(groups))
     ends = {"test": order[:n_test], "val": order[n_test : n_test + n_val]}
     ends["train"] = order[n_test + n_val :]
-    return {s: [replace(scenes[i], split=s) for i in sorted(ends[s])] for s in SPLITS}
+    return {
+        s: [replace(scene, split=s) for i in sorted(ends[s]) for scene in groups[i]]
+        for s in SPLITS
+    }
 
 # %% ../../nbs/data/pairing.ipynb #4e772903
 def write_table(
@@ -268,11 +356,168 @@ def write_table(
         return Path(os.path.relpath(file, Path(path).parent)).as_posix() if file else ""
 
     found = [(s, scene) for s in SPLITS for scene in splits.get(s, [])]
-    rows = [(s, x.id, near(x.image), near(x.label)) for s, x in found]
-    table = pd.DataFrame(rows, columns=["split", "id", "image", "label"])
+    rows = [(s, x.id, near(x.image), near(x.label), near(x.aoi)) for s, x in found]
+    table = pd.DataFrame(rows, columns=["split", "id", "image", "label", "aoi"])
+    if not any(table["aoi"]):
+        del table["aoi"]
     with atomic_path(path) as new:
         table.to_csv(new, index=False)
     return Path(path)
+
+# %% ../../nbs/data/pairing.ipynb #b4d90e11
+def _view(image, out, window=None, place=None):
+    "A VRT file of an image: a window (left, top, right, bottom in pixels), or a place."
+    import rasterio.shutil
+
+    with atomic_path(out) as partial:
+        rasterio.shutil.copy(Path(image).absolute(), partial, driver="VRT")
+        if place is not None:
+            with unplaced_allowed(), rasterio.open(partial, "r+") as file:
+                file.crs, file.transform = place
+        if window is not None:
+            _cut(partial, window)
+    return Path(out)
+
+
+def _cut(path, window):
+    "Let a VRT file show a window of what it shows."
+    tree = ElementTree.parse(path)
+    root, (left, top, right, bottom) = tree.getroot(), window
+    root.set("rasterXSize", str(right - left))
+    root.set("rasterYSize", str(bottom - top))
+    for place in root.iter("DstRect"):
+        place.set("xOff", str(float(place.get("xOff")) - left))
+        place.set("yOff", str(float(place.get("yOff")) - top))
+    for text in root.iter("GeoTransform"):
+        x, dx, rx, y, ry, dy = (float(number) for number in text.text.split(","))
+        moved = x + left * dx + top * rx, dx, rx, y + left * ry + top * dy, ry, dy
+        text.text = ", ".join(repr(number) for number in moved)
+    tree.write(path)
+
+
+def _areas_of(areas, info):
+    "{split: polygons in pixels of an image}, in order; the unit of all is a pixel."
+    high, wide = info.shape
+    if areas == "quarters":
+        x, y = wide // 2, high // 2
+        boxes = {"train": [(0, 0, x, y), (0, y, x, high)], "val": [(x, 0, wide, y)]}
+        boxes["test"] = [(x, y, wide, high)]
+        return {s: [shapely.box(*box) for box in some] for s, some in boxes.items()}
+    if (
+        not isinstance(areas, dict)
+        or {*areas} - {*SPLITS}
+        or {"train", "val"} - {*areas}
+    ):
+        raise ValueError(
+            'areas must be "quarters", or {"train": FILE, "val": FILE, "test": FILE} with '
+            f"polygons in GeoJSON files (test may be left out), got {areas!r}"
+        )
+    back = ~info.transform
+    found = {}
+    for split in (s for s in SPLITS if s in areas):
+        frame, _ = read_shapes(areas[split], info)
+        if not len(frame):
+            raise ValueError(f"{areas[split]} holds no polygon")
+        shapes = shapely.transform(
+            frame.geometry.to_numpy(), lambda at: np.stack(back @ at.T, -1)
+        )
+        whole = shapely.intersection(
+            shapely.union_all(shapes), shapely.box(0, 0, wide, high)
+        )
+        parts = [p for p in shapely.get_parts(whole) if p.area >= 1]
+        found[split] = sorted(parts, key=lambda part: part.bounds)
+    return found
+
+
+def split_by_area(
+    image: Path,  # One image
+    label: Path | None,  # Its labels: polygons, or a raster on the same grid
+    areas: str
+    | dict,  # {"train": GeoJSON file, "val": ..., "test": ...}, or "quarters"
+    folder: Path,  # Where small files that name parts of the image are written
+) -> dict[str, list[Scene]]:  # {"train": ..., "val": ..., "test": ...}
+    """Make scenes of parts of one image; nothing is cut.
+
+    Each polygon becomes a scene. Quarters: the left half is for training, the upper right
+    for validation, the lower right for the test. Raises ValueError where areas of two
+    splits overlap, with the share of the smaller one.
+    """
+    image, folder, info = Path(image), Path(folder), image_info(Path(image))
+    if is_raster(label or "") and not info.fit_of(label).same:
+        raise ValueError(
+            f"{label} must have the pixels of {image}: warp it to its grid"
+        )
+    found = _areas_of(areas, info)
+    whole = {split: shapely.union_all(parts) for split, parts in found.items()}
+    for one, other in combinations(whole, 2):
+        shared = whole[one].intersection(whole[other]).area
+        share = shared / min(whole[one].area, whole[other].area)
+        if share > 0.001:
+            raise ValueError(
+                f"the areas of {one} and {other} overlap: {share:.1%} of the smaller one, "
+                f"{shared:,.0f} pixels, lie in both; draw them apart, or a score is memory"
+            )
+    out = {split: [] for split in SPLITS}
+    for split, parts in found.items():
+        for n, part in enumerate(parts, 1):
+            name = f"{image.stem}-{split}" + (f"-{n}" if len(parts) > 1 else "")
+            out[split].append(_part_of(image, label, info, part, folder, name, split))
+    return out
+
+
+def _part_of(image, label, info, part, folder, name, split):
+    "The scene of a part (a polygon in pixels) of an image, and the files that name it."
+    from rasterio.warp import transform_geom
+
+    near = tuple(round(side) for side in part.bounds)
+    aoi, raster = None, label is not None and is_raster(label)
+    if shapely.box(*near).symmetric_difference(part).area > part.length / 2:
+        left, top, right, bottom = part.bounds  # it is no rectangle
+        near = int(left), int(top), math.ceil(right), math.ceil(bottom)
+        aoi = folder / f"{name}.geojson"
+        shape = shapely.transform(part, lambda at: np.stack(info.transform @ at.T, -1))
+        shape = transform_geom(info.crs, LONLAT, shapely.geometry.mapping(shape))
+        one = {"type": "Feature", "properties": {}, "geometry": shape}
+        write_json(aoi, {"type": "FeatureCollection", "features": [one]})
+    if min(near[2] - near[0], near[3] - near[1]) < 1:
+        raise ValueError(f"the area {name} is smaller than a pixel of {image}")
+    view = _view(image, folder / f"{name}.vrt", near)
+    if raster:
+        label = _view(label, folder / f"{name}-labels.vrt", near)
+    return Scene(name, view, label, split, aoi, label is not None and not raster)
+
+
+def place_tiles(
+    scenes: Iterable[Scene],  # Of `find_scenes`, with {x}, {y} and {z} in the pattern
+    folder: Path,  # Where a small file that names its image is written for each
+) -> list[Scene]:  # The same in EPSG:3857
+    "Give tiles of a web map the place that their names say; y counts from the north."
+    placed, side = [], 2 * math.pi * 6378137
+    for scene in scenes:
+        try:
+            x, y, z = (int(scene.parts[name]) for name in "xyz")
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"{scene.image} needs whole numbers for {{x}}, {{y}} and {{z}} in the "
+                f"pattern of images, such as {{z}}/{{x}}/{{y}}.png, got {scene.parts}"
+            ) from None
+        if not 0 <= z <= 30 or not 0 <= min(x, y) <= max(x, y) < 2**z:
+            raise ValueError(
+                f"{scene.image}: there is no tile x={x}, y={y} at zoom z={z}, which has "
+                f"numbers from 0 to {2 ** max(z, 0) - 1}"
+            )
+        info, one = image_info(scene.image), side / 2**z
+        if info.georeferenced:
+            raise ValueError(
+                f"{scene.image} says itself where it lies: use it as it is"
+            )
+        grid = Affine.translation(x * one - side / 2, side / 2 - y * one)
+        grid = grid @ Affine.scale(one / info.shape[1], -one / info.shape[0])
+        out = Path(folder) / f"{scene.id}.vrt"
+        placed.append(
+            replace(scene, image=_view(scene.image, out, place=("EPSG:3857", grid)))
+        )
+    return placed
 
 # %% ../../nbs/data/pairing.ipynb #e5311ac6
 def outlines(
@@ -281,9 +526,15 @@ def outlines(
     "Outlines of all scenes that have a place on earth."
     import geopandas
 
-    rows = [(s, x.id, image_info(x.image)) for s, some in splits.items() for x in some]
-    rows = [(s, i, info.on_earth()) for s, i, info in rows if info.georeferenced]
-    rows = [row for row in rows if not row[2].is_empty]
+    rows = []
+    for split, scene in ((s, x) for s, some in splits.items() for x in some):
+        info = image_info(scene.image)
+        place = info.on_earth() if info.georeferenced else shapely.Polygon()
+        if scene.aoi is not None:
+            area = geopandas.read_file(scene.aoi).to_crs(LONLAT)
+            place = place.intersection(area.union_all())
+        if not place.is_empty:
+            rows.append((split, scene.id, place))
     columns = {"split": [r[0] for r in rows], "id": [r[1] for r in rows]}
     return geopandas.GeoDataFrame(columns, geometry=[r[2] for r in rows], crs=LONLAT)
 
@@ -341,7 +592,7 @@ def scene_mask(
         found = meaning.read(scene.label, image=info)
         rest = [i + 1 for i, n in enumerate(meaning.names) if n in labels.RESTS]
         return np.where(np.isin(found, rest), np.uint8(0), found)
-    frame, _ = read_shapes(scene.label, info, layer)
+    frame, _ = read_shapes(scene.label, info, layer, scene.shared)
     ids = labels.class_ids(frame, class_field, classes, scene.label)
     shapes = [(s, i + 1) for s, i in zip(frame.geometry, ids, strict=True)]
     if not shapes:
@@ -373,7 +624,7 @@ def _label_facts(scene, info, class_field, classes, label_values=None, layer=Non
         return "none", 0, float("nan"), ["no labels"], None
     aim = labels.target_class(classes)
     if not labels.is_raster(scene.label):
-        frame, notes = read_shapes(scene.label, info, layer)
+        frame, notes = read_shapes(scene.label, info, layer, scene.shared)
         ids = np.array(labels.class_ids(frame, class_field, classes, scene.label), int)
         share = _labelled_share(frame[ids == aim] if class_field else frame, info)
         notes = notes + ([] if len(frame) else ["no buildings"])
@@ -383,7 +634,7 @@ def _label_facts(scene, info, class_field, classes, label_values=None, layer=Non
     if meaning is None:
         mask = Mask.of(scene.label)
         found = mask.count()
-        told = f"values {listed(found)}"
+        told = f"values {Mask.listed(found)}"
     else:
         mask, found = meaning.explain(scene.label)
         told = f"classes {meaning.in_words(found)}"
@@ -416,7 +667,7 @@ def _scene_row(
                         f"{scene.image} holds complex numbers: write what the network "
                         "should see, such as amplitudes"
                     )
-                palette, side = palette_of(f), float(np.mean(info.pixel_size()))
+                palette, side = Mask.palette_of(f), float(np.mean(info.pixel_size()))
                 try:
                     share, note = validity.Validity(f, order, zeros).emptiness()
                 except RasterioError as err:
@@ -444,7 +695,7 @@ def _scene_row(
         bands=info.bands, dtype=info.dtype, crs=info.crs.to_string() if info.crs else "",
         pixel_m=round(side, 3), no_data=share, labels=kind,
         polygons=count, share=round(labelled, 4), notes="; ".join(notes),
-        raster=raster, palette=palette,
+        raster=raster, palette=palette, colours=info.bands - len(info.alphas),
     ), None  # fmt: skip
 
 
@@ -455,13 +706,16 @@ def _odd_images(table, bands, order):
     "Images with another number of bands, another type, or another palette, in sentences."
     if not len(table):
         return []
-    wanted = {"bands": bands} if bands or order is None else {}
+    wanted = {"bands": bands} if bands else {} if order else {"colours": None}
     problems, first = [], table.iloc[0]
     for name, one in {**wanted, "dtype": None}.items():
         one = one or table[name].mode()[0]
+        what = {"colours": "bands"}.get(name, name)  # alpha left out
+        fewest = range(1, int(table["colours"].min()) + 1)
+        more = f', or say bands="{",".join(map(str, fewest))}"' if what != name else ""
         problems += [
-            f"{r.split or 'scene'} {r.id}: {name} is {getattr(r, name)}, {one} is "
-            "expected; convert the image or leave the scene out"
+            f"{r.split or 'scene'} {r.id}: {what} is {getattr(r, name)}, {one} is "
+            f"expected; convert the image or leave the scene out{more}"
             for r in table[table[name] != one].itertuples()
         ]
     return problems + [
@@ -472,18 +726,64 @@ def _odd_images(table, bands, order):
     ]
 
 
-def describe(scenes, bands, class_field, classes, label_values, layer, zeros, order):
-    "A DataFrame with a row for each scene, and problems: what `check_scenes` says."
-    import pandas as pd
+def _nothing_anywhere(scenes, rows, layer):
+    "Shared label files of which nothing lies on any image, in sentences."
+    found = {}
+    for scene, row in zip(scenes, rows, strict=True):
+        if scene.shared and row and row["labels"] == "vector":
+            found.setdefault(scene.label, []).append((scene, row["polygons"]))
+    problems = []
+    for label, some in found.items():
+        if not any(number for _, number in some):
+            first = some[0][0]
+            try:
+                read_shapes(label, image_info(first.image), layer)
+                why = "it holds no polygons"
+            except ValueError as err:
+                why = str(err)
+            problems.append(
+                f"nothing of {label} lies on any of {len(some)} images: {why}"
+            )
+    return problems
 
-    Meaning.of(label_values, classes)
+
+def check_scenes(
+    scenes,  # A list of scenes, or a dictionary of splits
+    bands: int | None = None,  # Bands of every image; None: what most have
+    class_field: str | None = None,  # Attribute of vector labels that holds the class
+    classes=("building", "background"),  # Class names in order, or {value: id}
+    label_values: str | dict | None = None,  # 255:building,... or #3C1098:building,...
+    layer: str | None = None,  # Layer of vector labels; None: the only one
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Used bands, counted from 0; None: all but alpha
+):  # -> DataFrame, one row per scene
+    """Read every image and label file once and describe it, in bounded memory.
+
+    `no_data` is the share of pixels without data in the bands that are used, and `share`
+    that of the class that is looked for, the first but background; the notes say why
+    pixels hold no data, and what classes label rasters hold. Where `order` says which
+    bands are used, images may have others beside them. Raises DataError, which names all
+    scenes that cannot be used and what would help, and ValueError for `label_values` that
+    name no class.
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    if isinstance(scenes, dict):
+        scenes = [scene for found in scenes.values() for scene in found]
+    bar = tqdm(scenes, desc="checking", unit="scene", disable=len(scenes) < 100)
     how = (class_field, classes, label_values, layer, zeros, order)
-    rows = [_scene_row(scene, *how) for scene in scenes]
+    Meaning.of(label_values, classes)
+    rows = [_scene_row(scene, *how) for scene in bar]
+    alone = _nothing_anywhere(scenes, [row for row, _ in rows], layer)
     rasters = [row.pop("raster") for row, _ in rows if row]
     table = pd.DataFrame([row for row, _ in rows if row])
     problems = [problem for _, problem in rows if problem]
-    problems += raster_problems([r for r in rasters if r], classes, label_values)
-    return table, problems + _odd_images(table, bands, order)
+    problems += Meaning.problems([r for r in rasters if r], classes, label_values)
+    problems += alone + _odd_images(table, bands, order)
+    if problems or not len(table):
+        raise DataError(problems or ["there are no scenes to check"])
+    return table.drop(columns=["palette", "colours"])
 
 # %% ../../nbs/data/pairing.ipynb #54bd511c
 def band_histograms(
@@ -521,7 +821,7 @@ def _image_and_data(scene, zeros):
         return f.read(), validity.Validity(f, zeros=zeros).valid()
 
 
-def sampled_range(scenes, low, high, step=7, zeros="empty", order=None):
+def _sampled_range(scenes, low, high, step=7, zeros="empty", order=None):
     """Percentiles `low` and `high` (0 to 100) of each band, where there is data.
 
     For any type of image; from every `step`-th pixel each way, or fewer of large images:
@@ -545,10 +845,79 @@ def _sampled(path, step, zeros, order, most):
     "Every so many pixels of an image that hold data, (bands, n) from each strip."
     info = image_info(path)
     step = max(step, round((info.shape[0] * info.shape[1] / most) ** 0.5))
-    for image, seen, window in labels.strips_with_data(path, zeros, order):
+    for image, seen, window in _strips_with_data(path, zeros, order):
         rows, columns = -int(window.row_off) % step, -int(window.col_off) % step
         part = np.s_[rows::step, columns::step]
         yield image[:, *part][:, seen[part]]
+
+
+def _strips_with_data(path, zeros="empty", order=None):
+    """Windows of an image, one after another: pixels (bands, height, width), where there
+    is data (height, width), and the window. Bands are those of `order`, counted from 0,
+    which also say where there is data; None: all are read, and all but alpha are asked.
+    """
+    import rasterio
+
+    with open_image(path) as f, rasterio.Env(GDAL_CACHEMAX=validity.CACHE):
+        look = validity.Validity(f, order, zeros)
+        numbers = f.indexes if order is None else [b + 1 for b in order]
+        for window in validity.windows_of(f):
+            image = f.read(numbers, window=window)
+            asked = image[look.bands] if order is None else image
+            yield image, look.valid(window, pixels=asked), window
+
+
+def _value_counts(path, top, zeros="empty", order=None, bottom=0):
+    """How often each whole number from `bottom` to `top` occurs where there is data.
+
+    (bands, top - bottom + 1), of the bands of `order`, counted from 0, or of all.
+    """
+    out, size = 0, top - bottom + 1
+    for image, seen, _ in _strips_with_data(path, zeros, order):
+        found = (band[seen] for band in image)
+        found = (v.astype(np.int64) - bottom if bottom else v for v in found)
+        out = out + np.stack([np.bincount(v, minlength=size) for v in found])
+    return out
+
+
+def percentiles(
+    scenes: Iterable[Scene],  # Training scenes
+    low: float = 2,  # Percentile that becomes 0
+    high: float = 98,  # Percentile that becomes 1
+    most: int = 200,  # Of more scenes than this, as many are taken at equal steps
+    zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
+    order: list[int] | None = None,  # Which bands, counted from 0; None: all
+) -> tuple[list[float], list[float]]:  # One number per band, twice
+    """Find the range of each band over all pixels with data.
+
+    Exact for whole numbers of 8 and 16 bits, sampled for others. The same scenes give the
+    same numbers. A band of one value gets a range of width 1.
+    """
+    scenes = list(scenes)
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"0 <= low < high <= 100 must hold, got {low} and {high}")
+    if not scenes:
+        raise ValueError("there are no scenes to take percentiles from")
+    if len(scenes) > most:
+        steps = np.linspace(0, len(scenes) - 1, most).round().astype(int)
+        scenes = [scenes[i] for i in steps]
+    dtype = np.dtype(image_info(scenes[0].image).dtype)
+    if dtype.kind not in "iu" or dtype.itemsize > 2:
+        return _sampled_range(scenes, low, high, zeros=zeros, order=order)
+    top, bottom = np.iinfo(dtype).max, np.iinfo(dtype).min
+    how = top, zeros, order, bottom
+    counts = sum(_value_counts(s.image, *how) for s in scenes)
+    if not counts.any():
+        raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
+    lowest, highest = [], []
+    for band in counts:
+        cuts = np.searchsorted(
+            np.cumsum(band), band.sum() * np.array([low, high]) / 100
+        )
+        a, b = (float(bottom + cut) for cut in cuts)
+        lowest.append(a)
+        highest.append(max(b, a + 1))
+    return lowest, highest
 
 # %% ../../nbs/data/pairing.ipynb #be4d1d4d
 def dataset_digest(
@@ -559,16 +928,21 @@ def dataset_digest(
     A change inside an image that leaves its size and both its ends alone is not seen.
     """
     total, every = hashlib.sha256(), [(s, x) for s in sorted(splits) for x in splits[s]]
+
+    @cache
+    def held(path, ends):  # all of it, or its size and both ends
+        size = path.stat().st_size
+        with open(path, "rb") as f:
+            found = f.read(ends if size > 2 * ends else -1)
+            if size > 2 * ends:
+                f.seek(-ends, 2)
+                found = str(size).encode() + found + f.read()
+        return hashlib.sha256(found).digest()
+
     for split, scene in every:
-        for path, ends in ((scene.image, 2**16), (scene.label, 2**25)):
-            name, held = path.name if path else "none", b""
-            size = path.stat().st_size if path else 0
-            if path:  # all of it, or its size and both ends
-                with open(path, "rb") as f:
-                    held = f.read(ends if size > 2 * ends else -1)
-                    if size > 2 * ends:
-                        f.seek(-ends, 2)
-                        held = str(size).encode() + held + f.read()
+        files = [(scene.image, 2**16), (scene.label, 2**25)]
+        for path, ends in files + ([(scene.aoi, 2**25)] if scene.aoi else []):
+            name = path.name if path else "none"
             total.update(f"{split}/{scene.id}/{name}\0".encode())
-            total.update(hashlib.sha256(held).digest())
+            total.update(held(path, ends) if path else hashlib.sha256().digest())
     return total.hexdigest()[:16]

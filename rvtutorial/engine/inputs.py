@@ -35,6 +35,7 @@ from torchvision.models import get_model_weights
 from rvtutorial import scenes
 from rvtutorial.core.names import near_match
 from rvtutorial.data import validity
+from rvtutorial.data.label_values import Meaning
 from rvtutorial.engine.reading import build_scene
 from rvtutorial.models import encoders, unet
 from rvtutorial.runs import Hyperparams, Run
@@ -126,6 +127,7 @@ def in_one_way(
         return mark.join(part.strip() for part in text.split(mark, cuts))
 
     out = {k: plain(where[k], ",") for k in ("classes", "label_values", "bands")}
+    out["label_values"] = Meaning.in_one_text(out["label_values"])
     if isinstance(out["label_values"], str):
         pairs = out["label_values"].split(",")
         out["label_values"] = ",".join(plain(pair, ":", 1) for pair in pairs)

@@ -33,7 +33,7 @@ from rasterio.windows import Window
 from rvtutorial.core.files import atomic_path, gdal_name, safe_name
 from rvtutorial.data.labels import check_raster
 from rvtutorial.data.places import square_metres, unplaced_allowed
-from rvtutorial.data.validity import Validity, cleared, colour_bands
+from rvtutorial.data.validity import Validity, colour_bands, no_numbers
 from rvtutorial.core.names import natural_key
 
 __all__ = ["Outputs", "Raster", "find_images"]
@@ -399,7 +399,9 @@ class Raster:
                 chip[place] = np.ma.filled(found, 0)
         chip = np.ascontiguousarray(chip.transpose(1, 2, 0))
         chip = self.prepare(chip) if self.prepare else chip
-        return cleared(chip)  # what the transformers of the model have left
+        if chip.dtype.kind in "fc":  # what the transformers of the model have left
+            chip[no_numbers(chip)] = 0
+        return chip
 
     def valid(self, top: int, bottom: int) -> np.ndarray | None:
         """Which pixels of whole rows hold data (`Validity.valid`); None: all of them.
