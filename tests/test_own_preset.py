@@ -88,7 +88,7 @@ def test_what_the_preset_asks_for_is_in_the_config_and_in_run_json(scenes, tmp_p
     cfg = own(scenes, tmp_path / "run")
     data, solver = cfg.backend.data, cfg.backend.solver
     assert data.img_sz == cfg.predict_options.chip_sz == 128
-    assert 60 < cfg.predict_options.stride <= 85
+    assert cfg.predict_options.stride == 22  # two windows end with a scene of 150
     windows = {data.sampling[s.id].max_windows for s in cfg.dataset.train_scenes}
     assert windows == {53}  # 160 in all
     assert solver.class_loss_weights is None  # buildings are 20 % of these scenes
