@@ -185,7 +185,7 @@ def make_windows(
 
     seen, made = random if hp.val_windows == "random" else grid, {}
     for name, found in splits.items():
-        many = inputs.windows_of(hp, [shapes[scene.id] for scene in found])
+        many = inputs.chips_of(hp, [shapes[scene.id] for scene in found])
         how = random if name == "train" else seen
         for scene, n in zip(found, many, strict=True):
             made[scene.id] = how(shapes[scene.id], n)

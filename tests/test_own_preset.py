@@ -77,11 +77,11 @@ def test_chips_fit_the_smallest_scene():
 
 def test_chips_are_drawn_by_area():
     hp = Hyperparams.of("own", chip_sz=100)
-    assert inputs.windows_of(hp, [(1000, 2000, 3)]) == [200]
-    assert inputs.windows_of(hp, [(100, 100), (300, 100)]) == [40, 120]
-    assert sum(inputs.windows_of(hp, [(5000, 5000)] * 10)) == 320
-    assert min(inputs.windows_of(hp, [(5000, 5000)] * 900)) == 1
-    assert inputs.windows_of(hp.replace(max_windows=3), [(9, 9)] * 2) == [3, 3]
+    assert inputs.chips_of(hp, [(1000, 2000, 3)]) == [200]
+    assert inputs.chips_of(hp, [(100, 100), (300, 100)]) == [40, 120]
+    assert sum(inputs.chips_of(hp, [(5000, 5000)] * 10)) == 320
+    assert min(inputs.chips_of(hp, [(5000, 5000)] * 900)) == 1
+    assert inputs.chips_of(hp.replace(max_windows=3), [(9, 9)] * 2) == [3, 3]
 
 
 def test_what_the_preset_asks_for_is_in_the_config_and_in_run_json(scenes, tmp_path):

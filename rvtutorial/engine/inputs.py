@@ -42,7 +42,7 @@ from rvtutorial.runs import Hyperparams, Run
 
 __all__ = ["allow_open_files", "begun", "check_pretrained", "in_one_way"]
 __all__ += ["fitted", "make_transform", "network_file", "weighed", "weights_of"]
-__all__ += ["windows_of"]
+__all__ += ["chips_of"]
 
 
 def allow_open_files(
@@ -209,7 +209,7 @@ def fitted(
     return hp.replace(**found) if found else hp
 
 
-def windows_of(
+def chips_of(
     hp: Hyperparams,  # chip_sz, max_windows
     shapes: list,  # (rows, columns, ...) of the scenes of a split
 ) -> list[int]:  # Random chips of each scene in an epoch, 1 or more
