@@ -34,7 +34,6 @@ from rvtutorial.figures.runs import (  # noqa: F401  (one place for all figures)
     plot_score_curves,
     plot_worst,
     scene_layers,
-    scene_score,
     write_table,
 )
 from rvtutorial.figures.sweeps import (  # noqa: F401
@@ -45,7 +44,6 @@ from rvtutorial.figures.sweeps import (  # noqa: F401
     plot_parameter,
     trial_table,
 )
-from .metrics import counting
 from .metrics import leaderboard as metrics
 from .metrics.leaderboard import Board, LabelFolder, summary  # noqa: F401
 from .runs import Run
@@ -98,11 +96,11 @@ def display_conf_mat(
     for ax in axes.flat[len(counts) :]:
         ax.remove()
     for ax, (name, found) in zip(axes.flat, counts.items(), strict=False):
-        kind = class_name or counting.first_class(found)
-        maps.draw_matrix(ax, counting.table(found, kind, null).sum(), kind)
+        kind = class_name or found.first_class
+        maps.draw_matrix(ax, found.table(kind, null).sum(), kind)
         ax.set_title(f"{name}\n{len(found)} whole {split} scenes", fontsize=10)
     for note in note_test(runs, split, "display_conf_mat", "confusion matrix"):
-        maps.title_above(fig, note)
+        maps.captions(fig, note)
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #2530283a
@@ -131,16 +129,16 @@ def plot_predictions(
                 layers.draw_classes(ax, layers.prediction(run), colours)
             else:
                 layers.draw_errors(ax, layers.errors(run))
-            ax.set_title(scene_score(run, layers.id, split), fontsize=9)
+            ax.set_title(layers.score(run, split), fontsize=9)
     for name, ax in zip(["image", *opened], axes[0], strict=True):
         title = f"{maps.wrapped_name(name)}\n{ax.get_title()}".strip()
         ax.set_title(title, fontsize=10)
     maps.label_panels(axes, every)
     colours = class_colours(*maps.class_names(base)).items()
     numbered = {f"{i} {name}": colour for i, (name, colour) in enumerate(colours)}
-    maps.legend_below(fig, numbered if view == "labels" else maps.ERRORS)
     notes = [f"{split} scenes", *note_test(opened, split, "plot_predictions")]
-    maps.title_above(fig, "; ".join(notes))
+    legend = numbered if view == "labels" else maps.ERRORS
+    maps.captions(fig, "; ".join(notes), legend)
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #b9db64f1
@@ -191,7 +189,12 @@ def plot_metrics(
     fig, axes = maps.subplots(*size, 1, n, squeeze=False)
     for ax, column in zip(axes.flat, columns, strict=True):
         for i, (name, log) in enumerate(logs.items()):
-            maps.draw_curve(ax, log, column, name, i)
+            if column not in log:
+                raise ValueError(
+                    f"train/log.csv of {name} has no {column!r}; "
+                    f"it has {', '.join(log.columns)}"
+                )
+            ax.plot(log["epoch"], log[column], label=name, **maps.line_style(i))
         title, axis = _in_words(column)
         if _needs_log(column, logs.values()):
             ax.set_yscale("log")
@@ -200,8 +203,7 @@ def plot_metrics(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-    maps.legend_below(fig, axes[0, 0].get_lines())
-    maps.title_above(fig, _chips_of(runs))
+    maps.captions(fig, _chips_of(runs), axes[0, 0].get_lines())
     return fig
 
 

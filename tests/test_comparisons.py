@@ -11,23 +11,22 @@ from random_counts import some_counts
 from scipy import stats
 from worlds import World, plot_power, power, trials
 
-from rvtutorial.metrics.counting import score, scores, table
+from rvtutorial.metrics.counting import score, scores
 from rvtutorial.metrics.intervals import (
     FEWEST_SCENES,
     METHODS,
     _bootstrap,
     _compare_all,
+    _difference,
     _holm,
     board_of,
-    difference,
     jackknife,
-    neighbours,
-    why_no_interval,
 )
+from rvtutorial.metrics.leaderboard import _neighbours
 
 
 def test_bootstrap_equals_a_loop_over_draws():
-    rows = table(some_counts(scenes=7))
+    rows = some_counts(scenes=7).table()
     rng = np.random.default_rng(5)
     weights = rng.multinomial(7, np.full(7, 1 / 7), size=300)
     numbers = rows[["tp", "fp", "fn"]].to_numpy()
@@ -44,7 +43,7 @@ def test_bootstrap_equals_a_loop_over_draws():
 
 
 def test_bootstrap_is_repeatable_and_narrows():
-    rows = table(some_counts(scenes=40))
+    rows = some_counts(scenes=40).table()
     assert _bootstrap(rows) == _bootstrap(rows)
     assert _bootstrap(rows, seed=1) != _bootstrap(rows, seed=2)
     for interval in (_bootstrap, jackknife):
@@ -53,7 +52,7 @@ def test_bootstrap_is_repeatable_and_narrows():
 
 
 def test_interval_of_one_scene_and_of_nothing():
-    rows = table(some_counts(scenes=1))
+    rows = some_counts(scenes=1).table()
     assert "no interval: 1 scene" in repr(_bootstrap(rows))
     none = pd.DataFrame(np.zeros((3, 5)), columns=["tp", "fp", "fn", "tn", "right"])
     found = _bootstrap(none)
@@ -64,7 +63,7 @@ def test_interval_of_one_scene_and_of_nothing():
 
 
 def test_jackknife_equals_leaving_out_one_scene_at_a_time():
-    rows = table(some_counts(scenes=7))
+    rows = some_counts(scenes=7).table()
     left = [scores(rows.drop(i).sum().to_frame().T).pixel_f1[0] for i in rows.index]
     logits = np.log(np.divide(left, np.subtract(1, left)))
     error = np.sqrt(6 / 7 * ((logits - logits.mean()) ** 2).sum())
@@ -80,7 +79,7 @@ def test_jackknife_equals_leaving_out_one_scene_at_a_time():
 
 
 def test_jackknife_says_when_there_is_no_interval():
-    rows = table(some_counts(scenes=6))
+    rows = some_counts(scenes=6).table()
     assert "no interval: 1 scene" in repr(jackknife(rows[:1]))
     lonely = rows.assign(tp=[9, 0, 0, 0, 0, 0], fp=0, fn=[1, 0, 0, 0, 0, 0])
     found = jackknife(lonely)
@@ -149,7 +148,7 @@ def test_scenes_that_are_all_alike_do_not_make_a_score_certain():
 def test_scenes_that_are_all_alike_do_not_make_a_difference_certain():
     "The same rule: in scenes like those that were not seen it may be anything."
     a, b = (np.array([row] * 6) for row in ([50, 10, 10, 30, 80], [49, 10, 11, 30, 79]))
-    found = difference(a, b)
+    found = _difference(a, b)
     assert found.winner is None and found.p > 0.9
     assert found.low == pytest.approx(
         found.difference - 0.393 * (1 + found.difference), abs=1e-3
@@ -157,14 +156,14 @@ def test_scenes_that_are_all_alike_do_not_make_a_difference_certain():
     assert found.high == pytest.approx(
         found.difference + 0.393 * (1 - found.difference), abs=1e-3
     )
-    same = difference(a, a)
+    same = _difference(a, a)
     assert same.p == 1 and same.low == same.high == 0
     for scenes in (6, 12):  # p and interval decide alike
         good, poor = (
             rows_of([99] * scenes, [1] * scenes, [1] * scenes),
             rows_of([9] * scenes, [9] * scenes, [9] * scenes),
         )
-        found = difference(good, poor)
+        found = _difference(good, poor)
         assert (found.low > 0) == (found.p < 0.05) == (scenes == 12)
 
 
@@ -174,16 +173,16 @@ def test_a_difference_is_possible_and_holds_its_value(seed, scenes, method):
     rng = np.random.default_rng(seed)
     a, b = rng.integers(0, 1000, (2, scenes, 5)) * rng.integers(0, 2, (2, scenes, 5))
     a[0, 0] = b[1, 0] = a[2, 2] = b[3, 2] = 1  # each score has a value
-    found = difference(a, b, method=method)
+    found = _difference(a, b, method=method)
     if not np.isnan(found.low):
         assert -1 <= found.low <= found.difference <= found.high <= 1
 
 
 def test_a_difference_stays_below_one():
     good, poor = rows_of([99] * 5, [1] * 5, [1] * 5), POSSIBLE["extremes"]
-    found = difference(good, poor)
+    found = _difference(good, poor)
     assert found.high <= 1 and found.low <= found.difference <= found.high
-    found = difference(poor, rows_of([0] * 5, [9] * 5, [100] * 5))
+    found = _difference(poor, rows_of([0] * 5, [9] * 5, [100] * 5))
     assert found.high == 1
 
 
@@ -200,7 +199,7 @@ def test_too_few_scenes_have_no_interval_and_it_is_said(scenes, method):
         else f"{scenes} scenes are too few, 5"
     )
     assert f"(no interval: {said}" in repr(found)
-    pair = difference(many["a"], many["b"], method=method)
+    pair = _difference(many["a"], many["b"], method=method)
     assert pair.winner is None and np.isnan(pair.p)
     assert said in pair.verdict and pair.verdict.startswith("cannot tell first from")
     board = board_of(many, method=method)
@@ -266,31 +265,31 @@ def test_a_difference_is_paired_and_names_a_winner():
     one = pd.DataFrame(dict(tp=1000 * easy, fn=1000 * (1 - easy), fp=50.0, tn=9000.0))
     one["right"] = one.tp + one.tn
     two = one.assign(tp=one.tp + 5, fn=one.fn - 5)
-    found = difference(two, one, names=("two", "one"))
+    found = _difference(two, one, names=("two", "one"))
     assert found.winner == "two"
     assert found.verdict.startswith("two is better than one: difference 0.00")
-    drawn = difference(two, one, method="bootstrap")
+    drawn = _difference(two, one, method="bootstrap")
     assert drawn.winner == "first" and drawn.low == pytest.approx(found.low, abs=1e-3)
     with pytest.raises(ValueError, match="must be .jackknife. or .bootstrap."):
-        difference(two, one, method="guess")
-    back = difference(one, two, names=("one", "two"))
+        _difference(two, one, method="guess")
+    back = _difference(one, two, names=("one", "two"))
     assert back.winner == "two" and back.verdict == found.verdict
     wide = _bootstrap(two)
     assert found.high - found.low < 0.1 * (wide.high - wide.low)
     with pytest.raises(ValueError, match=r"same scenes, got \[29, 30\]"):
-        difference(one, two[1:])
+        _difference(one, two[1:])
 
 
 def test_a_tie_is_said_with_its_numbers():
-    one = table(some_counts(scenes=8)).astype(float)
+    one = some_counts(scenes=8).table().astype(float)
     shift = np.array([-3, 3, -2, 2, -1, 1, -4, 4.0])
     two = one.assign(tp=one.tp + shift, fn=one.fn - shift)
-    found = difference(one, two, names=("1e-3", "2e-3"))
+    found = _difference(one, two, names=("1e-3", "2e-3"))
     assert found.winner is None
     text = "1e-3 and 2e-3 are tied: difference 0.000, 95 % interval -0.00"
     assert found.verdict.startswith(text) and found.verdict.endswith(", 8 scenes")
     assert 0.05 < found.p <= 1
-    same = difference(one, one)
+    same = _difference(one, one)
     assert same.winner is None and same.p == 1 and (same.low, same.high) == (0, 0)
 
 
@@ -328,7 +327,7 @@ def test_a_board_says_what_it_compared():
     assert board.index[-1] == "2" and not board.tied["2"] and board.tied.iloc[:2].all()
     assert "scenes that not all have: 7; classes differ" in board.verdict["2"]
     assert board.verdict.iloc[0] == "highest" and np.isnan(board.p.iloc[0])
-    assert why_no_interval(board) == "" and why_no_interval(board.iloc[:0])
+    assert Board.why_no_interval(board) == "" and Board.why_no_interval(board.iloc[:0])
     single = board_of({"one": many["0"]})
     assert single.tied["one"] and single.low["one"] < single.pixel_f1["one"]
 
@@ -359,18 +358,18 @@ def boxes(*west, south=0.0, side=1.0):
 
 
 def test_scenes_that_touch_are_neighbours():
-    found = neighbours(boxes(0, 1, 5, 6.04, 9, np.nan))
+    found = _neighbours(boxes(0, 1, 5, 6.04, 9, np.nan))
     assert found.to_dict() == dict(a=0, b=0, c=1, d=1, e=2, f=3)
-    assert neighbours(boxes(0, 1.2)).is_unique
-    assert neighbours(boxes(np.nan, np.nan)).is_unique
+    assert _neighbours(boxes(0, 1.2)).is_unique
+    assert _neighbours(boxes(np.nan, np.nan)).is_unique
     corner = boxes(0, 1).assign(south=[0, 1], north=[1, 2])
-    assert neighbours(corner).nunique() == 1
+    assert _neighbours(corner).nunique() == 1
 
 
 def test_a_city_of_touching_scenes_is_cut_into_parts():
     x, y = np.divmod(np.arange(48), 6)
     frame = pd.DataFrame(dict(west=x, south=y, east=x + 1, north=y + 1.0))
-    found = neighbours(frame)
+    found = _neighbours(frame)
     assert found.value_counts().max() <= 7 and found.nunique() >= 7
     for _, block in frame.groupby(found):  # compact, not a scatter
         assert (block.east.max() - block.west.min()) * (
@@ -379,14 +378,14 @@ def test_a_city_of_touching_scenes_is_cut_into_parts():
 
 
 def test_an_interval_over_blocks_is_that_of_their_sums():
-    rows = table(some_counts(scenes=8))
+    rows = some_counts(scenes=8).table()
     blocks = [0, 0, 1, 1, 2, 2, 3, 4]
     found, summed = jackknife(rows, blocks=blocks), rows.groupby(blocks).sum()
     assert (found.low, found.high) == pytest.approx(
         (jackknife(summed).low, jackknife(summed).high)
     )
     assert "8 scenes in 5 blocks" in repr(found)
-    pair = difference(rows, rows * 0.9, blocks=blocks)
+    pair = _difference(rows, rows * 0.9, blocks=blocks)
     assert pair.verdict.endswith("8 scenes in 5 blocks")
     few = jackknife(rows, blocks=[0, 0, 1, 1, 2, 2, 3, 3])
     assert np.isnan(few.low) and "8 scenes in 4 blocks are too few" in repr(few)
@@ -404,8 +403,8 @@ def test_blocks_matter_where_neighbours_are_alike():
 def test_seeds_widen_an_interval_and_are_said():
     rows = World(seeds=0.3).draw(50, [0.0] * 6, 3)
     alone, three = (
-        difference(rows[0], rows[3]),
-        difference(list(rows[:3]), list(rows[3:])),
+        _difference(rows[0], rows[3]),
+        _difference(list(rows[:3]), list(rows[3:])),
     )
     assert three.high - three.low > 2 * (alone.high - alone.low) / np.sqrt(3)
     assert three.verdict.endswith("50 scenes, 3 seeds") and three.seeds == 3
@@ -413,14 +412,14 @@ def test_seeds_widen_an_interval_and_are_said():
     assert three.values[0] == pytest.approx(mean)
     assert "3 seeds" in repr(jackknife(list(rows[:3])))
     with pytest.raises(ValueError, match="bootstrap over 3 seeds"):
-        difference(list(rows[:3]), list(rows[3:]), method="bootstrap")
+        _difference(list(rows[:3]), list(rows[3:]), method="bootstrap")
 
 
 def test_an_interval_over_seeds_covers_other_trainings():
     luck, rng, alone, three = World(seeds=0.15), np.random.default_rng(0), 0, 0
     for _ in range(200):
         runs = list(luck.draw(50, [0.0] * 6, rng))
-        one, more = difference(runs[0], runs[3]), difference(runs[:3], runs[3:])
+        one, more = _difference(runs[0], runs[3]), _difference(runs[:3], runs[3:])
         alone += one.low <= 0 <= one.high
         three += more.low <= 0 <= more.high
     assert alone / 200 < 0.6 and three / 200 > 0.9

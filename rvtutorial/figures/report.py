@@ -19,16 +19,17 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgba
 from PIL import Image
 from tqdm import tqdm
 
 from rvtutorial import __version__, viz
 from rvtutorial.core.files import atomic_path, refuse_name
 from rvtutorial.core.finding import is_sweep
-from rvtutorial.core.names import natural_key
+from rvtutorial.core.names import natural_key, near_match
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.metrics import counting, intervals, leaderboard
+from rvtutorial.metrics import counting, leaderboard
 from rvtutorial.runs import Run
 from rvtutorial.sweep import Sweep
 from rvtutorial.sweeps.sweepfile import short
@@ -133,7 +134,7 @@ class _Material:
         """
         over, lost, why = {}, {}, []
         for run in [*self.own.values(), *self.runs.values()]:
-            layers = _tried(maps.run_layers, run, scene, self.data, side)
+            layers = _tried(maps.SceneLayers.of_run, run, scene, self.data, side)
             truth = layers
             if not isinstance(layers, str):
                 truth = _tried(layers.class_truth, run, self.of)
@@ -147,8 +148,8 @@ class _Material:
             if isinstance(codes, str):
                 lost[name] = codes
             else:
-                alt = maps.errors_in_words(codes, self.of)
-                over[name] = _inside(*maps.scene_image(codes, layers.frame, side), alt)
+                alt = _errors_in_words(codes, self.of)
+                over[name] = _inside(*_scene_image(codes, layers.frame, side), alt)
         if not over:
             raise FileNotFoundError("; ".join(f"{k}: {why}" for k, why in lost.items()))
         what = "Image"
@@ -159,7 +160,7 @@ class _Material:
         area = f"{right:.0f} by {max(bottom, top):.0f} {layers.frame.unit}"
         part = (truth == 1).sum() / max(1, (truth != 2).sum())
         alt = f"{what} of scene {scene}, {area}; {part:.0%} of it is {self.of}."
-        under = maps.scene_image(layers.picture, layers.frame, side)
+        under = _scene_image(layers.picture, layers.frame, side)
         return dict(under=_inside(*under, alt), over=over, lost=lost, area=area)
 
 
@@ -198,7 +199,7 @@ def _gather(what, split="validation", metric=None, data=None) -> _Material:
     counts = {name: one for name, one in counts.items() if name not in unlike}
     every = {scene for one in counts.values() for scene in one.scenes}
     metric = counting.metric_name(metric or (sweep.plan.metric if sweep else "f1"))
-    tables = {name: counting.table(one, of) for name, one in counts.items()}
+    tables = {name: one.table(of) for name, one in counts.items()}
     each = {k: counting.scores(t, [metric]).iloc[:, 0] for k, t in tables.items()}
     scores = pd.concat(each, axis=1, join="inner")
     scores = scores.loc[sorted(scores.index, key=natural_key)]
@@ -208,7 +209,7 @@ def _gather(what, split="validation", metric=None, data=None) -> _Material:
 
 def _unlike(counts: dict) -> tuple[str, dict[str, str]]:
     "The class that most runs have, and why some runs cannot be compared with most."
-    kinds = Counter(counting.first_class(one) for one in counts.values())
+    kinds = Counter(one.first_class for one in counts.values())
     of = kinds.most_common(1)[0][0]
     unlike = {k: f"has no class {of}, only {', '.join(one.classes)}"
               for k, one in counts.items() if of not in one.classes}  # fmt: skip
@@ -241,6 +242,65 @@ def _others(board: pd.DataFrame) -> str:
         return none if tied else f"It is better than all {many} others."
     said = f"It is better than {many - tied} of the {many} others; "
     return f"{said}{tied} cannot be told apart from it."
+
+
+def _errors_in_words(
+    codes: np.ndarray,  # From `_error_codes`
+    class_name: str,  # Class
+) -> str:
+    "Which part was found, and which part of what was drawn is wrong."
+    hit, missed, wrong = (int((codes == i).sum()) for i in (1, 2, 3))
+    found, false = "nothing to find", "nothing drawn"
+    if hit + missed:
+        found = f"{hit / (hit + missed):.0%} of the {class_name} pixels found"
+    if hit + wrong:
+        false = f"{wrong / (hit + wrong):.0%} of what was drawn is wrong"
+    return f"{found}, {false}"
+
+
+def _scene_image(
+    pixels: np.ndarray,  # (rows, columns, 3) from 0 to 1, or `_error_codes`
+    frame: maps.Frame,  # Of the scene
+    max_size: int = 650,  # Longer side in pixels; never more than the scene has
+) -> tuple[bytes, str]:  # Content of a file and its kind: JPEG, of codes PNG
+    "A scene, or its errors on nothing: north up, in the proportions of the ground."
+    pixels = pixels if pixels.ndim == 2 else (255 * pixels).round()
+    pixels = pixels[::-1] if frame.origin == "lower" else pixels
+    image, (_, right, *heights) = Image.fromarray(pixels.astype(np.uint8)), frame.extent
+    sides = np.array([right, max(heights)]) / max(right, *heights)
+    size = np.maximum(1, (min(max_size, max(frame.shape)) * sides).round()).astype(int)
+    kind, file = "jpeg", io.BytesIO()
+    if pixels.ndim == 2:
+        colours = [
+            (0,) * 4,
+            *(to_rgba(colour, 0.72) for colour in maps.ERRORS.values()),
+        ]
+        image = image.convert("P")  # a palette is a third as large as colours
+        image.putpalette((255 * np.ravel(colours)).round().astype(int).tolist(), "RGBA")
+        kind = "png"
+    nearest = Image.Resampling.NEAREST if kind == "png" else None
+    image.resize(size.tolist(), nearest).save(file, kind, optimize=True, quality=80)
+    return file.getvalue(), kind
+
+
+def _telling_scenes(
+    scores: pd.DataFrame,  # Scenes x runs
+    scenes: int | Iterable | None = None,  # Ids, or how many; None: three
+) -> dict[str, str]:  # Id -> its place in words, such as "the worst"
+    "Pick scenes evenly from the worst to the best; `ValueError` for an unknown id."
+    if isinstance(scenes, Iterable):
+        asked = [scenes] if isinstance(scenes, str) else list(map(str, scenes))
+        for scene in asked:
+            if scene not in scores.index:
+                hint = near_match(scene, sorted(scores.index, key=natural_key)[:20])
+                raise ValueError(f"not all runs have a scene {scene!r}; {hint}")
+        return dict.fromkeys(asked, "asked for")
+    order = scores.mean(axis=1).dropna().sort_values(kind="stable").index
+    last, many = len(order) - 1, min(3 if scenes is None else int(scenes), len(order))
+    words = {0: "the worst", last: "the best"}
+    middle = "in the middle" if many == 3 else f"place {{}} of {last + 1} from below"
+    places = np.unique(np.linspace(0, last, many).round().astype(int))
+    return {order[p]: words.get(p, middle.format(p + 1)) for p in places}
 
 
 def _inside(content: bytes, kind: str, alt: str = "", scale: float = 1.0) -> dict:
@@ -307,8 +367,8 @@ def write_report(
         shown, varied = _selected(found, board)
         page = world.get_template("report.html").render(
             found=found, shown=shown, varied=varied, board=board, others=_others(board),
-            title=title, telling=plots.telling_scenes(found.scores, scenes), scenes=scenes,
-            viz=viz, words=leaderboard, why=intervals.why_no_interval(board),
+            title=title, telling=_telling_scenes(found.scores, scenes), scenes=scenes,
+            viz=viz, words=leaderboard, why=board.why_no_interval(),
             tried=_tried, drawn=_drawn, side_of=_side_of, most=_DRAWN, key=_KEY,
             bar=partial(tqdm, desc="report", disable=not progress, leave=False),
             maker=f"rvtutorial {__version__} on {datetime.now().astimezone():%Y-%m-%d %H:%M %z}",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECORD', 'counts_of', 'LabelFolder', 'label_folder', 'label_meaning', 'scores_of', 'score_files', 'blocks_of',
            'common_scenes', 'common_counts', 'compare', 'metric_title', 'score_title', 'one_look', 'open_test',
-           'openings_in_words', 'Board', 'summary', 'basis', 'scenes_in_words', 'group_seeds', 'leaderboard']
+           'openings_in_words', 'Board', 'summary', 'scenes_in_words', 'group_seeds', 'leaderboard']
 
 # %% ../../nbs/metrics/leaderboard.ipynb #275452dc
 import hashlib
@@ -166,7 +166,7 @@ class LabelFolder:
             counting.count_rasters(truth, drawn, scene=name, **how)
             for name, (drawn, truth) in self._pairs.items()
         ]
-        return replace(counting.add(found), split=self.split)
+        return replace(Counts.joined(found), split=self.split)
 
 # %% ../../nbs/metrics/leaderboard.ipynb #df257cf5
 def label_folder(
@@ -224,7 +224,7 @@ def scores_of(
     count = calibration.count_scores
     files = score_files(run, split, data)
     found = [count(scene=scene, null_as=null_as, **how) for scene, how in files.items()]
-    return replace(calibration.add_scores(found), split=split)
+    return replace(ScoreCounts.joined(found), split=split)
 
 
 def score_files(
@@ -306,6 +306,48 @@ def _scene_boxes(
     return pd.DataFrame(rows, index=index, columns=columns, dtype=float)
 
 
+def _neighbours(
+    boxes: pd.DataFrame,  # Index: scene. west, south, east, north, in one unit
+    gap: float = 0.05,  # Still neighbours: this part of the shortest side
+) -> pd.Series:  # Index: scene. Number of its block
+    """Put scenes that touch, or nearly so, into blocks.
+
+    A lone scene is a block of its own, and so is one that is not on a map: NaN. A block
+    has at most as many scenes as the square root of the number of all of them, or two.
+    """
+    import shapely
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = boxes[["west", "south", "east", "north"]].to_numpy(float)
+    known = ~np.isnan(edges).any(axis=1)
+    side = np.min((edges[:, 2:] - edges[:, :2])[known], initial=np.inf)
+    shapes, near = shapely.box(*edges[known].T), gap * side
+    a, b = shapely.STRtree(shapes).query(shapes, "dwithin", near)
+    touch = coo_array((np.ones(len(a)), (a, b)), shape=(len(shapes),) * 2)
+    place = np.full(len(boxes), -1)
+    place[known] = connected_components(touch, directed=False)[1]
+    most = max(2, int(np.ceil(np.sqrt(len(boxes)))))
+    groups = [np.flatnonzero(place == i) for i in range(place.max(initial=-1) + 1)]
+    groups += [np.array([i]) for i in np.flatnonzero(~known)]
+    blocks = pd.Series(0, index=boxes.index, name="block")
+    parts = [part for group in groups for part in _halved(group, edges, most)]
+    for number, part in enumerate(sorted(parts, key=lambda p: p.min())):
+        blocks.iloc[part] = number
+    return blocks
+
+
+def _halved(group, edges, most):
+    "A group of scenes in parts of at most `most`, cut across its longer side."
+    if len(group) <= most:
+        return [group]
+    middle = (edges[group, :2] + edges[group, 2:]) / 2
+    axis = np.argmax(np.ptp(middle, axis=0))
+    order = group[np.argsort(middle[:, axis], kind="stable")]
+    half = len(order) // 2
+    return [*_halved(order[:half], edges, most), *_halved(order[half:], edges, most)]
+
+
 def blocks_of(
     runs: Sequence,  # The first of them that knows its rasters says where scenes are
     scenes: Sequence[str],  # Ids
@@ -318,7 +360,7 @@ def blocks_of(
         placed = [run for run in runs if isinstance(run, (Run, LabelFolder))]
         if not placed:
             return None
-        found = intervals.neighbours(_scene_boxes(placed[0], scenes))
+        found = _neighbours(_scene_boxes(placed[0], scenes))
         return None if found.is_unique else found.to_numpy()
     if isinstance(blocks, (Mapping, pd.Series)):
         missing = [s for s in scenes if s not in blocks]
@@ -422,7 +464,7 @@ def common_counts(
         class_name, notes = _common_class(counts, metric, class_name)
     rows = {}
     for name, one in every:
-        one = counting.table(one, class_name, null) if isinstance(one, Counts) else one
+        one = one.table(class_name, null) if isinstance(one, Counts) else one
         rows.setdefault(name, []).append(one)
     named = {name if len(group) == 1 else (name, i): list(one.index)
              for name, group in rows.items() for i, one in enumerate(group)}  # fmt: skip
@@ -457,12 +499,12 @@ def compare(
     how = dict(blocks=blocks, data=data, method=method, n=n, seed=seed)
     found = _judged(groups, metric, split, class_name, **how)
     judged, _, _, left_out, said = found
-    pair = intervals.compare_with(0, judged, metric, level)[1]
+    pair = judged[0].against(judged[1], names, metric, level)
     if split == "test":
         runs = dict(zip(names, groups.values(), strict=True))
         open_test(runs, metric, record, what="compare")
     notes = (*pair.notes, *said)
-    return replace(pair, names=names, left_out=tuple(left_out), notes=notes)
+    return replace(pair, corrected=pair.p, left_out=tuple(left_out), notes=notes)
 
 
 def _called(x, otherwise):
@@ -510,7 +552,7 @@ def _judged(
         found = common_counts(groups, metric, split, of, null)
         placed = blocks_of(every, found.scenes, blocks)
         how = dict(method=method, blocks=placed, **draws)
-        judged = intervals.judge_all(found.tables, metric, **how)
+        judged = Judged.every(found.tables, metric, **how)
         rest = [m for m in ("iou", "precision", "recall", "accuracy") if m != metric]
         sums = [(name, one[list(TABLE)].to_numpy().sum(axis=0))
                 for name, group in found.tables.items() for one in group]  # fmt: skip
@@ -535,9 +577,9 @@ def _judged(
         for run in group:
             counts = scores_of(run, split, data, null).only(scenes)
             of = of or counts.classes[counts.place()]
-            parts.append(calibration.left_out_scores(counts, metric, of, blocks=placed))
-            rank, names = counts.ranking(of), [m for m in SCORES if m != metric]
-            rest.append({f"pixel_{m}": getattr(calibration, m)(rank) for m in names})
+            parts.append(counts.left_out(metric, of, blocks=placed))
+            both = counts.scores(of).items()
+            rest.append({f"pixel_{m}": value for m, value in both if m != metric})
             built.append(counts.histograms[:, counts.place(of), 1].sum(axis=-1))
         values, without = zip(*parts, strict=True)
         moved = (float(np.mean(values)), np.mean(without, axis=0))
@@ -682,6 +724,23 @@ class Board(pd.DataFrame):
         text += f", and cannot be told apart from {listed(tied)}." if tied else "."
         return text + (f" It is better than {listed(worse)}." if worse else "")
 
+    def why_no_interval(self) -> str:  # Empty where there are intervals
+        "Why there are no intervals."
+        if not len(self):
+            return "there is no run"
+        if not self["low"].isna().all():
+            return ""
+        line = self.iloc[0]
+        blocks = None if pd.isna(line.blocks) else int(line.blocks)
+        many = dict(scenes=int(line.scenes), blocks=blocks, seeds=int(line.seeds))
+        return intervals.Interval(line.iloc[0], line.low, line.high, **many).why_none
+
+    def basis(self) -> str:
+        "What the numbers rest on: the scenes, and how often the test split was opened."
+        line = self.iloc[0]
+        where = scenes_in_words(line.scenes, line.get("split", ""), line.blocks)
+        return "; ".join([where, *filter(None, [self.attrs.get("note")])])
+
     def __repr__(self):
         return f"{summary(self).to_string()}\n{_said(self)}"
 
@@ -718,20 +777,13 @@ def summary(
     return pd.DataFrame(out, index=board.index)
 
 
-def basis(
-    board: pd.DataFrame,  # From `leaderboard`
-) -> str:
-    "What the numbers rest on: the scenes, and how often the test split was opened."
-    line = board.iloc[0]
-    where = scenes_in_words(line.scenes, line.get("split", ""), line.blocks)
-    return "; ".join([where, *filter(None, [board.attrs.get("note")])])
-
-
 def _said(board):
     first = board["verdict"].iloc[0]  # highest, or lowest of Brier and ECE
-    why = intervals.why_no_interval(board)
+    why = Board.why_no_interval(board)
     why = f"; no intervals: {why}" * bool(why)
-    return f"{basis(board)}{why}; tied: these scenes cannot tell it from the {first}"
+    return (
+        f"{Board.basis(board)}{why}; tied: these scenes cannot tell it from the {first}"
+    )
 
 
 def scenes_in_words(

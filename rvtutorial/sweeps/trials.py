@@ -26,7 +26,6 @@ from rvtutorial.hpc.job import Job, check_params, job_notebook, notebook_line
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.hpc.sites import Site
-from rvtutorial.metrics.counting import table
 from rvtutorial.metrics.intervals import jackknife
 from rvtutorial.metrics.leaderboard import counts_of
 from rvtutorial.runs import Hyperparams, Run, differences
@@ -281,7 +280,9 @@ class SweepFolder:
         name = self.plan.program
         return name if "/" in name else name.removesuffix(".ipynb")
 
-    def submit_trials(self, some: list[Trial], site, compare: bool | None = None) -> None:
+    def submit_trials(
+        self, some: list[Trial], site, compare: bool | None = None
+    ) -> None:
         "Submit what of some trials is still to be done; the caller holds the lock."
         plan, reached, job = self.plan, self.target_reached(), None
         self._note_final_states(reached)
@@ -433,7 +434,7 @@ class SweepFolder:
                 scored |= {} if value is None else {name: value}
         if scored:
             name = max(scored, key=scored.get)
-            interval = jackknife(table(counts_of(runs[name])), plan.metric)
+            interval = jackknife(counts_of(runs[name]).table(), plan.metric)
             best = f"{name}: {interval!r}"
         seconds, left = sum(worked(run) for run, _ in _readable(own)), None
         done = sum(d["done"] for d in details)
