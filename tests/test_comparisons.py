@@ -22,7 +22,7 @@ from rvtutorial.metrics.intervals import (
     board_of,
     jackknife,
 )
-from rvtutorial.metrics.leaderboard import _neighbours
+from rvtutorial.metrics.leaderboard import Board, _neighbours
 
 
 def test_bootstrap_equals_a_loop_over_draws():

@@ -194,7 +194,7 @@ def test_counts_refuse_what_does_not_fit():
         Counts(np.zeros((1, 3, 3)), ("a", "b"), NAMES)
     with pytest.raises(ValueError, match="ids must differ"):
         Counts(np.zeros((2, 3, 3)), ("a", "a"), NAMES)
-    with pytest.raises(ValueError, match="no class 'road'; the classes are building"):
+    with pytest.raises(ValueError, match="no class 'road'; known are building"):
         some_counts().table(class_name="road")
     with pytest.raises(ValueError, match="no metric 'dice'; there are precision"):
         score(np.ones(5), "dice")

@@ -18,7 +18,7 @@ from rasterio.transform import from_origin
 from rvtutorial.core.records import write_json
 from rvtutorial.metrics import calibration, intervals
 from rvtutorial.metrics.calibration import ScoreCounts, _count_score_arrays
-from rvtutorial.metrics.counting import Counts, _count_arrays
+from rvtutorial.metrics.counting import Counts, _count_arrays, confusion
 from rvtutorial.metrics.intervals import _bootstrap
 from rvtutorial.metrics.leaderboard import (
     RECORD,
