@@ -639,7 +639,7 @@ def test_old_names_work_and_say_so_once(capfd):
     told = capfd.readouterr().err.splitlines()
     assert told == [
         "rvtutorial.metrics.confusion is now in rvtutorial.metrics.counting",
-        "(of=).table() is now class_name=; the old name goes soon",
+        "table(of=) is now class_name=; the old name goes soon",
     ]
     with pytest.raises(TypeError, match="got new and old, its old name"):
         renamed_arguments(old="new")(lambda new: new)(new=1, old=2)
