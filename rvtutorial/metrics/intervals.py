@@ -17,9 +17,9 @@ import pandas as pd
 
 from rvtutorial.metrics.counting import (
     METRICS,
-    TABLE,
     Counts,
     metric_name,
+    numbers_of,
     score,
 )
 
@@ -31,15 +31,8 @@ def _draws(units, n, seed):
     return rng.multinomial(units, np.full(units, 1 / units), size=n).astype(float)
 
 
-def _numbers_of(counts: pd.DataFrame | Counts | np.ndarray) -> np.ndarray:
-    "The counts of each scene as an array; of Counts, those of its first class."
-    if isinstance(counts, np.ndarray):
-        return counts.astype(float, copy=False)
-    rows = counts.table() if isinstance(counts, Counts) else counts
-    return rows[list(TABLE)].to_numpy(float)
-
-
-TITLES = {"f1": "F1", "iou": "IoU"}
+TITLES = {"f1": "F1", "iou": "IoU", "macro_f1": "macro F1", "macro_iou": "macro IoU"}
+TITLES |= {"foreground_f1": "foreground F1", "foreground_iou": "foreground IoU"}
 FEWEST_SCENES = 5  # Or blocks of scenes; with fewer there is no interval
 
 
@@ -159,7 +152,7 @@ class Judged:
     @staticmethod
     def every(
         sets: Mapping,  # Name -> counts of scenes (same scenes), or a list of them: seeds
-        metric: str = "f1",  # One of METRICS
+        metric: str = "f1",  # One of METRICS or MEANS
         method: str = "jackknife",  # Or "bootstrap"
         blocks: Sequence | None = None,  # Of each scene
         n: int = 2000,  # Draws, and their seed, of the bootstrap
@@ -171,7 +164,7 @@ class Judged:
                 f'method must be "jackknife" or "bootstrap", got {method!r}'
             )
         lists = {k: v if isinstance(v, list) else [v] for k, v in sets.items()}
-        groups = {k: [_numbers_of(one) for one in group] for k, group in lists.items()}
+        groups = {k: [numbers_of(one, metric) for one in group] for k, group in lists.items()}
         lengths = sorted({len(one) for group in groups.values() for one in group})
         if len(lengths) > 1:
             raise ValueError(f"a pair needs the same scenes, got {lengths} of them")
@@ -185,7 +178,7 @@ METHODS = ("jackknife", "bootstrap")
 
 
 def _units(numbers, blocks):
-    "(units, 5): the counts of scenes, or of blocks of scenes."
+    "(units, counts): the counts of scenes, or of blocks of scenes."
     if blocks is None:
         return numbers
     if len(blocks) != len(numbers):
@@ -200,7 +193,7 @@ def _units(numbers, blocks):
 
 def _judge(sets, metric, method="jackknife", blocks=None, n=2000, seed=0):
     "Score one run, or several that differ in the seed, and move its scenes about."
-    units = [_units(_numbers_of(one), blocks) for one in sets]
+    units = [_units(numbers_of(one, metric), blocks) for one in sets]
     if method == "bootstrap" and len(units) > 1:
         raise ValueError(
             f"a bootstrap over {len(units)} seeds would be far too narrow; use jackknife"
@@ -284,20 +277,20 @@ def _bootstrap(
     counts: pd.DataFrame
     | Counts
     | np.ndarray,  # A row of tp, fp, fn, tn, right a scene
-    metric: str = "f1",  # One of METRICS
+    metric: str = "f1",  # One of METRICS or MEANS
     n: int = 2000,  # Draws of scenes
     seed: int = 0,
     level: float = 0.95,  # Share of the draws that the interval holds
     blocks: Sequence | None = None,  # Of each scene: blocks are drawn, not scenes
 ) -> Interval:
     "Score all scenes together and say how far it moves when scenes are redrawn."
-    judged = _judge([_numbers_of(counts)], metric, "bootstrap", blocks, n, seed)
+    judged = _judge([numbers_of(counts, metric)], metric, "bootstrap", blocks, n, seed)
     return judged.interval(metric_name(metric), level)
 
 
 def jackknife(
     counts: pd.DataFrame | Counts | np.ndarray | list,  # A list: seeds of one setting
-    metric: str = "f1",  # One of METRICS
+    metric: str = "f1",  # One of METRICS or MEANS
     level: float = 0.95,
     blocks: Sequence | None = None,  # Of each scene: blocks are left out, not scenes
     fewest: int = FEWEST_SCENES,  # Scenes or blocks below which there is no interval
@@ -425,7 +418,7 @@ def _difference(
     | Counts
     | np.ndarray
     | list,  # Of the same scenes in the same order
-    metric: str = "f1",  # One of METRICS
+    metric: str = "f1",  # One of METRICS or MEANS
     names: tuple[str, str] = ("first", "second"),
     level: float = 0.95,
     method: str = "jackknife",  # Or "bootstrap"

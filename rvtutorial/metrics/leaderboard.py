@@ -25,14 +25,14 @@ import numpy as np
 import pandas as pd
 
 from ..core.finding import is_sweep, opened
-from ..core.names import natural_key
+from ..core.names import natural_key, near_match
 from ..core.records import Unreadable, attempt
 from ..core.renamed import renamed_arguments
 from ..data.places import unplaced_allowed
 from ..data.validity import declared_nodata
 from . import calibration, counting, intervals
 from .calibration import SCORES, ScoreCounts
-from .counting import METRICS, TABLE, Counts
+from .counting import MEANS, METRICS, Counts, numbers_of
 from .intervals import Comparison, Judged
 from ..runs import Run
 
@@ -382,24 +382,60 @@ def _grouped(runs):
 
 
 def _common_class(counts, metric, of):
-    "The class that is scored, and what to say about classes that differ."
+    """The class that is scored, or a list of classes; and what to say if classes differ.
+
+    `of` is the class, or the list, that was asked for.
+    """
     kinds = {one.classes: name for name, one in reversed(counts)}
-    shared = [c for c in counts[0][1].classes if all(c in kind for kind in kinds)]
-    shared = [c for c in shared if c == of or c != counts[0][1].null]
-    chosen = of or next((c for c in shared if c != "background"), (*shared, None)[0])
+    asked = [of] if isinstance(of, str) else list(of or ())
+    first = counts[0][1]
+    shared = [c for c in first.classes if all(c in kind for kind in kinds)]
+    shared = [c for c in shared if c in asked or c != first.null]
     listed = " and ".join(
         f"{name}: {', '.join(kind)}" if isinstance(name, str) else ", ".join(kind)
         for kind, name in reversed(kinds.items())
     )
-    if chosen not in shared:
-        raise ValueError(f"no class {of or ''!r} in all of these runs: {listed}")
-    if len({frozenset(one.classes) - {one.null} for _, one in counts}) == 1:
-        return chosen, []
+    strange = [one for one in asked if one not in shared]
+    if strange or not shared:
+        wrong = strange[0] if strange else ""
+        known = {one for kind in kinds for one in kind}
+        hint = f"; {near_match(wrong, known)}" if wrong and wrong not in known else ""
+        raise ValueError(f"no class {wrong!r} in all of these runs: {listed}{hint}")
+    alike = len({frozenset(one.classes) - {one.null} for _, one in counts}) == 1
+    if metric in MEANS:
+        if isinstance(of, str):
+            raise ValueError(f"{metric} is a mean over classes: give a list, not {of!r}")
+        if not alike and not asked:
+            raise ValueError(
+                f"{metric} of runs with different classes cannot be compared: {listed}; "
+                "name those that all have, class_name=[...]"
+            )
+        return asked or first.meant(metric), []
+    if len(asked) > 1:
+        raise ValueError(f"{metric} is about one class, got {of}; a mean is macro_f1")
+    chosen = asked or [c for c in shared if c != "background"] or shared
+    if alike:
+        return chosen[0], []
     if metric == "accuracy":
         raise ValueError(
             f"the accuracy of runs with different classes cannot be compared: {listed}"
         )
-    return chosen, [f"classes differ, compared on {chosen}"]
+    return chosen[0], [f"classes differ, compared on {chosen[0]}"]
+
+
+def _of_classes(kinds, tables):
+    "A list of classes in words; of those without a pixel in truth and prediction, which run."
+    lost = {}
+    for name, group in tables.items():
+        sums = sum(one.sum() for one in group).unstack()[["tp", "fp", "fn"]].sum(axis=1)
+        for kind in sums.index[sums == 0]:
+            lost.setdefault(kind, []).append(str(name))
+    *most, last = kinds
+    words = f"{', '.join(most)} and {last}" if most else last
+    for kind, names in lost.items():
+        where = "" if len(names) == len(tables) else f" of {', '.join(names[:3])}"
+        words += f", without {kind}{where} (no pixel in truth and prediction)"
+    return words
 
 
 def common_scenes(
@@ -423,7 +459,7 @@ class _Common:
     "Counts of one class on the scenes that all runs have."
 
     tables: dict[str, list[pd.DataFrame]]  # Run -> counts of its scenes, one a seed
-    of: str | None  # The class; None where tables were given, which do not say it
+    of: str | None  # The class, or classes in words; None of tables, which do not say it
     scenes: list[str]
     left_out: list[str]  # Scenes that only some have
     notes: list[str]  # What else has to be said: other classes, other labels
@@ -433,9 +469,9 @@ class _Common:
 @renamed_arguments(of="class_name")
 def common_counts(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
-    metric: str = "f1",  # The accuracy asks for equal classes
+    metric: str = "f1",  # The accuracy and MEANS ask for equal classes
     split: str = "validation",  # For runs: which scenes
-    class_name: str | None = None,  # Class; None: the first that is not background
+    class_name: str | Sequence[str] | None = None,  # As in `leaderboard`
     null: str = "ignore",  # As in `table`
 ) -> _Common:
     """Read the counts of runs on the scenes that all have, and say what was left out.
@@ -470,10 +506,13 @@ def common_counts(
              for name, group in rows.items() for i, one in enumerate(group)}  # fmt: skip
     scenes, left_out = common_scenes(named)
     rows = {name: [one.loc[scenes] for one in group] for name, group in rows.items()}
-    truths = [one.tp + one.fn for group in rows.values() for one in group]
+    every = [numbers_of(one, metric) for group in rows.values() for one in group]
+    truths = [one[:, 0::5] + one[:, 2::5] for one in every]  # tp + fn of each class
     if not all(np.allclose(truths[0], t, rtol=1e-3, atol=1) for t in truths[1:]):
         notes = [*notes, "not all were judged by the same labels"]
     splits = "/".join(sorted({one.split for _, one in counts} - {""}))
+    if class_name and not isinstance(class_name, str):
+        class_name = _of_classes(class_name, rows)
     return _Common(rows, class_name, scenes, left_out, notes, splits)
 
 
@@ -481,14 +520,14 @@ def common_counts(
 def compare(
     a: "str | Path | Run | LabelFolder | Counts | pd.DataFrame | list",  # A list: seeds
     b: "str | Path | Run | LabelFolder | Counts | pd.DataFrame | list",
-    metric: str = "f1",  # One of METRICS, or of SCORES for runs that kept scores
+    metric: str = "f1",  # Of METRICS or MEANS; of SCORES for runs that kept scores
     split: str = "validation",  # For runs: which scenes
     names: tuple[str, str] | None = None,  # What to call them in the verdict
     level: float = 0.95,
     method: str = "jackknife",  # Or "bootstrap"
     n: int = 2000,  # Draws, and their seed, of the bootstrap
     seed: int = 0,
-    class_name: str | None = None,  # Class; None: the first that is not background
+    class_name: str | Sequence[str] | None = None,  # As in `leaderboard`
     blocks="auto",  # As in `blocks_of`
     record: str | Path | None = None,  # Where to note that the test split was opened
     data: str | Path | None = None,  # Folder to which the labels were moved, for SCORES
@@ -516,8 +555,9 @@ def _called(x, otherwise):
 def _known_metric(metric: str) -> str:
     "`ValueError` unless there is such a metric, of labels or of scores."
     name = str(metric).removeprefix("pixel_")
-    if name not in (*METRICS, *SCORES):
-        listed = f"{', '.join(METRICS)}; of runs that kept scores {', '.join(SCORES)}"
+    if name not in (*METRICS, *MEANS, *SCORES):
+        listed = ", ".join((*METRICS, *MEANS))
+        listed += f"; of runs that kept scores {', '.join(SCORES)}"
         raise ValueError(f"no metric {metric!r}; there are {listed}")
     return name
 
@@ -529,6 +569,9 @@ def metric_title(
     spelled = dict(roc_auc="ROC-AUC", average_precision="average precision",
                    brier="Brier score", ece="ECE") | intervals.TITLES  # fmt: skip
     name = str(metric).removeprefix("pixel_")
+    score, _, of = name.partition("_")
+    if name not in spelled and score in spelled and of:  # a column such as pixel_f1_road
+        return f"{spelled[score]} of {of}"
     return spelled.get(name, name)
 
 
@@ -548,18 +591,23 @@ def _judged(
     scenes that only some runs have, and what else has to be said.
     """
     every = [run for group in groups.values() for run in group]
-    if metric in METRICS:
+    if metric not in SCORES:
         found = common_counts(groups, metric, split, of, null)
         placed = blocks_of(every, found.scenes, blocks)
         how = dict(method=method, blocks=placed, **draws)
         judged = Judged.every(found.tables, metric, **how)
         rest = [m for m in ("iou", "precision", "recall", "accuracy") if m != metric]
-        sums = [(name, one[list(TABLE)].to_numpy().sum(axis=0))
-                for name, group in found.tables.items() for one in group]  # fmt: skip
-        names, numbers = zip(*sums, strict=True)
-        sums = pd.DataFrame(numbers, index=list(names), columns=list(TABLE))
-        each = counting.scores(sums, rest).groupby(level=0, sort=False)
-        others = each.agg(lambda one: one.mean(skipna=False))
+        sums = {(name, i): one.sum() for name, group in found.tables.items()
+                for i, one in enumerate(group)}  # fmt: skip
+        sums = pd.DataFrame.from_dict(sums, orient="index")
+        if metric in MEANS:  # the mean of the other score, then the score of each class
+            mean, _, kind = metric.partition("_")
+            each = counting.scores(sums, [f"{mean}_{'f1' if kind == 'iou' else 'iou'}"])
+            for name in dict.fromkeys(sums.columns.get_level_values(0)):
+                each[f"pixel_{kind}_{name}"] = counting.scores(sums[name], [kind])
+        else:
+            each = counting.scores(sums, rest)
+        others = each.groupby(level=0, sort=False).agg(lambda one: one.mean(skipna=False))
         return judged, others, found.of, found.left_out, found.notes
     if method != "jackknife":
         raise ValueError(f"intervals of {metric} are the jackknife's, not {method}'s")
@@ -845,13 +893,13 @@ def _board_of_readable(groups, metric, split, **how):
 @renamed_arguments(of="class_name")
 def leaderboard(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
-    metric: str = "f1",  # What decides the order: one of METRICS, or of SCORES
+    metric: str = "f1",  # What decides the order: of METRICS, MEANS or SCORES
     split: str = "validation",  # On which scenes
-    method: str = "jackknife",  # Or "bootstrap", for METRICS only
+    method: str = "jackknife",  # Or "bootstrap", not for SCORES
     report: str | None = None,  # A second split whose scores are shown too: "test"
     record: str | Path | None = None,  # Folder of the record of looks at the test split
     blocks="auto",  # Neighbouring scenes are one; or None, or scene -> block
-    class_name: str | None = None,  # Class; None: the first that is not background
+    class_name: str | Sequence[str] | None = None,  # Class; of MEANS a list of them
     null: str = "ignore",  # As in `table`
     level: float = 0.95,
     n: int = 2000,  # Draws, and their seed, of the bootstrap
@@ -862,7 +910,12 @@ def leaderboard(
 
     `behind` is the distance to the first, and `tied` says that these scenes cannot tell
     the two apart, all pairs of runs considered (Holm). Runs are compared on the scenes
-    that all have. Brier and ECE are better when they are lower. Raises `FileNotFoundError`
+    that all have. Without `class_name` the score is of the first class that is neither
+    background nor null. One of MEANS is the mean over classes of what `score` gives for each,
+    all scenes together: of those named, else of all but null (`foreground_f1` and
+    `foreground_iou`: and but background); the score of each class follows in columns such as
+    `pixel_f1_road`. A class without a pixel is left out, and `.attrs["of"]` says so. Raises
+    `ValueError` for a class that not all runs have. Brier and ECE are better when they are lower. Raises `FileNotFoundError`
     for a run that was not evaluated, or kept no scores where SCORES ask for them. A run whose
     records cannot be read has a line without numbers at the end, and why in `verdict`. Where
     the test split is shown, `openings` counts the times it was; `.attrs` hold that in words
