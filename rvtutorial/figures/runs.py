@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import index
 from pathlib import Path
 
@@ -125,7 +125,8 @@ def _shared_scores(
     NaN where a scene has no value. The words say which scenes, then what to know of them.
     """
     opened = open_runs(runs)
-    found = leaderboard.common_counts(opened, "f1", split, class_name)
+    kind = metric if counting.metric_name(metric) in counting.MEANS else "f1"
+    found = leaderboard.common_counts(opened, kind, split, class_name)
     words = [leaderboard.scenes_in_words(len(found.scenes), found.split)]
     words += [_left_out(len(found.left_out))] if found.left_out else []
     words += found.notes + note_test(opened, split, "figure")
@@ -221,7 +222,7 @@ def plot_scene_scores(
     runs,  # As `open_runs` takes them
     metric: str = "f1",
     split: str = "validation",
-    class_name: str | None = None,  # Class; None: the first that is not background
+    class_name: str | Sequence[str] | None = None,  # As in `metrics.leaderboard`
 ):  # Figure
     "Draw a box of the scores of single scenes for each run, and a line for each scene."
     values, of, words = _shared_scores(runs, metric, split, class_name)
@@ -352,8 +353,12 @@ def _outer_labels(axes, layers):
 
 # %% ../../nbs/figures/runs.ipynb #400d7cc6
 def _draw_shares(ax, layers, runs, class_name):
-    "Paint what runs found, missed and drew in error; the stronger, the more runs."
-    codes = np.stack([layers.errors(run, class_name) for run in runs])
+    """Paint what runs found, missed and drew in error; the stronger, the more runs.
+
+    Without a class, where they say a wrong one.
+    """
+    one = layers.wrong if class_name is None else partial(layers.errors, class_name=class_name)
+    codes = np.stack([one(run) for run in runs])
     paint = layers.darkened()
     for code, colour in enumerate(maps.ERRORS.values(), start=1):
         share = (codes == code).mean(axis=0)
@@ -366,8 +371,8 @@ def _draw_shares(ax, layers, runs, class_name):
 def plot_worst(
     runs,  # As `open_runs` takes them
     n: int = 6,  # How many scenes
-    metric: str = "f1",
-    class_name: str | None = None,  # Class; None: the first that is not background
+    metric: str = "f1",  # One of METRICS, or of MEANS: then wrong classes are drawn
+    class_name: str | Sequence[str] | None = None,  # As in `metrics.leaderboard`
     split: str = "validation",
     data: str | Path | None = None,  # Where the images are now
     max_size: int = 400,  # Longer side of what is read of a raster, in pixels
@@ -375,6 +380,7 @@ def plot_worst(
     "Draw the scenes with the lowest mean score over all runs, and who is wrong where."
     opened = open_runs(runs)
     values, of, words = _shared_scores(opened, metric, split, class_name)
+    mean = counting.metric_name(metric) in counting.MEANS
     means = values.mean(axis=1).dropna().nsmallest(n)
     base = next(iter(opened.values()))
     every = [
@@ -383,19 +389,20 @@ def plot_worst(
     fig, axes = maps.panels(-(-len(every) // 3), 2 * min(3, len(every)), every[0].frame)
     for ax in axes.flat[2 * len(every) :]:
         ax.remove()
-    for i, (layers, mean) in enumerate(zip(every, means, strict=True)):
+    for i, (layers, value) in enumerate(zip(every, means, strict=True)):
         left, right = axes.flat[2 * i : 2 * i + 2]
         layers.draw_picture(left)
         left.set_title(f"scene {layers.id}", fontsize=9)
-        _draw_shares(right, layers, opened.values(), of)
-        title = f"mean {leaderboard.metric_title(metric)} {mean:.3f}"
+        _draw_shares(right, layers, opened.values(), None if mean else of)
+        title = f"mean {leaderboard.metric_title(metric)} {value:.3f}"
         right.set_title(title, fontsize=9)
     _outer_labels(axes.flat[: 2 * len(every)], every[0])
     words = _title(leaderboard.score_title(metric), of, words)
     words = f"the {len(every)} lowest of {words}"
     if len(opened) > 1:
         words += f" (full colour: all {len(opened)} runs, pale: some)"
-    maps.captions(fig, words, maps.ERRORS)
+    wrong = {"another class than the true one": list(maps.ERRORS.values())[2]}
+    maps.captions(fig, words, wrong if mean else maps.ERRORS)
     return fig
 
 # %% ../../nbs/figures/runs.ipynb #0d51b774
