@@ -82,7 +82,8 @@ def files(
 def display_conf_mat(
     output_path,  # A run, a list of runs, or a dict name -> run
     split: str = "validation",  # Or "test"
-    class_name: str | None = None,  # Against the others; None: all, if there are several
+    class_name: str
+    | None = None,  # Against the others; None: all, if there are several
     null: str = "ignore",  # As in `Counts.table`
 ):  # Figure with one panel for each run
     "Draw the confusion matrix of whole scenes with totals, as shares and in pixels."
@@ -126,7 +127,8 @@ def plot_predictions(
     split: str = "validation",
     data: str | Path | None = None,  # Where the images are now
     max_size: int = 1000,  # Longer side of what is read of a raster, in pixels
-    class_name: str | None = None,  # Class of the errors and of the scores above the maps
+    class_name: str
+    | None = None,  # Class of the errors and of the scores above the maps
 ):  # Figure: a row for each scene, a column for each run; the truth, of several classes
     "Draw scenes beside what runs made of them, north up, in the same coordinates."
     if view not in ("labels", "errors"):
@@ -137,7 +139,10 @@ def plot_predictions(
     every = scene_layers(base, scenes, split, data, max_size)
     colours = maps.colours_of(base)
     shown = ["image", *opened]
-    if view == "labels" and len(set(colours) - {"background", maps.class_names(base)[1]}) > 1:
+    if (
+        view == "labels"
+        and len(set(colours) - {"background", maps.class_names(base)[1]}) > 1
+    ):
         shown.insert(1, "truth")  # outlines alone do not say which class is meant
     fig, axes = maps.panels(len(every), len(shown), every[0].frame)
     for row, layers in zip(axes, every, strict=True):

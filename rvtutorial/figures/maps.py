@@ -227,9 +227,14 @@ def colours_of(
         return usual
     config = run.config["dataset"]["class_config"]
     own = dict(zip(config["names"], config.get("colors") or [], strict=False))
-    own = {k: v if isinstance(v, str) else to_hex(np.divide(v, 255)) for k, v in own.items()}
+    own = {
+        k: v if isinstance(v, str) else to_hex(np.divide(v, 255))
+        for k, v in own.items()
+    }
     own.pop(null, None)
-    if [*own.values()] == COLOURS[: len(own)]:  # by number: this package gave them
+    if all(
+        c == COLOURS[i % len(COLOURS)] for i, c in enumerate(own.values())
+    ):  # by number: this package gave them
         return usual
     return usual | own
 
@@ -390,7 +395,6 @@ class SceneLayers:
         truth = self.class_truth(run, class_name) if truth is None else truth
         return _error_codes(drawn, truth)
 
-
     def wrong(self, run: Run | LabelFolder) -> np.ndarray:  # (rows, columns) uint8
         "Codes as of `errors` about all classes: 3 where the class is a wrong one, else 0."
         truth, (names, null) = self.truth(run), class_names(run)
@@ -506,7 +510,9 @@ def draw_matrix(
     """
     n, (rows, columns) = len(names), np.shape(matrix)
     if not n == rows == columns:
-        raise ValueError(f"{n} classes need a matrix of {n} x {n}, got {rows} x {columns}")
+        raise ValueError(
+            f"{n} classes need a matrix of {n} x {n}, got {rows} x {columns}"
+        )
     pixels = np.zeros((n + 1, n + 1))
     pixels[:n, :n] = matrix
     pixels[n], pixels[:, n] = pixels.sum(axis=0), pixels.sum(axis=1)
@@ -522,7 +528,9 @@ def draw_matrix(
         at, share = (column, row - 0.02), f"{shares[row, column]:.3f}"
         ax.text(*at, share, va="bottom", fontsize=12 if n == 2 else 9, **style)
         amount = f"{pixels[row, column]:,.0f} px"
-        ax.text(column, row + 0.08, amount, va="top", fontsize=7 if n == 2 else 6, **style)
+        ax.text(
+            column, row + 0.08, amount, va="top", fontsize=7 if n == 2 else 6, **style
+        )
     turned = dict(rotation=30, ha="right", rotation_mode="anchor") if n > 3 else {}
     drawn = [f"drawn as\n{name}" for name in names] + ["all"]
     ax.set_xticks(range(n + 1), drawn, fontsize=8, **turned)

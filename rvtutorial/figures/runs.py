@@ -357,7 +357,11 @@ def _draw_shares(ax, layers, runs, class_name):
 
     Without a class, where they say a wrong one.
     """
-    one = layers.wrong if class_name is None else partial(layers.errors, class_name=class_name)
+    one = (
+        layers.wrong
+        if class_name is None
+        else partial(layers.errors, class_name=class_name)
+    )
     codes = np.stack([one(run) for run in runs])
     paint = layers.darkened()
     for code, colour in enumerate(maps.ERRORS.values(), start=1):

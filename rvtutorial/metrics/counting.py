@@ -149,7 +149,10 @@ class Counts:
         name = metric_name(metric)
         if name not in MEANS:
             return None
-        aside = {self.null, "background" if name.startswith("foreground") else self.null}
+        aside = {
+            self.null,
+            "background" if name.startswith("foreground") else self.null,
+        }
         found = [one for one in self.classes if one not in aside]
         if not found:
             raise ValueError(f"{name} needs a class that is meant: {self.classes}")
@@ -431,9 +434,13 @@ def metric_name(
 
 
 def numbers_of(
-    counts: pd.DataFrame | Counts | np.ndarray,  # Of scenes, as `Counts.table` gives them
+    counts: pd.DataFrame
+    | Counts
+    | np.ndarray,  # Of scenes, as `Counts.table` gives them
     metric: str = "f1",  # One of METRICS (of Counts: of their first class), or of MEANS
-) -> np.ndarray:  # float (scenes, 5), of MEANS (scenes, 5 x classes): as `score` takes them
+) -> (
+    np.ndarray
+):  # float (scenes, 5), of MEANS (scenes, 5 x classes): as `score` takes them
     "The counts of each scene as an array; `ValueError` for MEANS of one class's table."
     if isinstance(counts, np.ndarray):
         return counts.astype(float, copy=False)

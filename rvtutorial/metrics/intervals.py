@@ -164,7 +164,9 @@ class Judged:
                 f'method must be "jackknife" or "bootstrap", got {method!r}'
             )
         lists = {k: v if isinstance(v, list) else [v] for k, v in sets.items()}
-        groups = {k: [numbers_of(one, metric) for one in group] for k, group in lists.items()}
+        groups = {
+            k: [numbers_of(one, metric) for one in group] for k, group in lists.items()
+        }
         lengths = sorted({len(one) for group in groups.values() for one in group})
         if len(lengths) > 1:
             raise ValueError(f"a pair needs the same scenes, got {lengths} of them")

@@ -404,7 +404,9 @@ def _common_class(counts, metric, of):
     alike = len({frozenset(one.classes) - {one.null} for _, one in counts}) == 1
     if metric in MEANS:
         if isinstance(of, str):
-            raise ValueError(f"{metric} is a mean over classes: give a list, not {of!r}")
+            raise ValueError(
+                f"{metric} is a mean over classes: give a list, not {of!r}"
+            )
         if not alike and not asked:
             raise ValueError(
                 f"{metric} of runs with different classes cannot be compared: {listed}; "
@@ -459,7 +461,9 @@ class _Common:
     "Counts of one class on the scenes that all runs have."
 
     tables: dict[str, list[pd.DataFrame]]  # Run -> counts of its scenes, one a seed
-    of: str | None  # The class, or classes in words; None of tables, which do not say it
+    of: (
+        str | None
+    )  # The class, or classes in words; None of tables, which do not say it
     scenes: list[str]
     left_out: list[str]  # Scenes that only some have
     notes: list[str]  # What else has to be said: other classes, other labels
@@ -570,7 +574,9 @@ def metric_title(
                    brier="Brier score", ece="ECE") | intervals.TITLES  # fmt: skip
     name = str(metric).removeprefix("pixel_")
     score, _, of = name.partition("_")
-    if name not in spelled and score in spelled and of:  # a column such as pixel_f1_road
+    if (
+        name not in spelled and score in spelled and of
+    ):  # a column such as pixel_f1_road
         return f"{spelled[score]} of {of}"
     return spelled.get(name, name)
 
@@ -607,7 +613,9 @@ def _judged(
                 each[f"pixel_{kind}_{name}"] = counting.scores(sums[name], [kind])
         else:
             each = counting.scores(sums, rest)
-        others = each.groupby(level=0, sort=False).agg(lambda one: one.mean(skipna=False))
+        others = each.groupby(level=0, sort=False).agg(
+            lambda one: one.mean(skipna=False)
+        )
         return judged, others, found.of, found.left_out, found.notes
     if method != "jackknife":
         raise ValueError(f"intervals of {metric} are the jackknife's, not {method}'s")
