@@ -253,6 +253,10 @@ def test_maps_have_the_colours_of_the_configuration(runs, tmp_path):
     assert names == ["0 road", "1 house", "2 background", "3 null"]
     faces = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
     assert np.allclose(faces[1][:3], colour[:3])
+    said = "#3C1098:house,#000000:null,#FEDD3A:road,#112233:road"
+    write_json(path / "run.json", {"asked": {"labels": {"label_values": said}}})
+    found = maps.colours_of(Run(path))  # the labels' own come first
+    assert [*found.values()] == ["#FEDD3A", "#3C1098", "blue", "#FFFFFF"]
     usual = maps.colours_of(Run(runs["good"]))
     assert len(set(usual.values())) == 4 and usual["null"] == "#FFFFFF"
     many = label_folder(

@@ -218,8 +218,8 @@ def colours_of(
 ) -> dict[str, str]:  # Class name -> colour, in the order of the class numbers
     """The colours of the classes in maps and legends.
 
-    Those of the run's pipeline-config.json, where somebody chose them; else those that
-    figures give to names, the same in all figures.
+    Those that the labels themselves have, where `label_values` named colours; then those
+    that somebody chose in pipeline-config.json; else those that figures give to names.
     """
     names, null = class_names(run)
     usual = class_colours(names, null)
@@ -232,10 +232,15 @@ def colours_of(
         for k, v in own.items()
     }
     own.pop(null, None)
-    if all(
-        c == COLOURS[i % len(COLOURS)] for i, c in enumerate(own.values())
-    ):  # by number: this package gave them
-        return usual
+    if all(c == COLOURS[i % len(COLOURS)] for i, c in enumerate(own.values())):
+        own = {}  # by number: this package gave them
+    labels = (run.manifest.get("asked") or {}).get("labels") or {}
+    said = labels.get("label_values") or ()
+    if isinstance(said, str):
+        said = dict(pair.split(":", 1) for pair in said.split(",") if ":" in pair)
+    for colour, name in reversed(dict(said).items()):
+        if name.strip() in names and name.strip() != null and "#" in str(colour):
+            own[name.strip()] = colour.strip()
     return usual | own
 
 
