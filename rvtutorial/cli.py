@@ -704,9 +704,12 @@ def _compare_command(
     note = board.attrs.get("note")
     rows = [{"run": name, **row} for name, row in board.to_dict("index").items()]
     doc = {"metric": metric, "split": split, "runs": rows, "note": note}
+    doc["class"] = board.attrs["of"]
     text = _board_text(board, form)
     if form == "table":
         said = [row["verdict"] for row in rows[1:]] + ([note] if note else [])
+        if metric.startswith(("macro_", "foreground_")):
+            said.append(f"mean over {board.attrs['of']}")
         text = "\n".join([text, "", *said]).rstrip()
     return _Answer(text, doc)
 

@@ -137,6 +137,9 @@ def plot_predictions(
     base = next(iter(opened.values()))
     scenes = base.scene_ids(split)[:3] if scenes is None else scenes
     every = scene_layers(base, scenes, split, data, max_size)
+    if view == "errors":  # are those of one class
+        names, _ = maps.class_names(base)
+        class_name = names[maps.class_number(base, class_name)]
     colours = maps.colours_of(base)
     shown = ["image", *opened]
     if (

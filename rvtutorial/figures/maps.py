@@ -377,15 +377,20 @@ class SceneLayers:
         self,
         run: Run | LabelFolder,
         split: str = "validation",
-        class_name: str | None = None,  # Class; None: the first that is not background
+        class_name: str | None = None,  # Class; None: all, if there are several
     ) -> str:  # Such as "pixel F1 0.912"
         "F1 of the scene from the counts, not from the thinned pixels of a figure."
+        words = "pixel F1"
         try:
             counts = counts_of(run, split).only([self.id])
-            f1 = scores(counts.table(class_name), ["f1"]).pixel_f1.iloc[0]
+            named = {*counts.classes} - {"background", counts.null}
+            rows, metric = counts.table(class_name), "f1"
+            if class_name is None and len(named) > 1:
+                rows, metric, words = counts, "macro_f1", "pixel macro F1"
+            value = scores(rows, [metric]).iloc[0, 0]
         except (FileNotFoundError, ValueError):
             return "not evaluated"
-        return "pixel F1 undefined" if np.isnan(f1) else f"pixel F1 {f1:.3f}"
+        return f"{words} undefined" if np.isnan(value) else f"{words} {value:.3f}"
 
     def class_truth(self, run: Run | LabelFolder, class_name: str | None = None):
         "(rows, columns) uint8: 1 the class, 0 another one, 2 not known."

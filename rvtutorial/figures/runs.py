@@ -325,14 +325,14 @@ def plot_errors(
     for ax in axes.flat[1 + len(opened) :]:
         ax.remove()
     axes = axes.flat[: 1 + len(opened)]
+    kind = maps.class_names(base)[0][maps.class_number(base, class_name)]
     layers.draw_picture(axes[0])
     axes[0].set_title("image and labels", fontsize=9)
     for ax, (name, run) in zip(axes[1:], opened.items(), strict=True):
         layers.draw_errors(ax, layers.errors(run, class_name))
-        score = layers.score(run, split, class_name)
+        score = layers.score(run, split, kind)
         ax.set_title(f"{maps.wrapped_name(name)}\n{score}", fontsize=9)
     _outer_labels(axes, layers)
-    kind = maps.class_names(base)[0][maps.class_number(base, class_name)]
     note = "".join(f"; {text}" for text in note_test(opened, split, "errors"))
     maps.captions(fig, f"{kind} in scene {scene} ({split}){note}", maps.ERRORS)
     return fig

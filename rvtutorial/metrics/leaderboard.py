@@ -837,6 +837,8 @@ def _said(board):
     first = board["verdict"].iloc[0]  # highest, or lowest of Brier and ECE
     why = Board.why_no_interval(board)
     why = f"; no intervals: {why}" * bool(why)
+    if board.columns[0].removeprefix("pixel_") in MEANS and "of" in board.attrs:
+        why = f"; mean over {board.attrs['of']}{why}"
     return (
         f"{Board.basis(board)}{why}; tied: these scenes cannot tell it from the {first}"
     )
