@@ -225,7 +225,7 @@ def test_halves_add_up_to_the_whole():
         whole + bytes_
     with pytest.raises(ValueError, match="nothing to add"):
         ScoreCounts.joined([])
-    with pytest.raises(ValueError, match="no scores of 'null'; there are building"):
+    with pytest.raises(ValueError, match="no scores of 'null'; known are building"):
         whole.ranking("null")
 
 

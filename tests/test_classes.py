@@ -16,6 +16,7 @@ from rvtutorial.core.records import write_json
 from rvtutorial.figures import maps
 from rvtutorial.figures.report import write_report
 from rvtutorial.metrics import compare
+from rvtutorial.metrics.calibration import ScoreCounts
 from rvtutorial.metrics.counting import Counts, scores
 from rvtutorial.metrics.intervals import Judged, jackknife
 from rvtutorial.metrics.leaderboard import counts_of, label_folder, leaderboard
@@ -171,6 +172,7 @@ def test_any_class_is_found_by_its_name_and_a_near_one_is_offered(runs):
         lambda: viz.plot_worst(runs, class_name="rood"),
         lambda: viz.plot_errors(runs, "1", class_name="rood"),
         lambda: viz.display_conf_mat(runs, class_name="rood"),
+        lambda: ScoreCounts(np.zeros((1, 1, 2, 256)), ("1",), ("road",)).curve("rood"),
         lambda: viz.plot_agreement(runs, "1", class_name="rood"),
         lambda: write_report(runs, "no.html", class_name="rood", progress=False),
     ]
@@ -185,6 +187,8 @@ def test_any_class_is_found_by_its_name_and_a_near_one_is_offered(runs):
         leaderboard(runs, "f1", class_name=["road", "house"])
     with pytest.raises(ValueError, match="needs the counts of all classes"):
         jackknife(counts_of(runs["good"]).table(), "macro_f1")
+    with pytest.raises(ValueError, match="curves are of one class"):
+        viz.plot_score_curves(runs, metric="macro_f1")
     empty = Counts(np.zeros((1, 2, 2)), ("a",), ("background", "null"))
     with pytest.raises(ValueError, match="foreground_f1 needs a class that is meant"):
         jackknife(empty, "foreground_f1")
@@ -352,3 +356,7 @@ def test_a_sweep_is_decided_by_a_mean(runs, tmp_path):
     expected = jackknife(counts_of(run), "foreground_f1").value
     assert run.state == "succeeded"
     assert _final_score(run, "foreground_f1") == expected
+    table = viz.trial_table(runs, "macro_iou")
+    assert table.score["good"] == jackknife(counts_of(run), "macro_iou").value
+    words = "pixel macro IoU of road, house and background, 6 whole validation scenes"
+    assert table.attrs["title"] == words

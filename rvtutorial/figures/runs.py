@@ -531,6 +531,8 @@ def plot_score_curves(
         known, found = ", ".join(_CURVES), strange or show
         raise ValueError(f"show must name some of {known}, got {found}")
     metric = counting.metric_name(metric)
+    if metric in counting.MEANS:
+        raise ValueError(f"curves are of one class, named by class_name; got {metric}")
     found, words = scored(runs, split, class_name, data)
     fig, axes = maps.subplots(4 * len(show) + 0.2, 4.2, 1, len(show), squeeze=False)
     names = dict(false_positive_rate="false positives, share of all others", f1="pixel F1",

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.formulas import fractions
+from ..core.names import near_match
 from ..core.renamed import renamed_arguments
 from .intervals import Judged, jackknife
 from .counting import open_pair, check_class_numbers, windows_of
@@ -224,9 +225,7 @@ class ScoreCounts:
         kinds = [name for name in self.classes if name != "background"]
         name = class_name or (kinds or list(self.classes))[0]
         if name not in self.classes:
-            raise ValueError(
-                f"no scores of {name!r}; there are {', '.join(self.classes)}"
-            )
+            raise ValueError(f"no scores of {name!r}; {near_match(name, self.classes)}")
         return self.classes.index(name)
 
     @renamed_arguments(of="class_name")
