@@ -17,9 +17,9 @@ from rvtutorial.metrics.intervals import (
     METHODS,
     _bootstrap,
     _compare_all,
-    _difference,
     _holm,
     board_of,
+    difference,
     jackknife,
 )
 from rvtutorial.metrics.leaderboard import Board, _neighbours
@@ -148,7 +148,7 @@ def test_scenes_that_are_all_alike_do_not_make_a_score_certain():
 def test_scenes_that_are_all_alike_do_not_make_a_difference_certain():
     "The same rule: in scenes like those that were not seen it may be anything."
     a, b = (np.array([row] * 6) for row in ([50, 10, 10, 30, 80], [49, 10, 11, 30, 79]))
-    found = _difference(a, b)
+    found = difference(a, b)
     assert found.winner is None and found.p > 0.9
     assert found.low == pytest.approx(
         found.difference - 0.393 * (1 + found.difference), abs=1e-3
@@ -156,14 +156,14 @@ def test_scenes_that_are_all_alike_do_not_make_a_difference_certain():
     assert found.high == pytest.approx(
         found.difference + 0.393 * (1 - found.difference), abs=1e-3
     )
-    same = _difference(a, a)
+    same = difference(a, a)
     assert same.p == 1 and same.low == same.high == 0
     for scenes in (6, 12):  # p and interval decide alike
         good, poor = (
             rows_of([99] * scenes, [1] * scenes, [1] * scenes),
             rows_of([9] * scenes, [9] * scenes, [9] * scenes),
         )
-        found = _difference(good, poor)
+        found = difference(good, poor)
         assert (found.low > 0) == (found.p < 0.05) == (scenes == 12)
 
 
@@ -173,16 +173,16 @@ def test_a_difference_is_possible_and_holds_its_value(seed, scenes, method):
     rng = np.random.default_rng(seed)
     a, b = rng.integers(0, 1000, (2, scenes, 5)) * rng.integers(0, 2, (2, scenes, 5))
     a[0, 0] = b[1, 0] = a[2, 2] = b[3, 2] = 1  # each score has a value
-    found = _difference(a, b, method=method)
+    found = difference(a, b, method=method)
     if not np.isnan(found.low):
         assert -1 <= found.low <= found.difference <= found.high <= 1
 
 
 def test_a_difference_stays_below_one():
     good, poor = rows_of([99] * 5, [1] * 5, [1] * 5), POSSIBLE["extremes"]
-    found = _difference(good, poor)
+    found = difference(good, poor)
     assert found.high <= 1 and found.low <= found.difference <= found.high
-    found = _difference(poor, rows_of([0] * 5, [9] * 5, [100] * 5))
+    found = difference(poor, rows_of([0] * 5, [9] * 5, [100] * 5))
     assert found.high == 1
 
 
@@ -199,7 +199,7 @@ def test_too_few_scenes_have_no_interval_and_it_is_said(scenes, method):
         else f"{scenes} scenes are too few, 5"
     )
     assert f"(no interval: {said}" in repr(found)
-    pair = _difference(many["a"], many["b"], method=method)
+    pair = difference(many["a"], many["b"], method=method)
     assert pair.winner is None and np.isnan(pair.p)
     assert said in pair.verdict and pair.verdict.startswith("cannot tell first from")
     board = board_of(many, method=method)
@@ -265,31 +265,31 @@ def test_a_difference_is_paired_and_names_a_winner():
     one = pd.DataFrame(dict(tp=1000 * easy, fn=1000 * (1 - easy), fp=50.0, tn=9000.0))
     one["right"] = one.tp + one.tn
     two = one.assign(tp=one.tp + 5, fn=one.fn - 5)
-    found = _difference(two, one, names=("two", "one"))
+    found = difference(two, one, names=("two", "one"))
     assert found.winner == "two"
     assert found.verdict.startswith("two is better than one: difference 0.00")
-    drawn = _difference(two, one, method="bootstrap")
+    drawn = difference(two, one, method="bootstrap")
     assert drawn.winner == "first" and drawn.low == pytest.approx(found.low, abs=1e-3)
     with pytest.raises(ValueError, match="must be .jackknife. or .bootstrap."):
-        _difference(two, one, method="guess")
-    back = _difference(one, two, names=("one", "two"))
+        difference(two, one, method="guess")
+    back = difference(one, two, names=("one", "two"))
     assert back.winner == "two" and back.verdict == found.verdict
     wide = _bootstrap(two)
     assert found.high - found.low < 0.1 * (wide.high - wide.low)
     with pytest.raises(ValueError, match=r"same scenes, got \[29, 30\]"):
-        _difference(one, two[1:])
+        difference(one, two[1:])
 
 
 def test_a_tie_is_said_with_its_numbers():
     one = some_counts(scenes=8).table().astype(float)
     shift = np.array([-3, 3, -2, 2, -1, 1, -4, 4.0])
     two = one.assign(tp=one.tp + shift, fn=one.fn - shift)
-    found = _difference(one, two, names=("1e-3", "2e-3"))
+    found = difference(one, two, names=("1e-3", "2e-3"))
     assert found.winner is None
     text = "1e-3 and 2e-3 are tied: difference 0.000, 95 % interval -0.00"
     assert found.verdict.startswith(text) and found.verdict.endswith(", 8 scenes")
     assert 0.05 < found.p <= 1
-    same = _difference(one, one)
+    same = difference(one, one)
     assert same.winner is None and same.p == 1 and (same.low, same.high) == (0, 0)
 
 
@@ -385,7 +385,7 @@ def test_an_interval_over_blocks_is_that_of_their_sums():
         (jackknife(summed).low, jackknife(summed).high)
     )
     assert "8 scenes in 5 blocks" in repr(found)
-    pair = _difference(rows, rows * 0.9, blocks=blocks)
+    pair = difference(rows, rows * 0.9, blocks=blocks)
     assert pair.verdict.endswith("8 scenes in 5 blocks")
     few = jackknife(rows, blocks=[0, 0, 1, 1, 2, 2, 3, 3])
     assert np.isnan(few.low) and "8 scenes in 4 blocks are too few" in repr(few)
@@ -403,8 +403,8 @@ def test_blocks_matter_where_neighbours_are_alike():
 def test_seeds_widen_an_interval_and_are_said():
     rows = World(seeds=0.3).draw(50, [0.0] * 6, 3)
     alone, three = (
-        _difference(rows[0], rows[3]),
-        _difference(list(rows[:3]), list(rows[3:])),
+        difference(rows[0], rows[3]),
+        difference(list(rows[:3]), list(rows[3:])),
     )
     assert three.high - three.low > 2 * (alone.high - alone.low) / np.sqrt(3)
     assert three.verdict.endswith("50 scenes, 3 seeds") and three.seeds == 3
@@ -412,14 +412,14 @@ def test_seeds_widen_an_interval_and_are_said():
     assert three.values[0] == pytest.approx(mean)
     assert "3 seeds" in repr(jackknife(list(rows[:3])))
     with pytest.raises(ValueError, match="bootstrap over 3 seeds"):
-        _difference(list(rows[:3]), list(rows[3:]), method="bootstrap")
+        difference(list(rows[:3]), list(rows[3:]), method="bootstrap")
 
 
 def test_an_interval_over_seeds_covers_other_trainings():
     luck, rng, alone, three = World(seeds=0.15), np.random.default_rng(0), 0, 0
     for _ in range(200):
         runs = list(luck.draw(50, [0.0] * 6, rng))
-        one, more = _difference(runs[0], runs[3]), _difference(runs[:3], runs[3:])
+        one, more = difference(runs[0], runs[3]), difference(runs[:3], runs[3:])
         alone += one.low <= 0 <= one.high
         three += more.low <= 0 <= more.high
     assert alone / 200 < 0.6 and three / 200 > 0.9

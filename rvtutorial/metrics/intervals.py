@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'FEWEST_SCENES', 'METHODS', 'SAME', 'LOWER_IS_BETTER', 'NO_SCORE', 'Interval', 'Judged', 'jackknife',
-           'Comparison', 'board_of', 'judged_board']
+           'Comparison', 'difference', 'board_of']
 
 # %% ../../nbs/metrics/intervals.ipynb #d25c88a6
 from collections.abc import Mapping, Sequence
@@ -414,7 +414,7 @@ def _chances(moved, value, seeds, method):
     return np.where(error < SAME, alike, p)
 
 
-def _difference(
+def difference(
     a: pd.DataFrame | Counts | np.ndarray | list,  # Counts of scenes; a list: seeds
     b: pd.DataFrame
     | Counts
@@ -498,7 +498,7 @@ def _compare_all(
 ) -> tuple[dict[str, Interval], dict[tuple, Comparison]]:
     """An interval for every run and a corrected comparison for every pair.
 
-    Raises what `_difference` raises. With fewer than FEWEST_SCENES scenes or blocks there
+    Raises what `difference` raises. With fewer than FEWEST_SCENES scenes or blocks there
     are no intervals, whatever the method. Every pair is an object of its own: for more
     than a few hundred runs `board_of` compares with the highest only.
     """
@@ -514,30 +514,21 @@ def _compare_all(
 
 
 def board_of(
-    sets: Mapping,  # Name -> counts of scenes (same scenes), or a list of them: seeds
-    metric: str = "f1",  # What decides the order
+    sets: Mapping,  # Name -> counts of scenes (same scenes), a list of them, or Judged
+    metric: str = "f1",  # What decides the order; of Judged, what the values are
     notes: Sequence[str] = (),  # Said with every verdict
-    left_out: Sequence[str] = (),  # Scenes that are not in `sets`
+    left_out: Sequence[str] = (),  # Scenes that only some runs have
     level: float = 0.95,
     **how,  # Of `_compare_all`: method, blocks, n, seed
-) -> pd.DataFrame:  # Index: run, highest first
+) -> pd.DataFrame:  # Index: run, highest first; of Brier and ECE the lowest
     """Score runs, with an interval each and a comparison with the highest.
 
     `behind` is the distance to the highest, `tied` says that these scenes cannot tell
     the two apart, and `p` is corrected for all pairs of runs.
     """
-    judged = Judged.every(sets, metric, **how)
-    return judged_board(judged, metric_name(metric), notes, left_out, level)
-
-
-def judged_board(
-    judged: Mapping[str, Judged],  # By the names of the runs
-    name: str,  # Of the score
-    notes: Sequence[str] = (),  # Said with every verdict
-    left_out: Sequence[str] = (),  # Scenes that only some runs have
-    level: float = 0.95,
-) -> pd.DataFrame:  # As of `board_of`; of Brier and ECE the lowest is first
-    "Order runs by any score, with intervals and comparisons with the first."
+    name, judged = metric, sets
+    if not all(isinstance(one, Judged) for one in sets.values()):
+        name, judged = metric_name(metric), Judged.every(sets, metric, **how)
     found = {k: one.interval(name, level) for k, one in judged.items()}
     sign, first = (1, "lowest") if name in LOWER_IS_BETTER else (-1, "highest")
     values = {k: sign * one.value for k, one in found.items()}

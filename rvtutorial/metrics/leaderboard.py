@@ -878,7 +878,7 @@ def group_seeds(
 def _board(groups, metric, split, level, **how):
     "One split's leaderboard, and the class that it is about."
     judged, others, of, left_out, notes = _judged(groups, metric, split, **how)
-    board = intervals.judged_board(judged, metric, notes, left_out, level)
+    board = intervals.board_of(judged, metric, notes, left_out, level)
     return board.join(others), of
 
 
