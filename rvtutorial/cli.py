@@ -638,6 +638,8 @@ def _board_text(board, form: str) -> str:
         return board.to_csv().rstrip("\n")
     shown = [board.columns[0], "low", "high", "behind", "tied", "scenes", "pixel_iou"]
     shown += ["pixel_roc_auc", "pixel_average_precision", "pixel_brier", "pixel_ece"]
+    shown += [c for c in board if c.startswith(("pixel_macro_", "pixel_foreground_"))]
+    shown += [c for c in board if c.startswith(("pixel_f1_", "pixel_iou_"))]
     shown += [c for c in board if c.startswith("test_") and c != "test_scenes"]
     short = board[[c for c in dict.fromkeys(shown) if c in board]].copy()
     short["tied"] = ["-", *("yes" if tied else "no" for tied in board["tied"].iloc[1:])]
@@ -655,13 +657,14 @@ def _board_text(board, form: str) -> str:
 @cli.command("compare", short_help="Order runs, and say which can be told apart.")
 @_paths
 @click.option("--metric", default="f1", show_default=True,
-              help="f1, iou, precision, recall, specificity or accuracy; of runs that kept "
+              help="f1, iou, precision, recall, specificity or accuracy; macro_f1, macro_iou, "
+                   "foreground_f1, foreground_iou (means over classes); of runs that kept "
                    "scores roc_auc, average_precision, brier or ece.")  # fmt: skip
 @_choice("--split", words="validation test", default="validation",
          help="Scenes that decide; looking at test is recorded.")  # fmt: skip
 @_choice("--report", "also", words="test", help="Show this split too.")
 @click.option("--class", "--of", "class_name", metavar="NAME",
-              help="The class that is scored.")  # fmt: skip
+              help="The class that is scored; of a mean over classes several: a,b.")  # fmt: skip
 @click.option("--seeds", is_flag=True, help="Runs that differ in their seed are one.")
 @_choice("--method", words="jackknife bootstrap", default="jackknife",
          help="Of the intervals.")  # fmt: skip
@@ -691,13 +694,18 @@ def _compare_command(
     groups = group_seeds(runs) if seeds else runs
     if strange:
         groups |= _maps(strange, truth, classes, values, split)
+    if how["class_name"] and metric.startswith(("macro_", "foreground_")):
+        how["class_name"] = how["class_name"].split(",")
     board = leaderboard(groups, metric, split, report=also, **how)
     note = board.attrs.get("note")
     rows = [{"run": name, **row} for name, row in board.to_dict("index").items()]
     doc = {"metric": metric, "split": split, "runs": rows, "note": note}
+    doc["class"] = board.attrs["of"]
     text = _board_text(board, form)
     if form == "table":
         said = [row["verdict"] for row in rows[1:]] + ([note] if note else [])
+        if metric.startswith(("macro_", "foreground_")):
+            said.append(f"mean over {board.attrs['of']}")
         text = "\n".join([text, "", *said]).rstrip()
     return _Answer(text, doc)
 
@@ -710,6 +718,12 @@ def _compare_command(
 @_choice("--split", words="validation test", default="validation", help="Which scenes.")
 @click.option("--scenes", type=click.IntRange(1), help="Maps of so many; else three.")
 @click.option("--data", type=_folder, help="Where images and labels are now.")
+@click.option(
+    "--metric", help="What decides the order, as of compare; else the sweep's, or f1."
+)
+@click.option(
+    "--class", "class_name", metavar="NAME", help="The class that is scored and drawn."
+)
 def _report_command(paths, out, title, **more):
     "Write one HTML file about runs or a sweep, to send to somebody."
     from rvtutorial.core.finding import is_sweep

@@ -19,7 +19,6 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from .chips import grid_windows, plot_windows
-from .core.colours import class_colours
 from .figures import maps
 from .figures.maps import alt_text, figure_bytes, figure_kind  # noqa: F401
 from rvtutorial.figures.runs import (  # noqa: F401  (one place for all figures)
@@ -34,7 +33,6 @@ from rvtutorial.figures.runs import (  # noqa: F401  (one place for all figures)
     plot_score_curves,
     plot_worst,
     scene_layers,
-    scene_score,
     write_table,
 )
 from rvtutorial.figures.sweeps import (  # noqa: F401
@@ -45,7 +43,6 @@ from rvtutorial.figures.sweeps import (  # noqa: F401
     plot_parameter,
     trial_table,
 )
-from .metrics import counting
 from .metrics import leaderboard as metrics
 from .metrics.leaderboard import Board, LabelFolder, summary  # noqa: F401
 from .runs import Run
@@ -85,25 +82,41 @@ def files(
 def display_conf_mat(
     output_path,  # A run, a list of runs, or a dict name -> run
     split: str = "validation",  # Or "test"
-    class_name: str | None = None,  # Class; None: the first that is not background
-    null: str = "ignore",  # As in `metrics.table`
+    class_name: str
+    | None = None,  # Against the others; None: all, if there are several
+    null: str = "ignore",  # As in `Counts.table`
 ):  # Figure with one panel for each run
     "Draw the confusion matrix of whole scenes with totals, as shares and in pixels."
     runs = open_runs(output_path)
     counts = {name: metrics.counts_of(run, split) for name, run in runs.items()}
-    rows = -(-len(counts) // 4)
+    drawn = {name: _matrix(found, class_name, null) for name, found in counts.items()}
+    most = max(len(names) for _, names in drawn.values())
+    rows = -(-len(counts) // max(1, 10 // (most + 1)))  # three or four panels in a row
     columns = -(-len(counts) // rows)
-    size = (0.3 + 3.7 * columns, 3.4 * rows)
+    side = 3.4 if most == 2 else 1.2 + 0.72 * (most + 1)
+    size = (0.3 + (side + 0.3) * columns, side * rows)
     fig, axes = maps.subplots(*size, rows, columns, squeeze=False)
     for ax in axes.flat[len(counts) :]:
         ax.remove()
     for ax, (name, found) in zip(axes.flat, counts.items(), strict=False):
-        kind = class_name or counting.first_class(found)
-        maps.draw_matrix(ax, counting.table(found, kind, null).sum(), kind)
+        maps.draw_matrix(ax, *drawn[name])
         ax.set_title(f"{name}\n{len(found)} whole {split} scenes", fontsize=10)
     for note in note_test(runs, split, "display_conf_mat", "confusion matrix"):
-        maps.title_above(fig, note)
+        maps.captions(fig, note)
     return fig
+
+
+def _matrix(counts, class_name, null):
+    "Pixels, rows the truth, and the names of the classes: all, or one against the others."
+    named = [name for name in counts.classes if name not in ("background", counts.null)]
+    if class_name or len(named) < 2:
+        kind = class_name or counts.first_class
+        tp, fp, fn, tn, _ = counts.table(kind, null).sum()
+        return np.array([[tp, fn], [fp, tn]]), [kind, "other"]
+    matrix = counts.judged(null).sum(axis=0)
+    kept = [i for i, name in enumerate(counts.classes)
+            if name != counts.null or matrix[i].any() or matrix[:, i].any()]  # fmt: skip
+    return matrix[np.ix_(kept, kept)], [counts.classes[i] for i in kept]
 
 # %% ../nbs/07_evaluation.ipynb #2530283a
 @maps.literal_text
@@ -114,7 +127,9 @@ def plot_predictions(
     split: str = "validation",
     data: str | Path | None = None,  # Where the images are now
     max_size: int = 1000,  # Longer side of what is read of a raster, in pixels
-):  # Figure: a row for each scene, a column for each run
+    class_name: str
+    | None = None,  # Class of the errors and of the scores above the maps
+):  # Figure: a row for each scene, a column for each run; the truth, of several classes
     "Draw scenes beside what runs made of them, north up, in the same coordinates."
     if view not in ("labels", "errors"):
         raise ValueError(f'view must be "labels" or "errors", got {view!r}')
@@ -122,25 +137,37 @@ def plot_predictions(
     base = next(iter(opened.values()))
     scenes = base.scene_ids(split)[:3] if scenes is None else scenes
     every = scene_layers(base, scenes, split, data, max_size)
-    fig, axes = maps.panels(len(every), 1 + len(opened), every[0].frame)
+    if view == "errors":  # are those of one class
+        names, _ = maps.class_names(base)
+        class_name = names[maps.class_number(base, class_name)]
+    colours = maps.colours_of(base)
+    shown = ["image", *opened]
+    if (
+        view == "labels"
+        and len(set(colours) - {"background", maps.class_names(base)[1]}) > 1
+    ):
+        shown.insert(1, "truth")  # outlines alone do not say which class is meant
+    fig, axes = maps.panels(len(every), len(shown), every[0].frame)
     for row, layers in zip(axes, every, strict=True):
         layers.draw_picture(row[0])
-        for ax, run in zip(row[1:], opened.values(), strict=True):
+        if len(shown) > 1 + len(opened):
+            layers.draw_classes(row[1], layers.truth(base), colours.values())
+        for ax, run in zip(row[-len(opened) :], opened.values(), strict=True):
             if view == "labels":
-                colours = class_colours(*maps.class_names(run)).values()
-                layers.draw_classes(ax, layers.prediction(run), colours)
+                own = maps.colours_of(run) | colours  # one legend for all
+                own = [own[kind] for kind in maps.class_names(run)[0]]
+                layers.draw_classes(ax, layers.prediction(run), own)
             else:
-                layers.draw_errors(ax, layers.errors(run))
-            ax.set_title(scene_score(run, layers.id, split), fontsize=9)
-    for name, ax in zip(["image", *opened], axes[0], strict=True):
+                layers.draw_errors(ax, layers.errors(run, class_name))
+            ax.set_title(layers.score(run, split, class_name), fontsize=9)
+    for name, ax in zip(shown, axes[0], strict=True):
         title = f"{maps.wrapped_name(name)}\n{ax.get_title()}".strip()
         ax.set_title(title, fontsize=10)
     maps.label_panels(axes, every)
-    colours = class_colours(*maps.class_names(base)).items()
-    numbered = {f"{i} {name}": colour for i, (name, colour) in enumerate(colours)}
-    maps.legend_below(fig, numbered if view == "labels" else maps.ERRORS)
+    numbered = {f"{i} {k}": colour for i, (k, colour) in enumerate(colours.items())}
     notes = [f"{split} scenes", *note_test(opened, split, "plot_predictions")]
-    maps.title_above(fig, "; ".join(notes))
+    legend = numbered if view == "labels" else maps.ERRORS
+    maps.captions(fig, "; ".join(notes), legend)
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #b9db64f1
@@ -191,7 +218,12 @@ def plot_metrics(
     fig, axes = maps.subplots(*size, 1, n, squeeze=False)
     for ax, column in zip(axes.flat, columns, strict=True):
         for i, (name, log) in enumerate(logs.items()):
-            maps.draw_curve(ax, log, column, name, i)
+            if column not in log:
+                raise ValueError(
+                    f"train/log.csv of {name} has no {column!r}; "
+                    f"it has {', '.join(log.columns)}"
+                )
+            ax.plot(log["epoch"], log[column], label=name, **maps.line_style(i))
         title, axis = _in_words(column)
         if _needs_log(column, logs.values()):
             ax.set_yscale("log")
@@ -200,8 +232,7 @@ def plot_metrics(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-    maps.legend_below(fig, axes[0, 0].get_lines())
-    maps.title_above(fig, _chips_of(runs))
+    maps.captions(fig, _chips_of(runs), axes[0, 0].get_lines())
     return fig
 
 

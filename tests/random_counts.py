@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rvtutorial.metrics.counting import _count_arrays, add
+from rvtutorial.metrics.counting import Counts, _count_arrays
 
 NAMES = ("building", "background", "null")
 
@@ -21,4 +21,4 @@ def some_counts(seed=0, scenes=6, null=False):
     for i in range(scenes):
         truth, drawn = labels([seed, i], n=3 if null else 2)
         parts.append(_count_arrays(truth, drawn, NAMES, scene=str(i)))
-    return add(parts)
+    return Counts.joined(parts)

@@ -14,19 +14,13 @@ from sklearn.calibration import calibration_curve
 
 from rvtutorial.metrics.calibration import (
     LEVELS,
+    ScoreCounts,
     _count_score_arrays,
     _ranking_of,
     _reliability_of,
-    add_scores,
-    average_precision,
-    brier,
+    _scores_of,
+    _threshold_curve,
     count_scores,
-    ece,
-    left_out_scores,
-    reliability,
-    roc_auc,
-    score_summary,
-    threshold_curve,
 )
 
 NAMES = ("building", "background", "null")
@@ -55,10 +49,14 @@ def test_areas_and_brier_equal_scikit_learn(seed, pixels, levels):
     truth = rng.random(pixels) < 0.2 + 0.6 * score
     truth[:2] = [True, False]
     found = _ranking_of(truth, score)
-    assert roc_auc(found) == pytest.approx(sk.roc_auc_score(truth, score), abs=1e-12)
+    assert _scores_of(found)["roc_auc"] == pytest.approx(
+        sk.roc_auc_score(truth, score), abs=1e-12
+    )
     expected = sk.average_precision_score(truth, score)
-    assert average_precision(found) == pytest.approx(expected, abs=1e-12)
-    assert brier(found) == pytest.approx(sk.brier_score_loss(truth, score), abs=1e-12)
+    assert _scores_of(found)["average_precision"] == pytest.approx(expected, abs=1e-12)
+    assert _scores_of(found)["brier"] == pytest.approx(
+        sk.brier_score_loss(truth, score), abs=1e-12
+    )
 
 
 def test_true_single_precision_is_ranked_without_rounding():
@@ -68,7 +66,11 @@ def test_true_single_precision_is_ranked_without_rounding():
     )
     truth = np.array([0, 1, 0, 1])
     assert len(_ranking_of(truth, score)) == 4
-    assert roc_auc(_ranking_of(truth, score)) == sk.roc_auc_score(truth, score) == 0.75
+    assert (
+        _scores_of(_ranking_of(truth, score))["roc_auc"]
+        == sk.roc_auc_score(truth, score)
+        == 0.75
+    )
 
 
 @pytest.mark.parametrize("kind", ["uint8", "half", "float16"])
@@ -84,15 +86,19 @@ def test_counted_scores_give_the_same_as_all_pixels(kind, null_as):
     for k, name in enumerate(classes):
         score = scores[k].ravel()[kept].astype(float) / (255 if kind == "uint8" else 1)
         pixels, ours = truth.ravel()[kept] == k, found.ranking(name)
-        assert roc_auc(ours) == pytest.approx(
+        assert _scores_of(ours)["roc_auc"] == pytest.approx(
             sk.roc_auc_score(pixels, score), abs=1e-12
         )
         expected = sk.average_precision_score(pixels, score)
-        assert average_precision(ours) == pytest.approx(expected, abs=1e-12)
+        assert _scores_of(ours)["average_precision"] == pytest.approx(
+            expected, abs=1e-12
+        )
         expected = sk.brier_score_loss(pixels, score)
-        assert brier(ours) == pytest.approx(expected, abs=1e-12)
+        assert _scores_of(ours)["brier"] == pytest.approx(expected, abs=1e-12)
         whole = _ranking_of(pixels, score)
-        assert ece(ours) == pytest.approx(ece(whole), abs=1e-12)
+        assert _scores_of(ours)["ece"] == pytest.approx(
+            _scores_of(whole)["ece"], abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("sure, most", [(1.0, 1e-4), (2.0, 1e-4), (6.0, 5e-3)])
@@ -105,7 +111,7 @@ def test_single_precision_is_off_by_less_than_it_says(sure, most):
     scores = scores.astype(np.float32)
     found = _count_score_arrays(truth, scores, NAMES)
     assert not found.exact
-    line = score_summary(found).loc["building"]
+    line = found.summary().loc["building"]
     seen = truth.ravel() != 2
     pixels, score = truth.ravel()[seen] == 0, scores[0].ravel()[seen].astype(float)
     off = abs(line.roc_auc - sk.roc_auc_score(pixels, score))
@@ -150,9 +156,15 @@ def test_areas_and_ece_equal_torchmetrics():
     pixels = torch.as_tensor((truth.ravel() == 0).astype("int64"))
     score = torch.as_tensor(scores[0].astype("float16").astype(float).ravel())
     for ours, theirs in (
-        (roc_auc(found), tm.binary_auroc(score, pixels)),
-        (average_precision(found), tm.binary_average_precision(score, pixels)),
-        (ece(found), tm.binary_calibration_error(score, pixels, n_bins=15)),
+        (_scores_of(found)["roc_auc"], tm.binary_auroc(score, pixels)),
+        (
+            _scores_of(found)["average_precision"],
+            tm.binary_average_precision(score, pixels),
+        ),
+        (
+            _scores_of(found)["ece"],
+            tm.binary_calibration_error(score, pixels, n_bins=15),
+        ),
     ):
         # torchmetrics counts in single precision
         assert ours == pytest.approx(float(theirs), abs=1e-6)
@@ -168,13 +180,15 @@ def test_reliability_equals_scikit_learn():
     assert filled.score.to_numpy() == pytest.approx(mean, abs=1e-12)
     assert found.pixels.sum() == score.size
     gap = (found.pixels * (found.share - found.score).abs()).sum() / found.pixels.sum()
-    assert ece(_ranking_of(pixels, score), bins=10) == pytest.approx(gap, abs=1e-12)
+    assert _scores_of(_ranking_of(pixels, score), bins=10)["ece"] == pytest.approx(
+        gap, abs=1e-12
+    )
 
 
 def test_every_threshold_equals_counting_again():
     truth, scores = made_up(5, (12, 13))
     scores = as_kind(scores, "uint8")
-    curve = threshold_curve(_count_score_arrays(truth, scores, NAMES).ranking())
+    curve = _count_score_arrays(truth, scores, NAMES).curve()
     seen = truth != 2
     a, p = truth[seen] == 0, scores[0][seen] / 255
     for row in curve[1:].itertuples():
@@ -190,11 +204,11 @@ def test_every_threshold_equals_counting_again():
 def test_a_thin_curve_keeps_its_shape_and_ends():
     truth, scores = made_up(6, (300, 300))
     ranking = _ranking_of(truth == 0, scores[0])
-    whole, thin = threshold_curve(ranking), threshold_curve(ranking, points=300)
+    whole, thin = _threshold_curve(ranking), _threshold_curve(ranking, points=300)
     assert len(thin) <= 302 < len(whole)
     assert thin.iloc[[0, -1]].equals(whole.iloc[[0, -1]].set_axis(thin.index[[0, -1]]))
     area = np.trapezoid(thin.recall, thin.false_positive_rate)
-    assert area == pytest.approx(roc_auc(ranking), abs=1e-3)
+    assert area == pytest.approx(_scores_of(ranking)["roc_auc"], abs=1e-3)
 
 
 def test_halves_add_up_to_the_whole():
@@ -210,8 +224,8 @@ def test_halves_add_up_to_the_whole():
     with pytest.raises(ValueError, match="of different sorts"):
         whole + bytes_
     with pytest.raises(ValueError, match="nothing to add"):
-        add_scores([])
-    with pytest.raises(ValueError, match="no scores of 'null'; there are building"):
+        ScoreCounts.joined([])
+    with pytest.raises(ValueError, match="no scores of 'null'; known are building"):
         whole.ranking("null")
 
 
@@ -244,7 +258,7 @@ def test_pixels_without_a_score_are_left_out_and_counted(tmp_path):
     labelled = int((truth[:3] != 2).sum())
     assert found.unscored.tolist() == [labelled]
     assert found.histograms[0, 0].sum() == (truth[3:] != 2).sum()
-    assert score_summary(found).unscored["building"] == labelled
+    assert found.summary().unscored["building"] == labelled
     hits = np.ones((40, 50), np.uint8)
     hits[:3] = 0
     np.save(tmp_path / "hits.npy", hits)
@@ -288,38 +302,45 @@ def test_sums_in_half_precision_may_pass_one_a_little():
 def test_a_class_that_is_absent_has_no_area():
     truth, scores = made_up(11)
     found = _count_score_arrays(np.ones_like(truth), scores, NAMES)
-    line = score_summary(found).loc["building"]
+    line = found.summary().loc["building"]
     assert np.isnan([line.roc_auc, line.average_precision]).all()
     assert line.prevalence == 0 and 0 < line.brier < 1
     empty = _count_score_arrays(np.full_like(truth, 2), scores, NAMES)
     assert np.isnan(
-        score_summary(empty).loc["building", ["brier", "ece"]].astype(float)
+        empty.summary().loc["building", ["brier", "ece"]].astype(float)
     ).all()
 
 
 def test_intervals_are_over_scenes():
     parts = [_count_score_arrays(*made_up(i), NAMES, str(i)) for i in range(12)]
-    found = add_scores(parts)
-    line, one = (score_summary(x).loc["building"] for x in (found, found.only(["3"])))
+    found = ScoreCounts.joined(parts)
+    line, one = (x.summary().loc["building"] for x in (found, found.only(["3"])))
     for name in ("roc_auc", "average_precision", "brier", "ece"):
         assert line[f"{name}_low"] < line[name] < line[f"{name}_high"]
-    assert one.roc_auc == pytest.approx(roc_auc(parts[3].ranking()), abs=1e-12)
-    few = score_summary(found.only(list("01234"))).loc["building"]
+    assert one.roc_auc == pytest.approx(
+        _scores_of(parts[3].ranking())["roc_auc"], abs=1e-12
+    )
+    few = found.only(list("01234")).summary().loc["building"]
     assert few.roc_auc_high - few.roc_auc_low > line.roc_auc_high - line.roc_auc_low
-    curve = reliability(found, bins=10)
+    curve = found.reliability(bins=10)
     filled = curve[curve.pixels > 0]
     assert (filled.share_low < filled.share).all() and (
         filled.share < filled.share_high
     ).all()
-    assert np.isnan(score_summary(parts[0]).roc_auc_low["building"])
+    assert np.isnan(parts[0].summary().roc_auc_low["building"])
 
 
 def test_other_numbers_do_not_change_the_ranking():
     "Halving all scores keeps both areas and spoils the other two."
     truth, scores = made_up(12)
     one, half = (_ranking_of(truth == 0, scores[0] * f) for f in (1, 0.5))
-    assert roc_auc(one) == pytest.approx(roc_auc(half), abs=1e-12)
-    assert ece(half) > 3 * ece(one) and brier(half) > brier(one)
+    assert _scores_of(one)["roc_auc"] == pytest.approx(
+        _scores_of(half)["roc_auc"], abs=1e-12
+    )
+    assert (
+        _scores_of(half)["ece"] > 3 * _scores_of(one)["ece"]
+        and _scores_of(half)["brier"] > _scores_of(one)["brier"]
+    )
 
 
 @pytest.mark.slow
@@ -356,7 +377,7 @@ def test_import_is_light():
 
 
 def test_a_summary_is_a_table(tmp_path):
-    found = score_summary(_count_score_arrays(*made_up(13), NAMES))
+    found = _count_score_arrays(*made_up(13), NAMES).summary()
     found.to_csv(tmp_path / "a.csv")
     assert list(pd.read_csv(tmp_path / "a.csv", index_col=0).index) == list(NAMES[:2])
 
@@ -365,23 +386,25 @@ def test_blocks_are_what_their_scenes_are_together():
     parts = [
         _count_score_arrays(*made_up(i, (20, 20)), NAMES, str(i)) for i in range(6)
     ]
-    found, blocks = add_scores(parts), [1, 0, 1, 0, 2, 2]
+    found, blocks = ScoreCounts.joined(parts), [1, 0, 1, 0, 2, 2]
     wholes = []
     for block in (0, 1, 2):
         own = [made_up(i, (20, 20)) for i in range(6) if blocks[i] == block]
         truth = np.concatenate([one for one, _ in own])
         scores = np.concatenate([one for _, one in own], axis=1)
         wholes.append(_count_score_arrays(truth, scores, NAMES, str(block)))
-    whole = add_scores(wholes)
+    whole = ScoreCounts.joined(wholes)
     for one, other in (
-        (score_summary(found, blocks=blocks), score_summary(whole)),
-        (reliability(found, blocks=blocks), reliability(whole)),
+        (found.summary(blocks=blocks), whole.summary()),
+        (found.reliability(blocks=blocks), whole.reliability()),
     ):
         pd.testing.assert_frame_equal(one, other)
-    value, moved = left_out_scores(found, "ece", blocks=blocks)
-    assert len(moved) == 3 and value == pytest.approx(ece(found.ranking()))
+    value, moved = found.left_out("ece", blocks=blocks)
+    assert len(moved) == 3 and value == pytest.approx(
+        _scores_of(found.ranking())["ece"]
+    )
     assert found.histograms.dtype == np.uint32  # what was given stays as it was
     with pytest.raises(ValueError, match="6 scenes need as many blocks, got 2"):
-        score_summary(found, blocks=[0, 1])
+        found.summary(blocks=[0, 1])
     with pytest.raises(ValueError, match="no metric 'auc'"):
-        left_out_scores(found, "auc")
+        found.left_out("auc")

@@ -11,7 +11,7 @@ from random_counts import some_counts
 from scipy import stats
 from worlds import World, plot_power, power, trials
 
-from rvtutorial.metrics.counting import score, scores, table
+from rvtutorial.metrics.counting import score, scores
 from rvtutorial.metrics.intervals import (
     FEWEST_SCENES,
     METHODS,
@@ -21,13 +21,12 @@ from rvtutorial.metrics.intervals import (
     board_of,
     difference,
     jackknife,
-    neighbours,
-    why_no_interval,
 )
+from rvtutorial.metrics.leaderboard import Board, _neighbours
 
 
 def test_bootstrap_equals_a_loop_over_draws():
-    rows = table(some_counts(scenes=7))
+    rows = some_counts(scenes=7).table()
     rng = np.random.default_rng(5)
     weights = rng.multinomial(7, np.full(7, 1 / 7), size=300)
     numbers = rows[["tp", "fp", "fn"]].to_numpy()
@@ -44,7 +43,7 @@ def test_bootstrap_equals_a_loop_over_draws():
 
 
 def test_bootstrap_is_repeatable_and_narrows():
-    rows = table(some_counts(scenes=40))
+    rows = some_counts(scenes=40).table()
     assert _bootstrap(rows) == _bootstrap(rows)
     assert _bootstrap(rows, seed=1) != _bootstrap(rows, seed=2)
     for interval in (_bootstrap, jackknife):
@@ -53,7 +52,7 @@ def test_bootstrap_is_repeatable_and_narrows():
 
 
 def test_interval_of_one_scene_and_of_nothing():
-    rows = table(some_counts(scenes=1))
+    rows = some_counts(scenes=1).table()
     assert "no interval: 1 scene" in repr(_bootstrap(rows))
     none = pd.DataFrame(np.zeros((3, 5)), columns=["tp", "fp", "fn", "tn", "right"])
     found = _bootstrap(none)
@@ -64,7 +63,7 @@ def test_interval_of_one_scene_and_of_nothing():
 
 
 def test_jackknife_equals_leaving_out_one_scene_at_a_time():
-    rows = table(some_counts(scenes=7))
+    rows = some_counts(scenes=7).table()
     left = [scores(rows.drop(i).sum().to_frame().T).pixel_f1[0] for i in rows.index]
     logits = np.log(np.divide(left, np.subtract(1, left)))
     error = np.sqrt(6 / 7 * ((logits - logits.mean()) ** 2).sum())
@@ -80,7 +79,7 @@ def test_jackknife_equals_leaving_out_one_scene_at_a_time():
 
 
 def test_jackknife_says_when_there_is_no_interval():
-    rows = table(some_counts(scenes=6))
+    rows = some_counts(scenes=6).table()
     assert "no interval: 1 scene" in repr(jackknife(rows[:1]))
     lonely = rows.assign(tp=[9, 0, 0, 0, 0, 0], fp=0, fn=[1, 0, 0, 0, 0, 0])
     found = jackknife(lonely)
@@ -282,7 +281,7 @@ def test_a_difference_is_paired_and_names_a_winner():
 
 
 def test_a_tie_is_said_with_its_numbers():
-    one = table(some_counts(scenes=8)).astype(float)
+    one = some_counts(scenes=8).table().astype(float)
     shift = np.array([-3, 3, -2, 2, -1, 1, -4, 4.0])
     two = one.assign(tp=one.tp + shift, fn=one.fn - shift)
     found = difference(one, two, names=("1e-3", "2e-3"))
@@ -328,7 +327,7 @@ def test_a_board_says_what_it_compared():
     assert board.index[-1] == "2" and not board.tied["2"] and board.tied.iloc[:2].all()
     assert "scenes that not all have: 7; classes differ" in board.verdict["2"]
     assert board.verdict.iloc[0] == "highest" and np.isnan(board.p.iloc[0])
-    assert why_no_interval(board) == "" and why_no_interval(board.iloc[:0])
+    assert Board.why_no_interval(board) == "" and Board.why_no_interval(board.iloc[:0])
     single = board_of({"one": many["0"]})
     assert single.tied["one"] and single.low["one"] < single.pixel_f1["one"]
 
@@ -359,18 +358,18 @@ def boxes(*west, south=0.0, side=1.0):
 
 
 def test_scenes_that_touch_are_neighbours():
-    found = neighbours(boxes(0, 1, 5, 6.04, 9, np.nan))
+    found = _neighbours(boxes(0, 1, 5, 6.04, 9, np.nan))
     assert found.to_dict() == dict(a=0, b=0, c=1, d=1, e=2, f=3)
-    assert neighbours(boxes(0, 1.2)).is_unique
-    assert neighbours(boxes(np.nan, np.nan)).is_unique
+    assert _neighbours(boxes(0, 1.2)).is_unique
+    assert _neighbours(boxes(np.nan, np.nan)).is_unique
     corner = boxes(0, 1).assign(south=[0, 1], north=[1, 2])
-    assert neighbours(corner).nunique() == 1
+    assert _neighbours(corner).nunique() == 1
 
 
 def test_a_city_of_touching_scenes_is_cut_into_parts():
     x, y = np.divmod(np.arange(48), 6)
     frame = pd.DataFrame(dict(west=x, south=y, east=x + 1, north=y + 1.0))
-    found = neighbours(frame)
+    found = _neighbours(frame)
     assert found.value_counts().max() <= 7 and found.nunique() >= 7
     for _, block in frame.groupby(found):  # compact, not a scatter
         assert (block.east.max() - block.west.min()) * (
@@ -379,7 +378,7 @@ def test_a_city_of_touching_scenes_is_cut_into_parts():
 
 
 def test_an_interval_over_blocks_is_that_of_their_sums():
-    rows = table(some_counts(scenes=8))
+    rows = some_counts(scenes=8).table()
     blocks = [0, 0, 1, 1, 2, 2, 3, 4]
     found, summed = jackknife(rows, blocks=blocks), rows.groupby(blocks).sum()
     assert (found.low, found.high) == pytest.approx(

@@ -15,16 +15,11 @@ from sklearn import metrics as sk
 from rvtutorial.metrics.counting import (
     Counts,
     _count_arrays,
-    add,
     as_classes,
-    averages,
     confusion,
     count_rasters,
-    first_class,
-    overall,
     score,
     scores,
-    table,
     windows_of,
 )
 from rvtutorial.metrics.leaderboard import label_folder
@@ -34,7 +29,7 @@ from rvtutorial.runs import Run
 def test_scores_equal_scikit_learn():
     truth, drawn = labels(1, n=3)
     names = ("building", "road", "background")
-    found = overall(_count_arrays(truth, drawn, names))
+    found = _count_arrays(truth, drawn, names).overall()
     for number, name in enumerate(names):
         a, b = truth.ravel() == number, drawn.ravel() == number
         row = found.loc[name]
@@ -76,13 +71,13 @@ def test_null_truth_is_left_out_and_null_prediction_is_a_miss():
     truth = np.array([[0, 0, 1, 1, 2, 2]])
     drawn = np.array([[0, 2, 1, 0, 0, 2]])
     found = _count_arrays(truth, drawn, NAMES)
-    assert table(found).iloc[0].to_dict() == dict(tp=1, fp=1, fn=1, tn=1, right=2)
-    as_class = table(found, null="class").iloc[0]
+    assert found.table().iloc[0].to_dict() == dict(tp=1, fp=1, fn=1, tn=1, right=2)
+    as_class = found.table(null="class").iloc[0]
     assert as_class.to_dict() == dict(tp=1, fp=2, fn=1, tn=2, right=3)
-    assert list(overall(found).index) == ["building", "background"]
-    assert "null" in overall(found, null="class").index
+    assert list(found.overall().index) == ["building", "background"]
+    assert "null" in found.overall(null="class").index
     with pytest.raises(ValueError, match='"ignore" or "class"'):
-        table(found, null="drop")
+        found.table(null="drop")
 
 
 def test_null_as_class_gives_raster_visions_headline():
@@ -90,7 +85,7 @@ def test_null_as_class_gives_raster_visions_headline():
     raster_vision = Run.headline(
         evaluation(dict(zip(found.scenes, found.matrices, strict=True)))
     )
-    ours = scores(table(found, null="class").sum().to_frame().T).iloc[0]
+    ours = scores(found.table(null="class").sum().to_frame().T).iloc[0]
     for name in ("f1", "iou", "precision", "recall"):
         assert ours[f"pixel_{name}"] == pytest.approx(raster_vision[name], abs=1e-12)
 
@@ -191,7 +186,7 @@ def test_adding_is_by_scene():
     with pytest.raises(ValueError, match="different classes"):
         found + other
     with pytest.raises(ValueError, match="nothing to add"):
-        add([])
+        Counts.joined([])
 
 
 def test_counts_refuse_what_does_not_fit():
@@ -199,8 +194,8 @@ def test_counts_refuse_what_does_not_fit():
         Counts(np.zeros((1, 3, 3)), ("a", "b"), NAMES)
     with pytest.raises(ValueError, match="ids must differ"):
         Counts(np.zeros((2, 3, 3)), ("a", "a"), NAMES)
-    with pytest.raises(ValueError, match="no class 'road'; the classes are building"):
-        table(some_counts(), class_name="road")
+    with pytest.raises(ValueError, match="no class 'road'; known are building"):
+        some_counts().table(class_name="road")
     with pytest.raises(ValueError, match="no metric 'dice'; there are precision"):
         score(np.ones(5), "dice")
 
@@ -208,7 +203,7 @@ def test_counts_refuse_what_does_not_fit():
 def test_first_class_is_not_background():
     names = ("background", "road", "null")
     found = _count_arrays(np.zeros((2, 2), int), np.zeros((2, 2), int), names)
-    assert first_class(found) == "road"
+    assert found.first_class == "road"
 
 
 @pytest.mark.slow
@@ -239,7 +234,7 @@ def test_a_large_raster_is_counted_in_little_memory(tmp_path):
 @pytest.mark.parametrize("average", ["macro", "weighted"])
 def test_averages_equal_scikit_learn_and_say_what_is_in_them(average):
     truth, drawn = labels(3)
-    found = averages(_count_arrays(truth, drawn, NAMES))
+    found = _count_arrays(truth, drawn, NAMES).averages()
     seen = truth.ravel() != 2
     a, b = truth.ravel()[seen], drawn.ravel()[seen]
     how = dict(labels=[0, 1], average=average)
@@ -253,7 +248,7 @@ def test_averages_equal_scikit_learn_and_say_what_is_in_them(average):
         assert found.loc[average, f"pixel_{ours}"] == expected
     assert found.classes[average] == "building, background"
     assert found.null[average] == "left out" and found.undefined[average] == ""
-    both = averages(_count_arrays(truth, drawn, NAMES), null="class").loc[average]
+    both = _count_arrays(truth, drawn, NAMES).averages(null="class").loc[average]
     assert both.classes.endswith("null") and both.null == "counts as a class"
     every = sk.f1_score(truth.ravel(), drawn.ravel(), average=average)
     assert both.pixel_f1 == pytest.approx(every, abs=1e-12)
@@ -261,11 +256,11 @@ def test_averages_equal_scikit_learn_and_say_what_is_in_them(average):
 
 def test_averages_leave_out_what_has_no_value_and_name_it():
     truth = np.array([[0, 0, 1, 1]])
-    found = averages(_count_arrays(truth, np.ones((1, 4), int), NAMES))
+    found = _count_arrays(truth, np.ones((1, 4), int), NAMES).averages()
     assert "building: precision" in found.undefined["macro"]
     assert found.pixel_precision["macro"] == 0.5  # of background alone
     assert found.pixel_recall["macro"] == 0.5
-    nothing = averages(_count_arrays(np.full((1, 4), 2), truth, NAMES))
+    nothing = _count_arrays(np.full((1, 4), 2), truth, NAMES).averages()
     assert nothing.pixel_f1.isna().all()
 
 
@@ -277,7 +272,7 @@ def test_scores_equal_torchmetrics():
     found = _count_arrays(truth, drawn, NAMES)
     a, b = (torch.as_tensor(x.ravel().astype("int64")) for x in (truth, drawn))
     seen = a != 2
-    each = overall(found)
+    each = found.overall()
     # a class that is only ever predicted takes part as the third, without a truth
     how = dict(num_classes=3, average=None)
     for ours, theirs in (

@@ -221,7 +221,7 @@ def test_masks_and_images_of_any_name(name, tmp_path):
     assert scenes.read_image(image).shape == (3, 40, 50)
     mask = image.with_name(f"{name}_mask.tif")
     same = count_rasters(mask, mask, ("building", "background"))
-    assert same.total[1, 1] == 40 and maps.frame_of(image).shape == (40, 50)
+    assert same.total[1, 1] == 40 and maps.Frame.of(image).shape == (40, 50)
 
 
 def test_a_pattern_in_a_folder_of_any_name(tmp_path):

@@ -594,7 +594,7 @@ def test_scores_of_a_run_are_about_what_label_values_says(tmp_path):
                                    **leaderboard.label_meaning(run, "3"))]  # fmt: skip
     from rvtutorial.figures import maps
 
-    drawn = maps.run_layers(run, "3").truth(run)
+    drawn = maps.SceneLayers.of_run(run, "3").truth(run)
     assert np.array_equal(drawn == 0, there)
     total = again[0].total
     assert building["TP"] == total[0, 0]
@@ -703,7 +703,7 @@ def test_overviews_of_a_mask_are_not_looked_at(tmp_path, how):
         file.build_overviews([2, 4], rasterio.enums.Resampling[how])
     axes = scenes.plot_scene(Scene("1", image, mask), 128, label_values=TWO).axes[0]
     assert axes.get_title() == "scene 1: building on 30% of it"
-    frame = maps.frame_of(image)
+    frame = maps.Frame.of(image)
     for drawn in (
         maps._read_labels(mask, 128),
         maps._read_labels(mask, 128, frame),

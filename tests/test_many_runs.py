@@ -91,13 +91,11 @@ def test_a_board_of_runs_scores_as_single_runs_do(tmp_path):
     names = [run.name for run in write_runs(tmp_path, 8, 6).iterdir()]
     board = leaderboard.leaderboard({name: tmp_path / name for name in names})
     for name in names:
-        rows = counting.table(leaderboard.counts_of(Run(tmp_path / name)))
+        rows = leaderboard.counts_of(Run(tmp_path / name)).table()
         one = counting.scores(rows.sum().to_frame().T).iloc[0]
         for column in ("f1", "iou", "precision", "recall", "accuracy"):
             assert board.loc[name, f"pixel_{column}"] == one[f"pixel_{column}"]
-    pair = {
-        name: counting.table(leaderboard.counts_of(tmp_path / name)) for name in names
-    }
+    pair = {name: leaderboard.counts_of(tmp_path / name).table() for name in names}
     pd.testing.assert_frame_equal(
         board[["p", "behind"]], board_of(pair)[["p", "behind"]]
     )

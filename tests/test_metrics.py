@@ -17,18 +17,14 @@ from rasterio.transform import from_origin
 
 from rvtutorial.core.records import write_json
 from rvtutorial.metrics import calibration, intervals
-from rvtutorial.metrics.calibration import (
-    _count_score_arrays,
-    add_scores,
-    reliability,
-    score_summary,
-)
-from rvtutorial.metrics.counting import Counts, _count_arrays, add, overall, table
-from rvtutorial.metrics.intervals import _bootstrap, neighbours
+from rvtutorial.metrics.calibration import ScoreCounts, _count_score_arrays
+from rvtutorial.metrics.counting import Counts, _count_arrays, confusion
+from rvtutorial.metrics.intervals import _bootstrap
 from rvtutorial.metrics.leaderboard import (
     RECORD,
     LabelFolder,
     _counts_from,
+    _neighbours,
     _openings,
     _scene_boxes,
     blocks_of,
@@ -111,7 +107,7 @@ def test_null_scores_of_raster_vision_are_not_read(tmp_path):
         item["metrics"] = {"f1": None, "precision": None, "recall": None}
     found = _counts_from(json.loads(json.dumps(kept)))
     assert found.total.tolist() == [[5, 1, 0], [2, 9, 0], [0, 0, 0]]
-    assert overall(found).pixel_f1["building"] == pytest.approx(10 / 13)
+    assert found.overall().pixel_f1["building"] == pytest.approx(10 / 13)
     items[3]["conf_mat"][0][1] = None
     with pytest.raises(ValueError, match="scene 1: .*empty places"):
         _counts_from(kept)
@@ -180,7 +176,7 @@ def test_scores_of_a_run_are_read_with_its_own_labels(plain):
     with pytest.raises(FileNotFoundError, match="kept no scores.*scores=uint8"):
         scores_of(plain)
     with pytest.raises(FileNotFoundError, match="kept no scores.*scores=uint8"):
-        reliability(scores_of(plain))
+        scores_of(plain).reliability()
     rng = np.random.default_rng(0)
     for scene in Run(plain).scene_ids():
         said = rng.integers(0, 256, (3, 40, 50)).astype(np.uint8)
@@ -192,9 +188,9 @@ def test_scores_of_a_run_are_read_with_its_own_labels(plain):
     assert found.classes == ("building", "background") and found.kind == "uint8"
     assert found.unscored.tolist() == [0, 0, 100] and found.split == "validation"
     pixels = found.histograms[:, 0, 1].sum(axis=-1)
-    rows = table(counts_of(plain))
+    rows = counts_of(plain).table()
     assert pixels.tolist() == (rows.tp + rows.fn).tolist()
-    assert len(reliability(found, bins=10)) == 10
+    assert len(found.reliability(bins=10)) == 10
     with pytest.raises(ValueError, match="no test scenes"):
         scores_of(plain, "test")
 
@@ -211,20 +207,22 @@ def test_neighbours_are_found_on_the_map(tmp_path):
         parts.append(_count_arrays(truth, drawn, classes, str(i)))
     folder = LabelFolder(tmp_path / "p", tmp_path / "t", classes)
     found = _scene_boxes(folder, folder.scene_ids())
-    assert neighbours(found).tolist() == [0, 0, 1, 2]
-    board = leaderboard({"a": folder, "b": add(parts)})
+    assert _neighbours(found).tolist() == [0, 0, 1, 2]
+    board = leaderboard({"a": folder, "b": Counts.joined(parts)})
     assert (
         board.blocks.tolist() == [3, 3]
         and "4 scenes in 3 blocks" in board.verdict.iloc[1]
     )
     alone = leaderboard({"a": folder}, blocks=None)
     assert alone.blocks.isna().all()
-    given = leaderboard({"b": add(parts)}, blocks={"0": 1, "1": 1, "2": 1, "3": 2})
+    given = leaderboard(
+        {"b": Counts.joined(parts)}, blocks={"0": 1, "1": 1, "2": 1, "3": 2}
+    )
     assert given.blocks.tolist() == [2]
     with pytest.raises(ValueError, match="no block is given for scenes"):
-        leaderboard({"b": add(parts)}, blocks={"0": 1})
+        leaderboard({"b": Counts.joined(parts)}, blocks={"0": 1})
     with pytest.raises(ValueError, match='"auto", None or'):
-        leaderboard({"b": add(parts)}, blocks="scene")
+        leaderboard({"b": Counts.joined(parts)}, blocks="scene")
 
 
 def test_scenes_without_a_place_stand_alone(plain):
@@ -242,7 +240,7 @@ def with_classes(names, seed=0):
         _count_arrays(look[t], look[d], names, str(i))
         for i, (t, d) in enumerate(zip(truth, drawn, strict=True))
     ]
-    return add(parts)
+    return Counts.joined(parts)
 
 
 def test_runs_with_other_classes_are_compared_on_the_common_one_and_it_is_said():
@@ -384,7 +382,7 @@ def test_runs_of_two_folders_are_on_record_in_both(sweep, tmp_path):
 def test_many_runs_are_scored_quickly():
     "20 runs x 50 scenes x 10,000 resamples in under 2 s on one core."
     rng = np.random.default_rng(0)
-    found = {str(i): table(some_counts(i, 50)) for i in range(3)}
+    found = {str(i): some_counts(i, 50).table() for i in range(3)}
     runs = {str(i): found[str(i % 3)] + rng.integers(0, 9) for i in range(20)}
     start = time.process_time()
     leaderboard(runs, method="bootstrap", n=10_000)
@@ -415,7 +413,7 @@ def test_runs_are_compared_by_their_scores_too():
                     truth, np.stack([said, 1 - said]), NAMES[:2], str(i)
                 )
             )
-        sets.append(add_scores(parts))
+        sets.append(ScoreCounts.joined(parts))
     better, worse = sets
     for name in calibration.SCORES[:3]:
         pair = compare(better, worse, name, names=("sharp", "blurred"))
@@ -465,7 +463,7 @@ def scored():
             said = np.clip(said + 0.2 * hard, 0, 1)
             both = np.stack([said, 1 - said])
             parts.append(_count_score_arrays(truth, both, NAMES[:2], str(i)))
-        sets[name] = add_scores(parts)
+        sets[name] = ScoreCounts.joined(parts)
     return sets
 
 
@@ -473,7 +471,7 @@ def scored():
 def test_runs_are_ordered_by_their_scores(scored, metric):
     board = leaderboard(scored, metric)
     lower = metric in ("brier", "ece")
-    values = {k: score_summary(v).loc["building"] for k, v in scored.items()}
+    values = {k: v.summary().loc["building"] for k, v in scored.items()}
     rank = sorted(values, key=lambda k: values[k][metric], reverse=not lower)
     assert list(board.index) == rank and board.columns[0] == f"pixel_{metric}"
     for name, line in board.iterrows():
@@ -509,7 +507,7 @@ def test_neighbouring_scenes_are_one_for_scores_too(scored):
     assert set(board.blocks) == {5} and "10 scenes in 5 blocks" in board.verdict.iloc[1]
     pair = compare(scored["sharp"], scored["worst"], "ece", blocks=blocks)
     assert pair.blocks == 5 and pair.scenes == 10
-    joined = score_summary(scored["sharp"], blocks=list(blocks.values()))
+    joined = scored["sharp"].summary(blocks=list(blocks.values()))
     line = board.loc["sharp"]
     assert line.low == pytest.approx(joined.average_precision_low["building"])
 
@@ -635,12 +633,12 @@ def test_old_names_work_and_say_so_once(capfd):
     say_once.cache_clear()
     found = some_counts()
     for _ in range(2):
-        assert metrics.table is table
-        old, new = table(found, of="background"), table(found, class_name="background")
+        assert metrics.confusion is confusion
+        old, new = found.table(of="background"), found.table(class_name="background")
         assert old.equals(new)
     told = capfd.readouterr().err.splitlines()
     assert told == [
-        "rvtutorial.metrics.table is now in rvtutorial.metrics.counting",
+        "rvtutorial.metrics.confusion is now in rvtutorial.metrics.counting",
         "table(of=) is now class_name=; the old name goes soon",
     ]
     with pytest.raises(TypeError, match="got new and old, its old name"):

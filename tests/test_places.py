@@ -105,8 +105,8 @@ def test_drawings_are_of_the_same_ground(same_ground, tmp_path):
     path, truth = same_ground
     pixels = np.random.default_rng(0).integers(1, 200, (3, 60, 80)).astype("uint8")
     image = write_raster(tmp_path / "image.tif", pixels, HERE, UTM)
-    frame = maps.frame_of(image)
-    assert (maps.read_truth(path, frame) == truth).all()
+    frame = maps.Frame.of(image)
+    assert (frame.read_truth(path) == truth).all()
     lines = maps._outlines(path, frame)
     whole = write_raster(tmp_path / "whole.tif", truth, HERE, UTM)
     assert sum(map(len, lines)) == sum(map(len, maps._outlines(whole, frame)))
@@ -161,9 +161,9 @@ def test_what_lies_elsewhere_is_refused_wherever_it_is_read(elsewhere, tmp_path)
     image = write_raster(tmp_path / "image.tif", pixels, HERE, UTM)
     with pytest.raises(DataError, match=words):
         scenes.check_scenes([Scene("1", image, path)])
-    frame = maps.frame_of(image)
+    frame = maps.Frame.of(image)
     with pytest.raises(ValueError, match=words):
-        maps.read_truth(path, frame)
+        frame.read_truth(path)
     with pytest.raises(ValueError, match=words):
         maps._read_layers(image, path)
 
@@ -288,7 +288,7 @@ def test_pixels_are_measured_on_the_ground(tmp_path, crs, lat, step):
     path = write_raster(
         tmp_path / "a.tif", np.ones((3, 20, 30), np.uint8), transform, crs
     )
-    assert maps.frame_of(path).step == pytest.approx((width, height))
+    assert maps.Frame.of(path).step == pytest.approx((width, height))
     assert labels.image_info(path).pixel_size() == pytest.approx((width, height))
     box = shapely.box(*(at[0]), *(transform @ (25, 18)))
     geopandas.GeoSeries([box], crs=crs).to_file(tmp_path / "a.gpkg")
@@ -406,7 +406,7 @@ def test_polygons_that_raster_vision_cannot_place_at_180_degrees_are_refused(tmp
 ])  # fmt: skip
 def test_a_figure_without_a_place_on_earth_is_in_pixels(tmp_path, crs, there):
     path = write_raster(tmp_path / "a.tif", np.ones((3, 9, 8), np.uint8), there, crs)
-    frame = maps.frame_of(path)
+    frame = maps.Frame.of(path)
     assert (frame.unit, frame.extent) == ("pixels", (0, 8, 9, 0))
 
 
@@ -415,7 +415,7 @@ def test_a_figure_on_another_body_is_in_its_metres(tmp_path):
     path = write_raster(
         tmp_path / "a.tif", np.ones((3, 9, 8), np.uint8), there, MOON[1]
     )
-    frame = maps.frame_of(path)
+    frame = maps.Frame.of(path)
     assert (frame.unit, frame.step) == ("m", (2, 3))
 
 

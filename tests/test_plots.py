@@ -37,7 +37,7 @@ from rvtutorial.figures.runs import (
     open_runs,
 )
 from rvtutorial.figures.sweeps import _pareto_front, trial_table
-from rvtutorial.metrics import calibration, counting, leaderboard
+from rvtutorial.metrics import counting, leaderboard
 from rvtutorial.runs import Run
 from rvtutorial.scenes import find_splits, make_sample_scenes
 
@@ -230,7 +230,7 @@ def test_colours_of_errors_are_the_counts(sweep):
     scene = run.scene_ids()[1]
     fig = viz.plot_errors([run], scene)
     paint = np.asarray(fig.axes[1].images[0].get_array())
-    counts = counting.table(leaderboard.counts_of(run)).loc[scene]
+    counts = leaderboard.counts_of(run).table().loc[scene]
     for colour, column in zip(maps.ERRORS.values(), ("tp", "fn", "fp"), strict=True):
         seen = np.isclose(paint, to_rgb(colour)).all(axis=-1).sum()
         assert seen == counts[column] > 0
@@ -280,9 +280,7 @@ def test_the_curve_at_a_half_is_the_score_of_the_labels(sweep):
     for name, run in open_runs(sweep).items():
         curve = found[name].curve
         f1 = np.interp(0.5, curve.threshold[::-1], curve.f1[::-1])
-        expected = counting.score(
-            counting.table(leaderboard.counts_of(run)).sum(), "f1"
-        )
+        expected = counting.score(leaderboard.counts_of(run).table().sum(), "f1")
         assert f1 == pytest.approx(expected, abs=2e-3)
 
 
@@ -309,7 +307,7 @@ def test_neighbouring_scenes_are_blocks_in_every_figure_with_intervals(tmp_path)
     areas = plots.scored(runs)[0]["shift=1"].areas
     found = leaderboard.scores_of(runs[0])
     blocks = leaderboard.blocks_of([Run(runs[0])], found.scenes)
-    expected = calibration.score_summary(found, blocks=blocks).loc["building"]
+    expected = found.summary(blocks=blocks).loc["building"]
     assert areas.roc_auc_low == pytest.approx(expected.roc_auc_low, nan_ok=True)
 
 
@@ -334,7 +332,7 @@ def test_a_folder_of_labels_is_a_run(sweep, tmp_path):
     fig = viz.plot_errors(theirs, theirs.scene_ids()[0])
     paint = np.asarray(fig.axes[1].images[0].get_array())
     assert np.isclose(paint, to_rgb(maps.ERRORS["found (TP)"])).all(axis=-1).any()
-    seen = maps.run_layers(theirs, theirs.scene_ids()[0], sweep.parent / "data")
+    seen = maps.SceneLayers.of_run(theirs, theirs.scene_ids()[0], sweep.parent / "data")
     assert seen.picture.std() > 0.05  # the image was found by its id
     with pytest.raises(FileNotFoundError, match="theirs has no scores"):
         viz.plot_reliability(theirs)

@@ -19,8 +19,7 @@ from rvtutorial.core.records import write_json
 from rvtutorial.course.examples import make_example_runs
 from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.figures import maps, report
-from rvtutorial.figures.report import _gather, write_report
-from rvtutorial.figures.runs import telling_scenes
+from rvtutorial.figures.report import _gather, _telling_scenes, write_report
 from rvtutorial.metrics import leaderboard
 from rvtutorial.metrics.leaderboard import LabelFolder
 from rvtutorial.runs import Run
@@ -390,14 +389,14 @@ def test_the_scenes_are_the_worst_the_middle_and_the_best():
         {"a": [0.5, 0.9, 0.7, np.nan, 0.6, 0.4]}, index=list("uvwxyz")
     )
     three = {"z": "the worst", "y": "in the middle", "v": "the best"}
-    assert telling_scenes(scores) == three
-    assert list(telling_scenes(scores, 5)) == list("zuywv")
-    assert telling_scenes(scores, 50) == telling_scenes(scores, 5)
-    assert list(telling_scenes(scores, ["x"])) == ["x"]
-    assert list(telling_scenes(scores.iloc[:1])) == ["u"]
-    assert telling_scenes(scores.iloc[3:4]) == {}
+    assert _telling_scenes(scores) == three
+    assert list(_telling_scenes(scores, 5)) == list("zuywv")
+    assert _telling_scenes(scores, 50) == _telling_scenes(scores, 5)
+    assert list(_telling_scenes(scores, ["x"])) == ["x"]
+    assert list(_telling_scenes(scores.iloc[:1])) == ["u"]
+    assert _telling_scenes(scores.iloc[3:4]) == {}
     with pytest.raises(ValueError, match="scene 'vv'; did you mean 'v'"):
-        telling_scenes(scores, "vv")
+        _telling_scenes(scores, "vv")
 
 
 def pixels(picture):
@@ -434,10 +433,10 @@ def test_pixels_without_a_label_are_neither_right_nor_wrong():
     truth, drawn = np.array([[2, 2, 1, 0]]), np.array([[True, False, True, True]])
     codes = maps._error_codes(drawn, truth)
     assert codes.tolist() == [[0, 0, 1, 3]]
-    assert maps.errors_in_words(codes, "x") == (
+    assert report._errors_in_words(codes, "x") == (
         "100% of the x pixels found, 50% of what was drawn is wrong"
     )
-    assert maps.errors_in_words(0 * codes, "x") == "nothing to find, nothing drawn"
+    assert report._errors_in_words(0 * codes, "x") == "nothing to find, nothing drawn"
 
 
 def test_a_scene_that_is_stored_south_first_stands_north_up(tmp_path):
@@ -452,7 +451,9 @@ def test_a_scene_that_is_stored_south_first_stands_north_up(tmp_path):
     south = (np.arange(40)[:, None] >= 20) * np.ones((1, 50), np.uint8)
     for layers, row in ((view, -1), (flipped, 0)):
         found = (
-            pixels(report._inside(*maps.scene_image(south, layers.frame, 200)))[..., 3]
+            pixels(report._inside(*report._scene_image(south, layers.frame, 200)))[
+                ..., 3
+            ]
             > 0
         )
         assert found[row].all() and not found[-1 - row].any()

@@ -135,7 +135,7 @@ def test_figures_of_a_run_show_the_bands_and_the_zeros_that_it_was_told_of(tmp_p
         file.write(pixels)
     fake_run(tmp_path / "a", {"9": (image, label, [], (40, 50))})
     run = Run(tmp_path / "a")
-    usual = maps.run_layers(run, "9")
+    usual = maps.SceneLayers.of_run(run, "9")
     assert not usual.valid[:20].any() and usual.valid[20:].all()
     path = run.path / "pipeline-config.json"
     config = json.loads(path.read_text())
@@ -143,7 +143,7 @@ def test_figures_of_a_run_show_the_bands_and_the_zeros_that_it_was_told_of(tmp_p
         scene["raster_source"]["channel_order"] = [2, 0, 1]
     path.write_text(json.dumps(config))
     run.update("asked", labels={"zeros": "data"})
-    told = maps.run_layers(Run(tmp_path / "a"), "9")
+    told = maps.SceneLayers.of_run(Run(tmp_path / "a"), "9")
     assert told.valid.all()
     assert not np.array_equal(told.picture, usual.picture)
     shown = maps.read_picture(image, zeros="data")
@@ -249,7 +249,7 @@ def test_raster_labels_and_their_values(tmp_path):
     run = fake_run(tmp_path / "run", {"5": (image, label, boxes, (40, 50))}, shift=0)
     paint = images(viz.plot_predictions(run, "5", view="errors"))[1]
     (line,) = [
-        line for line in maps._outlines(label, maps.frame_of(image)) if len(line) == 5
+        line for line in maps._outlines(label, maps.Frame.of(image)) if len(line) == 5
     ][:1]
     assert line.shape == (5, 2)
     found = np.isclose(paint, (0x56 / 255, 0xB4 / 255, 0xE9 / 255)).all(axis=-1)
@@ -308,12 +308,12 @@ def test_a_prediction_without_evaluation_is_drawn(made, tmp_path):
 def test_frames_of_other_maps(tmp_path):
     utm = from_origin(660_000, 4_000_000, 0.5, 0.5)
     pixels = np.ones((3, 20, 30), np.uint8)
-    frame = maps.frame_of(write_raster(tmp_path / "utm.tif", pixels, utm, "EPSG:32611"))
+    frame = maps.Frame.of(write_raster(tmp_path / "utm.tif", pixels, utm, "EPSG:32611"))
     assert frame.extent == pytest.approx((0, 15, 0, 10), rel=5e-4) and frame.unit == "m"
     city = from_origin(980_000, 200_000, 0.5, 0.5)
-    feet = maps.frame_of(write_raster(tmp_path / "ft.tif", pixels, city, "EPSG:2263"))
+    feet = maps.Frame.of(write_raster(tmp_path / "ft.tif", pixels, city, "EPSG:2263"))
     assert feet.extent[1] == pytest.approx(15 * 0.3048, rel=5e-4)
-    plain = maps.frame_of(write_raster(tmp_path / "plain.tif", pixels, crs=None))
+    plain = maps.Frame.of(write_raster(tmp_path / "plain.tif", pixels, crs=None))
     assert plain.unit == "pixels" and plain.extent == (0, 30, 20, 0)
     assert plain.place([[3, 4]]).tolist() == [[3, 4]]
     assert np.allclose(frame.place([[0, 0], [30, 20]]), [[0, 10], [15, 0]], rtol=5e-4)
@@ -326,7 +326,7 @@ def test_rasters_with_the_south_first_are_drawn_north_up(tmp_path):
     path = write_raster(
         tmp_path / "s.tif", np.ones((3, 20, 30), np.uint8), upside, "EPSG:32611"
     )
-    frame = maps.frame_of(path)
+    frame = maps.Frame.of(path)
     assert frame.origin == "lower"
     assert np.allclose(frame.place([[0, 0], [30, 20]]), [[0, 0], [15, 10]], rtol=5e-4)
 
@@ -337,14 +337,14 @@ def test_labels_in_another_projection_land_on_the_image(tmp_path):
     image, label = make_scene(tmp_path, "3", [(5, 6, 10, 12)])
     moved = tmp_path / "moved.gpkg"
     gpd.read_file(label).to_crs("EPSG:32611").to_file(moved)
-    frame = maps.frame_of(image)
+    frame = maps.Frame.of(image)
     (a,), (b,) = maps._outlines(label, frame), maps._outlines(moved, frame)
     assert np.allclose(a, b, atol=1e-3)
 
 
 def test_outlines_of_raster_labels_are_those_of_the_polygons(tmp_path):
     image, label = make_scene(tmp_path, "3", [(5, 6, 10, 12)])
-    frame = maps.frame_of(image)
+    frame = maps.Frame.of(image)
     raster = write_raster(tmp_path / "l.tif", truth_of([(5, 6, 10, 12)], (40, 50)))
     (line,) = maps._outlines(label, frame)
     corners = {tuple(corner) for corner in line.round(2)}
@@ -355,10 +355,10 @@ def test_outlines_of_raster_labels_are_those_of_the_polygons(tmp_path):
 def test_real_polygons_of_vegas(shared_data):
     folder = shared_data("spacenet2_vegas")
     (image,), (label,) = folder.glob("images/*.tif"), folder.glob("labels/*.geojson")
-    frame = maps.frame_of(image)
+    frame = maps.Frame.of(image)
     assert frame.step == pytest.approx((0.243, 0.3), abs=0.002)
     assert len(maps._outlines(label, frame)) >= 50  # 49 buildings, one in two parts
-    truth = maps.read_truth(label, frame)
+    truth = frame.read_truth(label)
     assert (truth == 0).mean() == pytest.approx(0.285, abs=0.004)
     picture = maps._read_layers(image, label).picture
     assert (np.abs(picture.mean(axis=(0, 1)) - 0.5) < 0.2).all()
@@ -390,12 +390,10 @@ def test_truth_is_cut_to_whole_pixels_as_raster_vision_does(tmp_path):
         -115.2 + 0.9 * 2.7e-06, 36.2 - 0.9 * 2.7e-06, 2.7e-06, 2.7e-06
     )
     label = write_boxes(tmp_path / "l.geojson", [(5, 6, 10, 12)], shifted)
-    frame = maps.frame_of(image)
-    assert np.array_equal(
-        maps.read_truth(label, frame), truth_of([(5, 6, 10, 12)], (40, 50))
-    )
+    frame = maps.Frame.of(image)
+    assert np.array_equal(frame.read_truth(label), truth_of([(5, 6, 10, 12)], (40, 50)))
     write_boxes(label, [])
-    assert (maps.read_truth(label, frame, rest=1) == 1).all()
+    assert (frame.read_truth(label, rest=1) == 1).all()
     assert maps._outlines(label, frame) == []
 
 

@@ -98,8 +98,8 @@ def make_example_runs(
         epochs, matrices = parameters.get("epochs", 8), {}
         skill = float(np.exp(-0.45 * far**2) * (epochs / 8) ** 0.15)
         for scene in scenes:
-            frame = maps.frame_of(scene.image)
-            truth = maps.read_truth(scene.label, frame, max(frame.shape))
+            frame = maps.Frame.of(scene.image)
+            truth = frame.read_truth(scene.label, max(frame.shape))
             seeds = ([seed, int(scene.id)], [seed, int(scene.id), number + 1])
             with rasterio.open(scene.image) as source:
                 keys = ("width", "height", "crs", "transform")

@@ -19,16 +19,17 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_rgba
 from PIL import Image
 from tqdm import tqdm
 
 from rvtutorial import __version__, viz
 from rvtutorial.core.files import atomic_path, refuse_name
 from rvtutorial.core.finding import is_sweep
-from rvtutorial.core.names import natural_key
+from rvtutorial.core.names import natural_key, near_match
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.metrics import counting, intervals, leaderboard
+from rvtutorial.metrics import counting, leaderboard
 from rvtutorial.runs import Run
 from rvtutorial.sweep import Sweep
 from rvtutorial.sweeps.sweepfile import short
@@ -46,12 +47,37 @@ class _Material:
     scores: pd.DataFrame  # Of the common scenes (rows) and runs; NaN: without a value
     scenes: int  # That any run has
     left_out: dict[str, str]  # Name -> reason
-    of: str  # The class that is scored
+    of: str  # The class that is scored; of a mean over classes, the one that maps show
+    classes: list[str]  # All that are meant, by their names
     split: str
     metric: str
     sweep: Sweep | None
     data: str | Path | None  # Where the images are now
     picked: str = ""  # Which runs these are, where they are some of many
+
+    @property
+    def asked(self) -> str | list[str]:  # As `class_name` of a leaderboard
+        "The class that is scored, or the classes of a mean."
+        return self.classes if self.metric in counting.MEANS else self.of
+
+    @property
+    def scored(self) -> str:
+        "The same in words."
+        return self.of if isinstance(self.asked, str) else ", ".join(self.asked)
+
+    def by_class(self) -> tuple[pd.DataFrame, pd.DataFrame]:  # Index: run; index: class
+        "The F1 of each class and run over all scenes, and the lowest scene of each class."
+        counts = {k: leaderboard.counts_of(r, self.split) for k, r in self.runs.items()}
+        counts = {k: one.only(list(self.scores.index)) for k, one in counts.items()}
+        table = {k: one.overall().pixel_f1[self.classes] for k, one in counts.items()}
+        lowest = {}
+        for kind in self.classes:
+            each = [counting.scores(one.table(kind), ["f1"]) for one in counts.values()]
+            mean = pd.concat(each, axis=1).mean(axis=1).dropna()
+            if len(mean):
+                lowest[kind] = {"scene": mean.idxmin(), "mean F1": mean.min()}
+        lowest = pd.DataFrame.from_dict(lowest, orient="index").rename_axis("class")
+        return pd.DataFrame.from_dict(table, orient="index").rename_axis("run"), lowest
 
     def only(self, names: Iterable[str], picked: str = "") -> "_Material":
         "The same about some of the runs, in the order asked for."
@@ -133,7 +159,7 @@ class _Material:
         """
         over, lost, why = {}, {}, []
         for run in [*self.own.values(), *self.runs.values()]:
-            layers = _tried(maps.run_layers, run, scene, self.data, side)
+            layers = _tried(maps.SceneLayers.of_run, run, scene, self.data, side)
             truth = layers
             if not isinstance(layers, str):
                 truth = _tried(layers.class_truth, run, self.of)
@@ -147,8 +173,8 @@ class _Material:
             if isinstance(codes, str):
                 lost[name] = codes
             else:
-                alt = maps.errors_in_words(codes, self.of)
-                over[name] = _inside(*maps.scene_image(codes, layers.frame, side), alt)
+                alt = _errors_in_words(codes, self.of)
+                over[name] = _inside(*_scene_image(codes, layers.frame, side), alt)
         if not over:
             raise FileNotFoundError("; ".join(f"{k}: {why}" for k, why in lost.items()))
         what = "Image"
@@ -159,7 +185,7 @@ class _Material:
         area = f"{right:.0f} by {max(bottom, top):.0f} {layers.frame.unit}"
         part = (truth == 1).sum() / max(1, (truth != 2).sum())
         alt = f"{what} of scene {scene}, {area}; {part:.0%} of it is {self.of}."
-        under = maps.scene_image(layers.picture, layers.frame, side)
+        under = _scene_image(layers.picture, layers.frame, side)
         return dict(under=_inside(*under, alt), over=over, lost=lost, area=area)
 
 
@@ -171,7 +197,9 @@ def _tried(make, *args, **how):
         return str(err) or type(err).__name__
 
 
-def _gather(what, split="validation", metric=None, data=None) -> _Material:
+def _gather(
+    what, split="validation", metric=None, data=None, class_name=None
+) -> _Material:
     "Find out what can be compared, as in `write_report`; `ValueError` if it is nothing."
     one = what[0] if isinstance(what, (list, tuple)) and len(what) == 1 else what
     folder = Path(one).expanduser() if isinstance(one, (str, Path)) else None
@@ -194,29 +222,53 @@ def _gather(what, split="validation", metric=None, data=None) -> _Material:
             f"nothing to compare: none of {len(runs)} runs has scores of {split} scenes "
             f"({why}). Wait until a run has finished, or ask for another split"
         )
-    of, unlike = _unlike(counts)
+    metric = counting.metric_name(metric or (sweep.plan.metric if sweep else "f1"))
+    of, classes, unlike = _unlike(counts, metric, class_name)
     counts = {name: one for name, one in counts.items() if name not in unlike}
     every = {scene for one in counts.values() for scene in one.scenes}
-    metric = counting.metric_name(metric or (sweep.plan.metric if sweep else "f1"))
-    tables = {name: counting.table(one, of) for name, one in counts.items()}
-    each = {k: counting.scores(t, [metric]).iloc[:, 0] for k, t in tables.items()}
+    asked = classes if metric in counting.MEANS else of
+    each = {k: counting.scores(c.table(asked), [metric]) for k, c in counts.items()}
+    each = {k: one.iloc[:, 0] for k, one in each.items()}
     scores = pd.concat(each, axis=1, join="inner")
     scores = scores.loc[sorted(scores.index, key=natural_key)]
     runs, left_out = {name: runs[name] for name in counts}, left_out | unlike
-    return _Material(runs, scores, len(every), left_out, of, split, metric, sweep, data)
+    how = (of, classes, split, metric, sweep, data)
+    return _Material(runs, scores, len(every), left_out, *how)
 
 
-def _unlike(counts: dict) -> tuple[str, dict[str, str]]:
-    "The class that most runs have, and why some runs cannot be compared with most."
-    kinds = Counter(counting.first_class(one) for one in counts.values())
-    of = kinds.most_common(1)[0][0]
-    unlike = {k: f"has no class {of}, only {', '.join(one.classes)}"
+def _unlike(
+    counts: dict, metric: str, of: str | None
+) -> tuple[str, list, dict[str, str]]:
+    """The class that most runs have, all classes, and why some runs cannot be compared.
+
+    `ValueError` for a class that no run has.
+    """
+    known = dict.fromkeys(kind for one in counts.values() for kind in one.classes)
+    if of is not None and of not in known:
+        raise ValueError(f"no run has a class {of!r}; {near_match(of, known)}")
+    kinds = Counter(one.first_class for one in counts.values())
+    of, why = of or kinds.most_common(1)[0][0], "has no class {}, only {}"
+    unlike = {k: why.format(of, ", ".join(one.classes))
               for k, one in counts.items() if of not in one.classes}  # fmt: skip
     rest = {name: one for name, one in counts.items() if name not in unlike}
+    mean = metric if metric in counting.MEANS else "macro_f1"
+    meant = {name: one.meant(mean) for name, one in rest.items()}
+    usual = Counter(map(frozenset, meant.values())).most_common(1)[0][0]
+    classes = next(one for one in meant.values() if frozenset(one) == usual)
+    if metric in counting.MEANS:
+        why, listed = "has the classes {}, not {}", ", ".join(classes)
+        other = {k: why.format(", ".join(one), listed)
+                 for k, one in meant.items() if frozenset(one) != usual}  # fmt: skip
+        unlike, rest = unlike | other, {k: v for k, v in rest.items() if k not in other}
+    else:
+        classes = [c for c in classes if all(c in one.classes for one in rest.values())]
     usual = Counter(scene for one in rest.values() for scene in one.scenes)
-    scene = usual.most_common(1)[0][0]
-    why = "has none of the scenes that the others were judged on"
-    return of, unlike | {k: why for k, one in rest.items() if scene not in one.scenes}
+    scene, why = (
+        usual.most_common(1)[0][0],
+        "has none of the scenes that the others were judged on",
+    )
+    lost = {k: why for k, one in rest.items() if scene not in one.scenes}
+    return of, classes, unlike | lost
 
 
 def _text(value, digits: int = 3) -> str:
@@ -241,6 +293,65 @@ def _others(board: pd.DataFrame) -> str:
         return none if tied else f"It is better than all {many} others."
     said = f"It is better than {many - tied} of the {many} others; "
     return f"{said}{tied} cannot be told apart from it."
+
+
+def _errors_in_words(
+    codes: np.ndarray,  # From `_error_codes`
+    class_name: str,  # Class
+) -> str:
+    "Which part was found, and which part of what was drawn is wrong."
+    hit, missed, wrong = (int((codes == i).sum()) for i in (1, 2, 3))
+    found, false = "nothing to find", "nothing drawn"
+    if hit + missed:
+        found = f"{hit / (hit + missed):.0%} of the {class_name} pixels found"
+    if hit + wrong:
+        false = f"{wrong / (hit + wrong):.0%} of what was drawn is wrong"
+    return f"{found}, {false}"
+
+
+def _scene_image(
+    pixels: np.ndarray,  # (rows, columns, 3) from 0 to 1, or `_error_codes`
+    frame: maps.Frame,  # Of the scene
+    max_size: int = 650,  # Longer side in pixels; never more than the scene has
+) -> tuple[bytes, str]:  # Content of a file and its kind: JPEG, of codes PNG
+    "A scene, or its errors on nothing: north up, in the proportions of the ground."
+    pixels = pixels if pixels.ndim == 2 else (255 * pixels).round()
+    pixels = pixels[::-1] if frame.origin == "lower" else pixels
+    image, (_, right, *heights) = Image.fromarray(pixels.astype(np.uint8)), frame.extent
+    sides = np.array([right, max(heights)]) / max(right, *heights)
+    size = np.maximum(1, (min(max_size, max(frame.shape)) * sides).round()).astype(int)
+    kind, file = "jpeg", io.BytesIO()
+    if pixels.ndim == 2:
+        colours = [
+            (0,) * 4,
+            *(to_rgba(colour, 0.72) for colour in maps.ERRORS.values()),
+        ]
+        image = image.convert("P")  # a palette is a third as large as colours
+        image.putpalette((255 * np.ravel(colours)).round().astype(int).tolist(), "RGBA")
+        kind = "png"
+    nearest = Image.Resampling.NEAREST if kind == "png" else None
+    image.resize(size.tolist(), nearest).save(file, kind, optimize=True, quality=80)
+    return file.getvalue(), kind
+
+
+def _telling_scenes(
+    scores: pd.DataFrame,  # Scenes x runs
+    scenes: int | Iterable | None = None,  # Ids, or how many; None: three
+) -> dict[str, str]:  # Id -> its place in words, such as "the worst"
+    "Pick scenes evenly from the worst to the best; `ValueError` for an unknown id."
+    if isinstance(scenes, Iterable):
+        asked = [scenes] if isinstance(scenes, str) else list(map(str, scenes))
+        for scene in asked:
+            if scene not in scores.index:
+                hint = near_match(scene, sorted(scores.index, key=natural_key)[:20])
+                raise ValueError(f"not all runs have a scene {scene!r}; {hint}")
+        return dict.fromkeys(asked, "asked for")
+    order = scores.mean(axis=1).dropna().sort_values(kind="stable").index
+    last, many = len(order) - 1, min(3 if scenes is None else int(scenes), len(order))
+    words = {0: "the worst", last: "the best"}
+    middle = "in the middle" if many == 3 else f"place {{}} of {last + 1} from below"
+    places = np.unique(np.linspace(0, last, many).round().astype(int))
+    return {order[p]: words.get(p, middle.format(p + 1)) for p in places}
 
 
 def _inside(content: bytes, kind: str, alt: str = "", scale: float = 1.0) -> dict:
@@ -284,20 +395,22 @@ def write_report(
     progress: bool = True,
     metric: str | None = None,  # What decides the order; None: the sweep's, or f1
     data: str | Path | None = None,  # Where the images are now
+    class_name: str | None = None,  # Class that is scored and drawn; None: the first
 ) -> Path:  # The file
     """Write one self-contained HTML page about a sweep or about runs.
 
-    Leaves out, with the reason, what cannot be compared. Of more than twenty runs the
+    `metric` is one of `counting.METRICS`, about one class, or of `counting.MEANS`, about
+    all. Leaves out, with the reason, what cannot be compared. Of more than twenty runs the
     highest are drawn, and it is said; all are in the leaderboard. Raises `ValueError`
-    when nothing can, `FileNotFoundError` for a folder that is not there. The file is
+    when nothing can and for a class that no run has, `FileNotFoundError` for a folder that is not there. The file is
     written in one step, and about 2 MB large for 8 runs.
     """
     out = Path(out).expanduser()
     refuse_name(out)
-    found = _gather(what, split, metric, data)
+    found = _gather(what, split, metric, data, class_name)
     record = found.sweep.folder if found.sweep and split == "test" else None
     with leaderboard.one_look():  # a report is one look at the test split
-        how = dict(class_name=found.of, record=record)
+        how = dict(class_name=found.asked, record=record)
         board = leaderboard.leaderboard(found.runs, found.metric, split, **how)
         world = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
@@ -307,8 +420,8 @@ def write_report(
         shown, varied = _selected(found, board)
         page = world.get_template("report.html").render(
             found=found, shown=shown, varied=varied, board=board, others=_others(board),
-            title=title, telling=plots.telling_scenes(found.scores, scenes), scenes=scenes,
-            viz=viz, words=leaderboard, why=intervals.why_no_interval(board),
+            title=title, telling=_telling_scenes(found.scores, scenes), scenes=scenes,
+            viz=viz, words=leaderboard, why=board.why_no_interval(),
             tried=_tried, drawn=_drawn, side_of=_side_of, most=_DRAWN, key=_KEY,
             bar=partial(tqdm, desc="report", disable=not progress, leave=False),
             maker=f"rvtutorial {__version__} on {datetime.now().astimezone():%Y-%m-%d %H:%M %z}",

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['in_order', 'open_runs', 'note_test', 'write_table', 'plot_leaderboard', 'plot_scene_scores', 'find_scene',
-           'scene_layers', 'plot_errors', 'scene_score', 'plot_worst', 'plot_agreement', 'telling_scenes', 'scored',
-           'plot_score_curves', 'plot_reliability']
+           'scene_layers', 'plot_errors', 'plot_worst', 'plot_agreement', 'scored', 'plot_score_curves',
+           'plot_reliability']
 
 # %% ../../nbs/figures/runs.ipynb #36cf7b4b
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import index
 from pathlib import Path
 
@@ -27,10 +27,9 @@ from matplotlib.ticker import NullFormatter
 
 from ..core.files import atomic_path
 from ..core.finding import is_sweep
-from ..core.names import natural_key, near_match
 from ..core.renamed import renamed_arguments
 from . import maps
-from ..metrics import calibration, counting, intervals, leaderboard
+from ..metrics import counting, leaderboard
 from ..metrics.leaderboard import LabelFolder, summary
 from ..runs import Run, find_runs
 from ..sweeps.sweepfile import SweepFile
@@ -126,7 +125,8 @@ def _shared_scores(
     NaN where a scene has no value. The words say which scenes, then what to know of them.
     """
     opened = open_runs(runs)
-    found = leaderboard.common_counts(opened, "f1", split, class_name)
+    kind = metric if counting.metric_name(metric) in counting.MEANS else "f1"
+    found = leaderboard.common_counts(opened, kind, split, class_name)
     words = [leaderboard.scenes_in_words(len(found.scenes), found.split)]
     words += [_left_out(len(found.left_out))] if found.left_out else []
     words += found.notes + note_test(opened, split, "figure")
@@ -197,11 +197,11 @@ def plot_leaderboard(
         ax.add_line(mark)
     ax.set_yticks(range(len(board)), board.index)
     _plain_axes(ax, "x")
-    why = intervals.why_no_interval(board)
+    why = leaderboard.Board.why_no_interval(board)
     why = f"no interval: {why}" if why else "with its 95 % interval"
     ax.set(xlabel=f"{name}, {why}", ylim=(len(board) - 0.4, -0.6))
-    maps.legend_below(fig, [_dot(True, first), _dot(False)])
-    maps.title_above(fig, f"{name} of {board.attrs['of']}, {leaderboard.basis(board)}")
+    words = f"{name} of {board.attrs['of']}, {leaderboard.Board.basis(board)}"
+    maps.captions(fig, words, [_dot(True, first), _dot(False)])
     return fig
 
 
@@ -222,7 +222,7 @@ def plot_scene_scores(
     runs,  # As `open_runs` takes them
     metric: str = "f1",
     split: str = "validation",
-    class_name: str | None = None,  # Class; None: the first that is not background
+    class_name: str | Sequence[str] | None = None,  # As in `metrics.leaderboard`
 ):  # Figure
     "Draw a box of the scores of single scenes for each run, and a line for each scene."
     values, of, words = _shared_scores(runs, metric, split, class_name)
@@ -249,8 +249,8 @@ def plot_scene_scores(
     turned = dict(rotation=30, ha="right", rotation_mode="anchor") if long else {}
     ax.set_xticks(x, values.columns, **turned)
     _plain_axes(ax, "y")
-    maps.legend_below(fig, handles)
-    maps.title_above(fig, _title(name, of, words, len(values) - len(whole)))
+    words = _title(name, of, words, len(values) - len(whole))
+    maps.captions(fig, words, handles)
     return fig
 
 
@@ -302,7 +302,7 @@ def scene_layers(
     "Read the scenes that are asked for."
     scenes = [scenes] if isinstance(scenes, (str, int)) else scenes
     ids = [find_scene(run, scene, split, data) for scene in scenes]
-    return [maps.run_layers(run, scene, data, max_size) for scene in ids]
+    return [maps.SceneLayers.of_run(run, scene, data, max_size) for scene in ids]
 
 
 @maps.literal_text
@@ -318,35 +318,24 @@ def plot_errors(
     opened = open_runs(runs)
     base = next(iter(opened.values()))
     scene = find_scene(base, scene, split, data)
-    layers = maps.run_layers(base, scene, data, max_size)
-    fig, axes = maps.wrapped_panels(1 + len(opened), layers.frame)
+    layers = maps.SceneLayers.of_run(base, scene, data, max_size)
+    rows = -(-(1 + len(opened)) // 5)  # of at most five
+    fig, axes = maps.panels(rows, -(-(1 + len(opened)) // rows), layers.frame)
+    fig.set_figheight(fig.get_figheight() + 0.35 * rows)  # titles of several lines
+    for ax in axes.flat[1 + len(opened) :]:
+        ax.remove()
+    axes = axes.flat[: 1 + len(opened)]
+    kind = maps.class_names(base)[0][maps.class_number(base, class_name)]
     layers.draw_picture(axes[0])
     axes[0].set_title("image and labels", fontsize=9)
     for ax, (name, run) in zip(axes[1:], opened.items(), strict=True):
         layers.draw_errors(ax, layers.errors(run, class_name))
-        score = scene_score(run, scene, split, class_name)
+        score = layers.score(run, split, kind)
         ax.set_title(f"{maps.wrapped_name(name)}\n{score}", fontsize=9)
     _outer_labels(axes, layers)
-    maps.legend_below(fig, maps.ERRORS)
-    kind = maps.class_names(base)[0][maps.class_number(base, class_name)]
     note = "".join(f"; {text}" for text in note_test(opened, split, "errors"))
-    maps.title_above(fig, f"{kind} in scene {scene} ({split}){note}")
+    maps.captions(fig, f"{kind} in scene {scene} ({split}){note}", maps.ERRORS)
     return fig
-
-
-def scene_score(
-    run: Run | LabelFolder,
-    scene: str,  # Id
-    split: str = "validation",
-    class_name: str | None = None,  # Class; None: the first that is not background
-) -> str:  # Such as "pixel F1 0.912"
-    "F1 of one scene from the counts, not from the thinned pixels of a figure."
-    try:
-        counts = leaderboard.counts_of(run, split).only([scene])
-        f1 = counting.score(counting.table(counts, class_name).to_numpy(), "f1")[0]
-    except (FileNotFoundError, ValueError):
-        return "not evaluated"
-    return "pixel F1 undefined" if np.isnan(f1) else f"pixel F1 {f1:.3f}"
 
 
 def _outer_labels(axes, layers):
@@ -364,8 +353,16 @@ def _outer_labels(axes, layers):
 
 # %% ../../nbs/figures/runs.ipynb #400d7cc6
 def _draw_shares(ax, layers, runs, class_name):
-    "Paint what runs found, missed and drew in error; the stronger, the more runs."
-    codes = np.stack([layers.errors(run, class_name) for run in runs])
+    """Paint what runs found, missed and drew in error; the stronger, the more runs.
+
+    Without a class, where they say a wrong one.
+    """
+    one = (
+        layers.wrong
+        if class_name is None
+        else partial(layers.errors, class_name=class_name)
+    )
+    codes = np.stack([one(run) for run in runs])
     paint = layers.darkened()
     for code, colour in enumerate(maps.ERRORS.values(), start=1):
         share = (codes == code).mean(axis=0)
@@ -378,8 +375,8 @@ def _draw_shares(ax, layers, runs, class_name):
 def plot_worst(
     runs,  # As `open_runs` takes them
     n: int = 6,  # How many scenes
-    metric: str = "f1",
-    class_name: str | None = None,  # Class; None: the first that is not background
+    metric: str = "f1",  # One of METRICS, or of MEANS: then wrong classes are drawn
+    class_name: str | Sequence[str] | None = None,  # As in `metrics.leaderboard`
     split: str = "validation",
     data: str | Path | None = None,  # Where the images are now
     max_size: int = 400,  # Longer side of what is read of a raster, in pixels
@@ -387,26 +384,29 @@ def plot_worst(
     "Draw the scenes with the lowest mean score over all runs, and who is wrong where."
     opened = open_runs(runs)
     values, of, words = _shared_scores(opened, metric, split, class_name)
+    mean = counting.metric_name(metric) in counting.MEANS
     means = values.mean(axis=1).dropna().nsmallest(n)
     base = next(iter(opened.values()))
-    every = [maps.run_layers(base, scene, data, max_size) for scene in means.index]
+    every = [
+        maps.SceneLayers.of_run(base, scene, data, max_size) for scene in means.index
+    ]
     fig, axes = maps.panels(-(-len(every) // 3), 2 * min(3, len(every)), every[0].frame)
     for ax in axes.flat[2 * len(every) :]:
         ax.remove()
-    for i, (layers, mean) in enumerate(zip(every, means, strict=True)):
+    for i, (layers, value) in enumerate(zip(every, means, strict=True)):
         left, right = axes.flat[2 * i : 2 * i + 2]
         layers.draw_picture(left)
         left.set_title(f"scene {layers.id}", fontsize=9)
-        _draw_shares(right, layers, opened.values(), of)
-        title = f"mean {leaderboard.metric_title(metric)} {mean:.3f}"
+        _draw_shares(right, layers, opened.values(), None if mean else of)
+        title = f"mean {leaderboard.metric_title(metric)} {value:.3f}"
         right.set_title(title, fontsize=9)
     _outer_labels(axes.flat[: 2 * len(every)], every[0])
-    maps.legend_below(fig, maps.ERRORS)
     words = _title(leaderboard.score_title(metric), of, words)
     words = f"the {len(every)} lowest of {words}"
     if len(opened) > 1:
         words += f" (full colour: all {len(opened)} runs, pale: some)"
-    maps.title_above(fig, words)
+    wrong = {"another class than the true one": list(maps.ERRORS.values())[2]}
+    maps.captions(fig, words, wrong if mean else maps.ERRORS)
     return fig
 
 # %% ../../nbs/figures/runs.ipynb #0d51b774
@@ -449,37 +449,17 @@ def plot_agreement(
     fig.colorbar(ScalarMappable(**look), **how).set_label(f"runs that say {kind}")
     note = "".join(f"; {text}" for text in note_test(opened, split, "agreement"))
     words = f"agreement of {n} runs on {kind}, {split} scenes; lines: labels{note}"
-    maps.title_above(fig, words)
+    maps.captions(fig, words)
     return fig
-
-# %% ../../nbs/figures/runs.ipynb #5e1ec7ee
-def telling_scenes(
-    scores: pd.DataFrame,  # Scenes x runs
-    scenes: int | Iterable | None = None,  # Ids, or how many; None: three
-) -> dict[str, str]:  # Id -> its place in words, such as "the worst"
-    "Pick scenes evenly from the worst to the best; `ValueError` for an unknown id."
-    if isinstance(scenes, Iterable):
-        asked = [scenes] if isinstance(scenes, str) else list(map(str, scenes))
-        for scene in asked:
-            if scene not in scores.index:
-                hint = near_match(scene, sorted(scores.index, key=natural_key)[:20])
-                raise ValueError(f"not all runs have a scene {scene!r}; {hint}")
-        return dict.fromkeys(asked, "asked for")
-    order = scores.mean(axis=1).dropna().sort_values(kind="stable").index
-    last, many = len(order) - 1, min(3 if scenes is None else int(scenes), len(order))
-    words = {0: "the worst", last: "the best"}
-    middle = "in the middle" if many == 3 else f"place {{}} of {last + 1} from below"
-    places = np.unique(np.linspace(0, last, many).round().astype(int))
-    return {order[p]: words.get(p, middle.format(p + 1)) for p in places}
 
 # %% ../../nbs/figures/runs.ipynb #aa3bba93
 @dataclass(frozen=True)
 class _Scored:
     "All that figures need of the scores of a run; a few kilobytes."
 
-    curve: pd.DataFrame  # As `calibration.threshold_curve`, thinned out
-    bins: pd.DataFrame  # As `calibration.reliability`
-    areas: pd.Series  # As a line of `calibration.score_summary`
+    curve: pd.DataFrame  # As `ScoreCounts.curve`, thinned out
+    bins: pd.DataFrame  # As `ScoreCounts.reliability`
+    areas: pd.Series  # As a line of `ScoreCounts.summary`
 
 
 @lru_cache(maxsize=64)
@@ -488,9 +468,8 @@ def _scored(opened, scenes, blocks, split, class_name, data, stamp):
     at = counts.place(class_name)
     own = dict(classes=(counts.classes[at],), histograms=counts.histograms[:, [at]])
     one = replace(counts, **own)
-    curve = calibration.threshold_curve(one.ranking(), points=400)
-    areas = calibration.score_summary(one, blocks=blocks).iloc[0]
-    return _Scored(curve, calibration.reliability(one, blocks=blocks), areas)
+    areas = one.summary(blocks=blocks).iloc[0]
+    return _Scored(one.curve(points=400), one.reliability(blocks=blocks), areas)
 
 
 @dataclass(frozen=True)
@@ -552,6 +531,8 @@ def plot_score_curves(
         known, found = ", ".join(_CURVES), strange or show
         raise ValueError(f"show must name some of {known}, got {found}")
     metric = counting.metric_name(metric)
+    if metric in counting.MEANS:
+        raise ValueError(f"curves are of one class, named by class_name; got {metric}")
     found, words = scored(runs, split, class_name, data)
     fig, axes = maps.subplots(4 * len(show) + 0.2, 4.2, 1, len(show), squeeze=False)
     names = dict(false_positive_rate="false positives, share of all others", f1="pixel F1",
@@ -584,8 +565,7 @@ def _name_areas(fig, found, shown, what, words):
             ends = "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
             parts.append(f"{short} {areas[column]:.3f}{ends}")
         lines.append(Line2D([], [], **maps.line_style(i), label=", ".join(parts)))
-    maps.legend_below(fig, lines)
-    maps.title_above(fig, f"{what} of {areas.name}, {words}")
+    maps.captions(fig, f"{what} of {areas.name}, {words}", lines)
 
 # %% ../../nbs/figures/runs.ipynb #720e62cc
 @maps.literal_text

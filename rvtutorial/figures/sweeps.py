@@ -136,9 +136,9 @@ def plot_parameter(
     _value_axis(ax, x, labels)
     ax.set(xlabel=_NAMES.get(parameter, parameter), ylabel=_score_axis(table))
     ax.grid(alpha=0.3)
-    maps.legend_below(fig, ax.get_legend_handles_labels()[0])
     others = f"; {', '.join(others)} differ too" if others and len(groups) > 8 else ""
-    maps.title_above(fig, table.attrs["title"] + others)
+    handles = ax.get_legend_handles_labels()[0]
+    maps.captions(fig, table.attrs["title"] + others, handles)
     return fig
 
 
@@ -265,8 +265,8 @@ def plot_parallel(
     ax.set(yticks=[], xlim=(-0.4, len(scales) - 0.8), ylim=(-0.06, 1.06))
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    maps.legend_below(fig, ax.get_legend_handles_labels()[0])
-    maps.title_above(fig, f"{len(table)} trials, {table.attrs['title']}")
+    handles = ax.get_legend_handles_labels()[0]
+    maps.captions(fig, f"{len(table)} trials, {table.attrs['title']}", handles)
     return fig
 
 
@@ -416,14 +416,14 @@ def plot_importance(
     ax.set_yticks(range(len(bars)), bars.index)
     ax.set(xlabel="error added by shuffling, share of the scores' variance")
     ax.spines[["top", "right"]].set_visible(False)
-    maps.legend_below(fig, ax.get_legend_handles_labels()[0])
+    handles = ax.get_legend_handles_labels()[0]
     part = found.attrs["explained"]
     words = f"{part:.0%} of the variance"
     words = words if part > 0 else "nothing: these bars mean little"
     title = (
         f"{found.attrs['trials']} trials, {found.attrs['title']}; on trials not seen"
     )
-    maps.title_above(fig, f"{title}, the forest explains {words}")
+    maps.captions(fig, f"{title}, the forest explains {words}", handles)
     return fig
 
 # %% ../../nbs/figures/sweeps.ipynb #7f32bffe
@@ -472,10 +472,9 @@ def plot_cost(
     scale = "log" if _spans_magnitudes(known[cost]) else "linear"
     ax.set(xlabel=_COSTS[cost], ylabel=_score_axis(table), xscale=scale)
     ax.grid(alpha=0.3)
-    maps.legend_below(fig, handles)
     lost = len(table) - len(known)
     lost = f"; cost of {lost} not known" * bool(lost)
-    maps.title_above(fig, table.attrs["title"] + lost)
+    maps.captions(fig, table.attrs["title"] + lost, handles)
     return fig
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECORD', 'counts_of', 'LabelFolder', 'label_folder', 'label_meaning', 'scores_of', 'score_files', 'blocks_of',
            'common_scenes', 'common_counts', 'compare', 'metric_title', 'score_title', 'one_look', 'open_test',
-           'openings_in_words', 'Board', 'summary', 'basis', 'scenes_in_words', 'group_seeds', 'leaderboard']
+           'openings_in_words', 'Board', 'summary', 'scenes_in_words', 'group_seeds', 'leaderboard']
 
 # %% ../../nbs/metrics/leaderboard.ipynb #275452dc
 import hashlib
@@ -25,14 +25,14 @@ import numpy as np
 import pandas as pd
 
 from ..core.finding import is_sweep
-from ..core.names import natural_key
+from ..core.names import natural_key, near_match
 from ..core.records import Unreadable, attempt
 from ..core.renamed import renamed_arguments
 from ..data.places import unplaced_allowed
 from ..data.validity import declared_nodata
 from . import calibration, counting, intervals
 from .calibration import SCORES, ScoreCounts
-from .counting import METRICS, TABLE, Counts
+from .counting import MEANS, METRICS, Counts, numbers_of
 from .intervals import Comparison, Judged
 from ..runs import Run
 
@@ -166,7 +166,7 @@ class LabelFolder:
             counting.count_rasters(truth, drawn, scene=name, **how)
             for name, (drawn, truth) in self._pairs.items()
         ]
-        return replace(counting.add(found), split=self.split)
+        return replace(Counts.joined(found), split=self.split)
 
 # %% ../../nbs/metrics/leaderboard.ipynb #df257cf5
 def label_folder(
@@ -224,7 +224,7 @@ def scores_of(
     count = calibration.count_scores
     files = score_files(run, split, data)
     found = [count(scene=scene, null_as=null_as, **how) for scene, how in files.items()]
-    return replace(calibration.add_scores(found), split=split)
+    return replace(ScoreCounts.joined(found), split=split)
 
 
 def score_files(
@@ -306,6 +306,48 @@ def _scene_boxes(
     return pd.DataFrame(rows, index=index, columns=columns, dtype=float)
 
 
+def _neighbours(
+    boxes: pd.DataFrame,  # Index: scene. west, south, east, north, in one unit
+    gap: float = 0.05,  # Still neighbours: this part of the shortest side
+) -> pd.Series:  # Index: scene. Number of its block
+    """Put scenes that touch, or nearly so, into blocks.
+
+    A lone scene is a block of its own, and so is one that is not on a map: NaN. A block
+    has at most as many scenes as the square root of the number of all of them, or two.
+    """
+    import shapely
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = boxes[["west", "south", "east", "north"]].to_numpy(float)
+    known = ~np.isnan(edges).any(axis=1)
+    side = np.min((edges[:, 2:] - edges[:, :2])[known], initial=np.inf)
+    shapes, near = shapely.box(*edges[known].T), gap * side
+    a, b = shapely.STRtree(shapes).query(shapes, "dwithin", near)
+    touch = coo_array((np.ones(len(a)), (a, b)), shape=(len(shapes),) * 2)
+    place = np.full(len(boxes), -1)
+    place[known] = connected_components(touch, directed=False)[1]
+    most = max(2, int(np.ceil(np.sqrt(len(boxes)))))
+    groups = [np.flatnonzero(place == i) for i in range(place.max(initial=-1) + 1)]
+    groups += [np.array([i]) for i in np.flatnonzero(~known)]
+    blocks = pd.Series(0, index=boxes.index, name="block")
+    parts = [part for group in groups for part in _halved(group, edges, most)]
+    for number, part in enumerate(sorted(parts, key=lambda p: p.min())):
+        blocks.iloc[part] = number
+    return blocks
+
+
+def _halved(group, edges, most):
+    "A group of scenes in parts of at most `most`, cut across its longer side."
+    if len(group) <= most:
+        return [group]
+    middle = (edges[group, :2] + edges[group, 2:]) / 2
+    axis = np.argmax(np.ptp(middle, axis=0))
+    order = group[np.argsort(middle[:, axis], kind="stable")]
+    half = len(order) // 2
+    return [*_halved(order[:half], edges, most), *_halved(order[half:], edges, most)]
+
+
 def blocks_of(
     runs: Sequence,  # The first of them that knows its rasters says where scenes are
     scenes: Sequence[str],  # Ids
@@ -318,7 +360,7 @@ def blocks_of(
         placed = [run for run in runs if isinstance(run, (Run, LabelFolder))]
         if not placed:
             return None
-        found = intervals.neighbours(_scene_boxes(placed[0], scenes))
+        found = _neighbours(_scene_boxes(placed[0], scenes))
         return None if found.is_unique else found.to_numpy()
     if isinstance(blocks, (Mapping, pd.Series)):
         missing = [s for s in scenes if s not in blocks]
@@ -340,24 +382,62 @@ def _grouped(runs):
 
 
 def _common_class(counts, metric, of):
-    "The class that is scored, and what to say about classes that differ."
+    """The class that is scored, or a list of classes; and what to say if classes differ.
+
+    `of` is the class, or the list, that was asked for.
+    """
     kinds = {one.classes: name for name, one in reversed(counts)}
-    shared = [c for c in counts[0][1].classes if all(c in kind for kind in kinds)]
-    shared = [c for c in shared if c == of or c != counts[0][1].null]
-    chosen = of or next((c for c in shared if c != "background"), (*shared, None)[0])
+    asked = [of] if isinstance(of, str) else list(of or ())
+    first = counts[0][1]
+    shared = [c for c in first.classes if all(c in kind for kind in kinds)]
+    shared = [c for c in shared if c in asked or c != first.null]
     listed = " and ".join(
         f"{name}: {', '.join(kind)}" if isinstance(name, str) else ", ".join(kind)
         for kind, name in reversed(kinds.items())
     )
-    if chosen not in shared:
-        raise ValueError(f"no class {of or ''!r} in all of these runs: {listed}")
-    if len({frozenset(one.classes) - {one.null} for _, one in counts}) == 1:
-        return chosen, []
+    strange = [one for one in asked if one not in shared]
+    if strange or not shared:
+        wrong = strange[0] if strange else ""
+        known = {one for kind in kinds for one in kind}
+        hint = f"; {near_match(wrong, known)}" if wrong and wrong not in known else ""
+        raise ValueError(f"no class {wrong!r} in all of these runs: {listed}{hint}")
+    alike = len({frozenset(one.classes) - {one.null} for _, one in counts}) == 1
+    if metric in MEANS:
+        if isinstance(of, str):
+            raise ValueError(
+                f"{metric} is a mean over classes: give a list, not {of!r}"
+            )
+        if not alike and not asked:
+            raise ValueError(
+                f"{metric} of runs with different classes cannot be compared: {listed}; "
+                "name those that all have, class_name=[...]"
+            )
+        return asked or first.meant(metric), []
+    if len(asked) > 1:
+        raise ValueError(f"{metric} is about one class, got {of}; a mean is macro_f1")
+    chosen = asked or [c for c in shared if c != "background"] or shared
+    if alike:
+        return chosen[0], []
     if metric == "accuracy":
         raise ValueError(
             f"the accuracy of runs with different classes cannot be compared: {listed}"
         )
-    return chosen, [f"classes differ, compared on {chosen}"]
+    return chosen[0], [f"classes differ, compared on {chosen[0]}"]
+
+
+def _of_classes(kinds, tables):
+    "A list of classes in words; of those without a pixel in truth and prediction, which run."
+    lost = {}
+    for name, group in tables.items():
+        sums = sum(one.sum() for one in group).unstack()[["tp", "fp", "fn"]].sum(axis=1)
+        for kind in sums.index[sums == 0]:
+            lost.setdefault(kind, []).append(str(name))
+    *most, last = kinds
+    words = f"{', '.join(most)} and {last}" if most else last
+    for kind, names in lost.items():
+        where = "" if len(names) == len(tables) else f" of {', '.join(names[:3])}"
+        words += f", without {kind}{where} (no pixel in truth and prediction)"
+    return words
 
 
 def common_scenes(
@@ -381,7 +461,9 @@ class _Common:
     "Counts of one class on the scenes that all runs have."
 
     tables: dict[str, list[pd.DataFrame]]  # Run -> counts of its scenes, one a seed
-    of: str | None  # The class; None where tables were given, which do not say it
+    of: (
+        str | None
+    )  # The class, or classes in words; None of tables, which do not say it
     scenes: list[str]
     left_out: list[str]  # Scenes that only some have
     notes: list[str]  # What else has to be said: other classes, other labels
@@ -391,9 +473,9 @@ class _Common:
 @renamed_arguments(of="class_name")
 def common_counts(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
-    metric: str = "f1",  # The accuracy asks for equal classes
+    metric: str = "f1",  # The accuracy and MEANS ask for equal classes
     split: str = "validation",  # For runs: which scenes
-    class_name: str | None = None,  # Class; None: the first that is not background
+    class_name: str | Sequence[str] | None = None,  # As in `leaderboard`
     null: str = "ignore",  # As in `table`
 ) -> _Common:
     """Read the counts of runs on the scenes that all have, and say what was left out.
@@ -422,16 +504,19 @@ def common_counts(
         class_name, notes = _common_class(counts, metric, class_name)
     rows = {}
     for name, one in every:
-        one = counting.table(one, class_name, null) if isinstance(one, Counts) else one
+        one = one.table(class_name, null) if isinstance(one, Counts) else one
         rows.setdefault(name, []).append(one)
     named = {name if len(group) == 1 else (name, i): list(one.index)
              for name, group in rows.items() for i, one in enumerate(group)}  # fmt: skip
     scenes, left_out = common_scenes(named)
     rows = {name: [one.loc[scenes] for one in group] for name, group in rows.items()}
-    truths = [one.tp + one.fn for group in rows.values() for one in group]
+    every = [numbers_of(one, metric) for group in rows.values() for one in group]
+    truths = [one[:, 0::5] + one[:, 2::5] for one in every]  # tp + fn of each class
     if not all(np.allclose(truths[0], t, rtol=1e-3, atol=1) for t in truths[1:]):
         notes = [*notes, "not all were judged by the same labels"]
     splits = "/".join(sorted({one.split for _, one in counts} - {""}))
+    if class_name and not isinstance(class_name, str):
+        class_name = _of_classes(class_name, rows)
     return _Common(rows, class_name, scenes, left_out, notes, splits)
 
 
@@ -439,14 +524,14 @@ def common_counts(
 def compare(
     a: "str | Path | Run | LabelFolder | Counts | pd.DataFrame | list",  # A list: seeds
     b: "str | Path | Run | LabelFolder | Counts | pd.DataFrame | list",
-    metric: str = "f1",  # One of METRICS, or of SCORES for runs that kept scores
+    metric: str = "f1",  # Of METRICS or MEANS; of SCORES for runs that kept scores
     split: str = "validation",  # For runs: which scenes
     names: tuple[str, str] | None = None,  # What to call them in the verdict
     level: float = 0.95,
     method: str = "jackknife",  # Or "bootstrap"
     n: int = 2000,  # Draws, and their seed, of the bootstrap
     seed: int = 0,
-    class_name: str | None = None,  # Class; None: the first that is not background
+    class_name: str | Sequence[str] | None = None,  # As in `leaderboard`
     blocks="auto",  # As in `blocks_of`
     record: str | Path | None = None,  # Where to note that the test split was opened
     data: str | Path | None = None,  # Folder to which the labels were moved, for SCORES
@@ -457,12 +542,12 @@ def compare(
     how = dict(blocks=blocks, data=data, method=method, n=n, seed=seed)
     found = _judged(groups, metric, split, class_name, **how)
     judged, _, _, left_out, said = found
-    pair = intervals.compare_with(0, judged, metric, level)[1]
+    pair = judged[0].against(judged[1], names, metric, level)
     if split == "test":
         runs = dict(zip(names, groups.values(), strict=True))
         open_test(runs, metric, record, what="compare")
     notes = (*pair.notes, *said)
-    return replace(pair, names=names, left_out=tuple(left_out), notes=notes)
+    return replace(pair, corrected=pair.p, left_out=tuple(left_out), notes=notes)
 
 
 def _called(x, otherwise):
@@ -474,8 +559,9 @@ def _called(x, otherwise):
 def _known_metric(metric: str) -> str:
     "`ValueError` unless there is such a metric, of labels or of scores."
     name = str(metric).removeprefix("pixel_")
-    if name not in (*METRICS, *SCORES):
-        listed = f"{', '.join(METRICS)}; of runs that kept scores {', '.join(SCORES)}"
+    if name not in (*METRICS, *MEANS, *SCORES):
+        listed = ", ".join((*METRICS, *MEANS))
+        listed += f"; of runs that kept scores {', '.join(SCORES)}"
         raise ValueError(f"no metric {metric!r}; there are {listed}")
     return name
 
@@ -487,6 +573,11 @@ def metric_title(
     spelled = dict(roc_auc="ROC-AUC", average_precision="average precision",
                    brier="Brier score", ece="ECE") | intervals.TITLES  # fmt: skip
     name = str(metric).removeprefix("pixel_")
+    score, _, of = name.partition("_")
+    if (
+        name not in spelled and score in spelled and of
+    ):  # a column such as pixel_f1_road
+        return f"{spelled[score]} of {of}"
     return spelled.get(name, name)
 
 
@@ -506,18 +597,25 @@ def _judged(
     scenes that only some runs have, and what else has to be said.
     """
     every = [run for group in groups.values() for run in group]
-    if metric in METRICS:
+    if metric not in SCORES:
         found = common_counts(groups, metric, split, of, null)
         placed = blocks_of(every, found.scenes, blocks)
         how = dict(method=method, blocks=placed, **draws)
-        judged = intervals.judge_all(found.tables, metric, **how)
+        judged = Judged.every(found.tables, metric, **how)
         rest = [m for m in ("iou", "precision", "recall", "accuracy") if m != metric]
-        sums = [(name, one[list(TABLE)].to_numpy().sum(axis=0))
-                for name, group in found.tables.items() for one in group]  # fmt: skip
-        names, numbers = zip(*sums, strict=True)
-        sums = pd.DataFrame(numbers, index=list(names), columns=list(TABLE))
-        each = counting.scores(sums, rest).groupby(level=0, sort=False)
-        others = each.agg(lambda one: one.mean(skipna=False))
+        sums = {(name, i): one.sum() for name, group in found.tables.items()
+                for i, one in enumerate(group)}  # fmt: skip
+        sums = pd.DataFrame.from_dict(sums, orient="index")
+        if metric in MEANS:  # the mean of the other score, then the score of each class
+            mean, _, kind = metric.partition("_")
+            each = counting.scores(sums, [f"{mean}_{'f1' if kind == 'iou' else 'iou'}"])
+            for name in dict.fromkeys(sums.columns.get_level_values(0)):
+                each[f"pixel_{kind}_{name}"] = counting.scores(sums[name], [kind])
+        else:
+            each = counting.scores(sums, rest)
+        others = each.groupby(level=0, sort=False).agg(
+            lambda one: one.mean(skipna=False)
+        )
         return judged, others, found.of, found.left_out, found.notes
     if method != "jackknife":
         raise ValueError(f"intervals of {metric} are the jackknife's, not {method}'s")
@@ -535,9 +633,9 @@ def _judged(
         for run in group:
             counts = scores_of(run, split, data, null).only(scenes)
             of = of or counts.classes[counts.place()]
-            parts.append(calibration.left_out_scores(counts, metric, of, blocks=placed))
-            rank, names = counts.ranking(of), [m for m in SCORES if m != metric]
-            rest.append({f"pixel_{m}": getattr(calibration, m)(rank) for m in names})
+            parts.append(counts.left_out(metric, of, blocks=placed))
+            both = counts.scores(of).items()
+            rest.append({f"pixel_{m}": value for m, value in both if m != metric})
             built.append(counts.histograms[:, counts.place(of), 1].sum(axis=-1))
         values, without = zip(*parts, strict=True)
         moved = (float(np.mean(values)), np.mean(without, axis=0))
@@ -682,6 +780,23 @@ class Board(pd.DataFrame):
         text += f", and cannot be told apart from {listed(tied)}." if tied else "."
         return text + (f" It is better than {listed(worse)}." if worse else "")
 
+    def why_no_interval(self) -> str:  # Empty where there are intervals
+        "Why there are no intervals."
+        if not len(self):
+            return "there is no run"
+        if not self["low"].isna().all():
+            return ""
+        line = self.iloc[0]
+        blocks = None if pd.isna(line.blocks) else int(line.blocks)
+        many = dict(scenes=int(line.scenes), blocks=blocks, seeds=int(line.seeds))
+        return intervals.Interval(line.iloc[0], line.low, line.high, **many).why_none
+
+    def basis(self) -> str:
+        "What the numbers rest on: the scenes, and how often the test split was opened."
+        line = self.iloc[0]
+        where = scenes_in_words(line.scenes, line.get("split", ""), line.blocks)
+        return "; ".join([where, *filter(None, [self.attrs.get("note")])])
+
     def __repr__(self):
         return f"{summary(self).to_string()}\n{_said(self)}"
 
@@ -718,20 +833,15 @@ def summary(
     return pd.DataFrame(out, index=board.index)
 
 
-def basis(
-    board: pd.DataFrame,  # From `leaderboard`
-) -> str:
-    "What the numbers rest on: the scenes, and how often the test split was opened."
-    line = board.iloc[0]
-    where = scenes_in_words(line.scenes, line.get("split", ""), line.blocks)
-    return "; ".join([where, *filter(None, [board.attrs.get("note")])])
-
-
 def _said(board):
     first = board["verdict"].iloc[0]  # highest, or lowest of Brier and ECE
-    why = intervals.why_no_interval(board)
+    why = Board.why_no_interval(board)
     why = f"; no intervals: {why}" * bool(why)
-    return f"{basis(board)}{why}; tied: these scenes cannot tell it from the {first}"
+    if board.columns[0].removeprefix("pixel_") in MEANS and "of" in board.attrs:
+        why = f"; mean over {board.attrs['of']}{why}"
+    return (
+        f"{Board.basis(board)}{why}; tied: these scenes cannot tell it from the {first}"
+    )
 
 
 def scenes_in_words(
@@ -768,7 +878,7 @@ def group_seeds(
 def _board(groups, metric, split, level, **how):
     "One split's leaderboard, and the class that it is about."
     judged, others, of, left_out, notes = _judged(groups, metric, split, **how)
-    board = intervals.judged_board(judged, metric, notes, left_out, level)
+    board = intervals.board_of(judged, metric, notes, left_out, level)
     return board.join(others), of
 
 
@@ -793,13 +903,13 @@ def _board_of_readable(groups, metric, split, **how):
 @renamed_arguments(of="class_name")
 def leaderboard(
     runs: Mapping,  # Name -> run, path, LabelFolder, Counts or table; a list: seeds
-    metric: str = "f1",  # What decides the order: one of METRICS, or of SCORES
+    metric: str = "f1",  # What decides the order: of METRICS, MEANS or SCORES
     split: str = "validation",  # On which scenes
-    method: str = "jackknife",  # Or "bootstrap", for METRICS only
+    method: str = "jackknife",  # Or "bootstrap", not for SCORES
     report: str | None = None,  # A second split whose scores are shown too: "test"
     record: str | Path | None = None,  # Folder of the record of looks at the test split
     blocks="auto",  # Neighbouring scenes are one; or None, or scene -> block
-    class_name: str | None = None,  # Class; None: the first that is not background
+    class_name: str | Sequence[str] | None = None,  # Class; of MEANS a list of them
     null: str = "ignore",  # As in `table`
     level: float = 0.95,
     n: int = 2000,  # Draws, and their seed, of the bootstrap
@@ -810,7 +920,12 @@ def leaderboard(
 
     `behind` is the distance to the first, and `tied` says that these scenes cannot tell
     the two apart, all pairs of runs considered (Holm). Runs are compared on the scenes
-    that all have. Brier and ECE are better when they are lower. Raises `FileNotFoundError`
+    that all have. Without `class_name` the score is of the first class that is neither
+    background nor null. One of MEANS is the mean over classes of what `score` gives for each,
+    all scenes together: of those named, else of all but null (`foreground_f1` and
+    `foreground_iou`: and but background); the score of each class follows in columns such as
+    `pixel_f1_road`. A class without a pixel is left out, and `.attrs["of"]` says so. Raises
+    `ValueError` for a class that not all runs have. Brier and ECE are better when they are lower. Raises `FileNotFoundError`
     for a run that was not evaluated, or kept no scores where SCORES ask for them. A run whose
     records cannot be read has a line without numbers at the end, and why in `verdict`. Where
     the test split is shown, `openings` counts the times it was; `.attrs` hold that in words

@@ -189,7 +189,8 @@ _OTHERS = ("name", "description", "project", "entity")  # kept, and not looked a
 _KEYS = (*_OTHERS, "program", "method", "metric", "parameters", "run_cap", "seed")
 _KEYS += ("early_terminate",)
 _METHODS = ("grid", "random", "bayes")
-_METRICS = ("f1", "iou", "precision", "recall", "accuracy")
+_METRICS = ("f1", "iou", "precision", "recall", "accuracy", "macro_f1", "macro_iou",
+            "foreground_f1", "foreground_iou")  # fmt: skip
 PROGRAM = "train_rastervision.ipynb"  # The job notebook of every trial, if not said
 _USUAL = {"learning_rate": "lr", "num_epochs": "epochs", "batch_size": "batch_sz"}
 _USUAL |= {"chip_size": "chip_sz", "stride": "stride_length"}  # what others call them

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pandas as pd
 from humanize import naturalsize
 from tqdm import tqdm
@@ -26,7 +27,7 @@ from rvtutorial.hpc.job import Job, check_params, job_notebook, notebook_line
 from rvtutorial.hpc.queue import Submission
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.hpc.sites import Site
-from rvtutorial.metrics.counting import table
+from rvtutorial.metrics import counting
 from rvtutorial.metrics.intervals import jackknife
 from rvtutorial.metrics.leaderboard import counts_of
 from rvtutorial.runs import Hyperparams, Run, differences
@@ -40,11 +41,20 @@ def _final_score(run: Run, metric: str = "f1") -> float | None:
     "A finished run's score on whole validation scenes."
     if run.state != "succeeded":
         return None
+    if metric in counting.MEANS:  # run.json has the scores of one class only
+        try:
+            value = jackknife(counts_of(run), metric).value
+        except FileNotFoundError:
+            return None
+        return None if np.isnan(value) else value
     return (run.results.get("validation") or {}).get(metric)
 
 
 def _score_at(run: Run, epochs: int, metric: str = "f1") -> float | None:
-    "A run's score on validation chips on its way, of the first class that is named."
+    """A run's score on validation chips on its way, of the first class that is named.
+
+    A mean over classes is that of their F1, which is what the log has.
+    """
     try:
         log = run.log()
     except FileNotFoundError:
@@ -53,6 +63,11 @@ def _score_at(run: Run, epochs: int, metric: str = "f1") -> float | None:
     if not len(rows):
         return None
     names = [c.removesuffix("_f1") for c in log if c.endswith("_f1")]
+    if metric in counting.MEANS:
+        mean, _, score = metric.partition("_")
+        aside = ("avg", "null") + ("background",) * (mean == "foreground")
+        each = [float(rows[f"{n}_f1"].iloc[-1]) for n in names if n not in aside]
+        return float(np.mean([v / (2 - v) if score == "iou" else v for v in each]))
     named = [n for n in names if n not in ("avg", "background", "null")]
     column = (named or names)[0] + ("_f1" if metric == "iou" else f"_{metric}")
     value = float(rows[column].iloc[-1])
@@ -435,7 +450,7 @@ class SweepFolder:
                 scored |= {} if value is None else {name: value}
         if scored:
             name = max(scored, key=scored.get)
-            interval = jackknife(table(counts_of(runs[name])), plan.metric)
+            interval = jackknife(counts_of(runs[name]), plan.metric)
             best = f"{name}: {interval!r}"
         seconds, left = sum(run.worked for run, _ in _readable(own)), None
         done = sum(d["done"] for d in details)

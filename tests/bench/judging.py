@@ -50,8 +50,8 @@ def soft_scores(side, seed=0):
 
 def count():
     "One line for each kind of score."
-    from rvtutorial.metrics.calibration import _count_score_arrays, add_scores
-    from rvtutorial.metrics.counting import _count_arrays, add
+    from rvtutorial.metrics.calibration import ScoreCounts, _count_score_arrays
+    from rvtutorial.metrics.counting import Counts, _count_arrays
 
     truth, scores = soft_scores(SIDE)
     drawn = scores.argmax(axis=0).astype(np.uint8)
@@ -60,8 +60,10 @@ def count():
 
         def work(given=given):
             ids = [str(i) for i in range(SCENES)]
-            add([_count_arrays(truth, drawn, CLASSES, i) for i in ids])
-            add_scores([_count_score_arrays(truth, given, CLASSES, i) for i in ids])
+            Counts.joined([_count_arrays(truth, drawn, CLASSES, i) for i in ids])
+            ScoreCounts.joined(
+                [_count_score_arrays(truth, given, CLASSES, i) for i in ids]
+            )
 
         print(f"count {name}", turns(work), flush=True)
 

@@ -45,7 +45,7 @@ def draw(rng, hard, share, block=1):
 def main(sets=400):
     rng = np.random.default_rng(0)
     big = draw(rng, *world(rng, 40_000)).ranking()
-    true = {name: getattr(calibration, name)(big) for name in calibration.SCORES}
+    true = {name: calibration._scores_of(big)[name] for name in calibration.SCORES}
     rows = []
     for block in (1, 5):
         place = np.arange(SCENES) // block if block > 1 else None
@@ -53,8 +53,8 @@ def main(sets=400):
             shared = world(rng, SCENES, block)
             a, b = (draw(rng, *shared, block) for _ in range(2))
             blocks = None if place is None else dict(zip(a.scenes, place, strict=True))
-            own = calibration.score_summary(a, blocks=place).iloc[0]
-            plain = calibration.score_summary(a).iloc[0]
+            own = a.summary(blocks=place).iloc[0]
+            plain = a.summary().iloc[0]
             for name, value in true.items():
                 pair = leaderboard.compare(a, b, name, blocks=blocks)
                 inside = [one[f"{name}_low"] <= value <= one[f"{name}_high"]
