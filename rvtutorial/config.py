@@ -250,7 +250,7 @@ def make_solver(
         loss = dict(class_loss_weights=weights, ignore_class_index=ignored)
     else:
         how = dict(terms=hp.loss.split("+"), weights=weights, ignored=ignored)
-        loss = dict(external_loss_def=from_hub(losses.__file__, hub, "loss", how))
+        loss = dict(external_loss_def=from_hub(losses.__file__, hub, "Loss", how))
     return SolverConfig(
         lr=hp.lr,
         num_epochs=hp.epochs,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rvtutorial.core.hyperparams import Hyperparams
-from rvtutorial.engine.optimizer import Recipe, is_encoder, rate
+from rvtutorial.engine.optimizer import Recipe, _is_encoder, _rate
 from rvtutorial.models import encoders
 from rvtutorial.models.encoders import _load_encoder, network, weights_file
 
@@ -111,11 +111,11 @@ def test_what_does_not_fit_together_is_refused(values, says):
 
 
 def test_the_rate_rises_over_a_tenth_and_falls_to_nothing():
-    rates = [rate(step, 100) for step in range(100)]
+    rates = [_rate(step, 100) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0
     assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
     assert 0 < rates[-1] < 0.001
-    assert rate(0, 1) == 1.0
+    assert _rate(0, 1) == 1.0
 
 
 def test_the_encoder_has_a_rate_of_its_own_and_may_be_frozen():
@@ -132,7 +132,7 @@ def test_the_encoder_has_a_rate_of_its_own_and_may_be_frozen():
         net.train()
         recipe.freeze(net, epoch)
         for name, weight in net.named_parameters():
-            assert weight.requires_grad == (learns or not is_encoder(name))
+            assert weight.requires_grad == (learns or not _is_encoder(name))
         assert net.net.encoder.model.bn1.training == learns
         assert net.net.decoder.training
 

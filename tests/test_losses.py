@@ -9,7 +9,7 @@ from rvtutorial import engine
 from rvtutorial.config import get_config
 from rvtutorial.core.hyperparams import Hyperparams
 from rvtutorial.data.synthetic import make_sample_scenes
-from rvtutorial.models.losses import loss
+from rvtutorial.models.losses import Loss
 
 
 @pytest.fixture
@@ -22,20 +22,20 @@ def batch():
 def test_values_are_those_of_segmentation_models_pytorch(batch):
     out, labels = batch
     lovasz = smp.losses.LovaszLoss("multiclass", per_image=False)(out, labels)
-    assert torch.isclose(loss(["lovasz"])(out, labels), lovasz, atol=1e-6)
+    assert torch.isclose(Loss(["lovasz"])(out, labels), lovasz, atol=1e-6)
     dice = smp.losses.DiceLoss("multiclass", smooth=0.5)(out, labels)
-    assert torch.isclose(loss(["dice"])(out, labels), dice, atol=1e-6)
+    assert torch.isclose(Loss(["dice"])(out, labels), dice, atol=1e-6)
     plain = torch.nn.functional.cross_entropy(out, labels)
-    assert torch.isclose(loss(["cross_entropy"])(out, labels), plain)
+    assert torch.isclose(Loss(["cross_entropy"])(out, labels), plain)
     p = out.softmax(1).gather(1, labels[:, None])
     assert torch.isclose(
-        loss(["focal"])(out, labels), (-((1 - p) ** 2) * p.log()).mean(), atol=1e-6
+        Loss(["focal"])(out, labels), (-((1 - p) ** 2) * p.log()).mean(), atol=1e-6
     )
 
 
 def test_a_sum_is_the_sum(batch):
-    parts = [loss([term])(*batch) for term in ("cross_entropy", "dice", "lovasz")]
-    assert torch.isclose(loss(["cross_entropy", "dice", "lovasz"])(*batch), sum(parts))
+    parts = [Loss([term])(*batch) for term in ("cross_entropy", "dice", "lovasz")]
+    assert torch.isclose(Loss(["cross_entropy", "dice", "lovasz"])(*batch), sum(parts))
 
 
 @pytest.mark.parametrize("term", ["cross_entropy", "dice", "focal", "lovasz"])
@@ -44,13 +44,13 @@ def test_pixels_and_classes_that_do_not_count(batch, term):
     out.requires_grad_()
     hidden = torch.where(labels == 3, 1, labels).clone()
     hidden[0] = 3
-    found = loss([term], ignored=3)(out, hidden)
-    assert torch.isclose(found, loss([term])(out[1:], hidden[1:]))
+    found = Loss([term], ignored=3)(out, hidden)
+    assert torch.isclose(found, Loss([term])(out[1:], hidden[1:]))
     found.backward()
     assert (out.grad[0] == 0).all() and out.grad[1].abs().sum() > 0
-    nothing = loss([term], ignored=3)(out, torch.full_like(labels, 3))
+    nothing = Loss([term], ignored=3)(out, torch.full_like(labels, 3))
     assert nothing == 0 and nothing.requires_grad
-    light = loss([term], weights=[1, 1, 0, 0])(out, torch.full_like(labels, 2))
+    light = Loss([term], weights=[1, 1, 0, 0])(out, torch.full_like(labels, 2))
     assert light == 0
 
 
@@ -58,10 +58,10 @@ def test_pixels_and_classes_that_do_not_count(batch, term):
 def test_a_perfect_answer_costs_nothing_and_weights_shift_the_rest(batch, term):
     _, labels = batch
     perfect = 60.0 * torch.nn.functional.one_hot(labels, 4).movedim(3, 1)
-    assert loss([term])(perfect, labels) < 1e-4
+    assert Loss([term])(perfect, labels) < 1e-4
     wrong = perfect.clone()
     wrong[:, [0, 1]] = perfect[:, [1, 0]]  # the two first classes are mixed up
-    heavy, light = loss([term], [5, 5, 1, 1]), loss([term], [1, 1, 5, 5])
+    heavy, light = Loss([term], [5, 5, 1, 1]), Loss([term], [1, 1, 5, 5])
     assert heavy(wrong, labels) > light(wrong, labels)
 
 

@@ -36,7 +36,7 @@ class Recipe:
     def build(self, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
         "The optimizer: one group of weights, or the encoder's and the others."
         every = dict(network.named_parameters())
-        slow = [v for k, v in every.items() if is_encoder(k)] if self.splits else []
+        slow = [v for k, v in every.items() if _is_encoder(k)] if self.splits else []
         chosen = {id(v) for v in slow}
         rest = [v for v in every.values() if id(v) not in chosen]
         groups = [{"params": rest, "lr": lr}]
@@ -58,7 +58,7 @@ class Recipe:
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         return torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate(step, steps), last_epoch=done - 1
+            optimizer, lambda step: _rate(step, steps), last_epoch=done - 1
         )
 
     def freeze(self, network: torch.nn.Module, epoch: int) -> None:
@@ -67,19 +67,19 @@ class Recipe:
             return
         frozen = epoch < self.freeze_epochs
         for name, weight in network.named_parameters():
-            if is_encoder(name):
+            if _is_encoder(name):
                 weight.requires_grad_(not frozen)
         for name, module in network.named_modules():
-            if is_encoder(f"{name}."):
+            if _is_encoder(f"{name}."):
                 module.train(not frozen)
 
 
-def is_encoder(name: str) -> bool:  # Of a weight, such as net.encoder.model.bn1.weight
+def _is_encoder(name: str) -> bool:  # Of a weight, such as net.encoder.model.bn1.weight
     "Whether a weight belongs to the part that is pre-trained."
     return bool({"encoder", "backbone"} & {*name.split(".")[:-1]})
 
 
-def rate(
+def _rate(
     step: int,  # From 0
     steps: int,  # Of the whole training
 ) -> float:  # Share of the peak, above 0

@@ -79,7 +79,9 @@ class _Plan:
     stride: int  # Pixels from one chip to the next
     crop_sz: int | None = None  # Pixels discarded along each edge of a prediction
     aois: tuple = ()  # Polygons in pixels of the image: only windows inside count
-    inside: bool = False  # Move windows that hang over into an image that is large enough
+    inside: bool = (
+        False  # Move windows that hang over into an image that is large enough
+    )
 
     def __post_init__(self):
         for name in ("height", "width", "chip_sz", "stride"):

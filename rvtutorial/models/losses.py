@@ -23,7 +23,13 @@ class Loss(nn.Module):
     the Lovasz extension of 1 - IoU, mean likewise (Berman and others, arXiv 1705.08790).
     """
 
-    def __init__(self, terms, weights=None, ignored=None):
+    def __init__(
+        self,
+        terms: list,  # Of cross_entropy, dice, focal and lovasz
+        weights: list | None = None,  # One for each class, 0 or more; None: all alike
+        ignored: int
+        | None = None,  # Class id that does not count, such as that of null
+    ):
         super().__init__()
         self.terms, self.ignored = (
             [getattr(self, f"_{term}") for term in terms],
@@ -84,12 +90,3 @@ class Loss(nn.Module):
             steps = torch.cat([steps[:1], steps.diff()])
             found = found + share[number] * (errors * steps).sum()
         return found
-
-
-def loss(
-    terms: list,  # Of cross_entropy, dice, focal and lovasz
-    weights: list | None = None,  # One for each class, 0 or more; None: all alike
-    ignored: int | None = None,  # Class id that does not count, such as that of null
-) -> Loss:
-    "The sum of losses; an entry point for `torch.hub`."
-    return Loss(terms, weights, ignored)
