@@ -290,7 +290,7 @@ def _predict_stride(hp, shapes) -> int:
 def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     "Look at the data, open the run folder, and put the pieces together."
     classes = make_classes(where["classes"])
-    found = checks.look_at_data(hp, where, classes)
+    found = checks.look_at_data(hp, where, classes, split=preset == "own")
     splits, shapes, order = found["splits"], found["shapes"], found["order"]
     inputs.allow_open_files(len(shapes))
     hp = inputs.fitted(hp, shapes, output_uri)

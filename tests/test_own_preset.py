@@ -121,6 +121,28 @@ def test_a_rare_class_weighs_more_and_an_absent_one_is_refused(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_folder_without_splits_is_split_by_chance(tmp_path, capsys):
+    "A stranger's folder of images needs nothing else; the same call is the same run."
+    made = make_sample_scenes(tmp_path / "made", n_train=7, n_val=1, n_test=1, size=100)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for path in made.rglob("*.*"):
+        if path.suffix in (".tif", ".geojson"):
+            path.rename(folder / path.name)
+    cfg = own(folder, tmp_path / "run")
+    sizes = len(cfg.dataset.train_scenes), len(cfg.dataset.validation_scenes)
+    assert sizes == (7, 2) and not cfg.dataset.test_scenes
+    assert "of its 9 scenes 2 were set aside by chance" in capsys.readouterr().err
+    assert own(folder, tmp_path / "run").json() == cfg.json()
+    (folder / "one").mkdir()
+    for path in sorted(folder.glob("*img*1.*")):
+        path.rename(folder / "one" / path.name)
+    with pytest.raises(ValueError, match="has one scene, .*split_by_area"):
+        own(folder / "one", tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="has no folder train/"):
+        get_config("inprocess", tmp_path / "other", "smoke", folder)
+
+
 # --- windows
 
 

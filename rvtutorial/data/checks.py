@@ -22,6 +22,7 @@ from rasterio.warp import transform_geom
 from rvtutorial import scenes
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import read_json, write_json
+from rvtutorial.core.renamed import say_once
 from rvtutorial.data.label_values import Meaning
 from rvtutorial.data.labels import image_info, is_raster, open_image, read_shapes
 from rvtutorial.data.validity import Validity, check_zeros
@@ -151,14 +152,44 @@ def shown_as_bands(
     return {name: [view(scene) for scene in found] for name, found in splits.items()}
 
 
+def _by_chance(data, image_pattern, label_pattern):
+    """The splits of a folder; without train/ a sixth of its scenes tells when to stop.
+
+    Parts of one tile, where the pattern has such, stay together. No test is set aside.
+    """
+    folder = Path(data)
+    if not folder.is_dir() or (folder / "train").is_dir():
+        return scenes.find_splits(data, image_pattern, label_pattern)
+    found = scenes.find_scenes(folder, image_pattern, label_pattern)
+    tiles = [*{name: None for scene in found for name in scene.parts}]
+    by = tiles[0] if len(tiles) > 1 else None
+    groups = {scene.parts[by] for scene in found} if by else found
+    if by and len(groups) < 3:
+        by, groups = None, found
+    if len(groups) < 2:
+        raise ValueError(
+            f"{folder} has one scene, and training needs a second one to tell when to "
+            "stop: scenes.split_by_area(image, labels, 'quarters', 'areas') makes four of it"
+        )
+    splits = scenes.split_scenes(found, max(1, round(len(groups) / 6)), by=by)
+    say_once(
+        f"{folder} has no folder train/: of its {len(found)} scenes {len(splits['val'])} "
+        f"were set aside by chance to tell when to stop ({', '.join(s.id for s in splits['val'][:5])}"
+        f"{', ...' * (len(splits['val']) > 5)}), the others train, none is a test. "
+        f"scenes.split_scenes and scenes.write_table choose otherwise"
+    )
+    return splits
+
+
 def look_at_data(
     hp: Hyperparams,  # chip_sz, max_windows, scaling
     where: dict,  # data, patterns, class_field, label_values, layer, bands, zeros
     classes,  # ClassConfig
+    split: bool = False,  # Split a folder without train/ by chance
 ) -> dict:  # splits, shapes by id, holes, bands, their order, limits, fills
     "Find the scenes and refuse what cannot be trained on, before anything is written."
     patterns = where["image_pattern"], where["label_pattern"]
-    splits = scenes.find_splits(where["data"], *patterns)
+    splits = (_by_chance if split else scenes.find_splits)(where["data"], *patterns)
     zeros = check_zeros(where.get("zeros"))
     how = {name: where.get(name) for name in ("class_field", "label_values", "layer")}
     how |= dict(classes=classes.names[:-1], zeros=zeros)
