@@ -288,7 +288,7 @@ def test_a_folder_of_scenes_is_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "rvtutorial.hpc.queue.Submission.start_local", lambda home: "0"
+            "rvtutorial.hpc.local_queue.Submission.start_local", lambda home: "0"
         )  # dies at once
         words = ["train", "./lr=1e-3", "preset=smoke", "data=some data"]
         assert doc(*words, code=75)["state"] == "lost"

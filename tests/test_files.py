@@ -28,7 +28,7 @@ from rvtutorial.core.files import (
     writing,
 )
 from rvtutorial.data.synthetic import make_sample_scenes
-from rvtutorial.hpc import queue
+from rvtutorial.hpc import local_queue as queue
 from rvtutorial.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -741,10 +741,15 @@ def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
     from rvtutorial.slurm import submit_many
 
     monkeypatch.setattr(
-        "rvtutorial.hpc.queue.Submission.start_local", lambda home: str(os.getpid())
+        "rvtutorial.hpc.local_queue.Submission.start_local",
+        lambda home: str(os.getpid()),
     )
-    monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": True)
-    monkeypatch.setattr("rvtutorial.hpc.queue._is_script", lambda pid, home: False)
+    monkeypatch.setattr(
+        "rvtutorial.hpc.local_queue._is_queue", lambda pid, home="": True
+    )
+    monkeypatch.setattr(
+        "rvtutorial.hpc.local_queue._is_script", lambda pid, home: False
+    )
     before = time.time() - 1
     assert lessons._trainings(tmp_path, before) == ("", None)
     asked = {
@@ -761,7 +766,9 @@ def test_trainings_that_were_submitted_after_a_time(tmp_path, monkeypatch):
     assert lessons._trainings(tmp_path, time.time() + 5) == ("", None)
     for i in (1, 2):
         Run(tmp_path / f"r{i}").update("went", state="succeeded")
-    monkeypatch.setattr("rvtutorial.hpc.queue._is_queue", lambda pid, home="": False)
+    monkeypatch.setattr(
+        "rvtutorial.hpc.local_queue._is_queue", lambda pid, home="": False
+    )
     assert lessons._trainings(tmp_path, before - 60) == ("", None)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from rvtutorial.core.records import read_json
 from rvtutorial.hpc.job import JobFailed, own_imports
-from rvtutorial.hpc.queue import _JobScript, _LocalQueue
+from rvtutorial.hpc.local_queue import _JobScript, _LocalQueue
 from rvtutorial.runs import Run
 from rvtutorial.slurm import submit_many
 
@@ -75,7 +75,7 @@ def runs(tmp_path_factory):
     place = tmp_path_factory.mktemp("told")
     runs = {place / f"r{n}": {"number": n} for n in range(4)}
     with pytest.MonkeyPatch.context() as patch:  # as on a machine without GPU
-        patch.setattr("rvtutorial.hpc.queue.DRIVERS", ())
+        patch.setattr("rvtutorial.hpc.local_queue.DRIVERS", ())
         job = submit_many(runs, notebook=book(place / "tell.ipynb", TELL))
         with pytest.raises(JobFailed, match="r3"):
             job.wait(progress=False, timeout=120)
@@ -154,13 +154,13 @@ def test_drivers_that_do_not_bear_a_fork_and_single_runs_start_anew(
         (tmp_path / "tasks.json").write_text(str(tasks).replace("'", '"'))
         return _LocalQueue(tmp_path).shares
 
-    monkeypatch.setattr("rvtutorial.hpc.queue.DRIVERS", ())
+    monkeypatch.setattr("rvtutorial.hpc.local_queue.DRIVERS", ())
     monkeypatch.setenv("RVTUTORIAL_FRESH", "0")
     assert shares(2) and not shares(1)
     monkeypatch.setenv("RVTUTORIAL_FRESH", "1")
     assert not shares(2)
     monkeypatch.delenv("RVTUTORIAL_FRESH")
-    monkeypatch.setattr("rvtutorial.hpc.queue.DRIVERS", ("/dev/null",))
+    monkeypatch.setattr("rvtutorial.hpc.local_queue.DRIVERS", ("/dev/null",))
     assert not shares(2), "CUDA would not work in a copy"
 
 

@@ -17,8 +17,9 @@ import pytest
 from rvtutorial import slurm
 from rvtutorial.core.names import packaged
 from rvtutorial.core.records import read_json, write_json
-from rvtutorial.hpc import batch, queue, scheduler, sites
+from rvtutorial.hpc import batch, scheduler, sites
 from rvtutorial.hpc import job as jobs
+from rvtutorial.hpc import local_queue as queue
 from rvtutorial.hpc.job import _merge, parameters
 from rvtutorial.hpc.scheduler import SLURM, WORDS
 from rvtutorial.runs import Run
@@ -593,7 +594,7 @@ def test_processes_that_are_no_queue(tmp_path):
         assert not queue._is_queue(pid) and not queue._is_script(pid, tmp_path), pid
     over.wait()
     sleep = "import time; time.sleep(60)"
-    args = [sys.executable, "-c", sleep, "rvtutorial.hpc.queue", str(tmp_path)]
+    args = [sys.executable, "-c", sleep, "rvtutorial.hpc.local_queue", str(tmp_path)]
     one = subprocess.Popen(args)
     # one that is just being started shows no command yet, and may be any
     wait_for(lambda: not queue._is_queue(one.pid, tmp_path / "other"), 5)
@@ -622,7 +623,7 @@ def test_a_script_that_cannot_start_says_why(tmp_path):
 def test_the_earlier_ticket_goes_first(tmp_path):
     "Three processes, started in the wrong order, are served by their numbers."
     code = (
-        "import sys, time; from rvtutorial.hpc.queue import _first_in_queue\n"
+        "import sys, time; from rvtutorial.hpc.local_queue import _first_in_queue\n"
         "with _first_in_queue(int(sys.argv[1])):\n"
         "    open(sys.argv[2], 'a').write(sys.argv[1]); time.sleep(0.3)"
     )

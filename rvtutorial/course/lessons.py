@@ -24,7 +24,7 @@ from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.hpc.kernels import own_kernel
 from rvtutorial.hpc.job import Job
-from rvtutorial.hpc.queue import Submission
+from rvtutorial.hpc.local_queue import Submission
 from rvtutorial.hpc.runner import EXIT_FAILED, EXIT_OK
 from rvtutorial.hpc.scheduler import LIVE, SlurmError
 from rvtutorial.runs import Workspace, find_runs

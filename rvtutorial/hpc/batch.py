@@ -15,7 +15,7 @@ from rvtutorial.core.files import locked
 from rvtutorial.hpc import job as jobs
 from rvtutorial.hpc import scheduler
 from rvtutorial.hpc.job import Job
-from rvtutorial.hpc.queue import Submission, queue_folder
+from rvtutorial.hpc.local_queue import Submission, queue_folder
 from rvtutorial.hpc.scheduler import FINE, LIVE, SlurmError
 from rvtutorial.hpc.sites import Site
 from rvtutorial.core.records import write_json

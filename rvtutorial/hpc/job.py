@@ -20,7 +20,7 @@ from rvtutorial.core.files import Busy, is_locked, is_other, locked
 from rvtutorial.core.hyperparams import under_new_names
 from rvtutorial.core.names import near_match, packaged
 from rvtutorial.core.records import Unreadable, read_json, write_json
-from rvtutorial.hpc.queue import Submission
+from rvtutorial.hpc.local_queue import Submission
 from rvtutorial.hpc.scheduler import FINE, LIVE, NEVER, SLURM, SlurmError
 from rvtutorial.runs import Hyperparams, Run
 

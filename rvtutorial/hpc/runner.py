@@ -28,7 +28,7 @@ from rvtutorial.core.files import Busy, TooLittle, addresses_gb, atomic_path, he
 from rvtutorial.core.records import read_json, reserve_disk, write_json
 from rvtutorial.hpc.job import job_notebook, own_imports, parameters, refuse_other_run
 from rvtutorial.hpc.kernels import own_kernel, share_imports
-from rvtutorial.hpc.queue import Submission
+from rvtutorial.hpc.local_queue import Submission
 from rvtutorial.hpc.scheduler import SlurmError
 from rvtutorial.runs import Run
 

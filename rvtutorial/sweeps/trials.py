@@ -24,7 +24,7 @@ from rvtutorial.core.files import atomic_path, locked, safe_name
 from rvtutorial.core.finding import is_sweep, named_runs
 from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.hpc.job import Job, check_params, job_notebook, notebook_line
-from rvtutorial.hpc.queue import Submission
+from rvtutorial.hpc.local_queue import Submission
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.hpc.sites import Site
 from rvtutorial.metrics import counting

@@ -49,7 +49,8 @@ def _is_queue(pid, home: str | Path = "") -> bool:
     if command == []:  # just being started, or the kernel's own: 2 and its children
         with contextlib.suppress(psutil.Error):
             return psutil.Process(int(pid)).ppid() not in (0, 2)
-    names = {"rvtutorial.hpc.queue", "rvtutorial.queues"}  # the second until 0.1.0
+    # the second until 0.1.0, the third for some days after
+    names = {f"rvtutorial.{name}" for name in ("hpc.local_queue", "queues", "hpc.queue")}
     command = command or []
     return bool(names & {*command}) and str(home) in [*command, ""]
 
@@ -165,7 +166,7 @@ class Submission:
 
     def start_local(self) -> str:
         "Start the local queue's process for it; its process id."
-        command = [sys.executable, "-m", "rvtutorial.hpc.queue", str(self.home)]
+        command = [sys.executable, "-m", "rvtutorial.hpc.local_queue", str(self.home)]
         null, env = subprocess.DEVNULL, clean_env()
         with open(self.home / "queue.log", "ab") as log:
             process = subprocess.Popen(
@@ -438,5 +439,5 @@ class _LocalQueue:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m rvtutorial.hpc.queue SUBMISSION_FOLDER")
+        sys.exit("usage: python -m rvtutorial.hpc.local_queue SUBMISSION_FOLDER")
     _LocalQueue(sys.argv[1]).run()
