@@ -38,8 +38,9 @@ MOVED = {
     "speed": "engine.speed",
     "sweepfile": "sweeps.sweepfile",
     "sweepplots": "figures.sweeps",
-    "tracking": "sweeps.trials",
-    "trials": "sweeps.trials",
+    "sweeps.trials": "sweeps.folder",  # for some days after 0.1.0
+    "tracking": "sweeps.folder",
+    "trials": "sweeps.folder",
 }
 
 

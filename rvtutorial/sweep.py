@@ -17,7 +17,7 @@ from .metrics.leaderboard import Board, leaderboard
 from .slurm import Job
 from .sweeps.space import Proposal, propose
 from .sweeps.sweepfile import complete, grid, read_sweep, trial_names  # noqa: F401
-from .sweeps.trials import BROKEN, SweepFolder
+from .sweeps.folder import BROKEN, SweepFolder
 
 # %% ../nbs/08_hyperparameter_tuning.ipynb #68be26d3
 class Sweep(SweepFolder):

@@ -21,8 +21,8 @@ from rvtutorial.metrics.counting import Counts, scores
 from rvtutorial.metrics.intervals import Judged, jackknife
 from rvtutorial.metrics.leaderboard import counts_of, label_folder, leaderboard
 from rvtutorial.runs import Run
+from rvtutorial.sweeps.folder import _final_score, _score_at
 from rvtutorial.sweeps.sweepfile import read_sweep
-from rvtutorial.sweeps.trials import _final_score, _score_at
 
 NAMES = ("road", "house", "background", "null")
 SCENES = ("1", "2", "3", "4", "5", "6")

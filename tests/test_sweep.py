@@ -29,18 +29,18 @@ from rvtutorial.sweep import (
     read_sweep,
     run_sweep,
 )
-from rvtutorial.sweeps import trials as at_work
+from rvtutorial.sweeps import folder as at_work
+from rvtutorial.sweeps.folder import (
+    _gpus,
+    _run_size,
+    prepare_trial,
+)
 from rvtutorial.sweeps.space import Journal
 from rvtutorial.sweeps.sweepfile import (
     SweepFile,
     Trial,
     short,
     trial_names,
-)
-from rvtutorial.sweeps.trials import (
-    _gpus,
-    _run_size,
-    prepare_trial,
 )
 
 RATES = [1e-2, 1e-3, 1e-4, 1e-5]

@@ -10,7 +10,7 @@ from fake_runs import write_log
 
 from rvtutorial.core.finding import named_runs
 from rvtutorial.runs import Run
-from rvtutorial.sweeps.trials import _history, _outcome, track
+from rvtutorial.sweeps.folder import _history, _outcome, track
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_without_wandb_the_error_says_what_to_do(runs, tmp_path, monkeypatch):
 
 def test_importing_loads_neither_torch_nor_a_tracker():
     code = (
-        "import sys, rvtutorial.sweeps.trials\n"
+        "import sys, rvtutorial.sweeps.folder\n"
         "print(sorted({'torch', 'wandb', 'tensorboard'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

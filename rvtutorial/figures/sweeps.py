@@ -19,7 +19,7 @@ from .runs import in_order, open_runs
 from ..core.names import near_match
 from ..runs import Run
 from ..sweeps.sweepfile import short
-from ..sweeps.trials import gpu_minutes
+from ..sweeps.folder import gpu_minutes
 
 # %% ../../nbs/figures/sweeps.ipynb #7630408d
 def _judged(runs, metric, split, class_name):

@@ -1,4 +1,4 @@
-"""What a job of a sweep decides when it begins, how far a sweep is and what it costs, and its runs for CSV, TensorBoard and Weights & Biases."""
+"""The folder of a sweep: what a job of a sweep decides when it begins, how far a sweep is and what it costs, and its runs for CSV, TensorBoard and Weights & Biases."""
 
 import contextlib
 import hashlib
@@ -105,7 +105,7 @@ class _NotYet(RuntimeError):
     "A decision lacks the result of a trial that is not over."
 
 
-HOOK = "rvtutorial.sweeps.trials:prepare_trial"
+HOOK = "rvtutorial.sweeps.folder:prepare_trial"
 
 
 class SweepFolder:
