@@ -13,7 +13,8 @@ from pathlib import Path
 
 from . import scenes
 from .data import checks
-from .engine import bundles, inputs
+from .engine import inputs  # first: it looks whether torch has room
+from .engine import bundles
 from .models import losses
 from .data.labels import is_raster, target_class
 from .core.colours import COLOURS
