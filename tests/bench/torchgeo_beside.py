@@ -316,7 +316,10 @@ def data_of(plan):
                 self.train_dataset, size, plan["chips"]
             )
             self.val_dataset = datasets_of(plan, "val")
-            self.val_sampler = GridGeoSampler(self.val_dataset, size, plan["stride"])
+            stride = (
+                plan["stride"] + 1e-6
+            )  # else rounding gives one more row and column
+            self.val_sampler = GridGeoSampler(self.val_dataset, size, stride)
 
         def _dataloader_factory(self, split):
             made = super()._dataloader_factory(split)
