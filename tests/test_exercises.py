@@ -86,7 +86,7 @@ HOSTILE = {
 def test_every_answer_gets_a_sentence(number, name):
     verdict = check(number, HOSTILE[name])
     assert verdict.right is False, verdict
-    assert 10 < len(verdict.message) < 400
+    assert 10 < len(verdict.message) < 500
     assert repr(verdict).startswith("Not yet (")
 
 

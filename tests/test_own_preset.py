@@ -214,21 +214,22 @@ def test_windows_do_not_depend_on_what_was_drawn_before(scenes, tmp_path):
 
 def test_a_budget_becomes_epochs_which_a_run_keeps(scenes, tmp_path, capsys):
     out, begun = tmp_path / "run", time.perf_counter()
-    engine.run(own(scenes, out, budget="12 s"), ["train"], pause=1)
+    small = dict(chip_sz=64, max_windows=2)  # one step an epoch: there is always time
+    engine.run(own(scenes, out, budget="12 s", **small), ["train"], pause=1)
     asked, went = (Run(out).manifest[k] for k in ("asked", "went"))
     planned = went["budget"]["epochs"]
     assert planned > 1 and asked["hyperparams"]["epochs"] == planned
     assert f"12 s are {planned} epochs of" in capsys.readouterr().out
     saved = json.loads((out / "pipeline-config.json").read_text())
     assert saved["backend"]["solver"]["num_epochs"] == planned
-    old = own(scenes, out, budget="12 s")  # the call of before: the same run
+    old = own(scenes, out, budget="12 s", **small)  # the call of before: the same run
     assert old.backend.solver.num_epochs == planned
     engine.run(old, ["train"], progress=False)
     assert len(Run(out).log()) == planned
     assert Run(out).manifest["went"]["budget"] == went["budget"]  # measured once
     assert time.perf_counter() - begun < 60
     with pytest.raises(ValueError, match="budget"):
-        own(scenes, out, budget="13 s")
+        own(scenes, out, budget="13 s", **small)
 
 
 def test_a_budget_that_is_too_short(scenes, tmp_path):

@@ -447,7 +447,7 @@ def test_packaged_files_come_from_the_checkout_then_from_the_wheel(
     assert packaged("jobs", "train.ipynb") == tmp_path / "nbs/jobs/train.ipynb"
     with pytest.raises(FileNotFoundError, match="no job 'trian'; did you mean 'train'"):
         packaged("jobs", "trian")
-    with pytest.raises(ValueError, match="jobs or sites, got 'figures'"):
+    with pytest.raises(ValueError, match="jobs, sites, definitions, got 'figures'"):
         packaged("figures", "a")
 
 

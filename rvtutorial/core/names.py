@@ -51,6 +51,8 @@ def packaged(
         "sites": (inside.parent / "slurm" / "sites", inside / "_sites", ".toml"),
         "definitions": (inside.parent / "apptainer", inside / "_apptainer", ".def"),
     }
+    if kind not in places:
+        raise ValueError(f"kind must be one of {', '.join(places)}, got {kind!r}")
     *folders, suffix = places[kind]
     known = {p.stem: p for f in reversed(folders) for p in f.glob("*" + suffix)}
     name = str(name).removesuffix(suffix)
