@@ -247,11 +247,20 @@ def _samples_command(folder, preset, **changes):
 
 def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[str]]:
     "One row a split, and all that is wrong with the scenes of a folder or a table."
-    from rvtutorial.data.pairing import DataError, find_splits, leaks, outlines
+    from rvtutorial.data.pairing import (
+        DataError,
+        find_scenes,
+        find_splits,
+        leaks,
+        outlines,
+    )
     from rvtutorial.scenes import check_scenes
 
     try:
-        splits = find_splits(data, **pattern)
+        if data.is_dir() and not (data / "train").is_dir():  # not split yet
+            splits = {"all": find_scenes(data, **pattern, split="all")}
+        else:
+            splits = find_splits(data, **pattern)
         scenes = check_scenes(splits, **how)
     except DataError as error:
         return [], error.problems

@@ -209,6 +209,16 @@ def test_check_finds_what_is_wrong(tmp_path):
     assert "images without labels" in found.stdout and found.stderr == ""
 
 
+def test_check_a_folder_that_is_not_split_yet(tmp_path):
+    made, folder = tmp_path / "made", tmp_path / "mine"
+    small(made)
+    folder.mkdir()
+    for path in [*made.rglob("*.tif"), *made.rglob("*.geojson")]:
+        path.rename(folder / path.name)
+    found = doc("check", folder, "--only", "data")
+    assert [(row["split"], row["scenes"]) for row in found["data"]] == [("all", 4)]
+
+
 def test_check_of_raster_labels(tmp_path):
     "What they mean is asked for, and told by an option."
     import numpy as np
