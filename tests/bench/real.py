@@ -16,6 +16,7 @@ with replacement 10,000 times, the mean of the seeds for each scene's counts.
 import argparse
 import json
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -74,7 +75,8 @@ def kampala(data):
         place = from_origin(x * side - EARTH, EARTH - y * side, side / 256, side / 256)
         truth = rasterize(shapes, (256, 256), fill=1, default_value=0, transform=place)
         made = scene(image.stem, image, folder / "labels.geojson", truth)
-        scenes.append(dict(made, column=x))
+        parts = {"x": str(x), "y": str(y), "z": "20"}
+        scenes.append(dict(made, column=x, parts=parts))
     test = [s for s in scenes if s["column"] in (619224, 619212, 619213)]
     train = [s for s in scenes if s["column"] not in (619224, 619212, 619213)]
     return {"all": dict(train=train, val=[], test=test)}
@@ -237,24 +239,24 @@ LABELS = {
 
 
 def own(fold, classes, seed, seconds, name, folder, **changes):
-    "The preset for one's own data; every sixth training scene tells when to stop."
-    import shutil
-
-    from rvtutorial import engine
+    "The preset for one's own data, untouched; every sixth training scene tells when to stop."
+    from rvtutorial import engine, scenes
     from rvtutorial.config import get_config
 
-    run = folder / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    table, train = folder / "scenes.csv", fold["train"]
-    rows = ["split,id,image,label"]
-    for number, s in enumerate(train):
-        split = "val" if number % 6 == 3 else "train"
-        rows.append(f"{split},{s['id']},{s['image']},{s['label']}")
-    rows += [f"test,{s['id']},{s['image']},{s['label']}" for s in fold["test"]]
-    table.write_text("\n".join(rows) + "\n")
-    budget = dict(budget=f"{seconds:g} s", seed=seed)
+    run, splits = folder / "run", {"train": [], "val": [], "test": []}
+    shutil.rmtree(folder, ignore_errors=True)
+    for split, some in (("train", fold["train"]), ("test", fold["test"])):
+        for number, s in enumerate(some):
+            of = "val" if split == "train" and number % 6 == 3 else split
+            parts = s.get("parts", {})
+            made = scenes.Scene(s["id"], s["image"], s["label"], of, parts=parts)
+            splits[of].append(made)
+    if name == "kampala":
+        splits = {n: scenes.place_tiles(x, folder / n) for n, x in splits.items()}
+    table = scenes.write_table(splits, folder / "scenes.csv")
+    how = dict(preset="own", data=table, **LABELS[name])
     cfg = get_config(
-        "inprocess", run, preset="own", data=table, **LABELS[name], **budget, **changes
+        "inprocess", run, **how, budget=f"{seconds:g} s", seed=seed, **changes
     )
     engine.run(cfg, ["train", "predict"])
     maps = []
@@ -264,24 +266,32 @@ def own(fold, classes, seed, seconds, name, folder, **changes):
     return maps
 
 
+def nothing(*what):
+    "The same preset with the small network, which starts from nothing."
+    return own(*what, encoder="none", pretrained=False, lr=1e-3, encoder_lr=1)
+
+
 # --- scores
 
 
 def confusion(truth, found, classes):
-    "Pixels by true and predicted class; those without a label left out."
+    "Pixels by true and predicted class, the last column for none; unlabelled ones left out."
     known = truth != NO_LABEL
-    return np.bincount(
-        truth[known].astype(int) * classes + found[known], minlength=classes**2
-    ).reshape(classes, classes)
+    said = np.minimum(found[known].astype(int), classes)
+    pairs = truth[known].astype(int) * (classes + 1) + said
+    counts = np.bincount(pairs, minlength=classes * (classes + 1))
+    return counts.reshape(classes, classes + 1)
 
 
 def score(counts):
-    "F1 of the first of two classes, mean IoU of more."
+    "F1 of the first of two classes, mean IoU of more; (..., classes, classes + 1) counts."
     counts = np.asarray(counts, float)
-    hits, true, said = np.diag(counts), counts.sum(1), counts.sum(0)
-    if len(counts) == 2:
-        return 2 * hits[0] / max(true[0] + said[0], 1)
-    return (hits / np.maximum(true + said - hits, 1)).mean()
+    n = counts.shape[-2]
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    true, said = counts.sum(-1), counts.sum(-2)[..., :n]
+    if n == 2:
+        return 2 * hits[..., 0] / np.maximum(true[..., 0] + said[..., 0], 1)
+    return (hits / np.maximum(true + said - hits, 1)).mean(-1)
 
 
 def dots(found):
@@ -294,14 +304,57 @@ def dots(found):
 def measure(name, method, seed, fold, seconds, folder, classes):
     "Train and map one fold; what is kept of it."
     begun = time.monotonic()
-    how = {"boosting": boosting, "smp": smp_loop}[method]
-    maps = how(fold, classes, seed, seconds)
+    if method in ("own", "nothing"):
+        how = {"own": own, "nothing": nothing}[method]
+        maps = how(fold, classes, seed, seconds, name, folder / f"{name}-{method}")
+    else:
+        how = {"boosting": boosting, "smp": smp_loop}[method]
+        maps = how(fold, classes, seed, seconds)
     scenes = {}
     for s, found in zip(fold["test"], maps, strict=True):
         small, many = dots(found)
         counts = confusion(s["truth"], found, classes).tolist()
         scenes[s["id"]] = dict(counts=counts, small=small, components=many)
     return dict(scenes=scenes, seconds=round(time.monotonic() - begun, 1))
+
+
+def row(name, method, done):
+    "A line of the table; done: {seed: {fold: what measure returns}}."
+    scores, small, many = [], 0, 0
+    for folds in done.values():
+        scenes = [s for fold in folds.values() for s in fold["scenes"].values()]
+        scores.append(float(score(np.sum([s["counts"] for s in scenes], axis=0))))
+        small += sum(s["small"] for s in scenes)
+        many += sum(s["components"] for s in scenes)
+    low, high = interval(lambda counts: score(counts).mean(0), drawn(done))
+    seconds = [fold["seconds"] for folds in done.values() for fold in folds.values()]
+    return dict(
+        set=name, method=method, score=float(np.mean(scores)), low=low, high=high,
+        seeds=scores, dots=small / max(1, many), seconds=float(np.median(seconds)),
+    )  # fmt: skip
+
+
+def drawn(done, many=10_000):
+    "Counts of scenes drawn with replacement: (seeds, draws, classes, classes + 1)."
+    table = [
+        [s["counts"] for fold in folds.values() for s in fold["scenes"].values()]
+        for folds in done.values()
+    ]
+    table, rng = np.array(table, float), np.random.default_rng(0)
+    n = table.shape[1]
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=many).astype(float)
+    return np.einsum("dn,snij->sdij", weights, table)
+
+
+def interval(how, counts):
+    "The middle 95 % of what a function says of the draws."
+    return [float(v) for v in np.percentile(how(counts), (2.5, 97.5))]
+
+
+def against(one, other):
+    "Interval of the difference of two methods over the same draws of scenes."
+    means = [score(drawn(done)).mean(0) for done in (one, other)]
+    return interval(lambda both: both[0] - both[1], means)
 
 
 def main(argv=None):
@@ -313,28 +366,38 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "real")
     asked = parser.parse_args(argv)
     asked.out.mkdir(parents=True, exist_ok=True)
+    rows = []
     for name in asked.sets or SETS:
         make, classes = SETS[name]
-        folds = make(asked.data)
+        folds, every = make(asked.data), {}
         for method in asked.methods or METHODS:
+            every[method] = {}
             for seed in SEEDS:
                 kept = asked.out / f"{name}-{method}-{seed}-{asked.seconds:g}.json"
                 done = json.loads(kept.read_text()) if kept.exists() else {}
                 for label, fold in folds.items():
                     if label not in done:
-                        done[label] = measure(
-                            name, method, seed, fold, asked.seconds, asked.out, classes
-                        )
+                        how = fold, asked.seconds, asked.out, classes
+                        done[label] = measure(name, method, seed, *how)
                         kept.write_text(json.dumps(done))
-                scenes = [s for f in done.values() for s in f["scenes"].values()]
-                total = np.sum([s["counts"] for s in scenes], axis=0)
-                small = sum(s["small"] for s in scenes) / max(
-                    1, sum(s["components"] for s in scenes)
-                )
-                print(
-                    f"{name:8} {method:9} seed {seed}: {score(total):.3f}, dots {small:.0%}, {[f['seconds'] for f in done.values()]}",
-                    flush=True,
-                )
+                every[method][seed] = done
+            rows.append(row(name, method, every[method]))
+            if method != "own" and "own" in every:
+                rows[-1]["own_less_this"] = against(every["own"], every[method])
+            print(_line(rows[-1]), flush=True)
+    (asked.out / f"real-{asked.seconds:g}.json").write_text(json.dumps(rows, indent=1))
+
+
+def _line(row):
+    seeds = " ".join(f"{s:.3f}" for s in row["seeds"])
+    text = (
+        f"{row['set']:8} {row['method']:9} {row['score']:.3f} "
+        f"[{row['low']:.2f} {row['high']:.2f}]  seeds {seeds}  dots {row['dots']:.0%}  "
+        f"{row['seconds']:.0f} s"
+    )
+    if "own_less_this" in row:
+        text += "  own - this [{:.3f} {:.3f}]".format(*row["own_less_this"])
+    return text
 
 
 if __name__ == "__main__":
