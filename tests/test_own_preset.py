@@ -219,7 +219,7 @@ def test_a_budget_becomes_epochs_which_a_run_keeps(scenes, tmp_path, capsys):
     asked, went = (Run(out).manifest[k] for k in ("asked", "went"))
     planned = went["budget"]["epochs"]
     assert planned > 1 and asked["hyperparams"]["epochs"] == planned
-    assert f"12 s are {planned} epochs of" in capsys.readouterr().out
+    assert f"train: {planned} epochs of" in capsys.readouterr().out
     saved = json.loads((out / "pipeline-config.json").read_text())
     assert saved["backend"]["solver"]["num_epochs"] == planned
     old = own(scenes, out, budget="12 s", **small)  # the call of before: the same run

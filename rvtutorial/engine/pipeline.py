@@ -1003,7 +1003,8 @@ def _plan_epochs(cfg, folder, options, tmp, out) -> None:
     folder.update("went", budget=found)
     folder.update("asked.hyperparams", epochs=found["epochs"])
     _as_planned(cfg)
-    out(f"train: {budget} are {found['epochs']} epochs of {found['epoch']:.1f} s")
+    many = f"{found['epochs']} epoch{'s' * (found['epochs'] > 1)}"
+    out(f"train: {many} of {found['epoch']:.1f} s fit into {budget}")
 
 
 def _training_digest(cfg, options, how) -> str:
