@@ -325,12 +325,11 @@ def _inside(scene):
 def _check_areas(hp, splits):
     "ValueError where no chip fits into an area of training, or what is beside would count."
     for scene in (s for some in splits.values() for s in some if s.aoi is not None):
-        if scene.split != "train":
-            if hp.null != "ignore":
-                raise ValueError(
-                    f"scene {scene.id}: its area is no rectangle, so what is beside it has "
-                    f"no label: that needs null=ignore, got null={hp.null}"
-                )
+        if scene.split != "train" and hp.null != "ignore":
+            raise ValueError(
+                f"scene {scene.id}: its area is no rectangle, so what is beside it has "
+                f"no label: that needs null=ignore, got null={hp.null}"
+            )
         if scene.split != "train" or hp.chip_sz is None:
             continue
         inside = np.pad(
