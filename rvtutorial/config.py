@@ -9,6 +9,7 @@ __all__ = ['make_classes', 'make_label_raster', 'make_fillers', 'make_scene', 'm
 # %% ../nbs/06_code_breakdown.ipynb #8fbc61b6
 import shutil
 from hashlib import sha256
+from math import sqrt
 from pathlib import Path
 
 from . import scenes
@@ -176,8 +177,11 @@ def make_windows(
         return WindowSamplingConfig(method=WindowSamplingMethod.random, **how)
 
     def grid(shape, many):
-        steps = [-(-(side - hp.chip_sz) // hp.stride_length) for side in shape[:2]]
         rooms = [side - hp.chip_sz for side in shape[:2]]
+        steps = [-(-room // hp.stride_length) for room in rooms]
+        if hp.max_windows is None:  # as many as were asked for, but none twice
+            apart = max(hp.chip_sz, sqrt(shape[0] * shape[1] / many))
+            steps = [int(room // apart) for room in rooms]
         stride = [
             r // n if n else hp.stride_length for r, n in zip(rooms, steps, strict=True)
         ]
@@ -186,7 +190,7 @@ def make_windows(
 
     seen, made = random if hp.val_windows == "random" else grid, {}
     for name, found in splits.items():
-        many = inputs.chips_of(hp, [shapes[scene.id] for scene in found])
+        many = inputs.chips_of(hp, [shapes[scene.id] for scene in found], name)
         how = random if name == "train" else seen
         for scene, n in zip(found, many, strict=True):
             made[scene.id] = how(shapes[scene.id], n)
@@ -203,6 +207,7 @@ def from_hub(
     path = hub / "hubconf.py"
     there = path.is_file() and sha256(path.read_bytes()).hexdigest()
     if there not in bundles.OUR_CODE:
+        inputs.refuse_other_code(path, file)
         with atomic_path(path) as partial:  # a run keeps that with which it began
             shutil.copyfile(file, partial)
     how = dict(entrypoint=entry, entrypoint_kwargs=arguments)
@@ -294,7 +299,7 @@ def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     found = checks.look_at_data(hp, where, classes, split=preset == "own")
     splits, shapes, order = found["splits"], found["shapes"], found["order"]
     inputs.allow_open_files(len(shapes))
-    hp = inputs.fitted(hp, shapes, output_uri)
+    hp = inputs.fitted(hp, found["room"], output_uri)
     windows = make_windows(hp, splits, shapes)
     asked = hp, preset, where, splits, windows
     with inputs.begun(output_uri, *asked) as run:  # nothing is written before this

@@ -38,6 +38,7 @@ from rvtutorial.engine.learner import (
     _prepared,
     _random_state,
     _set_random_state,
+    _slow_layers_in_float32,
     _Stop,
     _tell_epoch,
     _tell_step,
@@ -183,6 +184,28 @@ def test_short_numbers_reach_the_convolutions_only(zoo, tmp_path):
             p.dtype == p.grad.dtype == torch.float32 for p in one.model.parameters()
         )
     assert seen == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
+@pytest.mark.parametrize(
+    "size, stride, slow", [(3, 1, False), (5, 1, True), (3, 2, True)]
+)
+def test_depthwise_layers_whose_gradients_are_slow(size, stride, slow):
+    "They are trained in float32, and predict as before."
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(16, 16, size, stride, size // 2, groups=16)
+    x = torch.rand(2, 16, 12, 12).bfloat16()
+    exact = layer(x.float()).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        short = layer(x)
+        _slow_layers_in_float32(torch.nn.Sequential(layer))
+        out = layer(x)
+        with torch.inference_mode():
+            assert torch.equal(layer(x), short)
+    assert not torch.equal(short, exact)
+    assert torch.equal(out, exact if slow else short)
+    out.float().square().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    assert list(layer.state_dict()) == ["weight", "bias"]
 
 
 # --- being asked to stop

@@ -69,10 +69,10 @@ def test_a_call_does_not_ask_stock_for_what_a_run_wants(scenes, tmp_path):
 def test_chips_fit_the_smallest_scene():
     hp = Hyperparams.of("own")
     for side, chip in ((650, 192), (191, 160), (64, 64), (50, 32), (20, 20)):
-        found = inputs.fitted(hp, {"a": (900, 900, 3), "b": (side, 700, 3)}, "none")
+        found = inputs.fitted(hp, side, "none")
         assert (found.chip_sz, found.stride_length) == (chip, 2 * chip // 3)
     kept = hp.replace(chip_sz=100, stride_length=50)
-    assert inputs.fitted(kept, {"b": (20, 20, 3)}, "none") == kept
+    assert inputs.fitted(kept, 20, "none") == kept
 
 
 def test_chips_are_drawn_by_area():
@@ -238,6 +238,10 @@ def test_a_budget_that_is_too_short(scenes, tmp_path):
         engine.run(cfg, ["train"], progress=False)
     assert not (tmp_path / "run" / "train").exists()
     assert "budget" not in Run(tmp_path / "run").manifest["went"]
+    own(scenes, tmp_path / "run", budget="1 h")  # a longer one, in the same folder
+    assert Run(tmp_path / "run").manifest["asked"]["hyperparams"]["budget"] == "1 h"
+    with pytest.raises(ValueError, match="lr: 0.002 -> 0.001"):
+        own(scenes, tmp_path / "run", budget="1 h", lr=1e-3)
 
 
 # --- a network and weights of one's own
@@ -257,6 +261,9 @@ def test_a_network_of_ones_own(scenes, tmp_path):
     with pytest.raises(ValueError, match="trust=True"):
         engine.predict(run, [image], tmp_path / "maps", progress=False)
     engine.predict(run, [image], tmp_path / "maps", progress=False, trust=True)
+    file.write_text(file.read_text().replace("3, padding=1", "1"))
+    with pytest.raises(ValueError, match="not the network with which this run began"):
+        own(scenes, tmp_path / "run", **how)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         own(scenes, tmp_path / "b", hubconf=str(tmp_path / "no.py"))
     with pytest.raises(ValueError, match="encoder=none and pretrained=false"):

@@ -4,6 +4,7 @@ Written by hand: what `get_config` does before it builds a configuration. Everyt
 cannot be trained on is refused with a reason before anything is written.
 """
 
+import bisect
 import shutil
 import sys
 import tempfile
@@ -186,7 +187,7 @@ def look_at_data(
     where: dict,  # data, patterns, class_field, label_values, layer, bands, zeros
     classes,  # ClassConfig
     split: bool = False,  # Split a folder without train/ by chance
-) -> dict:  # splits, shapes by id, holes, bands, their order, limits, fills
+) -> dict:  # splits, shapes by id, room for a chip, holes, bands, order, limits, fills
     "Find the scenes and refuse what cannot be trained on, before anything is written."
     patterns = where["image_pattern"], where["label_pattern"]
     splits = (_by_chance if split else scenes.find_splits)(where["data"], *patterns)
@@ -210,7 +211,7 @@ def look_at_data(
         if len(unlabelled):
             raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
         hp.check_scene(int(table.height.min()), int(table.width.min()))
-        _check_areas(hp, splits)
+        rooms = [*_check_areas(hp, splits), *table.height, *table.width]
         if hp.max_windows and len(splits["train"]) * hp.max_windows < 2:
             raise ValueError(
                 "one chip an epoch is too little to train on: raise max_windows"
@@ -228,8 +229,9 @@ def look_at_data(
         i: (*info.shape, info.bands - len(info.alphas)) for i, info in infos.items()
     }
     holes, fills = set(table.id[table.no_data > 0]), _fills_of(every, order)
-    found = {"splits": splits, "shapes": sizes, "holes": holes, "bands": asked}
-    return found | {"order": order, "limits": limits, "fills": fills}
+    found = {"splits": splits, "shapes": sizes, "room": int(min(rooms))}
+    found |= {"holes": holes, "bands": asked, "order": order}
+    return found | {"limits": limits, "fills": fills}
 
 
 def _limits_of(scaling, bands):
@@ -322,26 +324,40 @@ def _inside(scene):
     return geometry_mask(frame.geometry, info.shape, info.transform, invert=True)
 
 
-def _check_areas(hp, splits):
-    "ValueError where no chip fits into an area of training, or what is beside would count."
+def _check_areas(hp, splits) -> list[int]:
+    """How large a chip may be in each area of training.
+
+    Raises ValueError where none fits, or where what is beside an area would count.
+    """
+    rooms = []
     for scene in (s for some in splits.values() for s in some if s.aoi is not None):
         if scene.split != "train" and hp.null != "ignore":
             raise ValueError(
                 f"scene {scene.id}: its area is no rectangle, so what is beside it has "
                 f"no label: that needs null=ignore, got null={hp.null}"
             )
-        if scene.split != "train" or hp.chip_sz is None:
+        if scene.split != "train":
             continue
-        inside = np.pad(
-            _inside(scene).astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0))
-        )
-        n = hp.chip_sz
-        full = inside[n:, n:] - inside[:-n, n:] - inside[n:, :-n] + inside[:-n, :-n]
-        if not (full == n * n).any():
+        rooms.append(_widest_square(_inside(scene)))
+        if hp.chip_sz and hp.chip_sz > rooms[-1]:
             raise ValueError(
-                f"scene {scene.id}: no chip of {n} x {n} pixels fits into its area "
-                f"({scene.aoi}): draw a wider one, or lower chip_sz"
+                f"scene {scene.id}: no chip of {hp.chip_sz} x {hp.chip_sz} pixels fits into "
+                f"its area ({scene.aoi}): draw a wider one, or lower chip_sz"
             )
+    return rooms
+
+
+def _widest_square(inside: np.ndarray) -> int:
+    "Side of the largest square of a mask, found by halving; 0 for an empty one."
+    sums = np.pad(inside.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+
+    def fits(n):
+        full = sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]
+        return (full == n * n).any()
+
+    return bisect.bisect_left(
+        range(1, min(inside.shape) + 1), True, key=lambda n: not fits(n)
+    )
 
 
 def labels_of_run(folder, hp, where, found, splits, classes) -> dict:

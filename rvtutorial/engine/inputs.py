@@ -42,7 +42,7 @@ from rvtutorial.runs import Hyperparams, Run
 
 __all__ = ["allow_open_files", "begun", "check_pretrained", "in_one_way"]
 __all__ += ["fitted", "make_transform", "network_file", "weighed", "weights_of"]
-__all__ += ["chips_of"]
+__all__ += ["chips_of", "refuse_other_code"]
 
 
 def allow_open_files(
@@ -188,17 +188,16 @@ RARE = 0.05  # share of the labelled pixels below which a class is rare
 
 def fitted(
     hp: Hyperparams,  # Some of which may be none
-    shapes: dict,  # Scene id -> (rows, columns, bands)
+    room: int,  # Side in pixels of the smallest scene, or area of training
     output_uri: str | Path,  # Folder of the run, which may know its epochs already
 ) -> Hyperparams:  # With numbers for chips, and the epochs that were planned
-    """Values that are left to the data: chips of 192 pixels, or what the smallest scene holds.
+    """Values that are left to the data: chips of 192 pixels, or what there is room for.
 
     Sides are multiples of 32 where there is room, as the network halves them five times.
     Windows of a map are two thirds of a chip apart.
     """
     chip, found = hp.chip_sz, {}
     if chip is None:
-        room = min(min(shape[:2]) for shape in shapes.values())
         chip = min(MIDDLING, room - room % FOLD if room >= FOLD else room)
         found["chip_sz"] = chip
     if hp.stride_length is None:
@@ -212,15 +211,18 @@ def fitted(
 def chips_of(
     hp: Hyperparams,  # chip_sz, max_windows
     shapes: list,  # (rows, columns, ...) of the scenes of a split
-) -> list[int]:  # Random chips of each scene in an epoch, 1 or more
+    split: str = "train",  # Its name
+) -> list[int]:  # Chips of each scene in an epoch, 1 or more
     """How many chips are drawn from each scene: a number, or by its area.
 
-    By area: once over all pixels, but 160 to 320 chips in all.
+    By area: once over all pixels, but 160 to 320 chips in all; other splits than train
+    have a quarter of that, which costs a tenth of the time.
     """
     if hp.max_windows is not None or not shapes:
         return [hp.max_windows] * len(shapes)
     areas = [rows * columns for rows, columns, *_ in shapes]
     chips = min(max(sum(areas) / hp.chip_sz**2, EPOCH[0]), EPOCH[1])
+    chips /= 1 if split == "train" else 4
     return [max(1, round(chips * area / sum(areas))) for area in areas]
 
 
@@ -287,3 +289,16 @@ def network_file(
             raise FileNotFoundError(f"hubconf={hp.hubconf}: there is no such file")
         return hp.hubconf, "network"
     return (encoders.__file__, "network") if hp.encoder else (unet.__file__, "unet")
+
+
+def refuse_other_code(
+    kept: Path,  # RUN/hub/hubconf.py, if the run has begun
+    file: str | Path,  # What is to be its network now
+) -> None:
+    "ValueError when a run that trains already would go on with another network."
+    begun = kept.is_file() and (kept.parents[1] / "train").exists()
+    if begun and kept.read_bytes() != Path(file).read_bytes():
+        raise ValueError(
+            f"{file} is not the network with which this run began, which is {kept}: give "
+            f"the changed one a folder of its own"
+        )

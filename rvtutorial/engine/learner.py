@@ -23,6 +23,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,22 @@ def _precision_of(asked="auto", device="cpu") -> torch.dtype:
             words = Path("/proc/cpuinfo").read_text().split()
             native = not {"avx512_bf16", "amx_bf16"}.isdisjoint(words)
     return torch.bfloat16 if native else torch.float32
+
+# %% ../../nbs/engine/learner.ipynb #2e6d28ca
+def _slow_layers_in_float32(model: torch.nn.Module) -> None:
+    "Compute depthwise layers in float32 where torch's bfloat16 gradients are slow."
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d) and 1 < layer.groups == layer.in_channels:
+            if max(layer.kernel_size) > 3 or max(layer.stride) > 1:
+                layer.forward = partial(_in_float32, layer.forward)
+
+
+def _in_float32(forward, x):
+    "What a layer returns, computed in float32 when there will be a gradient."
+    if not torch.is_grad_enabled():
+        return forward(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float()).to(x.dtype)
 
 # %% ../../nbs/engine/learner.ipynb #c7f6595d
 class Interrupted(SystemExit):
@@ -346,6 +363,8 @@ class FastLearner(SemanticSegmentationLearner):
         self.dtype = _precision_of(self.options.precision, self.device)
         if isinstance(self.model, torch.nn.Module):
             self.model.to(memory_format=torch.channels_last)
+            if self.dtype == torch.bfloat16 and self.device.type == "cpu":
+                _slow_layers_in_float32(self.model)
             if self.options.compile and self.device.type == "cuda":
                 self.model.compile()
 
