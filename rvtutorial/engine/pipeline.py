@@ -68,7 +68,7 @@ from rastervision.pipeline.pipeline_config import PipelineConfig
 from rastervision.pytorch_learner import SemanticSegmentationGeoDataConfig
 from rastervision.pytorch_learner import SemanticSegmentationLearner as StockLearner
 
-__all__ = ["paths", "predict", "run"]
+__all__ = ["predict", "run"]
 
 # --- the configuration
 
@@ -135,7 +135,7 @@ def _place(uri):
 # --- which code runs what
 
 
-def paths(
+def _paths(
     cfg: PipelineConfig,  # Complete, as `_prepare` returns it
     ddp: bool = False,  # Train on several GPUs?
 ) -> pd.DataFrame:  # Index: the part of a run; columns: path, why
@@ -1052,7 +1052,7 @@ def _run_stages(work: _Work, commands, stock: bool) -> None:
     for text in texts:
         (_say if work.out is _say_nothing else work.out)(text)
     if not stock:
-        table = paths(work.cfg, work.ddp)
+        table = _paths(work.cfg, work.ddp)
         work.folder.update("went", paths=table.path.to_dict())
         for part, why in table.query("path == 'stock'").why.items():
             work.out(f"{part}: Raster Vision's own code ({why})")
@@ -1081,7 +1081,9 @@ def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
         folder.update("went", trained={"bundle": _digest(bundle)})
     for split in ("validation", "test") if name == "eval" else ():
         if folder.path.joinpath("eval", f"{split}_scenes", "eval.json").exists():
-            folder.update(f"results.{split}", **folder.headline(folder.evaluation(split)))
+            folder.update(
+                f"results.{split}", **folder.headline(folder.evaluation(split))
+            )
     seconds = round(time.perf_counter() - start, 2)
     folder.update("went", stages=[*done, {"name": name, "seconds": seconds}])
     if name == "train":

@@ -32,7 +32,7 @@ from ..core.names import near_match
 from ..core.renamed import renamed_arguments
 from ..metrics.counting import VECTORS, as_classes, fill, polygons_of, scores
 from ..metrics.leaderboard import LabelFolder, counts_of, label_meaning
-from ..data.places import Grid, fit, unplaced_allowed
+from ..data.places import Fit, Grid, unplaced_allowed
 from ..runs import Run
 from ..scenes import open_image, read_image, stretch
 from ..data.validity import CACHE, Validity
@@ -134,7 +134,7 @@ def _read_labels(
     with unplaced_allowed(), little, rasterio.open(path, **plain) as source:
         if frame is None:
             return source.read(1, out_shape=_fit(source.shape, max_size))
-        lies = fit(source, frame, str(path), "the image")
+        lies = Fit.of(source, frame, str(path), "the image")
         return lies.turned(source.read(1, out_shape=_fit(frame.shape, max_size)))
 
 
