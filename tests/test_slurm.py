@@ -17,7 +17,7 @@ import pytest
 from rvtutorial import slurm
 from rvtutorial.core.names import packaged
 from rvtutorial.core.records import read_json, write_json
-from rvtutorial.hpc import batch, scheduler, sites
+from rvtutorial.hpc import batch, sites
 from rvtutorial.hpc import job as jobs
 from rvtutorial.hpc import local_queue as queue
 from rvtutorial.hpc.job import _merge, parameters
@@ -34,7 +34,7 @@ def own_queue(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path_factory.mktemp("queue")))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     SLURM.forget()
-    monkeypatch.setattr(scheduler, "WAITS", ())
+    monkeypatch.setattr(batch, "WAITS", ())
 
 
 def notebook(path: Path, params: str, *cells: str) -> Path:
@@ -972,12 +972,12 @@ def test_cancelling_goes_on_behind_a_submission_that_stays(cluster, tmp_path, qu
 
 
 def test_runs_behind_a_silent_slurm_are_counted(cluster, tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(scheduler, "WAITS", ())
+    monkeypatch.setattr(batch, "WAITS", ())
     cluster.answers(scontrol={"out": "MaxArraySize = 2\n"})
     silent = {"code": 1, "err": "Socket timed out"}
     cluster.answers(sbatch=silent, squeue=silent)
     runs = {tmp_path / f"r{i}": {"a": i} for i in range(5)}
-    with pytest.raises(scheduler.Unheard, match="\n3 runs .* were not handed over"):
+    with pytest.raises(batch._Unheard, match="\n3 runs .* were not handed over"):
         submit_many(runs, site=FARM, notebook=quick)
     assert [Run(folder).state == "queued" for folder in runs] == [True] * 2 + [
         False
@@ -1230,11 +1230,11 @@ def test_a_job_that_may_be_queued_is_not_queued_again(
     cluster, tmp_path, quick, reply, monkeypatch
 ):
     "Slurm is silent after sbatch: the run waits until Slurm says what has become of it."
-    monkeypatch.setattr(scheduler, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(batch, "WAITS", (0.01, 0.01))
     cluster.answers(sbatch=reply, squeue={"code": 1, "err": "Socket timed out"})
     with (
         pytest.warns(UserWarning),
-        pytest.raises(scheduler.Unheard, match="may well be queued"),
+        pytest.raises(batch._Unheard, match="may well be queued"),
     ):
         submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
