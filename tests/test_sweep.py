@@ -747,6 +747,25 @@ def test_sizes_against_runs_that_were_measured(asked, pixels, measured):
     assert extra > each / 5
 
 
+@pytest.mark.parametrize("encoder", [None, "efficientnet-lite0"])
+def test_weights_are_as_large_as_their_file(tmp_path, encoder):
+    "Of a network with an encoder too; one that is not known counts as the largest."
+    import torch
+
+    from rvtutorial.models import encoders, unet
+
+    net = encoders.network(3, pretrained=False) if encoder else unet.unet(3)
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    hp = Hyperparams(model="unet", encoder=encoder, pretrained=False)
+    _, extra = _run_size(hp, 0)
+    assert extra / 4 == pytest.approx(
+        (tmp_path / "weights.pth").stat().st_size, rel=0.02
+    )
+    for other in (dict(encoder="resnet50"), dict(hubconf="a.py", encoder=None)):
+        _, extra = _run_size(hp.replace(**other), 0)
+        assert extra / 4 == max(at_work._WEIGHTS.values())
+
+
 def test_room_says_yes():
     assert at_work._Room(2, 1e9, 1e9, 3e9).enough
 
