@@ -21,7 +21,7 @@ from .core.colours import COLOURS
 from .core.files import atomic_path
 from .core.records import read_json
 from .core.renamed import say_once
-from .runs import Hyperparams
+from .runs import Hyperparams, Run
 from rastervision.core.data import (
     ClassConfig,
     ClassInferenceTransformerConfig,
@@ -186,7 +186,7 @@ def make_windows(
 
     seen, made = random if hp.val_windows == "random" else grid, {}
     for name, found in splits.items():
-        many = inputs.chips_of(hp, [shapes[scene.id] for scene in found])
+        many = hp.chips_of([shapes[scene.id] for scene in found])
         how = random if name == "train" else seen
         for scene, n in zip(found, many, strict=True):
             made[scene.id] = how(shapes[scene.id], n)
@@ -216,7 +216,7 @@ def make_model(
     hub: Path,  # Where the definition of our own network is put
 ) -> SemanticSegmentationModelConfig:  # Builds the network
     "Raster Vision's DeepLabV3, or our small U-Net as a module from outside."
-    begin = {"init_weights": inputs.weights_of(hp.init_weights)}
+    begin = {"init_weights": hp.init_file}
     if hp.model == "deeplabv3" and not hp.hubconf:
         more = dict(backbone=Backbone(hp.backbone), pretrained=hp.pretrained)
         return SemanticSegmentationModelConfig(**more, **begin)
@@ -291,20 +291,20 @@ def _predict_stride(hp, shapes) -> int:
 def build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     "Look at the data, open the run folder, and put the pieces together."
     classes = make_classes(where["classes"])
-    found = checks.look_at_data(hp, where, classes, split=preset == "own")
-    splits, shapes, order = found["splits"], found["shapes"], found["order"]
+    found = checks.RunData(hp, where, classes, split=preset == "own")
+    splits, shapes, order = found.splits, found.shapes, found.order
     inputs.allow_open_files(len(shapes))
-    hp = inputs.fitted(hp, shapes, output_uri)
+    hp = hp.fitted(shapes, Run(output_uri).manifest.get("asked", {}))
     windows = make_windows(hp, splits, shapes)
     asked = hp, preset, where, splits, windows
     with inputs.begun(output_uri, *asked) as run:  # nothing is written before this
-        shown = checks.shown_as_bands(splits, found["bands"], run.path / "images")
-        labels = checks.labels_of_run(run.path, hp, where, found, shown, classes)
-        dataset = make_dataset(shown, classes, labels, order, hp.scores, found["fills"])
+        shown = found.shown_as_bands(run.path / "images")
+        labels = found.labels(hp, shown, run.path / "labels")
+        dataset = make_dataset(shown, classes, labels, order, hp.scores, found.fills)
         hp = inputs.weighed(hp, dataset.train_scenes, classes)
         solver = make_solver(hp, classes, run.path / "hub" / "loss")
         model = make_model(hp, classes, len(order), run.path / "hub")
-        transform = inputs.make_transform(found["limits"], hp.encoder)
+        transform = inputs.make_transform(found.limits, hp.encoder)
         mapped = [shapes[s.id] for name in ("val", "test") for s in splits[name]]
         before = read_json(run.path / "pipeline-config.json", {})  # of this very run
         stride = before.get("predict_options", {}).get("stride")
@@ -354,10 +354,8 @@ def get_config(
             f"{', '.join(hp.beyond_stock)}"
         )
     inputs.check_pretrained(hp)
-    where = dict(
-        data=str(checks.data_folder(preset, data)), image_pattern=image_pattern
-    )
-    where |= dict(label_pattern=label_pattern, classes=classes, class_field=class_field)
-    where |= dict(label_values=label_values, bands=bands, layer=layer, zeros=zeros)
-    where = inputs.in_one_way(where)
+    where = dict(image_pattern=image_pattern, label_pattern=label_pattern)
+    where |= dict(classes=classes, class_field=class_field, label_values=label_values)
+    where |= dict(bands=bands, layer=layer, zeros=zeros)
+    where = checks.data_settings(preset, data, **where)
     return build_run(hp, preset, output_uri, where)

@@ -253,6 +253,12 @@ def _contradictions(hp) -> Iterator[str]:
 BEYOND_STOCK = ("optimizer", "weight_decay", "cosine", "encoder_lr", "freeze_epochs")
 BEYOND_STOCK += ("sampling", "budget", "checkpoint", "patience")
 
+# --- values that are left to the data
+
+MIDDLING = 192  # pixels: the side of a chip where scenes and memory allow it
+FOLD = 32  # what a network halves five times
+EPOCH = (160, 320)  # chips of an epoch: fewer are mostly overhead, more hide progress
+
 # --- the table
 
 _OLD_NAMES = {"keep": "checkpoint"}  # of version 0.1.0, in records and in calls
@@ -481,6 +487,57 @@ class Hyperparams(BaseModel):
                 f"chip_sz must be at most {min(height, width)} (the smallest scene has "
                 f"{height} x {width} pixels), got {self.chip_sz}"
             )
+
+    def fitted(
+        self,
+        shapes: dict,  # Scene id -> (rows, columns, bands)
+        asked: dict,  # What this very run was asked for already; empty: it is new
+    ) -> "Hyperparams":  # With numbers for chips, and the epochs that were planned
+        """Values that are left to the data: chips of 192 pixels, or what the smallest scene holds.
+
+        Sides are multiples of 32 where there is room, as the network halves them five times.
+        Windows of a map are two thirds of a chip apart.
+        """
+        chip, found, before = self.chip_sz, {}, asked.get("hyperparams", {})
+        if chip is None:
+            room = min(min(shape[:2]) for shape in shapes.values())
+            chip = min(MIDDLING, room - room % FOLD if room >= FOLD else room)
+            found["chip_sz"] = chip
+        if self.stride_length is None:
+            found["stride_length"] = max(1, 2 * chip // 3)
+        if self.budget and before.get("budget") == self.budget:
+            found["epochs"] = before[
+                "epochs"
+            ]  # as they were planned when the run began
+        return self.replace(**found) if found else self
+
+    def chips_of(
+        self,
+        shapes: list,  # (rows, columns, ...) of the scenes of a split
+    ) -> list[int]:  # Random chips of each scene in an epoch, 1 or more
+        """How many chips are drawn from each scene: a number, or by its area.
+
+        By area: once over all pixels, but 160 to 320 chips in all.
+        """
+        if self.max_windows is not None or not shapes:
+            return [self.max_windows] * len(shapes)
+        areas = [rows * columns for rows, columns, *_ in shapes]
+        chips = min(max(sum(areas) / self.chip_sz**2, EPOCH[0]), EPOCH[1])
+        return [max(1, round(chips * area / sum(areas))) for area in areas]
+
+    @property
+    def init_file(self) -> str | None:
+        "The weights that training starts with; FileNotFoundError when there are none."
+        if self.init_weights is None:
+            return None
+        path = Path(self.init_weights)
+        file = path / "train" / "last-model.pth" if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"init_weights={self.init_weights}: there is no {file.name} there; give the "
+                f"folder of a run that has been trained, or a file of its weights (.pth)"
+            )
+        return str(file)
 
     @property
     def beyond_stock(self) -> list[str]:
