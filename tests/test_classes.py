@@ -244,7 +244,7 @@ def test_maps_have_the_colours_of_the_configuration(runs, tmp_path):
     "And the truth beside the predictions, because outlines do not say which class it is."
     own = ["#101010", [60, 16, 152], "blue", "white"]
     path = run_of_classes(tmp_path / "own", 0.2, own)
-    found = maps.colours_of(Run(path))
+    found = maps.Classes(Run(path)).colours
     assert [*found.values()] == ["#101010", "#3c1098", "blue", "#FFFFFF"]
     figure = viz.plot_predictions(path, ["1"])
     assert [ax.get_title().partition("\n")[0] for ax in figure.axes] == [
@@ -259,14 +259,14 @@ def test_maps_have_the_colours_of_the_configuration(runs, tmp_path):
     assert np.allclose(faces[1][:3], colour[:3])
     said = "#3C1098:house,#000000:null,#FEDD3A:road,#112233:road"
     write_json(path / "run.json", {"asked": {"labels": {"label_values": said}}})
-    found = maps.colours_of(Run(path))  # the labels' own come first
+    found = maps.Classes(Run(path)).colours  # the labels' own come first
     assert [*found.values()] == ["#FEDD3A", "#3C1098", "blue", "#FFFFFF"]
-    usual = maps.colours_of(Run(runs["good"]))
+    usual = maps.Classes(Run(runs["good"])).colours
     assert len(set(usual.values())) == 4 and usual["null"] == "#FFFFFF"
     many = label_folder(
         tmp_path, tmp_path, [f"class {i}" for i in range(12)], null=None
     )
-    assert len(set(maps.colours_of(many).values())) == 12
+    assert len(set(maps.Classes(many).colours.values())) == 12
     errors = viz.plot_predictions(runs, ["1"], "errors", class_name="house")
     assert len(errors.axes) == 3
 

@@ -21,7 +21,6 @@ from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine.prediction import find_images
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.figures.runs import write_table
 from rvtutorial.metrics import leaderboard
 from rvtutorial.metrics.counting import count_rasters
 from rvtutorial.metrics.leaderboard import Board
@@ -124,7 +123,7 @@ def test_a_table_of_runs_runs_nothing(dollars, tmp_path):
     board = viz.leaderboard(runs)
     assert isinstance(board, Board) and "<script>" not in board._repr_html_()
     for ending in ("md", "tex", "html", "csv"):
-        text = write_table(board, tmp_path / f"t.{ending}").read_text()
+        text = board.write(tmp_path / f"t.{ending}").read_text()
         if ending == "html":
             assert "<script>" not in text
         if ending == "md":

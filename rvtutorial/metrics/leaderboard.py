@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.files import atomic_path
 from ..core.finding import is_sweep
 from ..core.names import natural_key, near_match
 from ..core.records import Unreadable, attempt
@@ -796,6 +797,31 @@ class Board(pd.DataFrame):
         line = self.iloc[0]
         where = scenes_in_words(line.scenes, line.get("split", ""), line.blocks)
         return "; ".join([where, *filter(None, [self.attrs.get("note")])])
+
+    def write(
+        self,
+        path: str | Path,  # .csv (all numbers), .md, .tex or .html
+    ) -> Path:  # The file
+        "Write the leaderboard for a spreadsheet, a web page or a paper."
+        path, short = Path(path), summary(self)
+        if path.suffix == ".csv":
+            text = self.to_csv()
+        elif path.suffix == ".tex":
+            text = short.reset_index().to_latex(index=False, escape=True)
+        elif path.suffix == ".html":
+            text = short.to_html()
+        elif path.suffix == ".md":
+            rows = [["run", *short.columns], ["---"] * (1 + short.shape[1])]
+            rows += [[name, *line] for name, *line in short.itertuples()]
+            rows = [[str(word).replace("|", "\\|") for word in row] for row in rows]
+            text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        else:
+            raise ValueError(
+                f"a table is written as .csv, .md, .tex or .html, got {path.name}"
+            )
+        with atomic_path(path) as partial:
+            partial.write_text(text)
+        return path
 
     def __repr__(self):
         return f"{summary(self).to_string()}\n{_said(self)}"
