@@ -44,8 +44,11 @@ MOVED = {
 }
 
 
-# names of Parts 1 and 5: plumbing that is private now, and what they only passed on
+# names of Parts 1, 3, 5 and 6: plumbing that is private now, and what they only passed on
 ATTRIBUTES = {
+    "rvtutorial.config": {
+        name: f"config._{name}" for name in ("build_run", "from_hub", "make_fillers")
+    },
     "rvtutorial.container": {
         name: f"hpc.image.{name}"
         for name in "definition_file FREEZE DECISIVE in_container own_versions "

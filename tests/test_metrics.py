@@ -26,7 +26,6 @@ from rvtutorial.metrics.leaderboard import (
     _counts_from,
     _neighbours,
     _openings,
-    _openings_in_words,
     _scene_boxes,
     blocks_of,
     common_counts,
@@ -38,6 +37,7 @@ from rvtutorial.metrics.leaderboard import (
     leaderboard,
     one_look,
     open_test,
+    openings_in_words,
     scores_of,
 )
 from rvtutorial.runs import Run
@@ -323,7 +323,7 @@ def sweep(tmp_path):
 
 def test_choice_and_report_are_of_different_splits_and_looks_are_counted(sweep):
     runs = {p.name: p for p in sorted((sweep / "trials").iterdir())}
-    assert _openings_in_words(sweep) == "the test split was not opened yet"
+    assert openings_in_words(sweep) == "the test split was not opened yet"
     chosen = leaderboard(runs)
     assert not len(_openings(sweep)) and "openings" not in chosen
     board = leaderboard(runs, report="test")
@@ -357,7 +357,7 @@ def test_the_record_is_only_ever_added_to(sweep):
     assert after.startswith(before) and len(_openings(sweep)) == 21
     with open(sweep / RECORD, "a") as file:
         file.write('{"id": "cut sh')
-    assert _openings_in_words(runs).startswith("the test split was opened 22 times")
+    assert openings_in_words(runs).startswith("the test split was opened 22 times")
 
 
 def test_the_record_has_a_place_or_the_split_stays_closed(sweep, tmp_path):

@@ -264,21 +264,6 @@ EPOCH = (160, 320)  # chips of an epoch: fewer are mostly overhead, more hide pr
 _OLD_NAMES = {"keep": "checkpoint"}  # of version 0.1.0, in records and in calls
 
 
-def under_new_names(
-    values: dict,  # By name
-    says: bool = True,  # Once, on standard error, what the new name is
-) -> dict:
-    "Hyperparameters that were given by a name of version 0.1.0, by the name of today."
-    for old in _OLD_NAMES.keys() & values.keys():
-        new = _OLD_NAMES[old]
-        if new in values:
-            raise ValueError(f"{new} is given twice: {old} is its old name")
-        if says:
-            say_once(f"the hyperparameter {old} is now {new}; the old name goes soon")
-        values = {(new if k == old else k): v for k, v in values.items()}
-    return values
-
-
 class Hyperparams(BaseModel):
     """Every value a run depends on, except its data; the defaults are version 2's.
 
@@ -437,7 +422,7 @@ class Hyperparams(BaseModel):
     )  # fmt: skip
 
     def __init__(self, **given):
-        given = under_new_names(given)
+        given = self.under_new_names(given)
         known, values = type(self).model_fields, {}
         for name in given:
             if name not in known:
@@ -454,6 +439,23 @@ class Hyperparams(BaseModel):
             raise _refusal(name, known[name], given[name]) from None
         for wrong in _contradictions(self):
             raise ValueError(wrong)
+
+    @staticmethod
+    def under_new_names(
+        values: dict,  # By name
+        says: bool = True,  # Once, on standard error, what the new name is
+    ) -> dict:
+        "Hyperparameters that were given by a name of version 0.1.0, by the name of today."
+        for old in _OLD_NAMES.keys() & values.keys():
+            new = _OLD_NAMES[old]
+            if new in values:
+                raise ValueError(f"{new} is given twice: {old} is its old name")
+            if says:
+                say_once(
+                    f"the hyperparameter {old} is now {new}; the old name goes soon"
+                )
+            values = {(new if k == old else k): v for k, v in values.items()}
+        return values
 
     @classmethod
     def of(
@@ -610,7 +612,9 @@ def _today(asked: dict) -> dict:
     "What a run was asked for, hyperparameters by the names of today."
     if not isinstance(asked.get("hyperparams"), dict):
         return asked
-    return asked | {"hyperparams": under_new_names(asked["hyperparams"], says=False)}
+    return asked | {
+        "hyperparams": Hyperparams.under_new_names(asked["hyperparams"], says=False)
+    }
 
 
 def differences(

@@ -4,9 +4,13 @@ Written by hand: what `get_config` does before it builds a configuration. Everyt
 cannot be trained on is refused with a reason before anything is written.
 """
 
+import hashlib
+import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +30,7 @@ from rvtutorial.core.renamed import say_once
 from rvtutorial.data.label_values import Meaning
 from rvtutorial.data.labels import image_info, is_raster, open_image, read_shapes
 from rvtutorial.data.validity import Validity, check_zeros
-from rvtutorial.runs import Hyperparams, Workspace
+from rvtutorial.runs import Hyperparams, Run, Workspace
 
 
 def data_settings(
@@ -373,6 +377,48 @@ class RunData:
         return {
             name: [view(scene) for scene in some] for name, some in self.splits.items()
         }
+
+    @contextmanager
+    def begun(
+        self,
+        output_uri: str | Path,  # Folder of the run
+        hp: Hyperparams,  # All of them
+        preset: str,  # Its name
+        windows: dict,  # Scene id -> which chips are cut from it
+    ) -> Iterator[Run]:  # New, or the same run again; ValueError when it is another one
+        """Open the folder of a run; if what follows fails, a new one is left as it was found.
+
+        Values, data and windows make two runs the same run.
+        """
+        grid = {s.id: json.loads(windows[s.id].json()) for s in self.splits["val"]}
+        digest = hashlib.sha256(json.dumps(grid, sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
+        data = {k: self.where[k] for k in ("data", "image_pattern", "label_pattern")}
+        asked = {
+            "hyperparams": hp.asdict(),
+            "preset": preset,
+            "data": {**data, "digest": scenes.dataset_digest(self.splits)},
+            "labels": {k: v for k, v in self.where.items() if k not in data},
+            "windows_digest": digest,
+            "seed": hp.seed,
+        }
+        run = Run(output_uri)
+        there, new = run.path.exists(), not run.manifest
+        run = Run.open_for(output_uri, asked)
+        if new:  # who will run it is not known, so its files tell its state
+            run.update("went", state=None)
+        try:
+            yield run
+        except BaseException:
+            for name in ("labels", "images", "hub") if new else ():
+                shutil.rmtree(run.path / name, ignore_errors=True)
+            for name in ("run.json", ".run.lock") if new else ():
+                (run.path / name).unlink(missing_ok=True)
+            if not there:
+                with suppress(OSError):  # something else lies there by now
+                    run.path.rmdir()
+            raise
 
     def labels(
         self,

@@ -1,4 +1,4 @@
-"""Open a run's folder, check its open files and pre-trained weights, scale its inputs.
+"""Check open files and pre-trained weights, scale the inputs, weigh the classes.
 
 Written by hand: what `get_config` does that needs torch; what only needs the scenes
 stands in `data.checks`.
@@ -32,7 +32,6 @@ import torch
 from rastervision.core.box import Box
 from torchvision.models import get_model_weights
 
-from rvtutorial import scenes
 from rvtutorial.core.names import near_match
 from rvtutorial.engine.reading import build_scene
 from rvtutorial.models import encoders, unet
@@ -108,48 +107,6 @@ def _check_encoder(hp: Hyperparams) -> Path | None:
     if not hp.pretrained or (hp.encoder != encoders.LITE0 and not hp.encoder_weights):
         return None  # segmentation-models-pytorch finds or fetches the others itself
     return encoders.weights_file(hp.encoder, hp.encoder_weights)
-
-
-@contextmanager
-def begun(
-    output_uri: str | Path,  # Folder of the run
-    hp: Hyperparams,  # All of them
-    preset: str,  # Its name
-    where: dict,  # Settings of data and labels, as `checks.data_settings` returns them
-    splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
-    windows: dict,  # Scene id -> which chips are cut from it
-) -> Iterator[Run]:  # New, or the same run again; ValueError when it is another one
-    """Open the folder of a run; if what follows fails, a new one is left as it was found.
-
-    Values, data and windows make two runs the same run.
-    """
-    grid = {s.id: json.loads(windows[s.id].json()) for s in splits["val"]}
-    digest = hashlib.sha256(json.dumps(grid, sort_keys=True).encode()).hexdigest()[:16]
-    data = {k: where[k] for k in ("data", "image_pattern", "label_pattern")}
-    asked = {
-        "hyperparams": hp.asdict(),
-        "preset": preset,
-        "data": {**data, "digest": scenes.dataset_digest(splits)},
-        "labels": {k: v for k, v in where.items() if k not in data},
-        "windows_digest": digest,
-        "seed": hp.seed,
-    }
-    run = Run(output_uri)
-    there, new = run.path.exists(), not run.manifest
-    run = Run.open_for(output_uri, asked)
-    if new:  # who will run it is not known, so its files tell its state
-        run.update("went", state=None)
-    try:
-        yield run
-    except BaseException:
-        for name in ("labels", "images", "hub") if new else ():
-            shutil.rmtree(run.path / name, ignore_errors=True)
-        for name in ("run.json", ".run.lock") if new else ():
-            (run.path / name).unlink(missing_ok=True)
-        if not there:
-            with suppress(OSError):  # something else lies there by now
-                run.path.rmdir()
-        raise
 
 
 RARE = 0.05  # share of the labelled pixels below which a class is rare

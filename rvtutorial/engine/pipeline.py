@@ -35,7 +35,7 @@ import rasterio
 import torch
 
 from rvtutorial.core import files
-from rvtutorial.core.hyperparams import BEYOND_STOCK, Hyperparams, under_new_names
+from rvtutorial.core.hyperparams import BEYOND_STOCK, Hyperparams
 from rvtutorial.core.renamed import renamed_arguments
 from rvtutorial.core.names import near_match
 from rvtutorial.core.progress import ProgressLine
@@ -875,7 +875,7 @@ DEFAULTS = {"engine": "fast"} | {name: getattr(Options, name) for name in _CHOIC
 def _chosen(folder, **given) -> dict:
     "Options that hold for a run: the call wins, then what the run was asked for."
     asked = folder.manifest.get("asked", {}).get("hyperparams", {})
-    asked = under_new_names(asked, says=False)
+    asked = Hyperparams.under_new_names(asked, says=False)
     asked = asked | {"keep": asked.get("checkpoint")}
     known = {k: asked[k] for k in DEFAULTS if asked.get(k) is not None}
     found = {**DEFAULTS, **known, **{k: v for k, v in given.items() if v is not None}}
@@ -974,7 +974,7 @@ def run(
 
 def _refuse_beyond_stock(folder, how) -> None:
     "ValueError when Raster Vision's own training would leave out what a run was asked for."
-    asked = under_new_names(
+    asked = Hyperparams.under_new_names(
         folder.manifest.get("asked", {}).get("hyperparams", {}), False
     )
     asked = asked | {"checkpoint": how["keep"], "patience": how["patience"]}

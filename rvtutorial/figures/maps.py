@@ -26,7 +26,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
-from ..core.colours import COLOURS, class_colours
+from ..core.colours import COLOURS, OTHERS, PALETTE
 from ..core.names import near_match
 from ..core.renamed import renamed_arguments
 from ..metrics.counting import VECTORS, as_classes, fill, polygons_of, scores
@@ -236,7 +236,9 @@ class Classes:
         Those that the labels themselves have, where `label_values` named colours; then those
         that somebody chose in pipeline-config.json; else those that figures give to names.
         """
-        usual = class_colours(self.names, self.null)
+        others = iter(OTHERS * len(self.names))
+        usual = {name: PALETTE.get(name) or next(others) for name in self.names}
+        usual |= {self.null: PALETTE["null"]} if self.null_id is not None else {}
         if isinstance(self.run, LabelFolder):
             return usual
         config = self.run.config["dataset"]["class_config"]

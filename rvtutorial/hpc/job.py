@@ -17,7 +17,6 @@ from pathlib import Path
 from rvtutorial.core import records
 from rvtutorial.core.commands import answer
 from rvtutorial.core.files import Busy, is_locked, is_other, locked
-from rvtutorial.core.hyperparams import under_new_names
 from rvtutorial.core.names import near_match, packaged
 from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.hpc.local_queue import Submission
@@ -153,7 +152,7 @@ def check_params(
 ) -> dict:  # The same, as JSON carries it
     "Refuse before queueing what would fail after it: unknown names, bad values."
     known = parameters(notebook)
-    params = params if "keep" in known else under_new_names(params)
+    params = params if "keep" in known else Hyperparams.under_new_names(params)
     for name in params:
         if name not in known:
             raise ValueError(
@@ -177,7 +176,9 @@ def _differences(folder: Path, params: dict, notebook=None) -> list[str]:
         return []
     known, sides = parameters(notebook) if notebook else {}, []
     for side in (job["params"], params):
-        side = side if "keep" in known else under_new_names(side, says=False)
+        side = (
+            side if "keep" in known else Hyperparams.under_new_names(side, says=False)
+        )
         given = known | {k: v for k, v in side.items() if v is not None}
         with contextlib.suppress(ValueError):  # what notebook and preset fill in
             given |= hyperparams(known, given) or {}

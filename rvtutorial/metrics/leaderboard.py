@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'counts_of', 'LabelFolder', 'label_folder', 'label_meaning', 'scores_of', 'score_files', 'blocks_of',
-           'common_scenes', 'common_counts', 'compare', 'metric_title', 'score_title', 'one_look', 'open_test', 'Board',
-           'summary', 'scenes_in_words', 'group_seeds', 'leaderboard']
+           'common_scenes', 'common_counts', 'compare', 'metric_title', 'score_title', 'one_look', 'open_test',
+           'openings_in_words', 'Board', 'summary', 'scenes_in_words', 'group_seeds', 'leaderboard']
 
 # %% ../../nbs/metrics/leaderboard.ipynb #275452dc
 import hashlib
@@ -716,7 +716,7 @@ def open_test(
                 "written: name another folder with record="
             ) from err
     words = "not on record: counts have no folder, name one with record="
-    words = _openings_in_words(runs, record) if homes else words
+    words = openings_in_words(runs, record) if homes else words
     if look is not None:
         look.update(paths=paths | look.get("paths", set()), words=words)
     return words
@@ -740,7 +740,7 @@ def _openings(
     return pd.DataFrame(rows, columns=["id", *columns])[columns]
 
 
-def _openings_in_words(
+def openings_in_words(
     where,  # A sweep folder, a folder of runs, or runs
     record: str | Path | None = None,  # As in `open_test`
 ) -> str:  # Such as "the test split was opened 2 times, last 2026-01-31 (f1 of 3 runs)"
