@@ -115,10 +115,10 @@ def _site_names(ctx, param, word):
 
 
 def _parameter_names(ctx, param, word):
-    from rvtutorial.hpc.job import job_notebook, parameters
+    from rvtutorial.hpc.job import JobNotebook
 
-    names = parameters(job_notebook(ctx.params.get("notebook") or "train_rastervision"))
-    return [f"{name}=" for name in names if name.startswith(word)]
+    book = JobNotebook(ctx.params.get("notebook") or "train_rastervision")
+    return [f"{name}=" for name in book.parameters if name.startswith(word)]
 
 
 _site = click.option(
@@ -387,17 +387,17 @@ def _train_command(folder, params, site, notebook, after, wait, timeout):
 
     Parameters are those of the job notebook, such as preset=sample lr=1e-3 epochs=8.
     """
-    from rvtutorial.hpc.job import Job, check_params, job_notebook, parameters
+    from rvtutorial.hpc.job import Job, JobNotebook
     from rvtutorial.slurm import submit
 
-    book, asked = job_notebook(notebook), _values(params)
+    book, asked = JobNotebook(notebook), _values(params)
     name, pair, _ = folder.partition("=")
-    if pair and name in parameters(book) and not Path(folder).exists():
+    if pair and name in book.parameters and not Path(folder).exists():
         raise click.UsageError(
             f"RUN_FOLDER comes before {folder}; ./{folder} if it is called so"
         )
     try:
-        check_params(book, asked)
+        book.check(asked)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     behind = [Job(run) for run in after]

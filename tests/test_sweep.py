@@ -19,7 +19,7 @@ from small_disk import fill, hungry, small_disk
 
 from rvtutorial import sweep as sweeps
 from rvtutorial.core.renamed import say_once
-from rvtutorial.hpc.job import Job
+from rvtutorial.hpc.job import Job, JobNotebook
 from rvtutorial.runs import Hyperparams, Run
 from rvtutorial.sweep import (
     Sweep,
@@ -233,8 +233,7 @@ def queue(monkeypatch):
         return "job"
 
     monkeypatch.setattr(at_work, "submit_many", submit_many)
-    monkeypatch.setattr(at_work, "check_params", lambda notebook, params: params)
-    monkeypatch.setattr(at_work, "job_notebook", lambda name: name)
+    monkeypatch.setattr(JobNotebook, "check", lambda book, params: params)
     return handed
 
 
@@ -348,10 +347,10 @@ def test_a_bad_sweep_leaves_no_folder(tmp_path, queue, monkeypatch):
         with pytest.raises((ValueError, FileNotFoundError)):
             run_sweep(tmp_path / "s", trials, BASE)
 
-    def refuse(notebook, params):
+    def refuse(book, params):
         raise ValueError("'lr' is no parameter of hello")
 
-    monkeypatch.setattr(at_work, "check_params", refuse)
+    monkeypatch.setattr(JobNotebook, "check", refuse)
     with pytest.raises(ValueError, match="no parameter"):
         run_sweep(tmp_path / "s", grid(lr=RATES), BASE)
     assert not (tmp_path / "s").exists() and not queue

@@ -18,8 +18,7 @@ from pathlib import Path
 from rvtutorial.container import check_binds, check_image, exec_command
 from rvtutorial.core.commands import answer, slurm_says
 from rvtutorial.core.files import locked
-from rvtutorial.hpc import job as jobs
-from rvtutorial.hpc.job import Job
+from rvtutorial.hpc.job import Job, JobNotebook
 from rvtutorial.hpc.local_queue import Submission, queue_folder
 from rvtutorial.hpc.scheduler import FINE, LIVE, SlurmError, find_job, minutes
 from rvtutorial.hpc.sites import Site, option
@@ -440,13 +439,13 @@ def _submission_folder(folders: list[Path]) -> Path:
 
 
 def _write_submission(
-    runs: dict[Path, dict], site: Site, notebook: Path, needs=(), before=None
+    runs: dict[Path, dict], site: Site, book: JobNotebook, needs=(), before=None
 ) -> Path:
     "Write all that the members of a submission need; returns its folder."
     home = _submission_folder(list(runs))
     # later edits do not matter
-    shutil.copyfile(notebook, home / f"{notebook.stem}.ipynb")
-    tasks = dict(notebook=f"{notebook.stem}.ipynb", folders=list(map(str, runs)))
+    shutil.copyfile(book.path, home / f"{book.path.stem}.ipynb")
+    tasks = dict(notebook=f"{book.path.stem}.ipynb", folders=list(map(str, runs)))
     tasks |= dict(params=list(runs.values()), needs=list(needs), before=before)
     tasks |= dict(warn=site.warn, restarts=site.restarts)
     tasks |= dict(seconds=minutes(site.time) * 60 if site.time else None)
@@ -457,11 +456,10 @@ def _write_submission(
     places = {str(folder.parent) for folder in runs} | set(shown) | {str(course)}
     script = batch_script(site, home / "tasks.json", sorted(places), course)
     (home / "job.sh").write_text(script)
-    known = jobs.parameters(notebook)
     for index, (folder, params) in enumerate(runs.items()):
         job = dict(submission=str(home), index=index, site=site.name)
-        job |= dict(notebook=str(notebook), params=params)
-        job |= {"epochs": (jobs.hyperparams(known, params) or {}).get("epochs")}
+        job |= dict(notebook=str(book.path), params=params)
+        job |= {"epochs": (book.hyperparams(params) or {}).get("epochs")}
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
         went = run.manifest.get("went", {})
@@ -475,11 +473,11 @@ def _write_submission(
 
 
 def _hand_over(
-    runs: dict[Path, dict], site: Site, notebook: Path, first: dict, before=None
+    runs: dict[Path, dict], site: Site, book: JobNotebook, first: dict, before=None
 ) -> str:  # Job id
     "Hand checked runs to Slurm or to the local queue."
     needs = [f for f in first["folders"] if first["needs"]]
-    home = _write_submission(runs, site, notebook, needs, before)
+    home = _write_submission(runs, site, book, needs, before)
     args = sbatch_args(site, home, len(runs), home.name, first["slurm"])
     doc = dict(queue=site.queue, host=socket.gethostname())
     doc |= dict(site=site.model_dump(), sbatch=args)
@@ -532,15 +530,15 @@ def submit_many(
     bad, or when a folder holds another run; SlurmError when Slurm refuses, before
     anything is written where that can be known.
     """
-    site, notebook = Site.read(site), jobs.job_notebook(notebook)
+    site, book = Site.read(site), JobNotebook(notebook)
     asked, job = {}, Job(runs)
     if not runs:
         raise ValueError("a submission has 1 run at least, got none")
     for folder, params in zip(job.folders, runs.values(), strict=True):
         if folder in asked:
             raise ValueError(f"{folder} is asked for twice in one submission")
-        asked[folder] = jobs.check_params(notebook, params)
-        jobs.refuse_other_run(folder, asked[folder], notebook)
+        asked[folder] = book.check(params)
+        book.refuse_other_run(folder, asked[folder])
     first, parent = _dependency(after, site, needs), job.folders[0].parent
     _refuse_pattern(parent, site)
     parent.mkdir(parents=True, exist_ok=True)
@@ -565,7 +563,7 @@ def submit_many(
             order, parts = first, _array_parts(todo, most)
             for place, part in enumerate(parts, 1):
                 try:
-                    number = _hand_over(part, site, notebook, order, before)
+                    number = _hand_over(part, site, book, order, before)
                 except SlurmError as error:
                     left = sum(map(len, parts[place:]))
                     if not left:

@@ -23,7 +23,7 @@ from rvtutorial.core import records
 from rvtutorial.core.files import atomic_path, locked, safe_name
 from rvtutorial.core.finding import is_sweep, named_runs
 from rvtutorial.core.records import Unreadable, read_json, write_json
-from rvtutorial.hpc.job import Job, check_params, job_notebook, notebook_line
+from rvtutorial.hpc.job import Job, JobNotebook, notebook_line
 from rvtutorial.hpc.local_queue import Submission
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.hpc.sites import Site
@@ -195,9 +195,9 @@ class SweepFolder:
                 place = os.path.relpath(lent, self.folder) if lent else name
                 added.append(Trial(name, place, own))
         wider = type(self)(self.folder, plan, [*self.trials, *added])
-        notebook = job_notebook(wider.program)
+        book = JobNotebook(wider.program)
         for trial in wider.trials:
-            check_params(notebook, _job_params(plan.fixed | trial.parameters))
+            book.check(_job_params(plan.fixed | trial.parameters))
         room = wider.room()
         if not room.enough:
             raise ValueError(

@@ -18,7 +18,7 @@ from rvtutorial.core.files import atomic_path, safe_name
 from rvtutorial.core.finding import trial_rows
 from rvtutorial.core.names import near_match
 from rvtutorial.core.records import attempt, read_json
-from rvtutorial.hpc.job import job_notebook, parameters
+from rvtutorial.hpc.job import JobNotebook
 from rvtutorial.runs import Hyperparams
 from rvtutorial.sweeps.space import KINDS, Distribution, Halving, draws
 
@@ -555,7 +555,7 @@ def read_sweep(
         ):
             program = str((Path(source).parent / program).resolve())
         try:
-            has = parameters(job_notebook(program))
+            has = JobNotebook(program).parameters
         except FileNotFoundError as err:
             raise ValueError(f"program must be a job notebook: {err}") from None
     known = [name for name in (*Hyperparams.model_fields, *SETTINGS) if name in has]
