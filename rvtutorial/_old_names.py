@@ -55,6 +55,7 @@ ATTRIBUTES = {
         "read_definition".split()
     }
     | {
+        "check_binds": "hpc.image:Bind.all_of",
         "image_versions": "hpc.image._image_versions",
         "parse_bind": "hpc.image:Bind.of",
         "read_freeze": "hpc.image._read_freeze",

@@ -20,9 +20,13 @@ from matplotlib.ticker import MaxNLocator
 
 from .chips import grid_windows, plot_windows
 from .figures import maps
-from .figures.maps import alt_text, figure_bytes, figure_kind  # noqa: F401
-from rvtutorial.figures.runs import (  # noqa: F401  (one place for all figures)
+from rvtutorial.figures.maps import (  # noqa: F401
+    alt_text,
+    figure_bytes,
+    figure_kind,
     find_scene,
+)
+from rvtutorial.figures.runs import (  # noqa: F401  (one place for all figures)
     note_test,
     open_runs,
     plot_agreement,
@@ -32,7 +36,6 @@ from rvtutorial.figures.runs import (  # noqa: F401  (one place for all figures)
     plot_scene_scores,
     plot_score_curves,
     plot_worst,
-    scene_layers,
 )
 from rvtutorial.figures.sweeps import (  # noqa: F401
     importance,
@@ -137,7 +140,7 @@ def plot_predictions(
     opened = open_runs(runs)
     base = next(iter(opened.values()))
     scenes = base.scene_ids(split)[:3] if scenes is None else scenes
-    every = scene_layers(base, scenes, split, data, max_size)
+    every = maps.SceneLayers.of_scenes(base, scenes, split, data, max_size)
     classes = maps.Classes(base)
     if view == "errors":  # are those of one class
         class_name = classes.names[classes.number(class_name)]

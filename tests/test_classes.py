@@ -11,7 +11,7 @@ from fake_runs import VEGAS, evaluation, write_raster
 from sklearn import metrics as sk
 
 from rvtutorial import viz
-from rvtutorial.cli import cli
+from rvtutorial.cli import _cli
 from rvtutorial.core.records import write_json
 from rvtutorial.figures import maps
 from rvtutorial.figures.report import write_report
@@ -22,7 +22,7 @@ from rvtutorial.metrics.intervals import Judged, jackknife
 from rvtutorial.metrics.leaderboard import counts_of, label_folder, leaderboard
 from rvtutorial.runs import Run
 from rvtutorial.sweeps.folder import _final_score, _score_at
-from rvtutorial.sweeps.sweepfile import read_sweep
+from rvtutorial.sweeps.sweepfile import SweepFile
 
 NAMES = ("road", "house", "background", "null")
 SCENES = ("1", "2", "3", "4", "5", "6")
@@ -325,11 +325,11 @@ def test_a_report_leaves_out_runs_of_other_classes(runs, tmp_path):
 
 def test_the_command_line_knows_the_means(runs):
     folders = [str(path) for path in runs.values()]
-    done = CliRunner().invoke(cli, ["compare", *folders, "--metric", "macro_iou"])
+    done = CliRunner().invoke(_cli, ["compare", *folders, "--metric", "macro_iou"])
     assert done.exit_code == 0, done.output
     assert "pixel_macro_iou" in done.output and "pixel_iou_house" in done.output
     listed = ["--metric", "macro_f1", "--class", "road,house"]
-    done = CliRunner().invoke(cli, ["compare", *folders, *listed])
+    done = CliRunner().invoke(_cli, ["compare", *folders, *listed])
     assert done.exit_code == 0 and "pixel_f1_background" not in done.output
 
 
@@ -339,10 +339,10 @@ def test_a_sweep_is_decided_by_a_mean(runs, tmp_path):
         "method: grid\nmetric: {name: macro_iou, goal: maximize, target: 0.9}\n"
         "parameters: {lr: {values: [1e-3, 1e-4]}}\n"
     )
-    assert read_sweep(path).metric == "macro_iou"
+    assert SweepFile.read(path).metric == "macro_iou"
     path.write_text(path.read_text().replace("macro_iou", "macro_io"))
     with pytest.raises(ValueError, match="macro_iou"):
-        read_sweep(path)
+        SweepFile.read(path)
     run = Run(runs["good"])
     (run.path / "train").mkdir(exist_ok=True)
     lines = "epoch,avg_f1,road_f1,house_f1,background_f1,null_f1\n0,0,0.5,0.3,1,0\n"

@@ -725,9 +725,9 @@ def _trials_of(answer) -> list[tuple]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "answer.yaml"
             path.write_text(answer, encoding="utf-8")
-            answer = sweepfile.read_sweep(path)
+            answer = sweepfile.SweepFile.read(path)
     elif isinstance(answer, dict):
-        answer = sweepfile.read_sweep(answer)
+        answer = sweepfile.SweepFile.read(answer)
     elif isinstance(answer, (list, tuple)):  # as `grid` gives them
         answer = list(answer)
     elif not isinstance(answer, sweepfile.SweepFile):

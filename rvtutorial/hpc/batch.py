@@ -15,7 +15,7 @@ import warnings
 from datetime import datetime
 from pathlib import Path
 
-from rvtutorial.container import check_binds, check_image, exec_command
+from rvtutorial.container import Bind, check_image, exec_command
 from rvtutorial.core.commands import answer, slurm_says
 from rvtutorial.core.files import locked
 from rvtutorial.hpc.job import Job, JobNotebook
@@ -387,7 +387,7 @@ def _refuse_missing(site: Site) -> None:
         queue_folder()
     if site.image:
         check_image(site.expand("image", site.image))
-        check_binds([site.expand("binds", bind) for bind in site.binds])
+        Bind.all_of([site.expand("binds", bind) for bind in site.binds])
 
 
 def _refuse_pattern(folder: Path, site: Site) -> None:
