@@ -405,3 +405,16 @@ def with_statistics(cfg):
         with get_tmp_dir() as tmp, quiet():
             cfg.build(tmp).analyze()
     return cfg
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "..", ".", "", "/etc", "a/../..", "a/../../b"]
+)
+def test_ids_that_lead_out_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="leads out of"):
+        pipeline._refuse_outside(tmp_path, name)
+
+
+def test_ids_below_a_folder_are_fine(tmp_path):
+    for name in ("a", "a/b", "..a", "a..b", "a/../b"):
+        pipeline._refuse_outside(tmp_path, name)

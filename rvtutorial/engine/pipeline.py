@@ -228,6 +228,20 @@ def _refuse_impossible(cfg, stock=False) -> None:
         _refuse_without_place(scenes)
 
 
+def _refuse_outside(
+    folder: str | Path,  # Where a folder of that name is to be written
+    scene_id: str,  # One name, or a path below the folder
+) -> None:
+    "Raise ValueError when the id of a scene leads out of a folder, or to the folder itself."
+    above = os.path.abspath(folder)
+    there = os.path.abspath(os.path.join(above, scene_id))
+    if os.path.isabs(scene_id) or not there.startswith(above.rstrip("/") + "/"):
+        raise ValueError(
+            f"the id of a scene is {scene_id!r}, which leads out of {above}: give it "
+            f"another name"
+        )
+
+
 def _refuse_remote(config) -> None:
     "ValueError when a run is to live on another machine."
     for name in ("root_uri", "train_uri"):
@@ -929,7 +943,7 @@ def run(
     _refuse_remote(config)
     cfg = _as_planned(_prepare(config))
     for scene in cfg.dataset.all_scenes:  # each gets a folder of that name
-        files.refuse_outside(cfg.predict_uri, scene.id, "the id of a scene")
+        _refuse_outside(cfg.predict_uri, scene.id)
     given = dict(engine=engine, precision=precision, onnx=onnx, keep=checkpoint)
     how = _chosen(Run(cfg.root_uri), **given, patience=patience, monitor=monitor)
     engine = how.pop("engine")
