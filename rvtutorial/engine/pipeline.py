@@ -68,7 +68,6 @@ from rastervision.pipeline.pipeline_config import PipelineConfig
 from rastervision.pytorch_learner import SemanticSegmentationGeoDataConfig
 from rastervision.pytorch_learner import SemanticSegmentationLearner as StockLearner
 
-__all__ = ["predict", "run"]
 
 # --- the configuration
 
