@@ -301,9 +301,8 @@ def _build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     inputs.allow_open_files(len(shapes))
     hp = hp.fitted(shapes, Run(output_uri).manifest.get("asked", {}))
     windows = make_windows(hp, splits, shapes)
-    with found.begun(
-        output_uri, hp, preset, windows
-    ) as run:  # nothing is written before
+    # nothing is written before this
+    with found.begun(output_uri, hp, preset, windows) as run:
         shown = found.shown_as_bands(run.path / "images")
         labels = found.labels(hp, shown, run.path / "labels")
         dataset = make_dataset(shown, classes, labels, order, hp.scores, found.fills)
