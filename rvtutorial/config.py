@@ -16,7 +16,7 @@ from ._old_names import old_attributes
 from .data import checks
 from .engine import inputs  # first: it looks whether torch has room
 from .engine import bundles
-from .models import encoders, losses, unet
+from .models import losses
 from .data.labels import is_raster, target_class
 from .core.colours import COLOURS
 from .core.files import atomic_path
@@ -230,9 +230,7 @@ def make_model(
         more = dict(encoder=hp.encoder, pretrained=hp.pretrained)
         sizes |= dict(architecture=hp.model, **more)
         sizes |= {"weights": hp.encoder_weights} if hp.encoder_weights else {}
-    file, entry = unet.__file__, "unet"
-    if hp.encoder or hp.hubconf:
-        file, entry = hp.hubconf or encoders.__file__, "network"
+    file, entry = inputs.network_file(hp)
     ours = _from_hub(file, hub, entry, sizes)
     return SemanticSegmentationModelConfig(external_def=ours, pretrained=False, **begin)
 

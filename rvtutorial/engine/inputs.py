@@ -70,15 +70,12 @@ def make_transform(
 
 
 def check_pretrained(
-    hp: Hyperparams,  # model, backbone, encoder, pretrained, hubconf
+    hp: Hyperparams,  # model, backbone, pretrained
 ) -> Path | None:  # File with the weights; None when none are needed
     """Find the ImageNet weights or fetch them; FileNotFoundError says how to get them.
 
-    The same for a file of one's own network that is not there. Raises ValueError for an
-    encoder that segmentation-models-pytorch does not know.
+    Raises ValueError for an encoder that segmentation-models-pytorch does not know.
     """
-    if hp.hubconf and not Path(hp.hubconf).is_file():
-        raise FileNotFoundError(f"hubconf={hp.hubconf}: there is no such file")
     if hp.encoder:
         return _check_encoder(hp)
     if hp.model != "deeplabv3" or not hp.pretrained:
@@ -151,3 +148,14 @@ def weighed(
 
 
 STRIP = 2048  # rows that are read at once
+
+
+def network_file(
+    hp: Hyperparams,  # hubconf, encoder
+) -> tuple[str, str]:  # A Python file, the name of the function in it
+    "The file that defines a network; FileNotFoundError when there is none."
+    if hp.hubconf:
+        if not Path(hp.hubconf).is_file():
+            raise FileNotFoundError(f"hubconf={hp.hubconf}: there is no such file")
+        return hp.hubconf, "network"
+    return (encoders.__file__, "network") if hp.encoder else (unet.__file__, "unet")
