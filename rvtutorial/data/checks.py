@@ -391,9 +391,8 @@ class RunData:
         Values, data and windows make two runs the same run.
         """
         grid = {s.id: json.loads(windows[s.id].json()) for s in self.splits["val"]}
-        digest = hashlib.sha256(json.dumps(grid, sort_keys=True).encode()).hexdigest()[
-            :16
-        ]
+        text = json.dumps(grid, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         data = {k: self.where[k] for k in ("data", "image_pattern", "label_pattern")}
         asked = {
             "hyperparams": hp.asdict(),

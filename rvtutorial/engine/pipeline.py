@@ -987,9 +987,8 @@ def run(
 
 def _refuse_beyond_stock(folder, how) -> None:
     "ValueError when Raster Vision's own training would leave out what a run was asked for."
-    asked = Hyperparams.under_new_names(
-        folder.manifest.get("asked", {}).get("hyperparams", {}), False
-    )
+    asked = folder.manifest.get("asked", {}).get("hyperparams", {})
+    asked = Hyperparams.under_new_names(asked, says=False)
     asked = asked | {"checkpoint": how["keep"], "patience": how["patience"]}
     left = Hyperparams(**{k: asked[k] for k in BEYOND_STOCK if k in asked})
     if left.beyond_stock:
