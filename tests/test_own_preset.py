@@ -12,7 +12,6 @@ from rvtutorial import engine
 from rvtutorial.config import get_config
 from rvtutorial.core.hyperparams import Hyperparams, seconds
 from rvtutorial.data.synthetic import make_sample_scenes
-from rvtutorial.engine import inputs
 from rvtutorial.engine.sampling import LEAST, LabelledWindows
 from rvtutorial.runs import Run
 
@@ -69,19 +68,19 @@ def test_a_call_does_not_ask_stock_for_what_a_run_wants(scenes, tmp_path):
 def test_chips_fit_the_smallest_scene():
     hp = Hyperparams.of("own")
     for side, chip in ((650, 192), (191, 160), (64, 64), (50, 32), (20, 20)):
-        found = inputs.fitted(hp, side, "none")
+        found = hp.fitted(side, {})
         assert (found.chip_sz, found.stride_length) == (chip, 2 * chip // 3)
     kept = hp.replace(chip_sz=100, stride_length=50)
-    assert inputs.fitted(kept, 20, "none") == kept
+    assert kept.fitted(20, {}) == kept
 
 
 def test_chips_are_drawn_by_area():
     hp = Hyperparams.of("own", chip_sz=100)
-    assert inputs.chips_of(hp, [(1000, 2000, 3)]) == [200]
-    assert inputs.chips_of(hp, [(100, 100), (300, 100)]) == [40, 120]
-    assert sum(inputs.chips_of(hp, [(5000, 5000)] * 10)) == 320
-    assert min(inputs.chips_of(hp, [(5000, 5000)] * 900)) == 1
-    assert inputs.chips_of(hp.replace(max_windows=3), [(9, 9)] * 2) == [3, 3]
+    assert hp.chips_of([(1000, 2000, 3)]) == [200]
+    assert hp.chips_of([(100, 100), (300, 100)]) == [40, 120]
+    assert sum(hp.chips_of([(5000, 5000)] * 10)) == 320
+    assert min(hp.chips_of([(5000, 5000)] * 900)) == 1
+    assert hp.replace(max_windows=3).chips_of([(9, 9)] * 2) == [3, 3]
 
 
 def test_what_the_preset_asks_for_is_in_the_config_and_in_run_json(scenes, tmp_path):

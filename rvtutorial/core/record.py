@@ -11,7 +11,7 @@ from pathlib import Path
 from rvtutorial.core import records
 from rvtutorial.core.files import atomic_path, locked
 from rvtutorial.core.formulas import fractions
-from rvtutorial.core.hyperparams import differences, under_new_names
+from rvtutorial.core.hyperparams import Hyperparams, differences
 from rvtutorial.core.names import as_text, natural_key, near_match
 from rvtutorial.core.records import Unreadable, read_json, write_json
 
@@ -207,7 +207,7 @@ class Run:
             job = self.manifest.get("went", {}).get("job") or {}
             asked = job.get("params")  # of a job that asks nothing of Raster Vision
         asked = asked or _hyperparams_in(self.config)
-        return under_new_names(asked, says=False)
+        return Hyperparams.under_new_names(asked, says=False)
 
     def log(self):
         "DataFrame of the epochs so far, with Raster Vision's column names."
