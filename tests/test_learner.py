@@ -34,6 +34,7 @@ from rvtutorial.engine.learner import (
     FastLearner,
     Interrupted,
     Options,
+    _jittered,
     _precision_of,
     _prepared,
     _random_state,
@@ -206,6 +207,33 @@ def test_depthwise_layers_whose_gradients_are_slow(size, stride, slow):
     out.float().square().sum().backward()
     assert layer.weight.grad.dtype == torch.float32
     assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+def test_light_and_contrast_vary_within_bounds():
+    torch.manual_seed(0)
+    x = torch.rand(400, 4, 8, 8)
+    out = _jittered(x, 0.2)
+    gain = out.std((2, 3)) / x.std((2, 3))
+    assert gain.min() > 0.7 and gain.max() < 1.3
+    assert gain.min() < 0.78 and gain.max() > 1.22
+    light = (out.mean((2, 3)) - gain * x.mean((2, 3))) / x.std()
+    assert light.abs().max() < 0.6 and light.abs().max() > 0.45
+    assert 0.05 < (gain - gain.mean(1, keepdim=True)).abs().max() < 0.2  # by band
+    assert light.mean().abs() < 0.03 and (gain.mean() - 1).abs() < 0.02
+
+
+def test_a_training_with_jitter_sees_other_chips(zoo, tmp_path):
+    cfg = settings(zoo, tmp_path)
+    losses = []
+    for jitter in (0.0, 0.3, 0.3):
+        one = build(cfg, jitter=jitter)
+        batch = next(iter(one.train_dl))
+        torch.manual_seed(0)
+        losses.append(one.train_step(batch, 0)["train_loss"].item())
+        one.model.eval()
+        losses.append(float(one.validate_step(batch, 0)["val_loss"]))
+    assert losses[0] != losses[2] == losses[4]
+    assert losses[1] == losses[3] == losses[5]
 
 
 # --- being asked to stop

@@ -26,7 +26,8 @@ PRESETS: dict[str, dict] = {
         "model": "unet", "encoder": "efficientnet-lite0", "pretrained": True,
         "chip_sz": None, "stride_length": None, "max_windows": None, "batch_sz": 8,
         "optimizer": "adamw", "lr": 2e-3, "encoder_lr": 0.3, "weight_decay": 0.01,
-        "cosine": True, "frozen_layers": 9, "sampling": "labels", "class_weights": "balanced",
+        "cosine": True, "frozen_layers": 9, "jitter": 0.15,
+        "sampling": "labels", "class_weights": "balanced",
         "checkpoint": "best", "budget": "3 min",
     },
 }  # fmt: skip
@@ -256,7 +257,7 @@ def _contradictions(hp) -> Iterator[str]:
 
 
 BEYOND_STOCK = ("optimizer", "weight_decay", "cosine", "encoder_lr", "freeze_epochs")
-BEYOND_STOCK += ("frozen_layers", "sampling", "budget", "checkpoint", "patience")
+BEYOND_STOCK += ("frozen_layers", "jitter", "sampling", "budget", "checkpoint", "patience")
 
 # --- values that are left to the data
 
@@ -393,6 +394,10 @@ class Hyperparams(BaseModel):
     )  # fmt: skip
     augment: bool = _setting(
         True, "turn and mirror training chips at random", "DataConfig.augmentors",
+    )  # fmt: skip
+    jitter: float = _setting(
+        0.0, "by how much light and contrast of training chips vary at random", "no field",
+        ge=0, lt=1, why="1 would leave no contrast",
     )  # fmt: skip
     seed: int | None = _setting(
         0, "start of every random sequence; none leaves it to chance", "no field",

@@ -319,6 +319,7 @@ class Options:
     inputs: dict | None = None  # What training images hold: put into the bundle
     recipe: Recipe = field(default_factory=Recipe)  # Optimizer, schedule, encoder
     sampling: str = "random"  # Windows anywhere, or where there are labels
+    jitter: float = 0.0  # By how much light and contrast of training chips vary
     meters: dict = field(default_factory=dict)  # Stage -> Meter
 
     def __post_init__(self):
@@ -337,6 +338,21 @@ class Options:
         if best is None:
             return True
         return new < best if self.monitor.endswith("loss") else new > best
+
+# %% ../../nbs/engine/learner.ipynb #ff827788
+def _jittered(x: torch.Tensor, share: float) -> torch.Tensor:
+    """Chips with other contrast and brightness, at random; (n, bands, height, width).
+
+    Contrast changes by at most `share`, brightness by as much of two standard deviations
+    of the batch, and both by half of it once more in each band.
+    """
+
+    def drawn():
+        every = torch.rand(x.shape[0], 1, 1, 1, device=x.device)
+        single = torch.rand(*x.shape[:2], 1, 1, device=x.device)
+        return share * ((2 * every - 1) + (single - 0.5))
+
+    return x * (1 + drawn()) + 2 * x.std() * drawn()
 
 # %% ../../nbs/engine/learner.ipynb #f4d76cb2
 class FastLearner(SemanticSegmentationLearner):
@@ -446,6 +462,7 @@ class FastLearner(SemanticSegmentationLearner):
 
     def train_step(self, batch, batch_ind):
         x, y = batch
+        x = _jittered(x, self.options.jitter) if self.options.jitter else x
         return {"train_loss": self.loss(self.forward(x), y)}
 
     def validate_step(self, batch, batch_ind):

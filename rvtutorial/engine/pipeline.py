@@ -957,6 +957,7 @@ def run(
         seed=seed,
         recipe=Recipe.of(asked),
         sampling=asked.get("sampling", "random"),
+        jitter=asked.get("jitter", 0.0),
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
         store=store or _shared_store(),
@@ -1023,6 +1024,7 @@ def _training_digest(cfg, options, how) -> str:
     "16 hex digits of all that decides what a training gives."
     more = [] if options.recipe.is_stock else [options.recipe]
     more += [] if options.sampling == "random" else [options.sampling]
+    more += [options.jitter] if options.jitter else []
     digest = repr([_fingerprint(cfg, False), options.seed, how, *more]).encode()
     return hashlib.sha256(digest).hexdigest()[:16]
 
