@@ -54,12 +54,12 @@ def test_fewer_scenes_are_among_more():
             fewer_scenes(splits, n)
 
 
-def run(folder, missed, seed):
-    "A run folder with an evaluation of eight scenes; so many of 1,000 pixels are missed."
+def run(folder, missed, seed, scenes=8):
+    "A run folder with an evaluation of some scenes; so many of 1,000 pixels are missed."
     path = folder / f"{missed}-{seed}" / "eval" / "validation_scenes" / "eval.json"
     path.parent.mkdir(parents=True)
     matrices = {}
-    for i in range(8):
+    for i in range(scenes):
         lost = missed + 2 * (i % 3) + seed
         matrices[str(i)] = [[1000 - lost, lost, 0], [lost, 9000 - lost, 0], [0, 0, 0]]
     path.write_text(json.dumps(evaluation(matrices)))
@@ -94,3 +94,11 @@ def test_starts_meet_where_one_is_no_longer_better(runs):
     assert meeting_point(runs, "small", "pre-trained") is None
     del runs[8], runs[16]
     assert meeting_point(runs, "pre-trained", "small") is None
+
+
+def test_too_few_scenes_tell_nothing(tmp_path):
+    two = {name: [run(tmp_path / name, 100, 0, scenes=2)] for name in "ab"}
+    with pytest.raises(
+        ValueError, match="nothing is known of a and b: 2 scenes are too"
+    ):
+        meeting_point({4: two}, "a", "b")

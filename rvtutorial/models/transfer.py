@@ -32,7 +32,7 @@ def fewer_scenes(
     order = np.random.default_rng(seed).permutation(len(train))
     return {**splits, "train": [train[i] for i in sorted(order[:n])]}
 
-# %% ../../nbs/models/transfer.ipynb #3dc439f3
+# %% ../../nbs/models/transfer.ipynb #b3ca33ec
 def learning_curve(
     runs: Mapping,  # Training scenes -> {name of a start: its runs, one for each seed}
     metric: str = "f1",  # As `leaderboard` takes it
@@ -42,7 +42,8 @@ def learning_curve(
 
     Scores are of whole validation scenes, the mean over seeds; 95 % intervals cover other
     scenes and other seeds. At each number of scenes `tied` compares with the highest
-    there, all pairs considered (Holm). Raises what `leaderboard` raises.
+    there, all pairs considered (Holm); with too few validation scenes for intervals all are
+    tied. Raises what `leaderboard` raises.
     """
     boards = {}
     for n in sorted(runs):
@@ -63,12 +64,15 @@ def meeting_point(
     """From how many training scenes on one start is no longer better than another.
 
     So many, and with all larger numbers too: the two are tied, or the other is higher.
-    Raises what `leaderboard` raises.
+    Raises what `leaderboard` raises, and ValueError where there are too few validation
+    scenes to tell two starts apart.
     """
     met = None
     for n in sorted(runs, reverse=True):
         two = {name: runs[n][name] for name in (start, other)}
         board = leaderboard(two, metric, **how)
+        if why := board.why_no_interval():
+            raise ValueError(f"nothing is known of {start} and {other}: {why}")
         if board.index[0] == start and not board.tied[other]:
             break
         met = n
