@@ -12,7 +12,8 @@ ROOT_OK := $(if $(filter 0,$(shell id -u)),--allow-root)
 # what the notebooks' own tests make lies apart from your runs
 SMOKE := RVTUTORIAL_PRESET=smoke RVTUTORIAL_SITE=local RVTUTORIAL_HOME=$(CURDIR)/build/smoke
 
-.PHONY: run test hpc-test lab bench lint notebooks pytest export format outputs clean help
+.PHONY: run test hpc-test lab bench lint notebooks pytest export format outputs long-outputs \
+	clean help
 
 help:
 	@sed -n 's/^# //p' Makefile | head -4
@@ -61,6 +62,16 @@ format: $(VENV)/.ready
 outputs: run
 	@$(BIN)/jupyter nbconvert --log-level WARN --coalesce-streams runs/lessons/0*.ipynb
 	@cp runs/lessons/0*.ipynb nbs/
+	@$(BIN)/ruff format -q nbs && $(BIN)/nbdev_clean
+
+# run the lessons on networks and transfer learning with their long trainings, about 45
+# minutes of both cores, and keep their outputs in nbs/; it goes on where it was stopped.
+# TILES is the folder of real tiles, as the lesson describes them
+LONG := nbs/models/networks.ipynb nbs/models/transfer.ipynb
+long-outputs: $(VENV)/.ready
+	@test -d "$(TILES)" || { echo "TILES=FOLDER of real tiles is needed, for the figure of them"; exit 2; }
+	@RVTUTORIAL_HOME=$(CURDIR) RVTUTORIAL_TILES="$(abspath $(TILES))" \
+	$(BIN)/jupyter nbconvert --log-level WARN --execute --inplace --coalesce-streams $(LONG)
 	@$(BIN)/ruff format -q nbs && $(BIN)/nbdev_clean
 
 clean:
