@@ -224,7 +224,7 @@ def cut_subtiles(
             ]
             raise ValueError(
                 f"subtiles of {size} x {size} labels do not divide the {labels[0]} x "
-                f"{labels[1]} labels of {parent.id}; {', '.join(map(str, fits))} would"
+                f"{labels[1]} labels of {parent.id}; {', '.join(map(str, fits[:8]))} would"
             )
         grids.append((parent, scale, [side // size for side in labels]))
     made = []
