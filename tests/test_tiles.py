@@ -1,6 +1,7 @@
 """The course's tiles: stacks, subtiles, splits without leaks, pieces put together exactly."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,6 +170,7 @@ def test_tiles_that_differ_in_their_bands_are_named(folder, tmp_path):
         ValueError, match=r"Tile2 and .*Tile1 differ .*sentinel2-20200804-08"
     ):
         tiles.find_parents(tmp_path / "all", tmp_path / "stacks", FEW)
+    assert not (tmp_path / "stacks").exists()
     with pytest.raises(
         FileNotFoundError, match="no folders with a file groundTruth.tif"
     ):
@@ -211,6 +213,12 @@ def test_a_size_that_does_not_divide_a_tile(parents, tmp_path, size):
     ):
         tiles.cut_subtiles(parents, tmp_path / "a", size)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_tile_without_a_label_raster_is_not_cut(parents, tmp_path):
+    for label in (None, tmp_path / "roofs.geojson"):
+        with pytest.raises(ValueError, match="Tile1 has no label raster"):
+            tiles.cut_subtiles([replace(parents[0], label=label)], tmp_path / "a")
 
 
 def test_a_tile_that_lacks_subtiles_is_named(subtiles):
