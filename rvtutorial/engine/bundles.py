@@ -35,7 +35,8 @@ with quiet():
     from rastervision.pytorch_learner.utils.torch_hub import get_hubconf_dir_from_cfg
 
 
-OUR_CODE = {  # SHA-256 of every version of unet.py, encoders.py and losses.py in `models`
+OUR_CODE = {  # SHA-256 of every version of unet, course, encoders and losses in `models`
+    "ea76b23f43a13302d0d8b656439b5ff33e92af6440ba57647969e7d973210ead",
     "47fefd8362d2c38f9965f2a6ac788512ede34e63cc45d2b44c451258c6e2348d",
     "f335d3a4ccd4fd3d19dd1147a60e995e45385771243bf82d20b8571c22bb8ee5",
     "3475ce87ba3107ae57e30d53ae205a055adb0100f94744f5aed5502818cb3bbb",
