@@ -576,3 +576,34 @@ def test_import_is_light():
 
 
 assert LabelFolder and Tuned
+
+
+# --- other scenes ----------------------------------------------------------------------
+
+
+def test_transfer_is_the_score_on_others_and_the_regret_what_is_lost(four, tmp_path):
+    folder, scenes = four
+    made = tune(folder, classes=["building", "water"], draws=50, blocks=None)
+    others = {str(i): four_classes(100 + i) for i in range(5)}
+    there = folder_of(tmp_path, others, null=None)
+    found = made.on(there, blocks=None, draws=200)
+    true = np.concatenate([t.ravel() for t, _ in others.values()])
+    scores = np.concatenate([s.reshape(4, -1) for _, s in others.values()], axis=1)
+    for name in ("building", "water"):
+        k, row = FOUR.index(name), found.loc[name]
+        called = scores[k].astype(float) >= made.thresholds[name].threshold
+        value = sk.jaccard_score(true == k, called)
+        assert row.value == pytest.approx(value, abs=1e-3)  # scores lie on levels
+        assert row.low < row.value < row.high
+        assert row.best >= row.value and row.regret == pytest.approx(
+            row.best - row.value
+        )
+        assert 0 <= row.regret_low <= row.regret_high
+        best = tune(there, classes=[name], draws=0, blocks=None).thresholds[name]
+        assert row.best_threshold == best.threshold and row.best == best.value
+    assert (made.on(folder, blocks=None, draws=0).regret == 0).all()
+    joint = tune(folder, classes=list(FOUR), rule="weights", draws=0, blocks=None)
+    moved = joint.on(there, blocks=None)
+    assert moved.value.mean() == pytest.approx(
+        mean_iou(others, joint.decision), abs=1e-12
+    )

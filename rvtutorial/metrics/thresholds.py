@@ -603,6 +603,27 @@ class Tuned:
         table = table if self.rule == "weights" else table.drop(columns="weight")
         return table.rename_axis("class")
 
+    def on(
+        self,
+        run: str | Path | Run | leaderboard.LabelFolder | ScoreCounts,  # With scores
+        split: str = "test",  # Scenes that did not choose
+        blocks="auto",  # As in `tune`
+        data: str | Path | None = None,  # Folder to which the labels were moved
+        unscored: str = "refuse",  # As in `tune`
+        draws: int = 1000,  # Of scenes, for the interval of the regret
+        seed: int = 0,
+    ) -> (
+        pd.DataFrame
+    ):  # Index: class. value, low, high, best_threshold, best, regret ...
+        """What these thresholds give on other scenes, and what the best would give there.
+
+        The regret is the difference of the two: 0 if these scenes had chosen the same. A look
+        at the test split is recorded.
+        """
+        return _transferred(
+            self, Run.of(run), split, blocks, data, unscored, draws, seed
+        )
+
     def __repr__(self):
         where = f"{len(self.scenes)} {self.split} scenes".replace("  ", " ")
         lines = [f"{self.rule}, {self.over} {self.metric} on {where}"]
@@ -708,6 +729,55 @@ def tune(
                   if fits[k].status != "undefined"}  # fmt: skip
     more = dict(thresholds=fits, calibration=fitted)
     return replace(made, value=float(np.mean(values)) if values else np.nan, **more)
+
+
+def _transferred(tuned, run, split, blocks, data, unscored, draws, seed):
+    goal, over = Goal(tuned.metric), tuned.over
+    split, of = getattr(run, "split", "") or split, tuned.decision
+    if split == "test":
+        leaderboard.open_test({_name(run): run}, goal.name, what="thresholds")
+    counts, files = _counted(run, split, data, 1.0, 0, unscored)
+    curves, rows = _curves(run, counts, list(of.thresholds), blocks), {}
+    if tuned.rule != "one-vs-rest":
+        made = _confusions(files, of, tuned.null)
+        fits = {k: _fit(one, goal, over, 0) for k, one in curves.items()}
+        other = _together(replace(tuned, thresholds=fits), goal, files, curves)
+    for name, curve in curves.items():
+        many, block = len(curve.blocks), curve.block
+        row = dict(split=split, scenes=len(counts), threshold=of.thresholds[name])
+        if not goal.counts(curve.positives.sum(), curve.negatives.sum()):
+            rows[name] = row  # nothing there to be found
+            continue
+        if tuned.rule != "one-vs-rest":
+            few, best = _one_cut(made.table(name)), other.thresholds[name]
+            row |= dict(best_threshold=other.decision.thresholds[name], best=best.value)
+        else:
+            few = curve.few(curve.at(of.thresholds[name]))
+            stretch = curve.best(goal, over)
+            if stretch:
+                row["best_threshold"] = curve.threshold(*stretch)[0]
+                row["best"] = float(curve.values(goal, over)[0][stretch[0]])
+        given = np.ones((1, len(block))), few, np.array([few.at])
+        row["value"] = float(_pooled(goal, over, *given)[0][0])
+        if many > 1:
+            others = (1 - np.eye(many))[:, block]
+            moved = _redrawn(few, goal, over, others).fixed
+            row["low"], row["high"] = _interval(goal, row["value"], moved, many)
+        row["regret"] = abs(row.get("best", np.nan) - row["value"])
+        if many > 1 and draws and tuned.rule == "one-vs-rest":
+            rng = np.random.default_rng(seed)
+            taken = rng.multinomial(many, np.full(many, 1 / many), size=draws)
+            drawn = _redrawn(few, goal, over, taken[:, block].astype(float))
+            lost = np.abs(drawn.values - drawn.fixed)
+            lost = lost[~np.isnan(lost)]
+            if len(lost):
+                ends = np.quantile(lost, [0.025, 0.975])
+                row["regret_low"], row["regret_high"] = map(float, ends)
+        rows[name] = row
+    columns = ("split", "scenes", "threshold", "value", "low", "high", "best_threshold")
+    columns += ("best", "regret", "regret_low", "regret_high")
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=None)
+    return table.reindex(columns=list(columns)).rename_axis("class")
 
 
 def _name(run):
