@@ -582,6 +582,9 @@ class Tuned:
     passes: int = 1  # Over the scores
     calibration: Mapping[str, "Calibration"] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    digests: Mapping[str, Mapping] = field(
+        default_factory=dict
+    )  # bundles, scores: SHA-256
 
     @property
     def undefined(self) -> list[str]:
