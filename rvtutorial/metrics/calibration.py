@@ -9,10 +9,12 @@ __all__ = ['SCORES', 'LEVELS', 'ranking_scores', 'ScoreCounts', 'score_blocks', 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
+from ..core.files import atomic_path
 from ..core.formulas import fractions
 from ..core.names import near_match
 from ..core.renamed import renamed_arguments
@@ -248,6 +250,31 @@ class ScoreCounts:
     def scores(self, class_name: str | None = None) -> dict[str, float]:
         "SCORES of one class, over all scenes together."
         return ranking_scores(self.ranking(class_name))
+
+    def write(
+        self,
+        path: str | Path,  # Such as counts.npz
+    ) -> None:
+        "Keep the counts in a file, so that the counts of several jobs can be put together."
+        names = ("scenes", "classes", "kind", "exact", "null", "split", "unscored")
+        kept = {name: np.array(getattr(self, name)) for name in names}
+        with atomic_path(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, histograms=self.histograms, **kept)
+
+    @staticmethod
+    def read(
+        path: str | Path,  # From `write`
+    ) -> "ScoreCounts":
+        "Counts that were kept in a file; ValueError for any other file."
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+            words = {k: str(found[k]) for k in ("kind", "null", "split")}
+            lists = {k: tuple(map(str, found[k])) for k in ("scenes", "classes")}
+            numbers = dict(histograms=found["histograms"], unscored=found["unscored"])
+            return ScoreCounts(exact=bool(found["exact"]), **words, **lists, **numbers)
+        except (KeyError, ValueError, BadZipFile) as err:
+            raise ValueError(f"{path} holds no counts of scores: {err}") from None
 
     @staticmethod
     def joined(

@@ -66,12 +66,15 @@ def bundle_digests(
     return {name: _sha256(file) for name, file in found.items() if file.is_file()}
 
 
-def _score_digests(run, split) -> dict[str, str]:
-    if isinstance(run, ScoreCounts):
+def _score_digests(source, split) -> dict[str, str]:
+    "Of the score raster of each scene, where there are some."
+    if isinstance(source, ScoreCounts):
         return {}
-    return {
-        s: _sha256(Path(how["scores"])) for s, how in score_files(run, split).items()
-    }
+    try:
+        files = source if isinstance(source, Mapping) else score_files(source, split)
+    except FileNotFoundError:
+        return {}
+    return {scene: _sha256(Path(how["scores"])) for scene, how in files.items()}
 
 
 def _refuse_other_model(tuned: Tuned, model, path: Path) -> None:
@@ -120,7 +123,7 @@ def _system() -> dict:
 
 def _about_run(run) -> dict:
     "What a run says of its data and its training."
-    if not isinstance(run, Run):
+    if not isinstance(run, Run) or not (run.path / "pipeline-config.json").is_file():
         return {}
     dataset, asked = run.config["dataset"], run.hyperparams
     splits = ("train_scenes", "validation_scenes", "test_scenes")
@@ -208,6 +211,8 @@ def write_thresholds(
     folder: str | Path | None = None,  # None: that of the run
     message: str | None = None,  # What the reader should know
     seconds: float | None = None,  # That it took
+    scores: Mapping[str, Mapping]
+    | None = None,  # As `score_files`; None: those of the run
     **metadata,  # dataset_directory, batch_size, gcp_bucket ...
 ) -> Path:  # model_thresholds_<UTC>.yaml
     "Write the thresholds beside the model, whole or not at all, and over no other file."
@@ -217,7 +222,7 @@ def write_thresholds(
         raise ValueError("counts have no folder: say where the thresholds go (folder=)")
     place = Path(place).expanduser()
     bundles = {} if not isinstance(run, Run) else bundle_digests(run.path)
-    scores = _score_digests(run, tuned.split)
+    scores = _score_digests(run if scores is None else scores, tuned.split)
     digests = dict(
         bundles=bundles, scores={s: scores[s] for s in tuned.scenes if s in scores}
     )

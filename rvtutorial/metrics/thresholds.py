@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'SHARES', 'CUTS', 'FLAT', 'STATUSES', 'OVER', 'RULES', 'CALIBRATIONS', 'Goal', 'Curves', 'Threshold',
-           'Decision', 'Tuned', 'tune', 'Calibration']
+           'Decision', 'Tuned', 'tune', 'count_scenes', 'Calibration']
 
 # %% ../../nbs/metrics/thresholds.ipynb #79593974
 import re
@@ -656,7 +656,12 @@ def _number(x):
 
 
 def tune(
-    run: str | Path | Run | leaderboard.LabelFolder | ScoreCounts,  # With scores
+    run: str
+    | Path
+    | Run
+    | leaderboard.LabelFolder
+    | ScoreCounts
+    | Mapping,  # With scores
     metric: str = "iou",  # As of `Goal`; ALIASES are known
     classes: Sequence[str] | None = None,  # None: all but background and null
     rule: str = "one-vs-rest",  # Or ratio, weights: of several classes together
@@ -799,22 +804,32 @@ def _curves(run, counts, classes, blocks):
     return {name: Curves(counts, name, where) for name in classes}
 
 
+def count_scenes(
+    files: Mapping[str, Mapping],  # Scene -> arguments of `count_scores`
+    split: str = "",  # What these scenes are
+) -> ScoreCounts:
+    "Count the scores of scenes one after the other; ValueError for scores that are no shares."
+    parts = []
+    with ProgressLine(len(files), every=10) as line:
+        for scene, how in files.items():
+            _refuse_odd(scene, how)
+            parts.append(calibration.count_scores(scene=scene, **how))
+            line.reach(len(parts), f"scores of {len(parts)} of {len(files)} scenes")
+    return replace(ScoreCounts.joined(parts), split=split)
+
+
 def _counted(run, split, data, share, seed, unscored):
     "Counts of the scenes that are meant, and where their scores lie."
     if isinstance(run, ScoreCounts):
         counts, files = run.only(_drawn_scenes(run.scenes, share, seed)), {}
     else:
-        files = leaderboard.score_files(run, split, data)
+        files = run
+        if not isinstance(run, Mapping):
+            files = leaderboard.score_files(run, split, data)
         files = {
             scene: files[scene] for scene in _drawn_scenes(list(files), share, seed)
         }
-        parts = []
-        with ProgressLine(len(files), every=10) as line:
-            for scene, how in files.items():
-                _refuse_odd(scene, how)
-                parts.append(calibration.count_scores(scene=scene, **how))
-                line.reach(len(parts), f"scores of {len(parts)} of {len(files)} scenes")
-        counts = replace(ScoreCounts.joined(parts), split=split)
+        counts = count_scenes(files, split)
     pixels = counts.histograms[:, 0].sum(axis=(1, 2), dtype=np.int64)
     bare = [scene for scene, n in zip(counts.scenes, pixels, strict=True) if not n]
     lost = dict(zip(counts.scenes, counts.unscored.tolist(), strict=True))
@@ -868,7 +883,7 @@ def _whole(few, goal, over):
 
 def _with_argmax(made, goal, run, curves):
     "What the labels of the run give, where it has been evaluated."
-    if isinstance(run, ScoreCounts):
+    if isinstance(run, ScoreCounts | Mapping):
         return made
     try:
         counts = leaderboard.counts_of(run, made.split).only(made.scenes)
