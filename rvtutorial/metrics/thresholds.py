@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'SHARES', 'CUTS', 'FLAT', 'STATUSES', 'OVER', 'RULES', 'CALIBRATIONS', 'Goal', 'Curves', 'Threshold',
-           'Decision', 'Tuned', 'tune', 'count_scenes', 'Calibration']
+           'Decision', 'Calibration', 'Tuned', 'tune', 'count_scenes']
 
 # %% ../../nbs/metrics/thresholds.ipynb #79593974
 import re
@@ -560,6 +560,251 @@ def _largest(scores, weights, among):
         np.maximum(best, one, out=best)
     return found, best
 
+# %% ../../nbs/metrics/thresholds.ipynb #4c358c7b
+_BASE = int(np.float32(2.0**-16).view(np.int32)) >> 13
+_BINS = 32 * 1024  # Ratios from 2^-16 to 2^16, each 0.1 % from the next
+
+
+def _pixels(files):
+    "Scene, class numbers and (classes, pixels) scores of what has a label and a score."
+    for scene, how in files.items():
+        names = list(how["classes"])
+        null = names.index(how["null"]) if how.get("null") in names else -1
+        for true, said, unseen in calibration.score_blocks(**how):
+            scores = _as_float(said)
+            seen = (true != null) & ~np.isnan(scores).any(axis=0)
+            seen &= True if unseen is None else ~unseen
+            yield scene, true[seen], scores[:, seen]
+
+
+def _confusions(files, decision, null):
+    "Counts of every scene under a rule."
+    n, found = len(decision.classes), {}
+    for scene, true, scores in _pixels(files):
+        one = confusion(true, decision.labels(scores), n)
+        found[scene] = found.get(scene, 0) + one
+    matrices = np.stack(list(found.values()))
+    return Counts(matrices, tuple(found), decision.classes, null)
+
+
+def _ratios(files, decision, c):
+    "(classes, classes, ratios): pixels by truth, by what they are without class c, by ratio."
+    n = len(decision.classes)
+    total = np.zeros(n * n * _BINS, np.int64)
+    weights = [decision.thresholds.get(name, 1.0) for name in decision.classes]
+    rivals = [i for i in range(n) if i != c]
+    if decision.rule == "ratio":
+        weights = [1 / w if w > 0 else 1e30 for w in weights]
+        rivals = [i for i in rivals if decision.classes[i] in decision.thresholds]
+    for _, true, scores in _pixels(files):
+        if decision.rule == "ratio":
+            runner, _ = _largest(scores, np.ones(n), decision.rest)
+            most = np.ones(len(true), np.float32)
+            if rivals:
+                other, best = _largest(scores, weights, rivals)
+                runner = np.where(best >= 1, other, runner)
+                most = np.maximum(best, most)
+        else:
+            runner, most = _largest(scores, weights, rivals)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(scores[c] > 0, most / scores[c], np.float32(np.inf))
+        code = np.clip((ratio.view(np.int32) >> 13) - _BASE, 0, _BINS - 1)
+        place = (true.astype(np.int64) * n + runner) * _BINS + code
+        total += np.bincount(place, minlength=total.size)
+    return total.reshape(n, n, _BINS)
+
+
+def _step(files, decision, c, goal, wanted):
+    "The best weight of class c while all others stay, and the metric there."
+    table = _ratios(files, decision, c)
+    whole = table.sum(axis=2)
+    moved = np.cumsum(table, axis=2)  # to class c, with the weight after each ratio
+    positives, pixels, values, allowed = whole.sum(axis=1), whole.sum(), [], []
+    for k in wanted:
+        if k == c:
+            tp, called = moved[c].sum(axis=0), moved.sum(axis=(0, 1))
+        else:
+            tp = whole[k, k] - moved[k, k]
+            called = whole[:, k].sum() - moved[:, k].sum(axis=0)
+        given = tp, called - tp, positives[k], pixels - positives[k]
+        if goal.counts(*given[2:]):
+            values.append(goal.value(*given))
+            allowed.append(goal.allowed(*given))
+    value = np.mean(values, axis=0)
+    worth = np.where(
+        np.min(allowed, axis=0) >= 0, -value if goal.least_cost else value, -np.inf
+    )
+    good = np.concatenate([[False], worth[:-1] >= worth[:-1].max() - 1e-12, [False]])
+    first = np.flatnonzero(good[1:] & ~good[:-1])
+    after = np.flatnonzero(good[:-1] & ~good[1:])
+    one = int((after - first).argmax())
+    middle = int(first[one] + after[one] - 1) // 2
+    bits = np.int32(middle + 1 + _BASE) << 13
+    return float(np.array(bits, np.int32).view(np.float32)), float(value[middle])
+
+
+def _objective(counts, goal, names):
+    "The mean of a metric over classes."
+    found = []
+    for name in names:
+        tp, fp, fn, tn, _ = counts.table(name).sum()
+        if goal.counts(tp + fn, fp + tn):
+            ok = goal.allowed(tp, fp, tp + fn, fp + tn) >= 0
+            found.append(goal.value(tp, fp, tp + fn, fp + tn) if ok else np.nan)
+    return float(np.mean(found)) if found else np.nan
+
+
+def _together(made, goal, files, curves, most=10):
+    "Thresholds (ratio) or weights of several classes, one after the other until none gets better."
+    if made.over != "micro" or made.method != "exact":
+        raise ValueError(f"rule {made.rule} is found exactly and over all pixels only")
+    names = [k for k, one in made.thresholds.items() if one.status != "undefined"]
+    if not names:
+        return made
+    alone = {
+        k: float(np.clip(made.thresholds[k].threshold, 2.0**-15, 1)) for k in names
+    }
+    argmax = _confusions(
+        files, Decision("argmax", made.classes, {}, made.null), made.null
+    )
+    sign, passes = -1 if goal.least_cost else 1, 1
+
+    def worth(counts):
+        found = sign * _objective(counts, goal, names)
+        return -np.inf if np.isnan(found) else found
+
+    start = alone if made.rule == "ratio" else {k: 1 / t for k, t in alone.items()}
+    now = Decision(made.rule, made.classes, start, made.null).check()
+    best, passes = _confusions(files, now, made.null), passes + 1
+    if made.rule == "weights" and worth(argmax) >= worth(best):
+        now, best = replace(now, thresholds=dict.fromkeys(names, 1.0)), argmax
+    wanted = [made.classes.index(k) for k in names]
+    for _ in range(most):
+        before = worth(best)
+        for name in names:
+            weight, _ = _step(files, now, made.classes.index(name), goal, wanted)
+            number = 1 / weight if made.rule == "ratio" else weight
+            other = replace(now, thresholds={**now.thresholds, name: number})
+            counts, passes = _confusions(files, other, made.null), passes + 2
+            if worth(counts) > worth(best):
+                now, best = other, counts
+        if not worth(best) > before + 1e-7:
+            break
+    found = dict(made.thresholds)
+    for name in names:
+        curve, few = curves[name], _one_cut(best.table(name))
+        others = (1 - np.eye(len(curve.blocks)))[:, curve.block]
+        value, ends = _whole(few, goal, made.over), (np.nan, np.nan)
+        if len(curve.blocks) > 1:
+            moved = _redrawn(few, goal, made.over, others).fixed
+            ends = _interval(goal, value, moved, len(curve.blocks))
+        number = float(now.thresholds[name])
+        of = dict(threshold=number, low=number, high=number)
+        if made.rule == "weights":
+            of = dict(threshold=np.nan, low=np.nan, high=np.nan, weight=number)
+        of |= dict(
+            value=value, value_low=ends[0], value_high=ends[1], status="ok", why=""
+        )
+        of |= dict(threshold_low=np.nan, threshold_high=np.nan, value_at_half=np.nan)
+        of |= dict(out_of_bag=np.nan, leave_one_out=np.nan)
+        of["value_argmax"] = _whole(_one_cut(argmax.table(name)), goal, made.over)
+        found[name] = replace(found[name], **of)
+    at = float(_objective(argmax, goal, names))
+    return replace(made, thresholds=found, value_argmax=at, passes=passes)
+
+# %% ../../nbs/metrics/thresholds.ipynb #9b3e9b9e
+CALIBRATIONS = ("temperature", "isotonic")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    "A map of the scores of one class to shares, and what it does to the calibration error."
+
+    method: str  # One of CALIBRATIONS
+    temperature: float = np.nan  # By which logits are divided
+    scores: tuple[float, ...] = ()  # Of the isotonic curve: between them it is straight
+    shares: tuple[float, ...] = ()
+    ece_before: float = np.nan
+    ece_after: float = np.nan  # Of scenes that were not used for the map
+    brier_before: float = np.nan
+    brier_after: float = np.nan
+
+    @staticmethod
+    def fit(
+        counts: ScoreCounts,
+        class_name: str | None = None,  # None: the first that is not background
+        method: str = "temperature",  # Or isotonic
+        folds: int = 5,  # Of scenes, for the numbers after
+    ) -> "Calibration":
+        "Fit a map on counts; with one scene the numbers after are of that scene itself."
+        ranking, parts = counts.ranking(class_name), []
+        made, many = _fitted(ranking, method), min(folds, len(counts))
+        for fold in range(many):
+            own = [scene for i, scene in enumerate(counts.scenes) if i % many == fold]
+            rest = [scene for scene in counts.scenes if scene not in own]
+            use = (
+                _fitted(counts.only(rest).ranking(class_name), method) if rest else made
+            )
+            some = counts.only(own).ranking(class_name)
+            parts.append(some.assign(score=use.apply(some.score.to_numpy())))
+        after = pd.concat(parts).groupby("score", as_index=False).sum()
+        after = after.sort_values("score", ascending=False)
+        one, two = (
+            calibration.ranking_scores(ranking),
+            calibration.ranking_scores(after),
+        )
+        known = dict(ece_before=one["ece"], ece_after=two["ece"])
+        return replace(
+            made, brier_before=one["brier"], brier_after=two["brier"], **known
+        )
+
+    def apply(
+        self,
+        scores: np.ndarray,  # From 0 to 1, any shape; NaN stays
+    ) -> np.ndarray:
+        "The shares that scores stand for."
+        scores = np.asarray(scores)
+        if self.method == "isotonic":
+            found = np.interp(scores, self.scores, self.shares)
+        else:
+            found = 1 / (1 + np.exp(-_log_odds(scores) / self.temperature))
+        return found.astype(scores.dtype if scores.dtype.kind == "f" else float)
+
+
+def _log_odds(scores):
+    "Logits; scores that were rounded to 0 or 1 are taken for a little less."
+    p = np.clip(np.asarray(scores, float), 2.0**-12, 1 - 2.0**-12)
+    return np.log(p / (1 - p))
+
+
+def _fitted(ranking, method):
+    if method not in CALIBRATIONS:
+        raise ValueError(f"calibration is one of {', '.join(CALIBRATIONS)}: {method!r}")
+    score, own, others = (
+        ranking[name].to_numpy(float) for name in ("score", "positives", "negatives")
+    )
+    if not own.sum() or not others.sum():
+        raise ValueError("a calibration needs pixels of the class and others")
+    if method == "isotonic":
+        from sklearn.isotonic import IsotonicRegression
+
+        pixels = own + others
+        share = IsotonicRegression().fit(score, own / pixels, pixels).predict(score)
+        score, share = score[::-1], share[::-1]
+        bend = np.flatnonzero(np.diff(share))
+        kept = np.unique(np.concatenate([[0], bend, bend + 1, [len(share) - 1]]))
+        return Calibration(method, np.nan, tuple(score[kept]), tuple(share[kept]))
+    from scipy.optimize import minimize_scalar
+
+    logit = _log_odds(score)
+
+    def loss(log_temperature):
+        at = logit / np.exp(log_temperature)
+        return own @ np.logaddexp(0, -at) + others @ np.logaddexp(0, at)
+
+    found = minimize_scalar(loss, bounds=(-4, 4), method="bounded")
+    return Calibration(method, float(np.exp(found.x)))
+
 # %% ../../nbs/metrics/thresholds.ipynb #4795b8e1
 @dataclass(frozen=True, eq=False)
 class Tuned:
@@ -895,248 +1140,3 @@ def _with_argmax(made, goal, run, curves):
             value = _whole(_one_cut(counts.table(name)), goal, made.over)
             found[name] = replace(found[name], value_argmax=value)
     return replace(made, thresholds=found)
-
-# %% ../../nbs/metrics/thresholds.ipynb #4c358c7b
-_BASE = int(np.float32(2.0**-16).view(np.int32)) >> 13
-_BINS = 32 * 1024  # Ratios from 2^-16 to 2^16, each 0.1 % from the next
-
-
-def _pixels(files):
-    "Scene, class numbers and (classes, pixels) scores of what has a label and a score."
-    for scene, how in files.items():
-        names = list(how["classes"])
-        null = names.index(how["null"]) if how.get("null") in names else -1
-        for true, said, unseen in calibration.score_blocks(**how):
-            scores = _as_float(said)
-            seen = (true != null) & ~np.isnan(scores).any(axis=0)
-            seen &= True if unseen is None else ~unseen
-            yield scene, true[seen], scores[:, seen]
-
-
-def _confusions(files, decision, null):
-    "Counts of every scene under a rule."
-    n, found = len(decision.classes), {}
-    for scene, true, scores in _pixels(files):
-        one = confusion(true, decision.labels(scores), n)
-        found[scene] = found.get(scene, 0) + one
-    matrices = np.stack(list(found.values()))
-    return Counts(matrices, tuple(found), decision.classes, null)
-
-
-def _ratios(files, decision, c):
-    "(classes, classes, ratios): pixels by truth, by what they are without class c, by ratio."
-    n = len(decision.classes)
-    total = np.zeros(n * n * _BINS, np.int64)
-    weights = [decision.thresholds.get(name, 1.0) for name in decision.classes]
-    rivals = [i for i in range(n) if i != c]
-    if decision.rule == "ratio":
-        weights = [1 / w if w > 0 else 1e30 for w in weights]
-        rivals = [i for i in rivals if decision.classes[i] in decision.thresholds]
-    for _, true, scores in _pixels(files):
-        if decision.rule == "ratio":
-            runner, _ = _largest(scores, np.ones(n), decision.rest)
-            most = np.ones(len(true), np.float32)
-            if rivals:
-                other, best = _largest(scores, weights, rivals)
-                runner = np.where(best >= 1, other, runner)
-                most = np.maximum(best, most)
-        else:
-            runner, most = _largest(scores, weights, rivals)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(scores[c] > 0, most / scores[c], np.float32(np.inf))
-        code = np.clip((ratio.view(np.int32) >> 13) - _BASE, 0, _BINS - 1)
-        place = (true.astype(np.int64) * n + runner) * _BINS + code
-        total += np.bincount(place, minlength=total.size)
-    return total.reshape(n, n, _BINS)
-
-
-def _step(files, decision, c, goal, wanted):
-    "The best weight of class c while all others stay, and the metric there."
-    table = _ratios(files, decision, c)
-    whole = table.sum(axis=2)
-    moved = np.cumsum(table, axis=2)  # to class c, with the weight after each ratio
-    positives, pixels, values, allowed = whole.sum(axis=1), whole.sum(), [], []
-    for k in wanted:
-        if k == c:
-            tp, called = moved[c].sum(axis=0), moved.sum(axis=(0, 1))
-        else:
-            tp = whole[k, k] - moved[k, k]
-            called = whole[:, k].sum() - moved[:, k].sum(axis=0)
-        given = tp, called - tp, positives[k], pixels - positives[k]
-        if goal.counts(*given[2:]):
-            values.append(goal.value(*given))
-            allowed.append(goal.allowed(*given))
-    value = np.mean(values, axis=0)
-    worth = np.where(
-        np.min(allowed, axis=0) >= 0, -value if goal.least_cost else value, -np.inf
-    )
-    good = np.concatenate([[False], worth[:-1] >= worth[:-1].max() - 1e-12, [False]])
-    first = np.flatnonzero(good[1:] & ~good[:-1])
-    after = np.flatnonzero(good[:-1] & ~good[1:])
-    one = int((after - first).argmax())
-    middle = int(first[one] + after[one] - 1) // 2
-    bits = np.int32(middle + 1 + _BASE) << 13
-    return float(np.array(bits, np.int32).view(np.float32)), float(value[middle])
-
-
-def _objective(counts, goal, names):
-    "The mean of a metric over classes."
-    found = []
-    for name in names:
-        tp, fp, fn, tn, _ = counts.table(name).sum()
-        if goal.counts(tp + fn, fp + tn):
-            ok = goal.allowed(tp, fp, tp + fn, fp + tn) >= 0
-            found.append(goal.value(tp, fp, tp + fn, fp + tn) if ok else np.nan)
-    return float(np.mean(found)) if found else np.nan
-
-
-def _together(made, goal, files, curves, most=10):
-    "Thresholds (ratio) or weights of several classes, one after the other until none gets better."
-    if made.over != "micro" or made.method != "exact":
-        raise ValueError(f"rule {made.rule} is found exactly and over all pixels only")
-    names = [k for k, one in made.thresholds.items() if one.status != "undefined"]
-    if not names:
-        return made
-    alone = {
-        k: float(np.clip(made.thresholds[k].threshold, 2.0**-15, 1)) for k in names
-    }
-    argmax = _confusions(
-        files, Decision("argmax", made.classes, {}, made.null), made.null
-    )
-    sign, passes = -1 if goal.least_cost else 1, 1
-
-    def worth(counts):
-        found = sign * _objective(counts, goal, names)
-        return -np.inf if np.isnan(found) else found
-
-    start = alone if made.rule == "ratio" else {k: 1 / t for k, t in alone.items()}
-    now = Decision(made.rule, made.classes, start, made.null).check()
-    best, passes = _confusions(files, now, made.null), passes + 1
-    if made.rule == "weights" and worth(argmax) >= worth(best):
-        now, best = replace(now, thresholds=dict.fromkeys(names, 1.0)), argmax
-    wanted = [made.classes.index(k) for k in names]
-    for _ in range(most):
-        before = worth(best)
-        for name in names:
-            weight, _ = _step(files, now, made.classes.index(name), goal, wanted)
-            number = 1 / weight if made.rule == "ratio" else weight
-            other = replace(now, thresholds={**now.thresholds, name: number})
-            counts, passes = _confusions(files, other, made.null), passes + 2
-            if worth(counts) > worth(best):
-                now, best = other, counts
-        if not worth(best) > before + 1e-7:
-            break
-    found = dict(made.thresholds)
-    for name in names:
-        curve, few = curves[name], _one_cut(best.table(name))
-        others = (1 - np.eye(len(curve.blocks)))[:, curve.block]
-        value, ends = _whole(few, goal, made.over), (np.nan, np.nan)
-        if len(curve.blocks) > 1:
-            moved = _redrawn(few, goal, made.over, others).fixed
-            ends = _interval(goal, value, moved, len(curve.blocks))
-        number = float(now.thresholds[name])
-        of = dict(threshold=number, low=number, high=number)
-        if made.rule == "weights":
-            of = dict(threshold=np.nan, low=np.nan, high=np.nan, weight=number)
-        of |= dict(
-            value=value, value_low=ends[0], value_high=ends[1], status="ok", why=""
-        )
-        of |= dict(threshold_low=np.nan, threshold_high=np.nan, value_at_half=np.nan)
-        of |= dict(out_of_bag=np.nan, leave_one_out=np.nan)
-        of["value_argmax"] = _whole(_one_cut(argmax.table(name)), goal, made.over)
-        found[name] = replace(found[name], **of)
-    at = float(_objective(argmax, goal, names))
-    return replace(made, thresholds=found, value_argmax=at, passes=passes)
-
-# %% ../../nbs/metrics/thresholds.ipynb #9b3e9b9e
-CALIBRATIONS = ("temperature", "isotonic")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    "A map of the scores of one class to shares, and what it does to the calibration error."
-
-    method: str  # One of CALIBRATIONS
-    temperature: float = np.nan  # By which logits are divided
-    scores: tuple[float, ...] = ()  # Of the isotonic curve: between them it is straight
-    shares: tuple[float, ...] = ()
-    ece_before: float = np.nan
-    ece_after: float = np.nan  # Of scenes that were not used for the map
-    brier_before: float = np.nan
-    brier_after: float = np.nan
-
-    @staticmethod
-    def fit(
-        counts: ScoreCounts,
-        class_name: str | None = None,  # None: the first that is not background
-        method: str = "temperature",  # Or isotonic
-        folds: int = 5,  # Of scenes, for the numbers after
-    ) -> "Calibration":
-        "Fit a map on counts; with one scene the numbers after are of that scene itself."
-        ranking, parts = counts.ranking(class_name), []
-        made, many = _fitted(ranking, method), min(folds, len(counts))
-        for fold in range(many):
-            own = [scene for i, scene in enumerate(counts.scenes) if i % many == fold]
-            rest = [scene for scene in counts.scenes if scene not in own]
-            use = (
-                _fitted(counts.only(rest).ranking(class_name), method) if rest else made
-            )
-            some = counts.only(own).ranking(class_name)
-            parts.append(some.assign(score=use.apply(some.score.to_numpy())))
-        after = pd.concat(parts).groupby("score", as_index=False).sum()
-        after = after.sort_values("score", ascending=False)
-        one, two = (
-            calibration.ranking_scores(ranking),
-            calibration.ranking_scores(after),
-        )
-        known = dict(ece_before=one["ece"], ece_after=two["ece"])
-        return replace(
-            made, brier_before=one["brier"], brier_after=two["brier"], **known
-        )
-
-    def apply(
-        self,
-        scores: np.ndarray,  # From 0 to 1, any shape; NaN stays
-    ) -> np.ndarray:
-        "The shares that scores stand for."
-        scores = np.asarray(scores)
-        if self.method == "isotonic":
-            found = np.interp(scores, self.scores, self.shares)
-        else:
-            found = 1 / (1 + np.exp(-_log_odds(scores) / self.temperature))
-        return found.astype(scores.dtype if scores.dtype.kind == "f" else float)
-
-
-def _log_odds(scores):
-    "Logits; scores that were rounded to 0 or 1 are taken for a little less."
-    p = np.clip(np.asarray(scores, float), 2.0**-12, 1 - 2.0**-12)
-    return np.log(p / (1 - p))
-
-
-def _fitted(ranking, method):
-    if method not in CALIBRATIONS:
-        raise ValueError(f"calibration is one of {', '.join(CALIBRATIONS)}: {method!r}")
-    score, own, others = (
-        ranking[name].to_numpy(float) for name in ("score", "positives", "negatives")
-    )
-    if not own.sum() or not others.sum():
-        raise ValueError("a calibration needs pixels of the class and others")
-    if method == "isotonic":
-        from sklearn.isotonic import IsotonicRegression
-
-        pixels = own + others
-        share = IsotonicRegression().fit(score, own / pixels, pixels).predict(score)
-        score, share = score[::-1], share[::-1]
-        bend = np.flatnonzero(np.diff(share))
-        kept = np.unique(np.concatenate([[0], bend, bend + 1, [len(share) - 1]]))
-        return Calibration(method, np.nan, tuple(score[kept]), tuple(share[kept]))
-    from scipy.optimize import minimize_scalar
-
-    logit = _log_odds(score)
-
-    def loss(log_temperature):
-        at = logit / np.exp(log_temperature)
-        return own @ np.logaddexp(0, -at) + others @ np.logaddexp(0, at)
-
-    found = minimize_scalar(loss, bounds=(-4, 4), method="bounded")
-    return Calibration(method, float(np.exp(found.x)))
