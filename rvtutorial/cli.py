@@ -444,7 +444,9 @@ def _short(rows: list[dict]) -> list[dict]:
               help="Before those of the file; one for all, or several for classes.")  # fmt: skip
 @click.option("--force", is_flag=True,
               help="Apply thresholds of another model, or changed by hand.")  # fmt: skip
-def _predict_command(model, images, out, bands, file, numbers, **how):
+@_choice("--draw", "style", words="overlay grey",
+         help="Also a picture of each map: over the image, or grey levels.")  # fmt: skip
+def _predict_command(model, images, out, bands, file, numbers, style, **how):
     """Map IMAGES (files, folders, globs, or URIs) with a trained model.
 
     A bundle may carry code, such as the definition of its network. Unless it is one of
@@ -477,6 +479,11 @@ def _predict_command(model, images, out, bands, file, numbers, **how):
     maps = engine.predict(model, list(images), out, bands=numbers, **how)
     maps["folder"] = [os.path.abspath(folder) for folder in maps["folder"]]
     rows = [{"map": name, **row} for name, row in maps.to_dict("index").items()]
+    if style:
+        from rvtutorial.figures.drawn import draw_map
+
+        for row in rows:
+            row["drawn"] = str(draw_map(row["folder"], row["image"], style))
     text = "\n".join(f"{row['folder']}  of {row['image']}" for row in rows)
     return _Answer(text, rows)
 

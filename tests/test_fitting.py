@@ -264,6 +264,35 @@ def test_a_map_is_what_scikit_learn_makes_of_the_threshold(tmp_path):
         assert a == b
 
 
+def test_a_map_is_drawn_over_its_image_or_in_grey(tmp_path):
+    import rasterio
+
+    from rvtutorial.figures.drawn import draw_map
+
+    labels = np.array([[0, 1, 2], [255, 2, 0]], np.uint8)
+    image = np.arange(18, dtype=np.uint16).reshape(3, 2, 3) * 100
+    where = write_raster(tmp_path / "image.tif", image)
+    path = write_raster(tmp_path / "map" / "labels.tif", labels)
+    names = ["building", "background", "road"]
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(classes=json.dumps(names), image=str(where))
+    with rasterio.open(draw_map(path.parent, style="grey")) as file:
+        assert file.read(1).tolist() == [[128, 0, 255], [0, 255, 128]]
+    first, second = draw_map(path.parent), draw_map(path.parent)
+    assert first != second and first.name.startswith("overlay_2")
+    with rasterio.open(first) as file:
+        drawn = file.read()
+    plain = np.ptp(drawn[:, [0, 1], [1, 0]], axis=0)
+    assert drawn.shape == (3, 2, 3) and (plain < 60).all()  # image alone: nearly grey
+    assert drawn[0, 0, 0] > drawn[2, 0, 0] + 60  # building is orange
+    with pytest.raises(ValueError, match="one of overlay, grey"):
+        draw_map(path.parent, style="red")
+    other = write_raster(tmp_path / "other.tif", image[:, :1])
+    with pytest.raises(ValueError, match="and its map"):
+        draw_map(path.parent, other)
+    assert not [p for p in path.parent.iterdir() if p.name.startswith(".")]
+
+
 # --- buckets ---------------------------------------------------------------------------
 
 
