@@ -556,6 +556,8 @@ def _downsample_factor(ctx, param, value):
          help="Also fit a calibration of the scores.")  # fmt: skip
 @_choice("--unscored", words="refuse leave-out", default="refuse",
          help="Pixels and scenes without labels or scores.")  # fmt: skip
+@_choice("--report", words="test",
+         help="Also score the thresholds on this split, against its own best.")  # fmt: skip
 @click.option("--on-test", is_flag=True,
               help="Tune on the test split, which can then judge nothing.")  # fmt: skip
 @click.option("--image-pattern", help="Image files, with one {id}.")
@@ -568,7 +570,7 @@ def _downsample_factor(ctx, param, value):
 def _thresholds_command(
     model, gcp_bucket, dataset_directory, model_id, batch_size, split, classes, values,
     random_module_global_seed, numpy_random_global_seed, tf_random_global_seed, unscored,
-    **how,
+    report, **how,
 ):  # fmt: skip
     """Train the prediction thresholds of a model: the best by a metric, for each class.
 
@@ -601,6 +603,10 @@ def _thresholds_command(
         model = _workspace().runs / model_id
         if gcp_bucket:
             model = f"{gcp_bucket.rstrip('/')}/models/{model_id}"
+    if report and "://" in str(model):
+        raise click.UsageError(
+            "--report needs a run on this machine that kept its scores"
+        )
     pairs = None
     if values:
         try:
@@ -627,9 +633,25 @@ def _thresholds_command(
     doc = {"file": path, "rule": made.rule, "metric": made.metric, "over": made.over}
     rows = made.table().reset_index().to_dict("records")
     doc |= {"split": made.split, "scenes": len(made.scenes), "classes": rows}
+    lines = [repr(made), path]
+    if report:
+        found = made.on(model, report, unscored=unscored.replace("-", " "))
+        doc["report"] = found.reset_index().to_dict("records")
+        names = (
+            "class",
+            "value",
+            "low",
+            "high",
+            "best",
+            "regret",
+            "regret_low",
+            "regret_high",
+        )
+        rows = [{k: row[k] for k in names} for row in doc["report"]]
+        lines.append(f"{made.metric} on {report} scenes:\n{_text_table(rows)}")
     if made.undefined:
         click.echo(f"no threshold for {', '.join(made.undefined)}", err=True)
-    return _Answer(f"{made!r}\n{path}", doc, FAILED if made.undefined else FINE)
+    return _Answer("\n".join(lines), doc, FAILED if made.undefined else FINE)
 
 
 def _plan_answer(sweep) -> _Answer:
