@@ -371,3 +371,46 @@ def test_folders_are_fetched_and_files_stored_once(
     about = yaml.safe_load(path.read_text())["metadata"]
     assert about["model_id"] == "mine"
     assert about["gcp_bucket"] == (bucket if kind == "gs" else None)
+
+
+# --- as a job --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_job_counts_parts_and_puts_them_together(tmp_path):
+    import subprocess
+    import sys
+
+    from rvtutorial.core.names import packaged
+    from rvtutorial.core.records import write_json
+    from rvtutorial.runs import Run
+
+    model, book = run_of(tmp_path), packaged("jobs", "fit_thresholds")
+
+    def job(name, **params):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_json(folder / "params.json", {"model": str(model), **params})
+        cmd = [
+            sys.executable,
+            "-m",
+            "rvtutorial.hpc.runner",
+            folder,
+            "--notebook",
+            book,
+        ]
+        subprocess.run(list(map(str, cmd)), capture_output=True)
+        return Run(folder)
+
+    parts = [job(f"p{i}", part=f"{i}/2") for i in (1, 2)]
+    assert [one.state for one in parts] == ["succeeded"] * 2
+    folders = ",".join(str(one.path) for one in parts)
+    whole = job("whole", counts=folders, metric="f1", message="of an array")
+    assert whole.state == "succeeded" and (whole.path / "thresholds.png").is_file()
+    (file,) = model.glob("model_thresholds_*.yaml")
+    made = read_thresholds(file)
+    assert made.metric == "f1" and sorted(made.scenes) == ["10", "11", "9"]
+    wrong = job("wrong", metric="precision")
+    assert (
+        wrong.state == "failed" and "precision@recall" in wrong.manifest["went"]["why"]
+    )
