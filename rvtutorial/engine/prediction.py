@@ -279,7 +279,9 @@ class _Target:
     classes: int  # Bands of the scores
     blend: str = "mean"  # mean, votes or cosine
     null: int = 255  # Label where no window came
-    decide: Callable | None = None  # Scores (classes, n, width) -> labels; None: largest
+    decide: Callable | None = (
+        None  # Scores (classes, n, width) -> labels; None: largest
+    )
     calibrate: dict | None = None  # Class number -> what is done to its scores
     close: Callable = lambda: None  # Called after the last chip has been read
     empty: Callable | None = None  # (row, column, size) -> is there no data?
@@ -588,7 +590,8 @@ def map_images(
     zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
     inside: bool = True,  # No window hangs over an image that is as large as a window
     min_area: float | str | None = None,  # Smaller patches go: m2 of ground, or "40px"
-    decide: Callable | None = None,  # Scores (classes, n, width) -> labels; None: largest
+    decide: Callable
+    | None = None,  # Scores (classes, n, width) -> labels; None: largest
     calibrate: dict | None = None,  # Class number -> what is done to its scores
     tags: dict | None = None,  # Of labels.tif, such as what decided
     **options,  # batch_sz, prefetch, tell of `stream`

@@ -23,7 +23,7 @@ from ..data.places import unplaced_allowed
 from . import calibration, leaderboard
 from .calibration import LEVELS, ScoreCounts
 from .counting import Counts, confusion
-from .intervals import Judged
+from .intervals import FEWEST_SCENES, Judged
 from ..core.record import Run
 
 # %% ../../nbs/metrics/thresholds.ipynb #78bee333
@@ -453,7 +453,7 @@ def _fit(curves, goal, over="micro", draws=1000, seed=0, method="exact"):
         taken = rng.multinomial(many, np.full(many, 1 / many), size=draws)
         drawn = _redrawn(few, goal, over, taken[:, block].astype(float))
         cuts = few.cuts[drawn.best[drawn.best >= 0]]
-        if len(cuts):
+        if len(cuts) and many >= FEWEST_SCENES:
             ends = np.quantile(cuts, [0.025, 0.975], method="nearest").astype(int)
             ends = [curves.threshold(k, k)[0] for k in ends]
             found |= dict(threshold_low=ends[0], threshold_high=ends[1])
@@ -1023,7 +1023,7 @@ def _transferred(tuned, run, split, blocks, data, unscored, draws, seed):
             drawn = _redrawn(few, goal, over, taken[:, block].astype(float))
             lost = np.abs(drawn.values - drawn.fixed)
             lost = lost[~np.isnan(lost)]
-            if len(lost):
+            if len(lost) and many >= FEWEST_SCENES:
                 ends = np.quantile(lost, [0.025, 0.975])
                 row["regret_low"], row["regret_high"] = map(float, ends)
         rows[name] = row
