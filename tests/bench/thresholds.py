@@ -83,7 +83,7 @@ def speed(scenes=50, turns=3):
     )
 
 
-def stream(pixels=2**28, block=2**22):
+def stream(pixels=2**28, block=2**20):
     rng = np.random.default_rng(0)
     score = rng.random((1, block)).astype(np.float16).astype(np.float32)
     truth = (rng.random(block) > score[0]).astype(np.uint8)
