@@ -136,8 +136,8 @@ def _metric(name, tp, fp, positives, negatives):
 
 
 def _share(above, below):
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(below > 0, above / np.where(below > 0, below, 1), 0.0)
+    found = np.zeros(np.broadcast_shapes(np.shape(above), np.shape(below)))
+    return np.divide(above, below, out=found, where=np.asarray(below) > 0)
 
 # %% ../../nbs/metrics/thresholds.ipynb #9b7c9cc3
 CUTS = 512  # Thresholds for what is computed again and again, such as draws of scenes
@@ -252,14 +252,27 @@ class Curves:
 
     def few(self, cut: int) -> "_Few":
         "Some cuts, this one among them, and their tp and fp in each scene."
-        kept = np.union1d(self._spread, [cut])
+        kept, at = self._spread, int(np.searchsorted(self._spread, cut))
+        fp, tp = self._of_spread
+        if kept[at] != cut:
+            own = self._both[:, :, self._seen[cut:]].sum(axis=-1, dtype=np.int64)
+            kept = np.insert(kept, at, cut)
+            fp, tp = (
+                np.insert(x, at, own[:, i], axis=1) for i, x in enumerate((fp, tp))
+            )
+        p, n = self.positives.astype(float), self.negatives.astype(float)
+        return _Few(kept, at, tp, fp, p, n)
+
+    @cached_property
+    def _of_spread(self):
+        "fp and tp (scenes, cuts) of those cuts."
         groups = [
-            np.add.reduceat(one[:, self._seen], kept[:-1], axis=-1, dtype=np.int64)
+            np.add.reduceat(
+                one[:, self._seen], self._spread[:-1], axis=-1, dtype=np.int64
+            )
             for one in self._both
         ]
-        fp, tp = np.moveaxis(_from_top(np.stack(groups)), 1, 0).astype(float)
-        p, n = self.positives.astype(float), self.negatives.astype(float)
-        return _Few(kept, int(np.searchsorted(kept, cut)), tp, fp, p, n)
+        return np.moveaxis(_from_top(np.stack(groups)), 1, 0).astype(float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,7 +333,7 @@ class _Drawn:
     fixed: np.ndarray  # (draws,) of the drawn scenes at the best cut of all scenes
 
 
-def _redrawn(few, goal, over, weights, rows=1024):
+def _redrawn(few, goal, over, weights, rows=128):  # so few stay in the cache
     "Find the best cut of each of many draws of scenes anew."
     parts = []
     for start in range(0, len(weights), rows):
