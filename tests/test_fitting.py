@@ -189,7 +189,9 @@ def test_labels_of_a_folder_are_made_anew(tmp_path):
 
 
 @pytest.mark.slow
-def test_thresholds_of_a_run_are_its_own_row_by_raster_visions_evaluator(tmp_path):
+def test_thresholds_of_a_run_are_its_own_row_by_raster_visions_evaluator(
+    tmp_path, monkeypatch
+):
     "A real run: tuned, applied to its scores and to its images, and evaluated by stock."
     from rastervision.core.evaluation import SemanticSegmentationEvaluatorConfig
 
@@ -244,6 +246,14 @@ def test_thresholds_of_a_run_are_its_own_row_by_raster_visions_evaluator(tmp_pat
         engine.predict(
             run.path, str(image), tmp_path / "v", blend="votes", thresholds=0.4
         )
+    # a bundle alone predicts a data set first
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    apart, where = import_module("rvtutorial.engine.fitting").fit_thresholds(
+        run.path / "bundle" / "model-bundle.zip", dataset=data / "val", metric="f1",
+        out=tmp_path / "apart", draws=0,
+    )  # fmt: skip
+    assert Path(where).parent == tmp_path / "apart" and len(apart.scenes) == 5
+    assert list(read_thresholds(where).digests["bundles"]) == ["model-bundle.zip"]
     other = tmp_path / "other.zip"
     shutil.copy(run.path / "bundle" / "model-bundle.zip", other)
     with open(other, "ab") as out:

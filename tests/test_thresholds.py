@@ -578,6 +578,25 @@ def test_import_is_light():
 assert LabelFolder and Tuned
 
 
+def test_the_figure_has_a_panel_for_each_metric(four):
+    from rvtutorial.figures.thresholds import plot_thresholds
+
+    folder, _ = four
+    names = ("iou", "cost:1:5", "precision@recall>=0.9", "f2")
+    figure = plot_thresholds(folder, names, "building", blocks=None, draws=20)
+    titles = [ax.get_title() for ax in figure.axes]
+    made = tune(folder, classes=["building"], draws=20, blocks=None).thresholds[
+        "building"
+    ]
+    assert titles[0] == f"iou: {made.value:.3f} at {made.threshold:.3f}"
+    assert titles[2].startswith("precision@recall") and len(titles) == 4
+    line = figure.axes[0].get_lines()[0]
+    assert line.get_ydata().max() == pytest.approx(made.value, abs=2e-3)
+    assert "building by threshold, micro, 6 whole validation scenes" in str(
+        figure.get_suptitle()
+    )
+
+
 # --- other scenes ----------------------------------------------------------------------
 
 
