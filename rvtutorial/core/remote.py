@@ -12,8 +12,6 @@ from pathlib import Path, PurePosixPath
 
 from rvtutorial.core.files import atomic_path, refuse_outside
 
-__all__ = ["fetch", "is_remote", "store"]
-
 
 def is_remote(place: str | Path) -> bool:
     "Whether a place is an address such as gs://bucket/folder."

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-__all__ = ["apply_thresholds", "paths", "predict", "run"]
+__all__ = ["apply_thresholds", "predict", "run"]
 
 
 def __getattr__(name):

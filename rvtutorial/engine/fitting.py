@@ -18,8 +18,6 @@ from rvtutorial.metrics.leaderboard import one_look, open_test, score_files
 from rvtutorial.metrics.threshold_file import bundle_digests, write_thresholds
 from rvtutorial.metrics.thresholds import Tuned, count_scenes, tune
 
-__all__ = ["count_part", "fit_thresholds"]
-
 _LEAVE = (
     "checkpoint*",
     ".*",

@@ -35,8 +35,6 @@ with quiet():
         upgrade_config,
     )
 
-__all__ = ["apply_thresholds"]
-
 
 def apply_thresholds(
     run: str | Path | Run | LabelFolder,  # That kept its scores

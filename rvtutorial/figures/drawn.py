@@ -17,8 +17,6 @@ from rvtutorial.core.files import atomic_path
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.data.validity import colour_bands
 
-__all__ = ["draw_map"]
-
 STYLES = ("overlay", "grey")
 ROWS = 512
 

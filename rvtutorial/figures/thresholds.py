@@ -12,8 +12,6 @@ from rvtutorial.figures import maps
 from rvtutorial.metrics import leaderboard
 from rvtutorial.metrics.thresholds import Curves, Goal, Tuned, count_scenes, tune
 
-__all__ = ["plot_thresholds"]
-
 METRICS = ("iou", "f1", "f2", "accuracy", "balanced_accuracy", "mcc")
 
 

@@ -34,13 +34,6 @@ from rvtutorial.metrics.thresholds import (
     Tuned,
 )
 
-__all__ = [
-    "bundle_digests",
-    "decision_for",
-    "read_thresholds",
-    "write_thresholds",
-]
-
 SCHEMA = 1
 _TRAINED = "final_trained_prediction_thresholds"
 _PACKAGES = "rvtutorial rastervision torch numpy scipy scikit-learn pandas rasterio"
