@@ -519,7 +519,7 @@ def _downsample_factor(ctx, param, value):
     return value
 
 
-@cli.command("thresholds", short_help="Train the prediction thresholds of a model.")
+@_cli.command("thresholds", short_help="Train the prediction thresholds of a model.")
 @click.argument("model", required=False, metavar="[RUN_OR_BUNDLE]")
 @click.option("--gcp-bucket", callback=_gcp_bucket, metavar="gs://BUCKET",
               help="Where models/MODEL_ID and datasets/ID/SPLIT lie.")  # fmt: skip

@@ -13,7 +13,7 @@ from fake_runs import three_scenes, truth_of, write_raster
 from sklearn.metrics import f1_score, jaccard_score
 from test_thresholds import folder_of, four_classes
 
-from rvtutorial.cli import cli
+from rvtutorial.cli import _cli
 from rvtutorial.core.remote import fetch, is_remote, store
 from rvtutorial.metrics.leaderboard import leaderboard
 from rvtutorial.metrics.threshold_file import decision_for, read_thresholds
@@ -51,7 +51,7 @@ def run_of(folder, splits=("validation", "test")):
 
 
 def call(*words):
-    done = CliRunner().invoke(cli, ["thresholds", *map(str, words)])
+    done = CliRunner().invoke(_cli, ["thresholds", *map(str, words)])
     return done.exit_code, done.output
 
 
