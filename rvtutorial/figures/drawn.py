@@ -12,7 +12,7 @@ import rasterio
 from matplotlib.colors import to_rgb
 from rasterio.windows import Window
 
-from rvtutorial.core.colours import class_colours
+from rvtutorial.core.colours import OTHERS, PALETTE
 from rvtutorial.core.files import atomic_path
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.data.validity import colour_bands
@@ -75,7 +75,8 @@ def _grey(labels, file, painted) -> None:
 
 
 def _overlay(labels, file, painted, under, names, strength=0.5) -> None:
-    colours = class_colours(names, "null" if "null" in names else None)
+    others = iter(OTHERS * len(names))
+    colours = {name: PALETTE.get(name) or next(others) for name in names}
     table = np.zeros((256, 3), np.float32)
     table[painted] = [255 * np.array(to_rgb(colours[names[i]])) for i in painted]
     bands = (colour_bands(under) * 3)[:3]
