@@ -438,13 +438,24 @@ def _short(rows: list[dict]) -> list[dict]:
 @_choice("--precision", words="auto float32 bfloat16", default="auto",
          help="Numbers to compute with.")  # fmt: skip
 @click.option("--trust", is_flag=True, help="Run code that the model carries.")
-def _predict_command(model, images, out, bands, **how):
+@click.option("--thresholds", "file", type=_path, metavar="FILE",
+              help="Trained thresholds, from `rvtutorial thresholds`.")  # fmt: skip
+@click.option("--threshold", "numbers", multiple=True, metavar="[CLASS=]NUMBER",
+              help="Before those of the file; one for all, or several for classes.")  # fmt: skip
+@click.option("--force", is_flag=True,
+              help="Apply thresholds of another model, or changed by hand.")  # fmt: skip
+@_choice("--draw", "style", words="overlay grey",
+         help="Also a picture of each map: over the image, or grey levels.")  # fmt: skip
+def _predict_command(model, images, out, bands, file, numbers, style, **how):
     """Map IMAGES (files, folders, globs, or URIs) with a trained model.
 
     A bundle may carry code, such as the definition of its network. Unless it is one of
     this package's own, it is refused without --trust: it could do whatever you can do.
 
-    Each map gets a folder in OUT; one that is there already is made anew.
+    Each map gets a folder in OUT; one that is there already is made anew. With
+    thresholds a pixel is of the class with the largest score divided by its threshold, if
+    that is at least 1; a class that neither --threshold nor the file names has 0.5 where
+    there is no file. Without any, the largest score wins.
     """
     if not model.exists():
         raise FileNotFoundError(f"there is no run folder or bundle {model}")
@@ -461,13 +472,186 @@ def _predict_command(model, images, out, bands, **how):
     from rvtutorial.engine.prediction import find_images
 
     find_images(list(images), out)  # before torch is imported, which takes a while
+    if file or numbers:
+        how["thresholds"] = (file, _threshold_numbers(numbers))
     from rvtutorial import engine
 
     maps = engine.predict(model, list(images), out, bands=numbers, **how)
     maps["folder"] = [os.path.abspath(folder) for folder in maps["folder"]]
     rows = [{"map": name, **row} for name, row in maps.to_dict("index").items()]
+    if style:
+        from rvtutorial.figures.drawn import draw_map
+
+        for row in rows:
+            row["drawn"] = str(draw_map(row["folder"], row["image"], style))
     text = "\n".join(f"{row['folder']}  of {row['image']}" for row in rows)
     return _Answer(text, rows)
+
+
+def _threshold_numbers(texts: tuple[str, ...]) -> float | dict[str, float] | None:
+    "One number, or numbers of classes, from 0.4 or building=0.4; a usage error for others."
+    found = {}
+    for text in texts:
+        name, pair, number = text.rpartition("=")
+        try:
+            value = float(number)
+            if not value >= 0 or (pair and not name) or (not pair and len(texts) > 1):
+                raise ValueError
+        except ValueError:
+            raise click.UsageError(
+                f"--threshold is 0.4 for all classes, or building=0.4 for each: {text!r}"
+            ) from None
+        if not pair:
+            return value
+        found[name] = value
+    return found or None
+
+
+def _gcp_bucket(ctx, param, value):
+    if value is not None and not value.startswith("gs://"):
+        raise click.BadParameter(f"must start with gs://, got {value}")
+    return value
+
+
+def _downsample_factor(ctx, param, value):
+    if not 0 < value <= 1:
+        raise click.BadParameter(f"must be above 0 and at most 1, got {value}")
+    return value
+
+
+@_cli.command("thresholds", short_help="Train the prediction thresholds of a model.")
+@click.argument("model", required=False, metavar="[RUN_OR_BUNDLE]")
+@click.option("--gcp-bucket", callback=_gcp_bucket, metavar="gs://BUCKET",
+              help="Where models/MODEL_ID and datasets/ID/SPLIT lie.")  # fmt: skip
+@click.option("--dataset-directory", metavar="ID/SPLIT",
+              help="Data set, with /validation or /test behind it: in the bucket, else a "
+                   "folder or an address; without it, as the run says.")  # fmt: skip
+@click.option("--model-id", help="In the bucket, or below the runs of this workspace.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1),
+              help="Chips that are predicted together, where scores are missing.")  # fmt: skip
+@click.option("--optimizing-class-metric", "--metric", "metric", default="iou_score",
+              show_default=True,
+              help="iou, f1, f2, accuracy, balanced_accuracy, mcc, youden, cost:1:5, "
+                   "precision@recall>=0.9; or iou_score, f1_score ...")  # fmt: skip
+@click.option("--dataset-downsample-factor", "share", default=1.0, show_default=True,
+              callback=_downsample_factor,
+              help="Use this share of the scenes, one draw.")  # fmt: skip
+@click.option("--random-module-global-seed", type=int, help="Is written down.")
+@click.option("--numpy-random-global-seed", type=int,
+              help="Of the draws of scenes; 0 where it is not given.")  # fmt: skip
+@click.option("--tf-random-global-seed", type=int, help="Is written down.")
+@click.option("--message", help="What the reader of the file should know.")
+@_choice(
+    "--split", words="validation test", help="Scenes; as the data set's by default."
+)
+@click.option("--class", "classes", multiple=True, metavar="NAME",
+              help="A class; may be given again. All but background by default.")  # fmt: skip
+@_choice("--rule", words="one-vs-rest ratio weights", default="one-vs-rest",
+         help="Each class alone, or several together.")  # fmt: skip
+@_choice("--over", words="micro mean worst", default="micro",
+         help="All pixels together, the mean of scenes, or the worst scene.")  # fmt: skip
+@_choice("--method", words="exact scipy", default="exact",
+         help="Try every threshold, or search by trial as before.")  # fmt: skip
+@_choice("--calibrate", words="temperature isotonic",
+         help="Also fit a calibration of the scores.")  # fmt: skip
+@_choice("--unscored", words="refuse leave-out", default="refuse",
+         help="Pixels and scenes without labels or scores.")  # fmt: skip
+@_choice("--report", words="test",
+         help="Also score the thresholds on this split, against its own best.")  # fmt: skip
+@click.option("--on-test", is_flag=True,
+              help="Tune on the test split, which can then judge nothing.")  # fmt: skip
+@click.option("--image-pattern", help="Image files, with one {id}.")
+@click.option("--label-pattern", help="Label files, with the same {id}.")
+@click.option(
+    "--values", metavar="V=N,...", help="Value of a raster label = class number."
+)
+@click.option("-o", "--out", help="Folder of the file; beside the model by default.")
+@click.option("--trust", is_flag=True, help="Run code that the model carries.")
+def _thresholds_command(
+    model, gcp_bucket, dataset_directory, model_id, batch_size, split, classes, values,
+    random_module_global_seed, numpy_random_global_seed, tf_random_global_seed, unscored,
+    report, **how,
+):  # fmt: skip
+    """Train the prediction thresholds of a model: the best by a metric, for each class.
+
+    Scores that a run has kept are counted once; else the images of the data set are
+    predicted once. Every threshold is tried. The result is a new file
+    model_thresholds_UTC.yaml beside the model, and exit code 1 when a class that was
+    asked for has no threshold: the file holds what is known of the others.
+    """
+    from rvtutorial.metrics.thresholds import Goal
+
+    try:
+        Goal(how["metric"])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if (model is None) == (model_id is None):
+        raise click.UsageError("name a RUN_OR_BUNDLE, or --model-id, and not both")
+    named, data = None, dataset_directory
+    if dataset_directory:
+        last = dataset_directory.rstrip("/").rpartition("/")[2]
+        named = {"validation": "validation", "val": "validation", "test": "test"}.get(
+            last
+        )
+        if gcp_bucket:
+            data = f"{gcp_bucket.rstrip('/')}/datasets/{dataset_directory}"
+    if named and split and named != split:
+        raise click.UsageError(
+            f"--split {split}, and the data set is {dataset_directory}"
+        )
+    if model_id:
+        model = _workspace().runs / model_id
+        if gcp_bucket:
+            model = f"{gcp_bucket.rstrip('/')}/models/{model_id}"
+    if report and "://" in str(model):
+        raise click.UsageError(
+            "--report needs a run on this machine that kept its scores"
+        )
+    pairs = None
+    if values:
+        try:
+            pairs = {
+                int(a): int(b) for a, b in (v.split("=") for v in values.split(","))
+            }
+        except ValueError:
+            raise click.UsageError(
+                f"--values is like 255=0,0=1, got {values}"
+            ) from None
+    from rvtutorial.engine.fitting import fit_thresholds
+
+    seeds = {"random_module_global_seed": random_module_global_seed}
+    seeds["numpy_random_global_seed"] = numpy_random_global_seed
+    seeds["tf_random_global_seed"] = tf_random_global_seed
+    how["metadata"] = {"gcp_bucket": gcp_bucket, **seeds}
+    if dataset_directory:
+        how["metadata"]["dataset_directory"] = dataset_directory
+    patterns = ("image_pattern", "label_pattern", "calibrate", "out")
+    how = {k: v for k, v in how.items() if k not in patterns or v}
+    how |= dict(classes=list(classes) or None, values=pairs, batch_sz=batch_size)
+    how |= dict(unscored=unscored.replace("-", " "), seed=numpy_random_global_seed or 0)
+    made, path = fit_thresholds(model, split or named or "validation", data, **how)
+    doc = {"file": path, "rule": made.rule, "metric": made.metric, "over": made.over}
+    rows = made.table().reset_index().to_dict("records")
+    doc |= {"split": made.split, "scenes": len(made.scenes), "classes": rows}
+    lines = [repr(made), path]
+    if report:
+        found = made.on(model, report, unscored=unscored.replace("-", " "))
+        doc["report"] = found.reset_index().to_dict("records")
+        names = (
+            "class",
+            "value",
+            "low",
+            "high",
+            "best",
+            "regret",
+            "regret_low",
+            "regret_high",
+        )
+        rows = [{k: row[k] for k in names} for row in doc["report"]]
+        lines.append(f"{made.metric} on {report} scenes:\n{_text_table(rows)}")
+    if made.undefined:
+        click.echo(f"no threshold for {', '.join(made.undefined)}", err=True)
+    return _Answer("\n".join(lines), doc, FAILED if made.undefined else FINE)
 
 
 def _plan_answer(sweep) -> _Answer:

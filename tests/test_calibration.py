@@ -18,9 +18,9 @@ from rvtutorial.metrics.calibration import (
     _count_score_arrays,
     _ranking_of,
     _reliability_of,
-    _scores_of,
     _threshold_curve,
     count_scores,
+    ranking_scores,
 )
 
 NAMES = ("building", "background", "null")
@@ -49,12 +49,14 @@ def test_areas_and_brier_equal_scikit_learn(seed, pixels, levels):
     truth = rng.random(pixels) < 0.2 + 0.6 * score
     truth[:2] = [True, False]
     found = _ranking_of(truth, score)
-    assert _scores_of(found)["roc_auc"] == pytest.approx(
+    assert ranking_scores(found)["roc_auc"] == pytest.approx(
         sk.roc_auc_score(truth, score), abs=1e-12
     )
     expected = sk.average_precision_score(truth, score)
-    assert _scores_of(found)["average_precision"] == pytest.approx(expected, abs=1e-12)
-    assert _scores_of(found)["brier"] == pytest.approx(
+    assert ranking_scores(found)["average_precision"] == pytest.approx(
+        expected, abs=1e-12
+    )
+    assert ranking_scores(found)["brier"] == pytest.approx(
         sk.brier_score_loss(truth, score), abs=1e-12
     )
 
@@ -67,7 +69,7 @@ def test_true_single_precision_is_ranked_without_rounding():
     truth = np.array([0, 1, 0, 1])
     assert len(_ranking_of(truth, score)) == 4
     assert (
-        _scores_of(_ranking_of(truth, score))["roc_auc"]
+        ranking_scores(_ranking_of(truth, score))["roc_auc"]
         == sk.roc_auc_score(truth, score)
         == 0.75
     )
@@ -86,18 +88,18 @@ def test_counted_scores_give_the_same_as_all_pixels(kind, null_as):
     for k, name in enumerate(classes):
         score = scores[k].ravel()[kept].astype(float) / (255 if kind == "uint8" else 1)
         pixels, ours = truth.ravel()[kept] == k, found.ranking(name)
-        assert _scores_of(ours)["roc_auc"] == pytest.approx(
+        assert ranking_scores(ours)["roc_auc"] == pytest.approx(
             sk.roc_auc_score(pixels, score), abs=1e-12
         )
         expected = sk.average_precision_score(pixels, score)
-        assert _scores_of(ours)["average_precision"] == pytest.approx(
+        assert ranking_scores(ours)["average_precision"] == pytest.approx(
             expected, abs=1e-12
         )
         expected = sk.brier_score_loss(pixels, score)
-        assert _scores_of(ours)["brier"] == pytest.approx(expected, abs=1e-12)
+        assert ranking_scores(ours)["brier"] == pytest.approx(expected, abs=1e-12)
         whole = _ranking_of(pixels, score)
-        assert _scores_of(ours)["ece"] == pytest.approx(
-            _scores_of(whole)["ece"], abs=1e-12
+        assert ranking_scores(ours)["ece"] == pytest.approx(
+            ranking_scores(whole)["ece"], abs=1e-12
         )
 
 
@@ -156,13 +158,13 @@ def test_areas_and_ece_equal_torchmetrics():
     pixels = torch.as_tensor((truth.ravel() == 0).astype("int64"))
     score = torch.as_tensor(scores[0].astype("float16").astype(float).ravel())
     for ours, theirs in (
-        (_scores_of(found)["roc_auc"], tm.binary_auroc(score, pixels)),
+        (ranking_scores(found)["roc_auc"], tm.binary_auroc(score, pixels)),
         (
-            _scores_of(found)["average_precision"],
+            ranking_scores(found)["average_precision"],
             tm.binary_average_precision(score, pixels),
         ),
         (
-            _scores_of(found)["ece"],
+            ranking_scores(found)["ece"],
             tm.binary_calibration_error(score, pixels, n_bins=15),
         ),
     ):
@@ -180,7 +182,7 @@ def test_reliability_equals_scikit_learn():
     assert filled.score.to_numpy() == pytest.approx(mean, abs=1e-12)
     assert found.pixels.sum() == score.size
     gap = (found.pixels * (found.share - found.score).abs()).sum() / found.pixels.sum()
-    assert _scores_of(_ranking_of(pixels, score), bins=10)["ece"] == pytest.approx(
+    assert ranking_scores(_ranking_of(pixels, score), bins=10)["ece"] == pytest.approx(
         gap, abs=1e-12
     )
 
@@ -208,7 +210,7 @@ def test_a_thin_curve_keeps_its_shape_and_ends():
     assert len(thin) <= 302 < len(whole)
     assert thin.iloc[[0, -1]].equals(whole.iloc[[0, -1]].set_axis(thin.index[[0, -1]]))
     area = np.trapezoid(thin.recall, thin.false_positive_rate)
-    assert area == pytest.approx(_scores_of(ranking)["roc_auc"], abs=1e-3)
+    assert area == pytest.approx(ranking_scores(ranking)["roc_auc"], abs=1e-3)
 
 
 def test_halves_add_up_to_the_whole():
@@ -318,7 +320,7 @@ def test_intervals_are_over_scenes():
     for name in ("roc_auc", "average_precision", "brier", "ece"):
         assert line[f"{name}_low"] < line[name] < line[f"{name}_high"]
     assert one.roc_auc == pytest.approx(
-        _scores_of(parts[3].ranking())["roc_auc"], abs=1e-12
+        ranking_scores(parts[3].ranking())["roc_auc"], abs=1e-12
     )
     few = found.only(list("01234")).summary().loc["building"]
     assert few.roc_auc_high - few.roc_auc_low > line.roc_auc_high - line.roc_auc_low
@@ -334,12 +336,12 @@ def test_other_numbers_do_not_change_the_ranking():
     "Halving all scores keeps both areas and spoils the other two."
     truth, scores = made_up(12)
     one, half = (_ranking_of(truth == 0, scores[0] * f) for f in (1, 0.5))
-    assert _scores_of(one)["roc_auc"] == pytest.approx(
-        _scores_of(half)["roc_auc"], abs=1e-12
+    assert ranking_scores(one)["roc_auc"] == pytest.approx(
+        ranking_scores(half)["roc_auc"], abs=1e-12
     )
     assert (
-        _scores_of(half)["ece"] > 3 * _scores_of(one)["ece"]
-        and _scores_of(half)["brier"] > _scores_of(one)["brier"]
+        ranking_scores(half)["ece"] > 3 * ranking_scores(one)["ece"]
+        and ranking_scores(half)["brier"] > ranking_scores(one)["brier"]
     )
 
 
@@ -401,7 +403,7 @@ def test_blocks_are_what_their_scenes_are_together():
         pd.testing.assert_frame_equal(one, other)
     value, moved = found.left_out("ece", blocks=blocks)
     assert len(moved) == 3 and value == pytest.approx(
-        _scores_of(found.ranking())["ece"]
+        ranking_scores(found.ranking())["ece"]
     )
     assert found.histograms.dtype == np.uint32  # what was given stays as it was
     with pytest.raises(ValueError, match="6 scenes need as many blocks, got 2"):

@@ -31,7 +31,7 @@ from rvtutorial.cli import (
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.runs import Run
 
-NAMES = "samples check train predict sweep status compare report clean completion"
+NAMES = "samples check train predict thresholds sweep status compare report clean completion"
 COMMANDS = NAMES.split()
 PROGRAM = [sys.executable, "-c", "from rvtutorial.cli import main; main()"]
 

@@ -57,6 +57,7 @@ from rvtutorial.engine.learner import (
 )
 from rvtutorial.engine.reading import build_scene, slow_reason
 from rvtutorial.engine.store import SceneStore
+from rvtutorial.metrics.threshold_file import decision_for
 from rvtutorial.runs import Run
 
 from rastervision.core import data as rv  # isort: skip  after what keeps it quiet
@@ -1125,6 +1126,8 @@ def predict(
     zeros: str | None = None,  # Patches of 0: empty, or data; None: as the run
     trust: bool = False,  # Run code that the model carries and that is not this package's
     min_area: float | str | None = None,  # Smaller patches go: m2 of ground, or "40px"
+    thresholds=None,  # model_thresholds_*.yaml, or a number, or class -> number
+    force: bool = False,  # Also thresholds of another model, or changed by hand
 ) -> pd.DataFrame:  # One row an image: where it is, where its map is
     """Map new images; memory grows with the width of an image, not with its height.
 
@@ -1137,8 +1140,10 @@ def predict(
     image has no data (`Validity.valid`, as `check_scenes` counts it); a chip without any
     data is not predicted. A map that is there already is replaced if it is of the same
     image, else refused. Patches below `min_area` become what most of their surroundings
-    are. The networks of this package are known; other code that a model carries
-    runs only with `trust=True`.
+    are. With `thresholds` labels and polygons are what these make of the scores, which
+    need not be stored; `(file, numbers)` puts numbers before those of a file. Where the
+    file holds a calibration, stored scores are calibrated. The networks of this package
+    are known; other code that a model carries runs only with `trust=True`.
 
     Raises FileNotFoundError when there is no model or no image, ValueError when an image
     does not suit the model, or when code is not trusted, `files.Busy` when another
@@ -1171,13 +1176,15 @@ def predict(
         manifest = Run(model).manifest if Path(model).is_dir() else {}
         asked = manifest.get("asked", {}).get("labels", {}).get("zeros")
         source = _source_of(opened, data, bands)
+        names = opened.classes or list(data.class_config.names)
+        source |= _decided(model, names, thresholds, blend, force)
         _say_what_is_odd(prediction.find_images(images, out), opened, source["bands"])
         with quiet(stdout=False):
             counts = prediction.map_images(
                 images,
                 learner.scores,
                 out,
-                classes=opened.classes or list(data.class_config.names),
+                classes=names,
                 chip_sz=chip,
                 stride=stride or how.get("stride"),
                 crop_sz=how.get("crop_sz") if crop_sz is None else crop_sz,
@@ -1192,6 +1199,23 @@ def predict(
                 **source,
             )
     return pd.DataFrame.from_dict(counts["maps"], orient="index")
+
+
+def _decided(model, names, thresholds, blend, force) -> dict:
+    "What trained thresholds make of scores, as `map_images` takes it."
+    if thresholds is None:
+        return {}
+    if blend == "votes":
+        raise ValueError("votes are no scores: thresholds need blend cosine or mean")
+    both = thresholds if isinstance(thresholds, tuple) else (thresholds, None)
+    if isinstance(both[0], int | float | dict):
+        both = (None, both[0])
+    null = "null" if "null" in names else None
+    how = dict(file=both[0], given=both[1], force=force)
+    decision, maps = decision_for(model, tuple(names), null, **how)
+    found = {names.index(name): one.apply for name, one in maps.items()}
+    tags = {"thresholds": str(decision)}
+    return dict(decide=decision.labels, calibrate=found, tags=tags)
 
 
 _MAPPED = "{n_fmt}px mapped, {rate_noinv_fmt}, {percentage:.0f}%, {remaining} left"

@@ -214,10 +214,11 @@ class _Band:
     `emit` is called with `_Rows`, from top to bottom, without gaps.
     """
 
-    def __init__(self, plan, classes, blend, null, emit):
+    def __init__(self, plan, classes, blend, null, emit, decide=None, calibrate=None):
         if blend not in BLENDS:
             raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {blend!r}")
         self.plan, self.blend, self.null, self.emit = plan, blend, null, emit
+        self.decide, self.calibrate = decide, calibrate or {}
         height = min(plan.kept, plan.height)
         self.top = 0  # of the band
         self.sums = np.zeros((classes, height, plan.width), np.float32)
@@ -252,9 +253,14 @@ class _Band:
         while self.top < to:
             n = min(to - self.top, len(self.hits))
             sums, hits = self.sums[:, :n], self.hits[:n]
-            labels = np.where(hits > 0, _winners(sums), np.uint8(self.null))
             weights = self.weights[:n] if self.blend == "cosine" else hits
-            self.emit(_Rows(self.top, labels, hits, sums, weights))
+            rows = _Rows(self.top, None, hits, sums, weights)
+            labels = self.decide(rows.scores) if self.decide else _winners(sums)
+            rows.labels = np.where(hits > 0, labels, np.uint8(self.null))
+            for number, apply in self.calibrate.items():
+                share = sums[number] / np.where(hits > 0, weights, 1)
+                sums[number] = apply(share) * weights
+            self.emit(rows)
             self.top += n
             for part in (*self.sums, self.hits, getattr(self, "weights", None)):
                 if part is not None:
@@ -273,6 +279,10 @@ class _Target:
     classes: int  # Bands of the scores
     blend: str = "mean"  # mean, votes or cosine
     null: int = 255  # Label where no window came
+    decide: Callable | None = (
+        None  # Scores (classes, n, width) -> labels; None: largest
+    )
+    calibrate: dict | None = None  # Class number -> what is done to its scores
     close: Callable = lambda: None  # Called after the last chip has been read
     empty: Callable | None = None  # (row, column, size) -> is there no data?
     cache: int = CACHE  # Bytes that GDAL may keep of its files
@@ -395,7 +405,8 @@ class _Stream:
                     if sink is None:
                         sink = self.timed(target.open, "writing")
                         names = target.classes, target.blend, target.null
-                        band = _Band(target.plan, *names, sink.put)
+                        more = target.decide, target.calibrate
+                        band = _Band(target.plan, *names, sink.put, *more)
                     if y is not None:
                         if x is not None:
                             self.timed(band.add, "writing", y, x, next(scores))
@@ -579,6 +590,10 @@ def map_images(
     zeros: str = "empty",  # Patches that are 0 in all bands: "empty", or "data"
     inside: bool = True,  # No window hangs over an image that is as large as a window
     min_area: float | str | None = None,  # Smaller patches go: m2 of ground, or "40px"
+    decide: Callable
+    | None = None,  # Scores (classes, n, width) -> labels; None: largest
+    calibrate: dict | None = None,  # Class number -> what is done to its scores
+    tags: dict | None = None,  # Of labels.tif, such as what decided
     **options,  # batch_sz, prefetch, tell of `stream`
 ) -> dict:  # What `stream` returns, and `maps`: name -> image and folder
     """Map images of any size: labels.tif, and on demand scores.tif and polygons.gpkg.
@@ -604,7 +619,7 @@ def map_images(
             nodata=255,
             scores=scores,
             polygons=wanted,
-            tags={"image": uri},
+            tags={"image": uri, **(tags or {})},
             min_area=min_area,
         )
         outputs.refuse_other_map(uri)
@@ -617,6 +632,8 @@ def map_images(
             blend=blend,
             close=raster.close,
             empty=raster.empty,
+            decide=decide,
+            calibrate=calibrate,
             cache=cache,
         )
         targets.append(target)

@@ -45,7 +45,7 @@ def draw(rng, hard, share, block=1):
 def main(sets=400):
     rng = np.random.default_rng(0)
     big = draw(rng, *world(rng, 40_000)).ranking()
-    true = {name: calibration._scores_of(big)[name] for name in calibration.SCORES}
+    true = {name: calibration.ranking_scores(big)[name] for name in calibration.SCORES}
     rows = []
     for block in (1, 5):
         place = np.arange(SCENES) // block if block > 1 else None

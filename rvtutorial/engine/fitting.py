@@ -1,0 +1,158 @@
+"""Prediction thresholds from a model and a data set, wherever both lie: fetched, predicted if need be, tuned, written.
+
+Written by hand: what the command `rvtutorial thresholds` and the job `fit_thresholds` do.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rvtutorial.core.files import scratch_folder
+from rvtutorial.core.record import Run
+from rvtutorial.core.remote import fetch, is_remote, store
+from rvtutorial.data.pairing import IMAGE_PATTERN, LABEL_PATTERN, find_scenes
+from rvtutorial.metrics.calibration import ScoreCounts
+from rvtutorial.metrics.leaderboard import one_look, open_test, score_files
+from rvtutorial.metrics.threshold_file import bundle_digests, write_thresholds
+from rvtutorial.metrics.thresholds import Tuned, count_scenes, tune
+
+_LEAVE = (
+    "checkpoint*",
+    ".*",
+    "train/*",
+    "*.log",
+    "*.out",
+    "*.err",
+)  # Of a remote model
+
+
+def fit_thresholds(
+    model: str | Path,  # A run folder or a bundle; may be gs:// or s3://
+    split: str = "validation",  # Or test, with `on_test`
+    dataset: str
+    | Path
+    | None = None,  # Folder of images and labels; None: as the run says
+    out: str | Path | None = None,  # Where the file goes; None: beside the model
+    message: str | None = None,  # What the reader should know
+    batch_sz: int = 16,  # Chips that are predicted together, where there are no scores
+    trust: bool = False,  # Run code that the model carries and that is not this package's
+    image_pattern: str = IMAGE_PATTERN,  # In `dataset`, where it has to be predicted
+    label_pattern: str = LABEL_PATTERN,
+    values: Mapping[int, int] | None = None,  # Value of a raster label -> class number
+    counts: Sequence[
+        str | Path
+    ] = (),  # Files of `count_part`: nothing is counted again
+    metadata: Mapping
+    | None = None,  # More for the file: dataset_directory, gcp_bucket ...
+    **how,  # Of `tune`: metric, classes, rule, over, method, share, seed, on_test ...
+) -> tuple[Tuned, str]:  # The thresholds, and where the file is
+    """Tune the thresholds of a model and write `model_thresholds_<UTC>.yaml` beside it.
+
+    A run that kept its scores is not predicted again. Else the images of `dataset` are
+    predicted once, and the scores stay in the scratch folder for the next time. Raises
+    what `tune` raises, and FileNotFoundError for a model or a data set that is not there.
+    """
+    begun, home = time.perf_counter(), str(model).rstrip("/")
+    place = _here(home, "models")
+    data = None if dataset is None else _here(str(dataset).rstrip("/"), "datasets")
+    run = Run(place) if place.is_dir() else None
+    if counts:
+        given = ScoreCounts.joined([ScoreCounts.read(path) for path in counts])
+    else:
+        more = batch_sz, trust, image_pattern, label_pattern, values
+        given = _scored(place, run, split, data, *more)
+    with one_look():
+        if split == "test" and how.get("on_test") and run is not None:
+            open_test({run.name: run}, how.get("metric", "iou"), what="thresholds")
+        made = tune(given, split=split, data=data, **how)
+    known = dict(batch_size=batch_sz, dataset_directory=dataset and str(dataset))
+    known |= dict(model_id=Path(home).name) | dict(metadata or {})
+    folder = out or (place if place.is_dir() else place.parent)
+    if is_remote(home) or is_remote(folder):
+        folder = scratch_folder() / "thresholds" / "written"
+    took = time.perf_counter() - begun
+    known["scores"] = given if isinstance(given, Mapping) else None
+    written = write_thresholds(made, run or Run(place), folder, message, took, **known)
+    target = str(out or home)
+    return made, store(written, target) if is_remote(target) else str(written)
+
+
+def count_part(
+    model: str | Path,  # A run folder that kept its scores
+    part: str,  # Such as 2/8: every eighth scene, the second of them first
+    path: str | Path,  # File to be written
+    split: str = "validation",
+    data: str | Path | None = None,  # Folder to which the labels were moved
+) -> ScoreCounts:
+    "Count a part of the scenes of a run, for `fit_thresholds(counts=...)` to put together."
+    try:
+        number, many = map(int, part.split("/"))
+        if not 1 <= number <= many:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"part is like 2/8, from 1/8 to 8/8: {part!r}") from None
+    files = score_files(Run(model), split, data)
+    own = list(files)[number - 1 :: many]
+    if not own:
+        raise ValueError(f"part {part} is empty: there are {len(files)} scenes")
+    counts = count_scenes({scene: files[scene] for scene in own}, split)
+    counts.write(path)
+    return counts
+
+
+def _here(place: str, kind: str) -> Path:
+    "A folder or file of this machine; what is elsewhere is fetched."
+    if is_remote(place):
+        name = hashlib.sha256(place.encode()).hexdigest()[:12]
+        folder = scratch_folder() / "thresholds" / kind / name / Path(place).name
+        return fetch(place, folder, _LEAVE if kind == "models" else ())
+    path = Path(place).expanduser().absolute()
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        what = "model" if kind == "models" else "data set"
+        raise FileNotFoundError(f"{what} {path.name}: {path} is empty or not there")
+    return path
+
+
+def _scored(
+    place, run, split, data, batch_sz, trust, image_pattern, label_pattern, values
+):
+    "The run, if it has scores of these scenes; else where they are predicted now."
+    if run is not None and (place / "pipeline-config.json").is_file():
+        try:
+            score_files(run, split, data)
+            return run
+        except FileNotFoundError:
+            if data is None:
+                raise
+    if data is None:
+        raise FileNotFoundError(
+            f"{place} has no scores: name a folder of images and labels to predict"
+        )
+    from rvtutorial import engine
+
+    inside = next((data / one for one in (split, "val") if (data / one).is_dir()), data)
+    scenes = find_scenes(inside, image_pattern, label_pattern, split)
+    digests = json.dumps([bundle_digests(place), str(inside.resolve())])
+    name = hashlib.sha256(digests.encode()).hexdigest()[:12]
+    out = scratch_folder() / "thresholds" / "scores" / name
+    images = {str(Path(scene.image).absolute()): scene for scene in scenes}
+    how = dict(scores="float32", polygons=False, batch_sz=batch_sz, trust=trust)
+    maps = engine.predict(place, list(images), out, **how)
+    found = {}
+    for row in maps.itertuples():
+        scene, folder = images[row.image], Path(row.folder)
+        classes = _classes_of(folder / "labels.tif")
+        more = {} if values is None else dict(values=dict(values))
+        null = "null" if "null" in classes else None
+        found[scene.id] = dict(truth=scene.label, scores=folder / "scores.tif",
+                               classes=classes, null=null, **more)  # fmt: skip
+    return found
+
+
+def _classes_of(labels: Path) -> list[str]:
+    import rasterio
+
+    with rasterio.open(labels) as file:
+        return json.loads(file.tags()["classes"])

@@ -1,0 +1,455 @@
+"Thresholds from end to end: trained by the command, in a bucket, applied to runs and images."
+
+import json
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from fake_runs import three_scenes, truth_of, write_raster
+from sklearn.metrics import f1_score, jaccard_score
+from test_thresholds import folder_of, four_classes
+
+from rvtutorial.cli import _cli
+from rvtutorial.core.remote import is_remote
+from rvtutorial.metrics.leaderboard import leaderboard
+from rvtutorial.metrics.threshold_file import decision_for, read_thresholds
+from rvtutorial.metrics.thresholds import tune
+
+
+def run_of(folder, splits=("validation", "test")):
+    "A run with scores that are good and too low to win: a box has 0.1 to 0.4."
+    import rasterio
+    from fake_runs import fake_run
+
+    scenes = three_scenes(folder / "data")
+    run = fake_run(folder / "run", scenes)
+    config = json.loads((run / "pipeline-config.json").read_text())
+    if "test" in splits:
+        group = config["dataset"]["validation_scenes"]
+        config["dataset"]["test_scenes"] = [
+            {**one, "id": f"t{one['id']}"} for one in group
+        ]
+        (run / "pipeline-config.json").write_text(json.dumps(config))
+    for scene, (image, _, boxes, shape) in scenes.items():
+        truth = truth_of(boxes, shape)
+        for name in (scene, f"t{scene}") if "test" in splits else (scene,):
+            rng = np.random.default_rng(len(name))
+            score = np.where(
+                truth == 0, rng.uniform(0.1, 0.4, shape), rng.uniform(0, 0.15, shape)
+            )
+            scores = np.rint(255 * np.stack([score, 1 - score, 0 * score])).astype(
+                np.uint8
+            )
+            with rasterio.open(image) as source:
+                place = dict(transform=source.transform, crs=source.crs)
+            write_raster(run / "predict" / name / "scores.tif", scores, **place)
+    return run
+
+
+def call(*words):
+    done = CliRunner().invoke(_cli, ["thresholds", *map(str, words)])
+    return done.exit_code, done.output
+
+
+def test_the_command_writes_a_file_beside_the_model(tmp_path):
+    run = run_of(tmp_path)
+    code, text = call(run, "--message", "of May", "--numpy-random-global-seed", 3)
+    assert code == 0, text
+    (path,) = run.glob("model_thresholds_*.yaml")
+    assert str(path) in text and "building: 0." in text
+    found = yaml.safe_load(path.read_text())
+    about = found["metadata"]
+    assert about["message"] == "of May" and about["numpy_random_global_seed"] == 3
+    assert about["model_id"] == "run" and about["batch_size"] == 16
+    how = about["thresholds_training_configuration"]
+    assert (
+        how["optimizing_class_metric"] == "iou"
+        and how["dataset_downsample_factor"] == 1
+    )
+    assert 0.1 < found["final_trained_prediction_thresholds"]["building"] < 0.2
+    assert set(found["digests"]["scores"]) == {"9", "10", "11"}
+    code, text = call(run, "--json", "--dataset-downsample-factor", 0.5)
+    assert code == 0 and len(list(run.glob("model_thresholds_*.yaml"))) == 2
+    doc = json.loads(text[text.index("{") :])
+    assert doc["scenes"] == 2 and doc["classes"][0]["status"] == "ok"
+
+
+def test_words_that_cannot_be_meant(tmp_path):
+    run = run_of(tmp_path)
+    for words, code, said in (
+        ([run, "--metric", "precision"], 2, "precision@recall>=0.9"),
+        (
+            [run, "--metric", "binary_cross_entropy"],
+            2,
+            "does not depend on a threshold",
+        ),
+        ([], 2, "name a RUN_OR_BUNDLE, or --model-id"),
+        ([run, "--gcp-bucket", "sandbox"], 2, "must start with gs://"),
+        ([run, "--dataset-downsample-factor", "0"], 2, "above 0 and at most 1"),
+        ([run, "--split", "test"], 1, "say on_test=True"),
+        ([run, "--class", "road"], 1, "no scores of 'road'"),
+        ([tmp_path / "nowhere"], 1, "model nowhere"),
+        (
+            [run, "--dataset-directory", tmp_path / "no" / "validation"],
+            1,
+            "data set validation",
+        ),
+    ):
+        found, text = call(*words)
+        assert (found, said in text) == (code, True), text
+    assert not list(run.glob("model_thresholds_*.yaml"))
+
+
+def test_a_class_that_is_not_there_ends_with_an_error_and_a_file(tmp_path):
+    run = run_of(tmp_path, splits=("validation",))
+    for path in (tmp_path / "data").glob("*.geojson"):
+        path.write_text('{"type": "FeatureCollection", "features": []}')
+    code, text = call(run)
+    assert code == 1 and "no threshold for building" in text
+    (path,) = run.glob("model_thresholds_*.yaml")
+    assert (
+        yaml.safe_load(path.read_text())["thresholds"]["building"]["status"]
+        == "undefined"
+    )
+
+
+def test_tuning_on_test_is_on_record_and_marked(tmp_path):
+    run = run_of(tmp_path)
+    code, text = call(run, "--split", "test", "--on-test")
+    assert code == 0, text
+    (path,) = run.glob("model_thresholds_*.yaml")
+    found = yaml.safe_load(path.read_text())
+    assert found["tuned_on_test"] and "opened once" in found["notes"][0]
+    assert len((tmp_path / "test-openings.jsonl").read_text().splitlines()) == 1
+    code, text = call(run, "--report", "test", "--json")
+    assert code == 0, text
+    (row,) = json.loads(text[text.index("{\n") :])["report"]
+    assert row["regret"] >= 0 and row["value"] + row["regret"] == pytest.approx(
+        row["best"]
+    )
+    (tmp_path / "test-openings.jsonl").write_text("")
+    made = tune(run, draws=10)
+    assert made.on(run).regret["building"] >= 0
+    assert len((tmp_path / "test-openings.jsonl").read_text().splitlines()) == 1
+
+
+def test_counts_of_parts_are_put_together(tmp_path):
+    from rvtutorial.engine.fitting import count_part, fit_thresholds
+
+    run = run_of(tmp_path)
+    paths = [tmp_path / f"{i}.npz" for i in (1, 2)]
+    for i, path in enumerate(paths, start=1):
+        count_part(run, f"{i}/2", path)
+    made, file = fit_thresholds(run, counts=paths, draws=20)
+    whole = tune(run, draws=20, blocks=None)
+    assert (
+        made.thresholds["building"].threshold == whole.thresholds["building"].threshold
+    )
+    assert made.value == whole.value and sorted(made.scenes) == sorted(whole.scenes)
+    names = ("building", "background", "null")
+    decision, _ = decision_for(run, names, "null", file)
+    assert decision.thresholds == whole.decision.thresholds
+    for part in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(ValueError, match="part is like 2/8"):
+            count_part(run, part, tmp_path / "x.npz")
+    paths[0].write_bytes(b"PK")
+    with pytest.raises(ValueError, match="holds no counts of scores"):
+        fit_thresholds(run, counts=paths)
+
+
+# --- applied ---------------------------------------------------------------------------
+
+
+def test_labels_of_a_folder_are_made_anew(tmp_path):
+    from rvtutorial import engine
+
+    scenes = {str(i): four_classes(i, 48) for i in range(5)}
+    folder = folder_of(tmp_path / "old", scenes, null=None)
+    before = {p: p.read_bytes() for p in (tmp_path / "old").rglob("*.tif")}
+    made = tune(folder, "f1", classes=["building"], draws=0, blocks=None)
+    new = engine.apply_thresholds(folder, made, tmp_path / "new")
+    assert before == {p: p.read_bytes() for p in (tmp_path / "old").rglob("*.tif")}
+    counts = new.counts.table("building").sum()
+    f1 = 2 * counts.tp / (2 * counts.tp + counts.fp + counts.fn)
+    assert f1 == pytest.approx(made.thresholds["building"].value, abs=1e-9)
+    board = leaderboard({"arg-max": folder, "tuned": new}, class_name="building")
+    assert board.loc["tuned", "pixel_f1"] == pytest.approx(f1)
+    assert set(board.index) == {"arg-max", "tuned"}
+    with pytest.raises(ValueError, match="holds something: labels need a folder"):
+        engine.apply_thresholds(folder, made, tmp_path / "new")
+    with pytest.raises(ValueError, match="out=FOLDER"):
+        engine.apply_thresholds(folder, made)
+    with pytest.raises(ValueError, match="every class has a threshold"):
+        engine.apply_thresholds(folder, None, tmp_path / "half", {"water": 0.3})
+    assert not (tmp_path / "half").exists()
+
+
+@pytest.mark.slow
+def test_thresholds_of_a_run_are_its_own_row_by_raster_visions_evaluator(
+    tmp_path, monkeypatch
+):
+    "A real run: tuned, applied to its scores and to its images, and evaluated by stock."
+    from rastervision.core.evaluation import SemanticSegmentationEvaluatorConfig
+
+    from rvtutorial import config, engine
+    from rvtutorial.data.synthetic import make_sample_scenes
+    from rvtutorial.runs import Run
+
+    data = make_sample_scenes(tmp_path / "data", 2, 5, 2, 96)
+    asked = dict(preset="smoke", data=str(data), epochs=1, scores="float32")
+    cfg = config.get_config("inprocess", **asked, output_uri=str(tmp_path / "run"))
+    run = Run(engine.run(cfg, progress=False))
+    labels = run.prediction(run.scene_ids("validation")[0]).read_bytes()
+    made, file = import_module("rvtutorial.engine.fitting").fit_thresholds(
+        run.path, metric="f1", draws=20, unscored="leave out"
+    )
+    new = engine.apply_thresholds(run, file, tmp_path / "tuned", polygons=True)
+    assert run.prediction(run.scene_ids("validation")[0]).read_bytes() == labels
+    value = made.thresholds["building"].value
+    assert new.results["validation"]["f1"] == pytest.approx(value, abs=1e-9)
+    board = leaderboard({"arg-max": run, "tuned": new})
+    assert board.loc["tuned", "pixel_f1"] == pytest.approx(value, abs=1e-9)
+    assert "thresholds" in new.hyperparams and new.state == "succeeded"
+    # Raster Vision's own evaluator on the new labels
+    from rastervision.pipeline.config import build_config
+
+    stock = build_config(json.loads((new.path / "pipeline-config.json").read_text()))
+    scenes = [
+        one.build(stock.dataset.class_config, str(tmp_path))
+        for one in stock.dataset.validation_scenes
+    ]
+    evaluator = SemanticSegmentationEvaluatorConfig(output_uri=str(tmp_path / "stock"))
+    evaluator.build(stock.dataset.class_config).process(scenes, str(tmp_path))
+    theirs = json.loads((tmp_path / "stock" / "eval.json").read_text())["overall"]
+    theirs = next(one for one in theirs if one["class_name"] == "building")
+    assert theirs["metrics"]["f1"] == pytest.approx(value, abs=1e-9)
+    # while predicting, without storing scores
+    image = run.image(run.scene_ids("validation")[0])
+    how = dict(blend="mean", polygons=False, progress=False)
+    maps = engine.predict(
+        run.path, str(image), tmp_path / "maps", thresholds=file, **how
+    )
+    import rasterio
+
+    there = Path(maps.folder.iloc[0])
+    assert [p.name for p in there.iterdir()] == ["labels.tif"]
+    with rasterio.open(there / "labels.tif") as live:
+        said, tags = live.read(1), live.tags()
+    with rasterio.open(new.prediction(run.scene_ids("validation")[0])) as stored:
+        agree = (stored.read(1) == said)[said != 255].mean()
+    assert agree > 0.999 and "Decision" in tags["thresholds"]
+    with pytest.raises(ValueError, match="votes are no scores"):
+        engine.predict(
+            run.path, str(image), tmp_path / "v", blend="votes", thresholds=0.4
+        )
+    # a bundle alone predicts a data set first
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    apart, where = import_module("rvtutorial.engine.fitting").fit_thresholds(
+        run.path / "bundle" / "model-bundle.zip", dataset=data / "val", metric="f1",
+        out=tmp_path / "apart", draws=0,
+    )  # fmt: skip
+    assert Path(where).parent == tmp_path / "apart" and len(apart.scenes) == 5
+    assert list(read_thresholds(where).digests["bundles"]) == ["model-bundle.zip"]
+    other = tmp_path / "other.zip"
+    shutil.copy(run.path / "bundle" / "model-bundle.zip", other)
+    with open(other, "ab") as out:
+        out.write(b"\n")
+    with pytest.raises(ValueError, match="was trained with another model"):
+        engine.predict(other, str(image), tmp_path / "o", thresholds=file, **how)
+
+
+def test_a_map_is_what_scikit_learn_makes_of_the_threshold(tmp_path):
+    truth, scores = four_classes(5, 48)
+    folder = folder_of(
+        tmp_path, {"a": (truth, scores), "b": four_classes(6, 48)}, null=None
+    )
+    made = tune(folder, classes=["road"], draws=0, blocks=None)
+    said = made.decision.labels(scores)
+    called = scores[1].astype(float) >= made.thresholds["road"].threshold
+    for metric in (f1_score, jaccard_score):
+        a, b = (metric(truth.ravel() == 1, one.ravel()) for one in (said == 1, called))
+        assert a == b
+
+
+def test_a_map_is_drawn_over_its_image_or_in_grey(tmp_path):
+    import rasterio
+
+    from rvtutorial.figures.drawn import draw_map
+
+    labels = np.array([[0, 1, 2], [255, 2, 0]], np.uint8)
+    image = np.arange(18, dtype=np.uint16).reshape(3, 2, 3) * 100
+    where = write_raster(tmp_path / "image.tif", image)
+    path = write_raster(tmp_path / "map" / "labels.tif", labels)
+    names = ["building", "background", "road"]
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(classes=json.dumps(names), image=str(where))
+    with rasterio.open(draw_map(path.parent, style="grey")) as file:
+        assert file.read(1).tolist() == [[128, 0, 255], [0, 255, 128]]
+    first, second = draw_map(path.parent), draw_map(path.parent)
+    assert first != second and first.name.startswith("overlay_2")
+    with rasterio.open(first) as file:
+        drawn = file.read()
+    plain = np.ptp(drawn[:, [0, 1], [1, 0]], axis=0)
+    assert drawn.shape == (3, 2, 3) and (plain < 60).all()  # image alone: nearly grey
+    assert drawn[0, 0, 0] > drawn[2, 0, 0] + 60  # building is orange
+    with pytest.raises(ValueError, match="one of overlay, grey"):
+        draw_map(path.parent, style="red")
+    other = write_raster(tmp_path / "other.tif", image[:, :1])
+    with pytest.raises(ValueError, match="and its map"):
+        draw_map(path.parent, other)
+    assert not [p for p in path.parent.iterdir() if p.name.startswith(".")]
+
+
+# --- buckets ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    pytest.importorskip("obstore")
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    for name, value in dict(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_ACCESS_KEY_ID="a",
+        AWS_SECRET_ACCESS_KEY="b", AWS_REGION="us-east-1", AWS_ALLOW_HTTP="true",
+    ).items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="sandbox")
+    yield "s3://sandbox"
+    server.stop()
+
+
+@pytest.fixture
+def gs(monkeypatch):
+    pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = emulator.create_server(
+        "127.0.0.1", port, in_memory=True, default_bucket="sandbox"
+    )
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    yield "gs://sandbox"
+    server.stop()
+
+
+FLOW = """
+import json, shutil, sys
+from pathlib import Path
+from click.testing import CliRunner
+from rvtutorial.cli import _cli
+from rvtutorial.core.remote import fetch, store
+
+bucket, here = sys.argv[1], Path(sys.argv[2])
+said = {}
+for path in sorted(p for p in (here / "run").rglob("*") if p.is_file()):
+    inside = str(path.parent.relative_to(here / "run"))
+    store(path, f"{bucket}/models/mine/{inside}".rstrip("/."))
+for path in sorted((here / "data").iterdir()):
+    store(path, f"{bucket}/datasets/city/validation")
+for name, act in (
+    ("twice", lambda: store(here / "run/pipeline-config.json", f"{bucket}/models/mine")),
+    ("none", lambda: fetch(f"{bucket}/models/none", here / "none")),
+):
+    try:
+        act()
+    except OSError as error:
+        said[name] = f"{type(error).__name__}: {error}"
+shutil.rmtree(here / "data")
+words = [f"{bucket}/models/mine", "--dataset-directory", f"{bucket}/datasets/city/validation"]
+if bucket.startswith("gs"):  # as the old program was called
+    words = ["--gcp-bucket", bucket, "--model-id", "mine"]
+    words += ["--dataset-directory", "city/validation"]
+done = CliRunner().invoke(_cli, ["thresholds", *words])
+said |= dict(code=done.exit_code, output=done.output)
+fetch(f"{bucket}/models/mine", here / "got", leave=("predict/*",))
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_folders_are_fetched_and_files_stored_once(
+    kind, request, tmp_path, monkeypatch
+):
+    "In a process of its own: what speaks with buckets has threads that outlive a test."
+    import subprocess
+    import sys
+
+    bucket = request.getfixturevalue(kind)
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    run = run_of(tmp_path)
+    assert is_remote(bucket) and not is_remote(run)
+    cmd = [sys.executable, "-c", FLOW, bucket, str(tmp_path)]
+    done = subprocess.run(cmd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["code"] == 0, said["output"]
+    assert "FileExistsError" in said["twice"] and "is there already" in said["twice"]
+    assert (
+        "FileNotFoundError" in said["none"]
+        and "models/none holds nothing" in said["none"]
+    )
+    (where,) = [line for line in said["output"].splitlines() if line.startswith(bucket)]
+    assert where.startswith(f"{bucket}/models/mine/model_thresholds_")
+    got = tmp_path / "got"
+    (path,) = got.glob("model_thresholds_*.yaml")
+    assert not (got / "predict").exists()
+    made = read_thresholds(path)
+    assert 0.1 < made.thresholds["building"].threshold < 0.2
+    about = yaml.safe_load(path.read_text())["metadata"]
+    assert about["model_id"] == "mine"
+    assert about["gcp_bucket"] == (bucket if kind == "gs" else None)
+
+
+# --- as a job --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_job_counts_parts_and_puts_them_together(tmp_path):
+    import subprocess
+    import sys
+
+    from rvtutorial.core.names import packaged
+    from rvtutorial.core.records import write_json
+    from rvtutorial.runs import Run
+
+    model, book = run_of(tmp_path), packaged("jobs", "fit_thresholds")
+
+    def job(name, **params):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_json(folder / "params.json", {"model": str(model), **params})
+        cmd = [
+            sys.executable,
+            "-m",
+            "rvtutorial.hpc.runner",
+            folder,
+            "--notebook",
+            book,
+        ]
+        subprocess.run(list(map(str, cmd)), capture_output=True)
+        return Run(folder)
+
+    parts = [job(f"p{i}", part=f"{i}/2") for i in (1, 2)]
+    assert [one.state for one in parts] == ["succeeded"] * 2
+    folders = ",".join(str(one.path) for one in parts)
+    whole = job("whole", counts=folders, metric="f1", message="of an array")
+    assert whole.state == "succeeded" and (whole.path / "thresholds.png").is_file()
+    (file,) = model.glob("model_thresholds_*.yaml")
+    made = read_thresholds(file)
+    assert made.metric == "f1" and sorted(made.scenes) == ["10", "11", "9"]
+    wrong = job("wrong", metric="precision")
+    assert (
+        wrong.state == "failed" and "precision@recall" in wrong.manifest["went"]["why"]
+    )
