@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EpochScores', 'Segmenter', 'Batches', 'LoopSettings', 'load_weights', 'LightningLearner', 'parts', 'train']
 
-# %% ../../nbs/course/training.ipynb #e0d0c683
+# %% ../../nbs/course/training.ipynb #8d877775
+import copy
 import json
 import logging
 import os
@@ -200,11 +201,12 @@ class Segmenter(L.LightningModule):
             name = "val_loss" if name == "loss" else name
             self.log(name, value, sync_dist=True, prog_bar=name == "val_loss")
 
-    def on_train_epoch_end(self):
-        if self.train_scores:
+    def on_train_batch_end(self, outputs, batch, number):
+        if self.train_scores and number + 1 == self.trainer.num_training_batches:
+            how = dict(on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
             for name, value in self._epoch_values("train").items():
                 if name != "loss":
-                    self.log(f"train_{name}", value, sync_dist=True)
+                    self.log(f"train_{name}", value, **how)
 
     def _epoch_values(self, split):
         "The scores of an epoch over all processes."
@@ -271,7 +273,7 @@ class _Epochs:
         return len(self.loader)
 
     def __iter__(self):
-        return iter(self.loader.epoch(self.epoch()))
+        yield from self.loader.epoch(self.epoch())  # asked when the first batch is
 
 
 class Batches(L.LightningDataModule):
@@ -577,7 +579,7 @@ class LightningLearner(FastLearner):
             callbacks=watch,
             logger=logs,
             plugins=[_Files(options.checkpoint.digest), _place(how)],
-            log_every_n_steps=10,
+            log_every_n_steps=max(1, min(10, len(self.train_dl) // 5)),
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_progress_bar=rich,
@@ -729,7 +731,8 @@ class _RunLog(callbacks.Callback):
 
     def on_train_epoch_end(self, trainer, network):
         "Write what this epoch brought."
-        values = {k: v.item() for k, v in trainer.callback_metrics.items()}
+        known = trainer.callback_metrics
+        values = {k: v.item() for k, v in known.items() if not k.startswith("lr-")}
         if not trainer.is_global_zero:
             return
         if "train_loss" not in values:
@@ -822,7 +825,7 @@ def parts(
 ) -> tuple[Segmenter, Batches]:
     "Module and data module of a configuration, for a Trainer of one's own."
     how = LoopSettings.of(wandb="off", **settings)
-    config = config.copy(deep=True)
+    config = copy.deepcopy(config)
     config.update()
     learner_config = config.backend.get_learner_config(config)
     with quiet():
@@ -881,3 +884,8 @@ def _refuse_other(run: Run, how: LoopSettings) -> None:
             f"{run.path} was trained with {words}, and is asked for with "
             f"{json.dumps(how.deciding)}; give this training a folder of its own"
         )
+
+# %% ../../nbs/course/training.ipynb #55615f31
+if __name__ == "__main__" and __spec__ is not None:  # not inside a notebook
+    if sys.argv[1:2] == ["fit"]:
+        sys.exit(_fit_here(sys.argv[2]))
