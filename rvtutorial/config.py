@@ -215,7 +215,7 @@ def make_model(
     bands: int,  # Bands the network sees
     hub: Path,  # Where the definition of our own network is put
 ) -> SemanticSegmentationModelConfig:  # Builds the network
-    "Raster Vision's DeepLabV3, or our small U-Net as a module from outside."
+    "Raster Vision's DeepLabV3, or a network of ours as a module from outside."
     begin = {"init_weights": inputs.weights_of(hp.init_weights)}
     if hp.model == "deeplabv3" and not hp.hubconf:
         more = dict(backbone=Backbone(hp.backbone), pretrained=hp.pretrained)
@@ -227,6 +227,7 @@ def make_model(
         more = dict(encoder=hp.encoder, pretrained=hp.pretrained)
         sizes |= dict(architecture=hp.model, **more)
         sizes |= {"weights": hp.encoder_weights} if hp.encoder_weights else {}
+    sizes |= inputs.network_options(hp)
     file, entry = inputs.network_file(hp)
     ours = from_hub(file, hub, entry, sizes)
     return SemanticSegmentationModelConfig(external_def=ours, pretrained=False, **begin)

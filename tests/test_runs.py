@@ -205,8 +205,10 @@ def values_of(name):
     if name == "scaling":
         pairs = st.tuples(st.floats(-1e9, 0), st.floats(1e-3, 1e9))
         return pairs | st.sampled_from(["none", "percentiles"])
-    if field.annotation is bool:
-        return st.booleans()
+    if bool in kinds or field.annotation is bool:
+        return st.booleans() | (st.none() if kinds else st.nothing())
+    if name == "pool_sizes":
+        return st.lists(st.integers(1, 50), min_size=1, max_size=4)
     if name == "budget":
         return st.sampled_from(["90 s", "1.5 Hours", "none", None])
     if name == "loss":

@@ -128,7 +128,15 @@ def _loss(value) -> str:
     return "+".join(sorted(terms, key=LOSSES.index))
 
 
+def _sizes(value) -> "tuple[int, ...]":
+    sizes = tuple(_whole(item) for item in _listed(value))
+    if not sizes or min(sizes) < 1:
+        raise ValueError
+    return sizes
+
+
 Scaling = NewType("Scaling", str)
+Sizes = NewType("Sizes", object)
 Weights = NewType("Weights", object)
 Budget = NewType("Budget", str)
 Loss = NewType("Loss", str)
@@ -143,6 +151,7 @@ _CASTS = {  # of a type: the cast, and what it takes
     ),
     Budget: (_budget, "a time such as 90 s, 3 min or 1 h"),
     Loss: (_loss, f"{', '.join(LOSSES)}, or a sum such as cross_entropy+dice"),
+    Sizes: (_sizes, "whole numbers from 1 up, such as 5,5,2"),
     str: (_word, "a name"),
     File: (_file, "the path of a file"),
     Scaling: (
@@ -203,6 +212,43 @@ def _refusal(name: str, field, given) -> ValueError:
 
 # --- combinations
 
+NETWORK_OPTIONS = {  # Of the course's networks: what each takes beside classes and bands
+    "segmentationcnn": (
+        "depth", "embedding_size", "pool_sizes", "kernel_size", "batch_norm",
+        "scale_factor",
+    ),
+    "courseunet": ("n_encoders", "embedding_size", "scale_factor"),
+    "fcn": ("stem", "pretrained_on", "scale_factor"),
+}  # fmt: skip
+
+
+def _misfits(hp) -> Iterator[str]:
+    "What is wrong with the options of the course's networks."
+    known = () if hp.hubconf else NETWORK_OPTIONS.get(hp.model, ())
+    for name in dict.fromkeys(n for some in NETWORK_OPTIONS.values() for n in some):
+        if getattr(hp, name) is not None and name not in known:
+            owners = [m for m, names in NETWORK_OPTIONS.items() if name in names]
+            yield (
+                f"{name} {as_text(getattr(hp, name))} is for model {' or '.join(owners)}, "
+                f"and {'hubconf' if hp.hubconf else f'model {hp.model}'} knows nothing of "
+                f"it. Leave it out, or use {name}=none"
+            )
+    if (hp.kernel_size or 1) % 2 == 0:
+        yield (
+            f"kernel_size {hp.kernel_size} is even, and would move the picture by half a "
+            f"pixel. Use {hp.kernel_size - 1} or {hp.kernel_size + 1}"
+        )
+    pooled = math.prod(hp.pool_sizes or (5, 5, 2))
+    if hp.model == "segmentationcnn" and (hp.scale_factor or pooled) % pooled:
+        yield (
+            f"scale_factor {hp.scale_factor} is no multiple of {pooled}, the product of "
+            f"pool_sizes: segmentationcnn scores squares of {pooled} pixels"
+        )
+    if hp.pretrained_on and not hp.pretrained:
+        yield (
+            f"pretrained_on {hp.pretrained_on} needs pretrained=true, got pretrained=false"
+        )
+
 
 def _contradictions(hp) -> Iterator[str]:
     "What is wrong with a combination of values that are each allowed."
@@ -236,12 +282,24 @@ def _contradictions(hp) -> Iterator[str]:
             "pretrained is true, but for model unet there are no ImageNet weights. "
             "Use pretrained=False, or encoder=efficientnet-lite0"
         )
-    if hp.encoder and hp.model == "deeplabv3":
+    if hp.model in ("segmentationcnn", "courseunet") and hp.pretrained:
         yield (
-            f"encoder {hp.encoder} does not go with model deeplabv3, which has a "
+            f"pretrained is true, but for model {hp.model} there are no ImageNet weights. "
+            "Use pretrained=False, or model=fcn"
+        )
+    if hp.encoder and hp.model in ("deeplabv3", "fcn"):
+        yield (
+            f"encoder {hp.encoder} does not go with model {hp.model}, which has a "
             "backbone. Use model=unet, or deeplabv3plus"
         )
-    if not (hp.encoder or hp.hubconf) and hp.model not in ("deeplabv3", "unet"):
+    if hp.encoder and hp.model in ("segmentationcnn", "courseunet"):
+        yield (
+            f"encoder {hp.encoder} does not go with model {hp.model}, which is trained "
+            "from nothing. Use encoder=none, or model=unet"
+        )
+    yield from _misfits(hp)
+    alone = ("deeplabv3", "unet", *NETWORK_OPTIONS)
+    if not (hp.encoder or hp.hubconf) and hp.model not in alone:
         yield f"model {hp.model} needs an encoder. Use encoder=efficientnet-lite0"
     if hp.model == "deeplabv3" and hp.batch_sz == 1 and not hp.hubconf:
         yield (
@@ -310,7 +368,8 @@ class Hyperparams(BaseModel):
     # which network is trained, and on what size
     model: Literal[
         "deeplabv3", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet",
-        "deeplabv3plus", "pan", "upernet", "segformer",
+        "deeplabv3plus", "pan", "upernet", "segformer", "segmentationcnn", "courseunet",
+        "fcn",
     ] = _setting("deeplabv3", "architecture", "backend.model")  # fmt: skip
     encoder: str | None = _setting(
         None, "network that reads the image; none: the model's own",
@@ -328,11 +387,48 @@ class Hyperparams(BaseModel):
         "ModelConfig.init_weights",
     )  # fmt: skip
     backbone: Literal["resnet50", "resnet101"] = _setting(
-        "resnet50", "the part of deeplabv3 that reads the image",
-        "ModelConfig.backbone", why="Raster Vision builds deeplabv3 on no other",
+        "resnet50", "the part of deeplabv3, and of fcn, that reads the image",
+        "ModelConfig.backbone", why="both are built on no other",
     )  # fmt: skip
     pretrained: bool = _setting(
         True, "start from ImageNet weights", "ModelConfig.pretrained",
+    )  # fmt: skip
+    # sizes of the course's networks; none: the network's own
+    scale_factor: int | None = _setting(
+        None, "pixels along a side of a square with one label; none: 1, or all that is pooled",
+        "ModelConfig.external_def", ge=1, le=4096, why="a chip is no larger",
+    )  # fmt: skip
+    embedding_size: int | None = _setting(
+        None, "channels after the first convolutions; none: 64",
+        "ModelConfig.external_def", ge=1, le=1024, why="each halving doubles them",
+    )  # fmt: skip
+    depth: int | None = _setting(
+        None, "convolutions of segmentationcnn before each pooling; none: 2",
+        "ModelConfig.external_def", ge=1, le=16, why="deeper ones need shortcuts",
+    )  # fmt: skip
+    pool_sizes: Sizes | None = _setting(
+        None, "sides of the squares that segmentationcnn pools in turn; none: 5,5,2",
+        "ModelConfig.external_def",
+    )  # fmt: skip
+    kernel_size: int | None = _setting(
+        None, "side of the convolutions of segmentationcnn; none: 3",
+        "ModelConfig.external_def", ge=1, le=31, why="odd, and smaller than a chip",
+    )  # fmt: skip
+    batch_norm: bool | None = _setting(
+        None, "normalise after each convolution of segmentationcnn; none: true",
+        "ModelConfig.external_def",
+    )  # fmt: skip
+    n_encoders: int | None = _setting(
+        None, "how often courseunet halves the image; none: 2",
+        "ModelConfig.external_def", ge=1, le=8, why="a chip of 256 pixels is one then",
+    )  # fmt: skip
+    stem: Literal["inflate", "new"] | None = _setting(
+        None, "first convolution of fcn: pre-trained, for any bands, or new; none: inflate",
+        "ModelConfig.external_def",
+    )  # fmt: skip
+    pretrained_on: Literal["imagenet", "coco"] | None = _setting(
+        None, "weights with which fcn starts; none: imagenet",
+        "ModelConfig.external_def",
     )  # fmt: skip
     img_sz: int | None = _setting(
         None, "side to which a chip is resized; none leaves it alone",
@@ -492,8 +588,12 @@ class Hyperparams(BaseModel):
     def notes(self) -> list[str]:
         "What is allowed but may surprise."
         notes = []
-        if self.model == "unet":
-            notes.append("backbone is not used: it belongs to deeplabv3")
+        if self.model in ("unet", "segmentationcnn", "courseunet"):
+            notes.append("backbone is not used: it belongs to deeplabv3 and fcn")
+        if self.chip_sz and self.chip_sz % (self.scale_factor or 1):
+            notes.append(
+                f"chips of {self.chip_sz} pixels are no whole squares of {self.scale_factor}"
+            )
         if self.img_sz not in (None, self.chip_sz):
             notes.append(f"chips of {self.chip_sz} pixels are resized to {self.img_sz}")
         if self.epochs == 1 and self.one_cycle:

@@ -36,7 +36,8 @@ with quiet():
 
 __all__ = ["INPUTS", "OUR_CODE", "Model"]
 
-OUR_CODE = {  # SHA-256 of every version of unet.py, encoders.py and losses.py in `models`
+OUR_CODE = {  # SHA-256 of every version of unet, course, encoders and losses in `models`
+    "ea76b23f43a13302d0d8b656439b5ff33e92af6440ba57647969e7d973210ead",
     "f335d3a4ccd4fd3d19dd1147a60e995e45385771243bf82d20b8571c22bb8ee5",
     "3475ce87ba3107ae57e30d53ae205a055adb0100f94744f5aed5502818cb3bbb",
     "2ace2995c4d84eaa83dbc689cc8738fd6fb3465a14003d7020bcb49131001db4",

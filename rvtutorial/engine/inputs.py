@@ -33,16 +33,17 @@ from rastervision.core.box import Box
 from torchvision.models import get_model_weights
 
 from rvtutorial import scenes
+from rvtutorial.core.hyperparams import NETWORK_OPTIONS
 from rvtutorial.core.names import near_match
 from rvtutorial.data import validity
 from rvtutorial.data.label_values import Meaning
 from rvtutorial.engine.reading import build_scene
-from rvtutorial.models import encoders, unet
+from rvtutorial.models import course, encoders, unet
 from rvtutorial.runs import Hyperparams, Run
 
 __all__ = ["allow_open_files", "begun", "check_pretrained", "in_one_way"]
 __all__ += ["fitted", "make_transform", "network_file", "weighed", "weights_of"]
-__all__ += ["chips_of"]
+__all__ += ["chips_of", "network_options"]
 
 
 def allow_open_files(
@@ -85,9 +86,12 @@ def check_pretrained(
     """
     if hp.encoder:
         return _check_encoder(hp)
-    if hp.model != "deeplabv3" or not hp.pretrained:
+    if hp.model not in ("deeplabv3", "fcn") or not hp.pretrained:
         return None
-    url = get_model_weights(hp.backbone).DEFAULT.url
+    if hp.model == "fcn" and hp.encoder_weights:
+        return _check_file(hp)
+    whole = hp.model == "fcn" and hp.pretrained_on == "coco"
+    url = get_model_weights(f"fcn_{hp.backbone}" if whole else hp.backbone).DEFAULT.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if path.is_file():
         return path
@@ -101,6 +105,13 @@ def check_pretrained(
             f"be fetched from here ({err}). On a machine with a network: "
             f"curl --create-dirs -o {path} {url}  (or ask for pretrained=false)"
         ) from err
+    return path
+
+
+def _check_file(hp: Hyperparams) -> Path:
+    path = Path(hp.encoder_weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"encoder_weights={path}: there is no such file")
     return path
 
 
@@ -286,4 +297,28 @@ def network_file(
         if not Path(hp.hubconf).is_file():
             raise FileNotFoundError(f"hubconf={hp.hubconf}: there is no such file")
         return hp.hubconf, "network"
-    return (encoders.__file__, "network") if hp.encoder else (unet.__file__, "unet")
+    if hp.encoder:
+        return encoders.__file__, "network"
+    if hp.model in _COURSE:
+        return course.__file__, _COURSE[hp.model]
+    return unet.__file__, "unet"
+
+
+_COURSE = {  # Names of functions in `models.course`
+    "segmentationcnn": "segmentation_cnn",
+    "courseunet": "course_unet",
+    "fcn": "fcn",
+}
+
+
+def network_options(
+    hp: Hyperparams,  # model, and what goes with it
+) -> dict:  # What the function of a network is called with, beside classes and bands
+    "What was asked of one of the course's networks; empty for others."
+    names = () if hp.hubconf else NETWORK_OPTIONS.get(hp.model, ())
+    every = {n: v for n, v in hp.asdict().items() if n in names and v is not None}
+    on = every.pop("pretrained_on", "imagenet")
+    if hp.model == "fcn" and not hp.hubconf:
+        every["backbone"] = hp.backbone
+        every["weights"] = (hp.encoder_weights or on) if hp.pretrained else None
+    return every
