@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'EXPAND', 'SAMPLED', 'Scene', 'matches', 'find_scenes', 'find_splits',
-           'split_scenes', 'write_table', 'split_by_area', 'place_tiles', 'outlines', 'leaks', 'DataError',
+           'split_scenes', 'write_table', 'view_of', 'split_by_area', 'place_tiles', 'outlines', 'leaks', 'DataError',
            'scene_mask', 'check_scenes', 'band_histograms', 'percentiles', 'dataset_digest']
 
 # %% ../../nbs/data/pairing.ipynb #9c60d3a6
@@ -365,7 +365,7 @@ def write_table(
     return Path(path)
 
 # %% ../../nbs/data/pairing.ipynb #b4d90e11
-def _view(image, out, window=None, place=None):
+def view_of(image, out, window=None, place=None):
     "A VRT file of an image: a window (left, top, right, bottom in pixels), or a place."
     import rasterio.shutil
 
@@ -481,9 +481,9 @@ def _part_of(image, label, info, part, folder, name, split):
         write_json(aoi, {"type": "FeatureCollection", "features": [one]})
     if min(near[2] - near[0], near[3] - near[1]) < 1:
         raise ValueError(f"the area {name} is smaller than a pixel of {image}")
-    view = _view(image, folder / f"{name}.vrt", near)
+    view = view_of(image, folder / f"{name}.vrt", near)
     if raster:
-        label = _view(label, folder / f"{name}-labels.vrt", near)
+        label = view_of(label, folder / f"{name}-labels.vrt", near)
     return Scene(name, view, label, split, aoi, label is not None and not raster)
 
 
@@ -515,7 +515,7 @@ def place_tiles(
         grid = grid @ Affine.scale(one / info.shape[1], -one / info.shape[0])
         out = Path(folder) / f"{scene.id}.vrt"
         placed.append(
-            replace(scene, image=_view(scene.image, out, place=("EPSG:3857", grid)))
+            replace(scene, image=view_of(scene.image, out, place=("EPSG:3857", grid)))
         )
     return placed
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAVES', 'SURFACES', 'NAMES', 'ROOFS', 'YARDS', 'ROUGH', 'VERSION', 'IMAGE_NAME', 'LABEL_NAME', 'EMPTY_ID', 'STRIP_ID',
-           'SAMPLES', 'make_sample_scenes', 'check_numbers', 'ensure_data']
+           'SAMPLES', 'new_folder', 'make_sample_scenes', 'check_numbers', 'ensure_data']
 
 # %% ../../nbs/data/synthetic.ipynb #d3fb604f
 import glob
@@ -632,7 +632,7 @@ def _same(folder, asked):
 
 
 @contextmanager
-def _new_folder(folder, asked):
+def new_folder(folder, asked):
     "A folder with a temporary name that becomes `folder`; None when that is there."
     folder.parent.mkdir(parents=True, exist_ok=True)
     # on a file system without locks the rename below decides
@@ -684,7 +684,7 @@ def make_sample_scenes(
         return folder
     system, waves = CRS.from_user_input(crs), _band_waves(bands)
     splits = ["train"] * n_train + ["val"] * n_val + ["test"] * n_test
-    with _new_folder(folder, asked) as new:
+    with new_folder(folder, asked) as new:
         if new:
             bar = tqdm(splits, desc="making scenes", unit="scene", disable=not progress)
             for number, split in enumerate(bar, 1):
