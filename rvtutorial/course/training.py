@@ -6,8 +6,9 @@
 __all__ = ['EpochScores', 'Segmenter', 'Batches', 'LoopSettings', 'network_name', 'load_weights', 'LightningLearner', 'parts',
            'train']
 
-# %% ../../nbs/course/training.ipynb #8d877775
+# %% ../../nbs/course/training.ipynb #ea024ec1
 import copy
+import importlib.util
 import json
 import logging
 import os
@@ -21,13 +22,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+# %% ../../nbs/course/training.ipynb #93268f2f
+if not all(map(importlib.util.find_spec, ("lightning", "wandb"))):
+    raise ImportError(
+        'the course needs Lightning and Weights & Biases: pip install "rvtutorial[course]"'
+    )
+
+# %% ../../nbs/course/training.ipynb #86e37436
 from rvtutorial.engine.pipeline import (
     run as run_config,
-)  # first: it looks whether torch has room
+)  # first: is there room for torch?
+import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.pytorch import callbacks, loggers
+from lightning.pytorch.plugins import environments
+from lightning.pytorch.plugins.io import CheckpointIO
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from ..core.files import atomic_path
 from ..core.names import near_match
 from ..core.records import read_json, write_json
@@ -38,18 +49,7 @@ from ..metrics.calibration import ScoreTally
 from ..metrics.counting import Counts, confusion
 from ..runs import Run
 
-# %% ../../nbs/course/training.ipynb #d48ac9db
-try:
-    import lightning.pytorch as L
-    from lightning.pytorch import callbacks, loggers
-    from lightning.pytorch.plugins import environments
-    from lightning.pytorch.plugins.io import CheckpointIO
-except ImportError as err:
-    raise ImportError(
-        'the course needs Lightning and Weights & Biases: pip install "rvtutorial[course]"'
-    ) from err
-
-# %% ../../nbs/course/training.ipynb #02c542b6
+# %% ../../nbs/course/training.ipynb #78c23cbd
 class EpochScores:
     """Loss, accuracy, IoU, F1 and AUC of a whole epoch, from counts of fixed size.
 
@@ -119,7 +119,7 @@ class EpochScores:
             row[f"macro_{metric}"] = np.mean(known) if known else np.nan
         return {name: float(value) for name, value in row.items()}
 
-# %% ../../nbs/course/training.ipynb #454d06ce
+# %% ../../nbs/course/training.ipynb #d3685864
 class Segmenter(L.LightningModule):
     """A network that learns the class of each pixel, and what is watched while it does.
 
@@ -238,7 +238,7 @@ class Segmenter(L.LightningModule):
             return optimizer
         return [optimizer], self.schedules
 
-# %% ../../nbs/course/training.ipynb #8c039414
+# %% ../../nbs/course/training.ipynb #e3a80c4e
 class _SharedLoader(BatchLoader):
     "Batches of several processes: each takes its chips of every batch."
 
@@ -301,7 +301,7 @@ class Batches(L.LightningDataModule):
         loader.rank = self.trainer.global_rank
         return _Epochs(loader, epoch)
 
-# %% ../../nbs/course/training.ipynb #5941701b
+# %% ../../nbs/course/training.ipynb #4ba073b5
 class LoopSettings(BaseModel):
     """How Lightning's loop runs a training, and where it is written down.
 
@@ -377,7 +377,7 @@ class LoopSettings(BaseModel):
         own = {"accumulate": self.accumulate, "processes": self.processes}
         return own | {"batches": self.batches}
 
-# %% ../../nbs/course/training.ipynb #3d0daf3c
+# %% ../../nbs/course/training.ipynb #09e4fcb2
 class _Files(CheckpointIO):
     "Checkpoints as the engine writes them; ValueError for one of another training."
 
@@ -451,7 +451,7 @@ def load_weights(
     network.load_state_dict(own)
     return {"epoch": kept["epoch"], **about}
 
-# %% ../../nbs/course/training.ipynb #3a8c72f3
+# %% ../../nbs/course/training.ipynb #f2097194
 class LightningLearner(FastLearner):
     "The engine's learner; its epochs are run by Lightning."
 
@@ -697,7 +697,7 @@ def _place(how: LoopSettings):
 def _tasks_of_slurm() -> int:
     return int(os.environ.get("SLURM_NTASKS") or 0)
 
-# %% ../../nbs/course/training.ipynb #ad340a14
+# %% ../../nbs/course/training.ipynb #b0ea03c0
 class _RunLog(callbacks.Callback):
     "Lines of train/log.csv, lines of progress, and the end when a signal has come."
 
@@ -762,7 +762,7 @@ class _RunLog(callbacks.Callback):
                 text += f", validation {row['val_loss']:.3f}"
             line.reach(row["epoch"] + 1, text, now=not trainer.progress_bar_callback)
 
-# %% ../../nbs/course/training.ipynb #7c46e6df
+# %% ../../nbs/course/training.ipynb #f0ee685b
 def _fit_elsewhere(learner: LightningLearner) -> None:
     "Start the processes of a training and wait; RuntimeError with what they said if they fail."
     options, how = learner.options, learner.how
@@ -825,7 +825,7 @@ def _learner_class(how: LoopSettings) -> type[LightningLearner]:
     own = dict(how=how, settings=how.deciding)
     return type("LightningLearner", (LightningLearner,), own)
 
-# %% ../../nbs/course/training.ipynb #b90512ef
+# %% ../../nbs/course/training.ipynb #437299e0
 def parts(
     config,  # A pipeline configuration, as `get_config` returns it
     seed: int | None = 0,
@@ -893,7 +893,7 @@ def _refuse_other(run: Run, how: LoopSettings) -> None:
             f"{json.dumps(how.deciding)}; give this training a folder of its own"
         )
 
-# %% ../../nbs/course/training.ipynb #1453b73b
+# %% ../../nbs/course/training.ipynb #0aa32928
 if __name__ == "__main__" and __spec__ is not None:  # not inside a notebook
     if sys.argv[1:2] == ["fit"]:  # one of several processes
         sys.exit(_fit_here(sys.argv[2]))
