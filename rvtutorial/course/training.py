@@ -893,7 +893,7 @@ def _refuse_other(run: Run, how: LoopSettings) -> None:
             f"{json.dumps(how.deciding)}; give this training a folder of its own"
         )
 
-# %% ../../nbs/course/training.ipynb #0aa32928
+# %% ../../nbs/course/training.ipynb #0b2f44e7
 if __name__ == "__main__" and __spec__ is not None:  # not inside a notebook
     if sys.argv[1:2] == ["fit"]:  # one of several processes
         sys.exit(_fit_here(sys.argv[2]))
