@@ -179,7 +179,7 @@ def _sweep(given: dict, file: Path, site: str) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    from rvtutorial.course.evaluation import evaluate
+    from rvtutorial.course.evaluation import evaluate_tiles
 
     parser = argparse.ArgumentParser(
         prog="python -m rvtutorial.course.training evaluate", allow_abbrev=False
@@ -189,7 +189,7 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--checkpoint", help="file of weights; none: the run's own maps")
     parser.add_argument("--split", default="validation", help="or test")
     parser.add_argument("--trust", action="store_true", help="run code of others")
-    table = evaluate(**vars(parser.parse_args(words)))
+    table = evaluate_tiles(**vars(parser.parse_args(words)))
     print(table.round(3).to_string())
     print(table.attrs["folder"])
     return 0

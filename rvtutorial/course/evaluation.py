@@ -23,14 +23,11 @@ from rvtutorial.metrics.leaderboard import scores_of
 from rvtutorial.runs import Run
 from rvtutorial.scenes import stretch
 
-__all__ = ["evaluate"]
-
-METRICS = ("accuracy", "iou", "f1")
-
+__all__ = ["evaluate_tiles"]
 
 @dataclass
 class _Parent:
-    "A tile, whole: what `evaluate` writes of it."
+    "A tile, whole: what `evaluate_tiles` writes of it."
 
     id: str
     picture: np.ndarray  # (rows, columns, 3), 0 to 1
@@ -40,7 +37,7 @@ class _Parent:
     crs: object
 
 
-def evaluate(
+def evaluate_tiles(
     run: str | Path | Run,  # A run that has predicted its validation scenes
     out: str | Path = "predictions",  # Files go to a folder of the network's name in it
     checkpoint: str | Path | None = None,  # Predict with its weights; None: the run's maps
