@@ -1,5 +1,7 @@
 """The course's command line: flags, sweep files, and tiles put together again."""
 
+import json
+import shutil
 import textwrap
 
 import numpy as np
@@ -181,12 +183,10 @@ def test_the_command_leaves_a_run(course_run):
 def test_a_perfect_model_is_put_together_exactly(course_run, tiled, tmp_path):
     folder, _ = tiled
     copy = tmp_path / "run"
-    import shutil
-
     shutil.copytree(course_run.path, copy)
     for scene in course_run.scene_ids():  # the truth, as if it were predicted
         path = copy / "predict" / scene / "labels.tif"
-        with rasterio.open(course_run.label(scene)) as file:
+        with rasterio.open(folder / "cut" / f"{scene}-labels.vrt") as file:
             truth = np.kron(file.read(1) - 1, np.ones((10, 10), "uint8"))
         with rasterio.open(path, "r+") as file:
             file.write(truth, 1)
@@ -242,9 +242,6 @@ def test_a_checkpoint_of_another_network(course_run, tmp_path):
 
 
 def test_a_tile_that_lacks_subtiles_is_refused(course_run, tmp_path):
-    import json
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(course_run.path, copy)
     path = copy / "pipeline-config.json"

@@ -16,7 +16,7 @@ import torch
 import torchmetrics.classification as tm
 from stock_configs import pipeline, random_windows, solver
 
-from rvtutorial import engine, metrics
+from rvtutorial import engine, viz
 from rvtutorial.course import training
 from rvtutorial.course.training import EpochScores, LoopSettings
 from rvtutorial.engine.learner import Interrupted
@@ -229,7 +229,7 @@ def test_a_run_like_any_other(finished, data, tmp_path):
         "train", "predict", "eval", "bundle",
     ]  # fmt: skip
     assert finished.results["validation"]["f1"] is not None
-    board = metrics.leaderboard({"one": finished.path})
+    board = viz.leaderboard({"one": finished.path})
     assert list(board.index) == ["one"]
     image = data / "own" / "s1" / "rgb.tif"
     table = engine.predict(finished.path, image, tmp_path / "maps", trust=True)

@@ -56,7 +56,9 @@ def _network(value):
     known = Hyperparams.model_fields["model"].annotation.__args__
     word = str(value).strip().lower()
     if word not in (*NETWORKS, *known):
-        hint = near_match(value, ["SegmentationCNN", "UNet", "FCNResnetTransfer", *known])
+        hint = near_match(
+            value, ["SegmentationCNN", "UNet", "FCNResnetTransfer", *known]
+        )
         raise ValueError(f"there is no model_type {value!r}; {hint}")
     return NETWORKS.get(word, word)
 
@@ -65,7 +67,9 @@ def _entry(name: str, given):
     "A parameter of a sweep file, `{value: ...}` or the like, by our names."
     if not isinstance(given, Mapping):
         return translated(name)[0], given
-    kinds = {k: translated(name, given[k])[1] for k in ("value", "values") if k in given}
+    kinds = {
+        k: translated(name, given[k])[1] for k in ("value", "values") if k in given
+    }
     return translated(name)[0], {**given, **kinds}
 
 
@@ -142,11 +146,15 @@ def train_with(
 
     given = {"checkpoint": "best", **given}
     loop = [n for n in given if n in training.LoopSettings.model_fields]
-    own = {name: given.pop(name) for name in (*loop, "monitor", "pause") if name in given}
+    own = {
+        name: given.pop(name) for name in (*loop, "monitor", "pause") if name in given
+    }
     known = {*inspect.signature(get_config).parameters, *Hyperparams.model_fields}
     for name in given:
         if name not in known:
-            raise ValueError(f"there is no parameter {name!r}; {near_match(name, known)}")
+            raise ValueError(
+                f"there is no parameter {name!r}; {near_match(name, known)}"
+            )
     if own.get("pause") is not None:
         own["pause"] = int(own["pause"])
     config = get_config("inprocess", **given)
@@ -186,8 +194,12 @@ def _evaluate(words: list[str]) -> int:
     )
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--out", default="predictions", help="where the files go")
-    parser.add_argument("--checkpoint", help="file of weights; none: the run's own maps")
+    parser.add_argument(
+        "--checkpoint", help="file of weights; none: the run's own maps"
+    )
     parser.add_argument("--split", default="validation", help="or test")
+    words_of = "pixels along a side of a label; none: as the label files say"
+    parser.add_argument("--cell", type=int, help=words_of)
     parser.add_argument("--trust", action="store_true", help="run code of others")
     table = evaluate_tiles(**vars(parser.parse_args(words)))
     print(table.round(3).to_string())

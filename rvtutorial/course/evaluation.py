@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rvtutorial import scenes
 from rvtutorial.core.files import atomic_path, writing
 from rvtutorial.core.records import read_json
 from rvtutorial.course import tiles
@@ -21,9 +22,9 @@ from rvtutorial.figures import maps
 from rvtutorial.metrics.counting import Counts, confusion
 from rvtutorial.metrics.leaderboard import scores_of
 from rvtutorial.runs import Run
-from rvtutorial.scenes import stretch
 
 __all__ = ["evaluate_tiles"]
+
 
 @dataclass
 class _Parent:
@@ -40,9 +41,12 @@ class _Parent:
 def evaluate_tiles(
     run: str | Path | Run,  # A run that has predicted its validation scenes
     out: str | Path = "predictions",  # Files go to a folder of the network's name in it
-    checkpoint: str | Path | None = None,  # Predict with its weights; None: the run's maps
+    checkpoint: str
+    | Path
+    | None = None,  # Predict with its weights; None: the run's maps
     split: str = "validation",  # Or test
     trust: bool = False,  # With `checkpoint`: run code of others that the run carries
+    cell: int | None = None,  # Pixels along a side of a label; None: as label files say
 ) -> pd.DataFrame:  # Index: class, and macro. accuracy, iou, f1, auc
     """Put every tile of a split together again, write it, draw it and score it.
 
@@ -65,7 +69,7 @@ def evaluate_tiles(
             drawn = _predicted(run, ids, Path(checkpoint), Path(tmp), trust)
         with writing(place):
             matrix, known = np.zeros((len(names),) * 2, np.int64), []
-            for parent in _parents(run, ids, drawn, len(names)):
+            for parent in _parents(run, ids, drawn, len(names), cell):
                 _write(parent, place, maps.colours_of(run), null)
                 matrix += confusion(parent.truth, parent.prediction, len(names))
                 known.append(parent.id)
@@ -84,22 +88,35 @@ def _network_of(run) -> str:
     return str(hp.get("encoder") or hp.get("model") or run.name)
 
 
-def _parents(run, ids, drawn, classes):
+def _parents(run, ids, drawn, classes, cell):
     "Each tile of a run, one after the other."
-    subtiles, seen = [], set()
+    subtiles, files = [], {} if cell else _label_files(run)
+    more = drawn, classes, cell, files
     for scene in ids:
         image = run.image(scene)
         if "tile" in read_json(Path(image).with_suffix(".json"), {}, form={}):
             subtiles.append(Scene(scene, image))
         else:
-            yield _put_together(run, scene, [scene], None, None, drawn, classes)
-    for tile, (scenes, windows, shape) in tiles.places_of(subtiles).items():
-        seen.add(tile)
-        some = [scene.id for scene in scenes]
-        yield _put_together(run, tile, some, windows, shape, drawn, classes)
+            yield _put_together(run, scene, [scene], None, None, *more)
+    for tile, (found, windows, shape) in tiles.places_of(subtiles).items():
+        some = [scene.id for scene in found]
+        yield _put_together(run, tile, some, windows, shape, *more)
 
 
-def _put_together(run, name, ids, windows, shape, drawn, classes) -> _Parent:
+def _label_files(run) -> dict[str, Path]:
+    "The label files of a run's data, where they are still there; a run may have copies."
+    data = run.manifest.get("asked", {}).get("data") or {}
+    try:
+        where = (data[k] for k in ("data", "image_pattern", "label_pattern"))
+        found = scenes.find_splits(*where)
+    except (KeyError, OSError, ValueError):
+        return {}
+    return {scene.id: scene.label for some in found.values() for scene in some}
+
+
+def _put_together(
+    run, name, ids, windows, shape, drawn, classes, cell, files
+) -> _Parent:
     "A tile from its scenes."
     read = [maps.SceneLayers.of_run(run, scene, max_size=10**9) for scene in ids]
     raw = [read_image(run.image(scene)) for scene in ids]
@@ -113,12 +130,13 @@ def _put_together(run, name, ids, windows, shape, drawn, classes) -> _Parent:
             tiles.restitch(some, windows, shape) for some in (raw, truths, said)
         )
         first = int(np.lexsort((windows[:, 1], windows[:, 0]))[0])
-    cell = _cell(read[first].label, run.image(ids[first]))
+    label = files.get(ids[first]) or read[first].label
+    cell = cell or _cell(label, run.image(ids[first]))
     if cell > 1:
         truth, prediction = (_most(some, cell, classes) for some in (truth, prediction))
     with open_image(run.image(ids[first])) as file:
         where = file.transform, file.crs
-    picture = stretch(image)
+    picture = scenes.stretch(image)
     return _Parent(name, picture, truth, prediction, *where)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['EpochScores', 'Segmenter', 'Batches', 'LoopSettings', 'network_name', 'load_weights', 'LightningLearner', 'parts',
            'train']
 
-# %% ../../nbs/course/training.ipynb #ea024ec1
+# %% ../../nbs/course/training.ipynb #2c3eb129
 import copy
 import importlib.util
 import json
@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -38,8 +39,9 @@ import torch
 from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.plugins import environments
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.model_summary import ModelSummary
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ..core.files import atomic_path
+from ..core.files import atomic_path, scratch_folder
 from ..core.names import near_match
 from ..core.records import read_json, write_json
 from ..engine.batches import BatchLoader, seed_everything
@@ -419,7 +421,8 @@ def network_name(
     model, data = config.model, config.data
     outer = model.external_def
     name = (outer.entrypoint or outer.name) if outer else f"deeplabv3-{model.backbone}"
-    bands = data.img_channels or 3
+    known = (outer.entrypoint_kwargs or {}) if outer else {}
+    bands = known.get("in_channels") or data.img_channels or 3
     return f"{name} of {bands} bands and {data.num_classes} classes"
 
 
@@ -463,6 +466,10 @@ class LightningLearner(FastLearner):
         "As the engine, on the device that was asked for."
         if self.how.accelerator == "cpu":
             self.device = torch.device("cpu")
+        elif self.how.accelerator == "gpu" and self.device.type == "cpu":
+            raise ValueError(
+                "accelerator=gpu, and torch sees none here; use auto or cpu"
+            )
         super().setup_model(*args, **kwargs)
 
     def build_datasets(self):
@@ -570,7 +577,7 @@ class LightningLearner(FastLearner):
         rich = tell is not None and _draws()
         if rich:
             watch += [callbacks.RichProgressBar(), callbacks.RichModelSummary()]
-        logs = [loggers.CSVLogger(run / "train", name="lightning")]
+        logs = [loggers.CSVLogger(self.output_dir_local, name="lightning")]
         if how.wandb != "off":
             logs.append(self._wandb(run))
         short = self.dtype != torch.float32
@@ -592,7 +599,7 @@ class LightningLearner(FastLearner):
             use_distributed_sampler=False,
             enable_progress_bar=rich,
             enable_model_summary=rich,
-            default_root_dir=run / "train",
+            default_root_dir=self.output_dir_local,
         )
 
     def _strategy(self):
@@ -624,9 +631,13 @@ class LightningLearner(FastLearner):
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         trainer, last = self.trainer(), self.options.checkpoint.path
+        segmenter = self.segmenter()
+        if trainer.is_global_zero:
+            layers = str(ModelSummary(segmenter, max_depth=2))
+            Path(self.output_dir_local, "model.txt").write_text(layers + "\n")
         try:
             trainer.fit(
-                self.segmenter(), self.batches(),
+                segmenter, self.batches(),
                 ckpt_path=last if last.exists() else None, weights_only=True,
             )  # fmt: skip
         except SystemExit:
@@ -640,6 +651,11 @@ class LightningLearner(FastLearner):
     def _train(self, start_epoch, end_epoch):
         "All epochs, here or in several processes; then weights where the engine wants them."
         Run(self.folder).update("went", lightning=self.how.deciding)
+        there = torch.cuda.device_count() if self.device.type == "cuda" else 64
+        if self.how.devices > there:
+            raise ValueError(
+                f"devices={self.how.devices}, and torch sees {there} GPUs here"
+            )
         if self.how.processes > 1:
             _fit_elsewhere(self)
         else:
@@ -754,28 +770,41 @@ class _RunLog(callbacks.Callback):
         row |= {n: v for n, v in values.items() if n not in (*row, "train_loss_step")}
         row["valid_time"] = str(timedelta(seconds=getattr(self, "end", end) - middle))
         self.learner.write_log(row)
-        if line := self.learner.options.tell:
+        if writer := self.learner.tb_writer:
+            for name, value in values.items():
+                writer.add_scalar(name, value, row["epoch"])
+            writer.flush()
+        line = self.learner.options.tell
+        if line and not trainer.progress_bar_callback:
             text = (
                 f"epoch {row['epoch'] + 1}/{line.total}  loss {row['train_loss']:.3f}"
             )
             if "val_loss" in row:
                 text += f", validation {row['val_loss']:.3f}"
-            line.reach(row["epoch"] + 1, text, now=not trainer.progress_bar_callback)
+            line.reach(row["epoch"] + 1, text, now=True)
 
-# %% ../../nbs/course/training.ipynb #f0ee685b
+# %% ../../nbs/course/training.ipynb #7fa248d9
 def _fit_elsewhere(learner: LightningLearner) -> None:
     "Start the processes of a training and wait; RuntimeError with what they said if they fail."
-    options, how = learner.options, learner.how
+    options, how, tasks = learner.options, learner.how, _tasks_of_slurm()
+    if how.nodes > 1 and tasks != how.processes:
+        raise ValueError(
+            f"nodes={how.nodes}, devices={how.devices} need a Slurm job of {how.processes} "
+            f"tasks, and this one has {tasks}: give the site nodes = {how.nodes} and "
+            f"tasks = {how.processes}"
+        )
     names = ("seed", "precision", "keep", "patience", "pause", "monitor", "sampling")
     told = {name: getattr(options, name) for name in names}
     told |= dict(recipe=asdict(options.recipe), progress=options.tell is not None)
     told |= dict(digest=options.checkpoint.digest, how=how.model_dump())
     train = Path(learner.output_dir_local)
-    write_json(train / "fit.json", told)
+    write_json(train / "fit.json", told | {"run": str(learner.folder)})
+    learner.cfg.to_file(str(train / "fit-config.json"))
     command = [sys.executable, "-m", "rvtutorial.course.training", "fit", str(train)]
-    if _tasks_of_slurm() == how.processes:
-        tasks = [f"--ntasks={how.processes}", f"--nodes={how.nodes}"]
-        command = ["srun", *tasks, f"--ntasks-per-node={how.devices}", *command]
+    if tasks == how.processes:
+        asked = [f"--ntasks={how.processes}", f"--nodes={how.nodes}"]
+        asked += [f"--ntasks-per-node={how.devices}", "--export=ALL"]
+        command = ["srun", *asked, *command]
     with open(train / "fit.log", "ab") as log:
         fitting = subprocess.Popen(command, stderr=log, start_new_session=True)
         try:
@@ -802,21 +831,24 @@ def _fit_here(train: str | Path) -> None:
 
     from rvtutorial.core.progress import ProgressLine
 
-    told = read_json(Path(train) / "fit.json")
+    train = Path(train)
+    told = read_json(train / "fit.json")
     how, recipe = LoopSettings(**told.pop("how")), Recipe(**told.pop("recipe"))
-    digest, progress = told.pop("digest"), told.pop("progress")
+    digest, progress, run = (told.pop(k) for k in ("digest", "progress", "run"))
     number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
     if torch.cuda.is_available() and how.accelerator != "cpu":
         torch.cuda.set_device(number)
     os.environ["RASTERVISION_USE_DDP"] = "NO"  # its own way to use several devices
-    cfg = SemanticSegmentationLearnerConfig.from_file(f"{train}/learner-config.json")
-    cfg.log_tensorboard = False
+    cfg = SemanticSegmentationLearnerConfig.from_file(str(train / "fit-config.json"))
     options = Options(recipe=recipe, **told)
-    options.checkpoint = Checkpoint(Path(train).parent / "checkpoint.pt", digest)
+    options.checkpoint = Checkpoint(Path(run) / "checkpoint.pt", digest)
     if progress and not number:
         options.tell = ProgressLine(cfg.solver.num_epochs)
-    with options.stop.listening(), quiet(stdout=False):
+    listening = options.stop.listening()
+    with tempfile.TemporaryDirectory() as tmp, listening, quiet(stdout=False):
+        cfg.log_tensorboard, cfg.output_uri = False, tmp  # what several would write
         learner = _learner_class(how)(cfg, options=options)
+        learner.output_dir_local, learner.log_path = train, train / "log.csv"
         learner.fit()
 
 
@@ -836,6 +868,7 @@ def parts(
     config = copy.deepcopy(config)
     config.update()
     learner_config = config.backend.get_learner_config(config)
+    learner_config.output_uri = tempfile.mkdtemp(dir=scratch_folder())
     with quiet():
         learner = _learner_class(how)(learner_config, options=Options(seed=seed))
     return learner.segmenter(), learner.batches()
@@ -859,10 +892,15 @@ def train(
     folder that holds a training of another kind, and for Weights & Biases online where no
     key is known; RuntimeError when one of several processes fails.
     """
-    how = LoopSettings.of(**settings)
+    how, run = LoopSettings.of(**settings), Run(config.root_uri)
     if how.wandb == "online":
         _need_key()
-    _refuse_other(Run(config.root_uri), how)
+    if run.manifest.get("asked", {}).get("hyperparams", {}).get("engine") == "stock":
+        raise ValueError(
+            "engine=stock trains by Raster Vision's own loop, and this is Lightning's: "
+            "leave engine out"
+        )
+    _refuse_other(run, how)
     same = dict(seed=seed, precision=precision, patience=patience, monitor=monitor)
     same |= dict(pause=pause, checkpoint=checkpoint, progress=progress)
     return run_config(config, commands, learner=_learner_class(how), **same)
