@@ -1,6 +1,7 @@
 """The course's tiles: stacks, subtiles, splits without leaks, pieces put together exactly."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_raster_visions_own_sources_read_the_same(parents, folder):
         uris=str(tiles.write_stack(files, out)), channel_order=[*range(len(files))]
     )
     assert joined.shape == (80, 80, 14)
-    assert np.array_equal(joined, one.build()[:, :])
+    assert np.array_equal(joined, one.build(str(folder.parent))[:, :])
 
 
 def test_a_time_series_is_the_stack_of_its_dates(tmp_path):
@@ -169,6 +170,7 @@ def test_tiles_that_differ_in_their_bands_are_named(folder, tmp_path):
         ValueError, match=r"Tile2 and .*Tile1 differ .*sentinel2-20200804-08"
     ):
         tiles.find_parents(tmp_path / "all", tmp_path / "stacks", FEW)
+    assert not (tmp_path / "stacks").exists()
     with pytest.raises(
         FileNotFoundError, match="no folders with a file groundTruth.tif"
     ):
@@ -211,6 +213,12 @@ def test_a_size_that_does_not_divide_a_tile(parents, tmp_path, size):
     ):
         tiles.cut_subtiles(parents, tmp_path / "a", size)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_tile_without_a_label_raster_is_not_cut(parents, tmp_path):
+    for label in (None, tmp_path / "roofs.geojson"):
+        with pytest.raises(ValueError, match="Tile1 has no label raster"):
+            tiles.cut_subtiles([replace(parents[0], label=label)], tmp_path / "a")
 
 
 def test_a_tile_that_lacks_subtiles_is_named(subtiles):
@@ -367,3 +375,70 @@ def test_scenes_without_a_place_are_not_split_by_it(tmp_path):
         file.write(np.ones((1, 8, 8), np.uint8))
     with pytest.raises(ValueError, match="1 scenes have no place on earth, such as a"):
         tiles.split_by_place([scenes.Scene("a", tmp_path / "a.png")], 1)
+
+
+# --- real tiles
+
+
+IMAGES = "Tile {tile}/images/image_part_{part}.jpg"
+MASKS = "Tile {tile}/masks/image_part_{part}.png"
+
+
+def test_real_tiles_whose_parts_differ_in_size(shared_data, tmp_path):
+    found = scenes.find_scenes(shared_data("dubai"), IMAGES, MASKS)
+    shapes = {scene.id: scenes.image_info(scene.image).shape for scene in found}
+    assert len(found) == 45 and len({*shapes.values()}) > len(
+        {s.parts["tile"] for s in found}
+    )
+    splits = scenes.split_scenes(found, n_val=1, n_test=1, by="tile")
+    table = tiles.write_split(splits, tmp_path / "dubai.csv")
+    assert sum(map(len, scenes.find_splits(table).values())) == 45
+    with pytest.raises(ValueError, match="parts of one tile"):
+        tiles.write_split(scenes.split_scenes(found, n_val=9), tmp_path / "b.csv")
+    with pytest.raises(ValueError, match="do not divide"):
+        tiles.cut_subtiles(found, tmp_path / "subtiles", 100)
+    for scene in found[::11]:
+        whole, shape = pixels(scene.image), shapes[scene.id]
+        padded = np.pad(whole, [(0, 0), (0, 192), (0, 192)], mode="edge")
+        windows = chips.grid_windows(shape, 192, 128)
+        pieces = [padded[:, y : y + h, x : x + w] for y, x, h, w in windows]
+        assert np.array_equal(tiles.restitch(pieces, windows, shape), whole)
+
+
+# --- a whole run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own_sources", [False, True])
+def test_a_run_on_tiles_of_two_sensors(parents, folder, tmp_path, own_sources):
+    "From a stack, and from the same files through Raster Vision's own source."
+    from rvtutorial import engine
+    from rvtutorial.config import get_config
+    from rvtutorial.metrics.leaderboard import leaderboard
+
+    some = scenes.split_scenes(parents, n_val=5, seed=2)
+    table = tiles.write_split(some, tmp_path / "split.csv")
+    cfg = get_config(
+        "inprocess", tmp_path / "run", "smoke", table,
+        classes=",".join(NAMES), label_values=tiles.LABEL_VALUES, zeros="data",
+        model="segmentationcnn", pool_sizes="5,2", embedding_size=4,
+        chip_sz=40, stride_length=20, epochs=2,
+    )  # fmt: skip
+    if own_sources:
+        every = [*cfg.dataset.train_scenes, *cfg.dataset.validation_scenes]
+        for scene in every:
+            files = tiles.bands_of(folder / scene.id, FEW)
+            night = {
+                tiles.NIGHT_MAX: folder.parent / f"stacks/{scene.id}-viirs-max.tif"
+            }
+            order = {k: v for k, v in files.items() if k.startswith("viirs")} | night
+            scene.raster_source = tiles.stack_source(order | files)
+    engine.run(cfg, progress=False)
+    board = leaderboard({"run": tmp_path / "run"}, metric="macro_iou")
+    assert board.scenes.item() == 5 and 0 <= board.pixel_macro_iou.item() <= 1
+    for (
+        scene
+    ) in cfg.dataset.validation_scenes:  # one class for each square of 10 pixels
+        labels = pixels(tmp_path / f"run/predict/{scene.id}/labels.tif")[0]
+        cells = labels.reshape(8, 10, 8, 10).transpose(0, 2, 1, 3).reshape(64, 100)
+        assert (cells == cells[:, :1]).all()

@@ -20,7 +20,7 @@ from .. import scenes
 from ..core.files import atomic_path
 from ..core.names import natural_key
 from ..core.records import read_json, write_json
-from ..data.labels import image_info, open_image
+from ..data.labels import image_info, is_raster, open_image
 from ..data.pairing import Scene, view_of
 from ..data.settlements import CLASSES, TRUTH
 
@@ -131,22 +131,25 @@ def find_parents(
     folders = [path.parent for path in Path(folder).glob(f"*/{TRUTH}")]
     if not folders:
         raise FileNotFoundError(f"{folder} has no folders with a file {TRUTH}")
-    found, first = [], None
-    for place in sorted(folders, key=lambda path: natural_key(path.name)):
-        bands = {}
-        for sensor in sensors:
-            bands |= (some := bands_of(place, [sensor]))
-            if sensor == "viirs":
-                out = Path(stacks) / f"{place.name}-{NIGHT_MAX}.tif"
-                bands[NIGHT_MAX] = _write_night_max(some.values(), out)
-        first = first or (place, [*bands])
-        if [*bands] != first[1]:
-            odd = sorted({*bands} ^ {*first[1]}) or ["their order"]
+    folders.sort(key=lambda path: natural_key(path.name))
+    every = {p: {s: bands_of(p, [s]) for s in sensors} for p in folders}
+    names = {p: [n for some in by.values() for n in some] for p, by in every.items()}
+    for place in folders[1:]:
+        if names[place] != names[folders[0]]:
+            odd = sorted({*names[place]} ^ {*names[folders[0]]})
             raise ValueError(
-                f"{place} and {first[0]} differ in their bands ({', '.join(odd[:4])}"
+                f"{place} and {folders[0]} differ in their bands ({', '.join(odd[:4])}"
                 f"{', ...' * (len(odd) > 4)}): leave the sensor out of sensors, or the tile"
             )
-        stack = write_stack(bands, Path(stacks) / f"{place.name}.vrt")
+    found, stacks = [], Path(stacks)
+    for place, by in every.items():
+        bands = {}
+        for sensor, some in by.items():
+            bands |= some
+            if sensor == "viirs":
+                out = stacks / f"{place.name}-{NIGHT_MAX}.tif"
+                bands[NIGHT_MAX] = _write_night_max(some.values(), out)
+        stack = write_stack(bands, stacks / f"{place.name}.vrt")
         parts = {"tile": place.name}
         found.append(Scene(place.name, stack, place / TRUTH, parts=parts))
     return found
@@ -194,6 +197,10 @@ LABEL_VALUES = ",".join(f"{value}:{name}" for value, name in CLASSES.items())
 # %% ../../nbs/course/tiles.ipynb #efa5c988
 def _scale(parent):
     "Pixels along a side of a label of a parent tile, and its labels down and across."
+    if parent.label is None or not is_raster(parent.label):
+        raise ValueError(
+            f"{parent.id} has no label raster, on whose grid it could be cut"
+        )
     info = image_info(parent.image)
     lies = info.fit_of(parent.label)
     if lies.rows != lies.columns:
@@ -224,7 +231,7 @@ def cut_subtiles(
             ]
             raise ValueError(
                 f"subtiles of {size} x {size} labels do not divide the {labels[0]} x "
-                f"{labels[1]} labels of {parent.id}; {', '.join(map(str, fits))} would"
+                f"{labels[1]} labels of {parent.id}; {', '.join(map(str, fits[:8]))} would"
             )
         grids.append((parent, scale, [side // size for side in labels]))
     made = []
@@ -422,7 +429,9 @@ def overlap(
 
 def _tile_of(scene):
     "The tile that a scene is a part of; None: not known."
-    about = read_json(Path(scene.image).with_suffix(".json"), {})
+    about, path = {}, Path(scene.image)
+    if path.suffix == ".vrt":  # as subtiles are
+        about = read_json(path.with_suffix(".json"), {})
     return scene.parts.get("tile") or about.get("tile")
 
 

@@ -566,6 +566,10 @@ _WEIGHTS = {  # Bytes of a network's weights for three classes, as a file holds 
     ("unet", None): 1.97e6,
     ("deeplabv3", "resnet50"): 158.9e6,
     ("deeplabv3", "resnet101"): 235.0e6,
+    ("segmentationcnn", None): 4.6e6,
+    ("courseunet", None): 7.5e6,
+    ("fcn", "resnet50"): 131.9e6,
+    ("fcn", "resnet101"): 208.0e6,
 }
 
 
@@ -575,8 +579,9 @@ def _run_size(hp: Hyperparams, pixels: int) -> tuple[float, float]:
     Other networks count as the largest one, pixels are those of all validation and test
     scenes. Stock Raster Vision keeps no best weights and compresses no rasters.
     """
-    key = (hp.model, hp.backbone if hp.model == "deeplabv3" else None)
+    key = (hp.model, hp.backbone if hp.model in ("deeplabv3", "fcn") else None)
     weights, stock = _WEIGHTS.get(key, max(_WEIGHTS.values())), hp.engine == "stock"
+    weights *= ((hp.embedding_size or 64) / 64) ** 2 * 4.0 ** ((hp.n_encoders or 2) - 2)
     copies = (1 if stock else 2) + (4 if hp.onnx else 2)
     # compression leaves 0.03 to 0.18 of labels and 0.24 to 0.6 of scores, measured
     labels, part = (1, 1) if stock else (0.1, 0.4)
