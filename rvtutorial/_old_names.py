@@ -44,14 +44,18 @@ MOVED = {
 }
 
 
-# names of Parts 1 and 5: plumbing that is private now, and what they only passed on
+# names of Parts 1, 3, 5 and 6: plumbing that is private now, and what they only passed on
 ATTRIBUTES = {
+    "rvtutorial.config": {
+        name: f"config._{name}" for name in ("build_run", "from_hub", "make_fillers")
+    },
     "rvtutorial.container": {
         name: f"hpc.image.{name}"
         for name in "definition_file FREEZE DECISIVE in_container own_versions "
         "read_definition".split()
     }
     | {
+        "check_binds": "hpc.image:Bind.all_of",
         "image_versions": "hpc.image._image_versions",
         "parse_bind": "hpc.image:Bind.of",
         "read_freeze": "hpc.image._read_freeze",
@@ -70,19 +74,33 @@ ATTRIBUTES = {
         "JOB_SH": "hpc.batch._JOB_SH",
         "accounts": "hpc.sites.accounts",
         "behind": "hpc.batch._after_part",
-        "check_params": "hpc.job.check_params",
+        "check_params": "hpc.job:JobNotebook.check",
         "check_site": "hpc.sites.check_site",
         "hand_over": "hpc.batch._hand_over",
         "in_parts": "hpc.batch._array_parts",
         "job_command": "hpc.batch._job_command",
-        "job_notebook": "hpc.job.job_notebook",
-        "parameters": "hpc.job.parameters",
+        "job_notebook": "hpc.job:JobNotebook",
+        "parameters": "hpc.job:JobNotebook.parameters",
         "prepare": "hpc.batch._write_submission",
         "refuse_missing": "hpc.batch._refuse_missing",
-        "refuse_other_run": "hpc.job.refuse_other_run",
+        "refuse_other_run": "hpc.job:JobNotebook.refuse_other_run",
         "refuse_pattern": "hpc.batch._refuse_pattern",
         "submission_folder": "hpc.batch._submission_folder",
     },
+}
+
+
+def _book(notebook):
+    return resolve_name("rvtutorial.hpc.job:JobNotebook")(notebook)
+
+
+_METHODS = {  # functions of before that are methods now
+    "check_params": lambda notebook, params: _book(notebook).check(params),
+    "job_notebook": lambda name: _book(name).path,
+    "parameters": lambda notebook: _book(notebook).parameters,
+    "refuse_other_run": lambda at, params, book: _book(book).refuse_other_run(
+        at, params
+    ),
 }
 
 
@@ -96,7 +114,7 @@ def old_attributes(module: str):
         new = f"rvtutorial.{ATTRIBUTES[module][name]}"
         said = new.replace(":", ".")
         print(f"{module}.{name} is now {said}; the old name goes soon", file=sys.stderr)
-        return resolve_name(new)
+        return _METHODS.get(name) or resolve_name(new)
 
     return find
 

@@ -92,7 +92,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 88}
 
 @click.group(cls=_Commands, epilog=EPILOG, context_settings=_CONTEXT)
 @click.version_option(package_name="rvtutorial")
-def cli():
+def _cli():
     """Find things in aerial imagery, and say how well.
 
     Runs and data are looked for below the folder that RVTUTORIAL_HOME names, else
@@ -103,7 +103,7 @@ def cli():
 def main() -> None:
     "The command `rvtutorial`."
     try:
-        cli(prog_name="rvtutorial")
+        _cli(prog_name="rvtutorial")
     except KeyboardInterrupt:  # before a command had begun
         sys.exit(STOPPED)
 
@@ -115,10 +115,10 @@ def _site_names(ctx, param, word):
 
 
 def _parameter_names(ctx, param, word):
-    from rvtutorial.hpc.job import job_notebook, parameters
+    from rvtutorial.hpc.job import JobNotebook
 
-    names = parameters(job_notebook(ctx.params.get("notebook") or "train_rastervision"))
-    return [f"{name}=" for name in names if name.startswith(word)]
+    book = JobNotebook(ctx.params.get("notebook") or "train_rastervision")
+    return [f"{name}=" for name in book.parameters if name.startswith(word)]
 
 
 _site = click.option(
@@ -214,7 +214,7 @@ def _run_folders(paths: Iterable[Path]) -> dict[str, Path]:
     return {name: run.path for name, run in named_runs(list(paths), True).items()}
 
 
-@cli.command("samples", short_help="Make sample scenes.")
+@_cli.command("samples", short_help="Make sample scenes.")
 @click.argument("folder", required=False, type=_folder)
 @_preset
 @click.option("--train", "n_train", type=int, help="Scenes for training.")
@@ -280,7 +280,7 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
     ]
 
 
-@cli.command("check", short_help="Check a data set and a site.")
+@_cli.command("check", short_help="Check a data set and a site.")
 @click.argument("data", required=False, type=_path)
 @_preset
 @_site
@@ -372,7 +372,7 @@ def _wait_for(one, job, wait: bool, timeout: float | None) -> int:
     return _code_of(job.states().values())
 
 
-@cli.command("train", short_help="Train, predict and evaluate one run as a job.")
+@_cli.command("train", short_help="Train, predict and evaluate one run as a job.")
 @click.argument("folder", metavar="RUN_FOLDER")
 @_parameters
 @_site
@@ -387,17 +387,17 @@ def _train_command(folder, params, site, notebook, after, wait, timeout):
 
     Parameters are those of the job notebook, such as preset=sample lr=1e-3 epochs=8.
     """
-    from rvtutorial.hpc.job import Job, check_params, job_notebook, parameters
+    from rvtutorial.hpc.job import Job, JobNotebook
     from rvtutorial.slurm import submit
 
-    book, asked = job_notebook(notebook), _values(params)
+    book, asked = JobNotebook(notebook), _values(params)
     name, pair, _ = folder.partition("=")
-    if pair and name in parameters(book) and not Path(folder).exists():
+    if pair and name in book.parameters and not Path(folder).exists():
         raise click.UsageError(
             f"RUN_FOLDER comes before {folder}; ./{folder} if it is called so"
         )
     try:
-        check_params(book, asked)
+        book.check(asked)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     behind = [Job(run) for run in after]
@@ -418,7 +418,7 @@ def _short(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in dull} for row in rows]
 
 
-@cli.command("predict", short_help="Map images with a trained model.")
+@_cli.command("predict", short_help="Map images with a trained model.")
 @click.argument("model", metavar="RUN_OR_BUNDLE", type=_path)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option("-o", "--out", required=True, type=_folder, help="Folder of the maps.")
@@ -506,7 +506,7 @@ def _existing(folder: Path, action: str | None, extend: str | None, site, dry: b
     return sweep.extend(more, site=site)
 
 
-@cli.command("sweep", short_help="Run the trials of a sweep file.")
+@_cli.command("sweep", short_help="Run the trials of a sweep file.")
 @click.argument("plan", metavar="FILE.yaml|SWEEP_FOLDER", type=_path)
 @_parameters
 @click.option("-o", "--out", type=_folder, help="Sweep folder  [default: runs/FILE]")
@@ -565,7 +565,7 @@ def _sweep_doc(folder: Path) -> dict:
     return {**doc, **asdict(now), "text": f"{folder.name}: {now!r}"}
 
 
-@cli.command("status", short_help="Say how runs and sweeps are.")
+@_cli.command("status", short_help="Say how runs and sweeps are.")
 @_paths
 @click.option("--watch", "live", is_flag=True, help="Until nothing is at work.")
 @click.option("--every", type=click.FloatRange(0.1), default=2.0, show_default=True,
@@ -663,7 +663,7 @@ def _board_text(board, form: str) -> str:
     return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
 
 
-@cli.command("compare", short_help="Order runs, and say which can be told apart.")
+@_cli.command("compare", short_help="Order runs, and say which can be told apart.")
 @_paths
 @click.option("--metric", default="f1", show_default=True,
               help="f1, iou, precision, recall, specificity or accuracy; macro_f1, macro_iou, "
@@ -694,10 +694,10 @@ def _compare_command(
     With --truth a path may also be a folder of label rasters from any program, named
     ID.tif, or a pattern such as 'maps/{id}_labels.tif'.
     """
-    from rvtutorial.core.finding import runs_below
+    from rvtutorial.core.finding import find_runs, is_sweep
     from rvtutorial.metrics.leaderboard import group_seeds, leaderboard
 
-    strange = [p for p in paths if truth and not (p.is_dir() and runs_below(p))]
+    strange = [p for p in paths if truth and not (is_sweep(p) or find_runs(p))]
     own = [path for path in paths if path not in strange]
     runs = _finished(own or [_all_runs()], split) if own or not strange else {}
     groups = group_seeds(runs) if seeds else runs
@@ -719,7 +719,7 @@ def _compare_command(
     return _Answer(text, doc)
 
 
-@cli.command("report", short_help="Write one HTML file about runs or a sweep.")
+@_cli.command("report", short_help="Write one HTML file about runs or a sweep.")
 @_paths
 @click.option("-o", "--out", default="report.html", show_default=True,
               type=click.Path(path_type=Path, dir_okay=False), help="The file.")  # fmt: skip
@@ -746,7 +746,7 @@ def _report_command(paths, out, title, **more):
     return _Answer(f"{path} ({size / 1e6:.1f} MB)", {"file": str(path), "bytes": size})
 
 
-@cli.command("clean", short_help="Free disk by rules that are shown first.")
+@_cli.command("clean", short_help="Free disk by rules that are shown first.")
 @_paths
 @click.option("--rule", "rules", multiple=True, metavar="RULE",
               help="Only this rule of those that are shown; may be given again.")  # fmt: skip
@@ -780,13 +780,13 @@ def _clean_command(paths, rules, scores, files, yes):
     return _Answer(text, doc, FINE if whole else FAILED)
 
 
-@cli.command("completion", short_help="Print what makes the Tab key work.")
+@_cli.command("completion", short_help="Print what makes the Tab key work.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def _completion_command(shell):
     "Print what completes commands with the Tab key, for a start-up file of SHELL."
     from click.shell_completion import get_completion_class
 
-    made = get_completion_class(shell)(cli, {}, "rvtutorial", "_RVTUTORIAL_COMPLETE")
+    made = get_completion_class(shell)(_cli, {}, "rvtutorial", "_RVTUTORIAL_COMPLETE")
     text = made.source()
     return _Answer(text.rstrip("\n"), {"shell": shell, "script": text})
 

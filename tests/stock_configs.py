@@ -394,7 +394,7 @@ class Variant:
     name: str
     about: str
     make: Callable  # (data, root) -> SemanticSegmentationConfig
-    slow: dict = field(default_factory=dict)  # part of `engine.paths` -> not "fast"
+    slow: dict = field(default_factory=dict)  # part of `pipeline._paths` -> not "fast"
     exact: bool = True  # does nothing resize or blend what is predicted?
     gaps: bool = False  # does plain Raster Vision leave pixels without a prediction?
     holes: bool = False  # has the image pixels without data? the engine keeps them so

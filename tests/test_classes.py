@@ -11,7 +11,7 @@ from fake_runs import VEGAS, evaluation, write_raster
 from sklearn import metrics as sk
 
 from rvtutorial import viz
-from rvtutorial.cli import cli
+from rvtutorial.cli import _cli
 from rvtutorial.core.records import write_json
 from rvtutorial.figures import maps
 from rvtutorial.figures.report import write_report
@@ -22,7 +22,7 @@ from rvtutorial.metrics.intervals import Judged, jackknife
 from rvtutorial.metrics.leaderboard import counts_of, label_folder, leaderboard
 from rvtutorial.runs import Run
 from rvtutorial.sweeps.folder import _final_score, _score_at
-from rvtutorial.sweeps.sweepfile import read_sweep
+from rvtutorial.sweeps.sweepfile import SweepFile
 
 NAMES = ("road", "house", "background", "null")
 SCENES = ("1", "2", "3", "4", "5", "6")
@@ -244,7 +244,7 @@ def test_maps_have_the_colours_of_the_configuration(runs, tmp_path):
     "And the truth beside the predictions, because outlines do not say which class it is."
     own = ["#101010", [60, 16, 152], "blue", "white"]
     path = run_of_classes(tmp_path / "own", 0.2, own)
-    found = maps.colours_of(Run(path))
+    found = maps.Classes(Run(path)).colours
     assert [*found.values()] == ["#101010", "#3c1098", "blue", "#FFFFFF"]
     figure = viz.plot_predictions(path, ["1"])
     assert [ax.get_title().partition("\n")[0] for ax in figure.axes] == [
@@ -259,14 +259,14 @@ def test_maps_have_the_colours_of_the_configuration(runs, tmp_path):
     assert np.allclose(faces[1][:3], colour[:3])
     said = "#3C1098:house,#000000:null,#FEDD3A:road,#112233:road"
     write_json(path / "run.json", {"asked": {"labels": {"label_values": said}}})
-    found = maps.colours_of(Run(path))  # the labels' own come first
+    found = maps.Classes(Run(path)).colours  # the labels' own come first
     assert [*found.values()] == ["#FEDD3A", "#3C1098", "blue", "#FFFFFF"]
-    usual = maps.colours_of(Run(runs["good"]))
+    usual = maps.Classes(Run(runs["good"])).colours
     assert len(set(usual.values())) == 4 and usual["null"] == "#FFFFFF"
     many = label_folder(
         tmp_path, tmp_path, [f"class {i}" for i in range(12)], null=None
     )
-    assert len(set(maps.colours_of(many).values())) == 12
+    assert len(set(maps.Classes(many).colours.values())) == 12
     errors = viz.plot_predictions(runs, ["1"], "errors", class_name="house")
     assert len(errors.axes) == 3
 
@@ -325,11 +325,11 @@ def test_a_report_leaves_out_runs_of_other_classes(runs, tmp_path):
 
 def test_the_command_line_knows_the_means(runs):
     folders = [str(path) for path in runs.values()]
-    done = CliRunner().invoke(cli, ["compare", *folders, "--metric", "macro_iou"])
+    done = CliRunner().invoke(_cli, ["compare", *folders, "--metric", "macro_iou"])
     assert done.exit_code == 0, done.output
     assert "pixel_macro_iou" in done.output and "pixel_iou_house" in done.output
     listed = ["--metric", "macro_f1", "--class", "road,house"]
-    done = CliRunner().invoke(cli, ["compare", *folders, *listed])
+    done = CliRunner().invoke(_cli, ["compare", *folders, *listed])
     assert done.exit_code == 0 and "pixel_f1_background" not in done.output
 
 
@@ -339,10 +339,10 @@ def test_a_sweep_is_decided_by_a_mean(runs, tmp_path):
         "method: grid\nmetric: {name: macro_iou, goal: maximize, target: 0.9}\n"
         "parameters: {lr: {values: [1e-3, 1e-4]}}\n"
     )
-    assert read_sweep(path).metric == "macro_iou"
+    assert SweepFile.read(path).metric == "macro_iou"
     path.write_text(path.read_text().replace("macro_iou", "macro_io"))
     with pytest.raises(ValueError, match="macro_iou"):
-        read_sweep(path)
+        SweepFile.read(path)
     run = Run(runs["good"])
     (run.path / "train").mkdir(exist_ok=True)
     lines = "epoch,avg_f1,road_f1,house_f1,background_f1,null_f1\n0,0,0.5,0.3,1,0\n"

@@ -21,12 +21,12 @@ from signals import heeded
 
 from rvtutorial.cli import (
     _Answer,
+    _cli,
     _code_of,
     _Command,
     _one_line,
     _run_folders,
     _text_table,
-    cli,
 )
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.runs import Run
@@ -48,7 +48,7 @@ def home(tmp_path, monkeypatch):
 
 def sh(*words, code=0):
     "Run a command line in this process; its exit code is the one expected."
-    found = CliRunner().invoke(cli, [str(w) for w in words], prog_name="rvtutorial")
+    found = CliRunner().invoke(_cli, [str(w) for w in words], prog_name="rvtutorial")
     assert found.exit_code == code, (found.output, found.exception)
     return found
 
@@ -70,9 +70,9 @@ def finished(folder, f1=0.9, **went):
 
 def test_the_program_loads_nothing_heavy():
     code = (
-        "import sys\nfrom click.testing import CliRunner\nfrom rvtutorial.cli import cli\n"
+        "import sys\nfrom click.testing import CliRunner\nfrom rvtutorial.cli import _cli\n"
         f"for name in {COMMANDS}:\n"
-        "    assert CliRunner().invoke(cli, [name, '--help']).exit_code == 0, name\n"
+        "    assert CliRunner().invoke(_cli, [name, '--help']).exit_code == 0, name\n"
         "heavy = {'torch', 'rastervision', 'pandas', 'numpy', 'rasterio', 'matplotlib'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

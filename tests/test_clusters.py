@@ -4,16 +4,18 @@ import math
 
 import pytest
 
-from rvtutorial.hpc import scheduler, sites
-from rvtutorial.hpc.scheduler import (
-    WORDS,
+from rvtutorial.hpc import batch, scheduler, sites
+from rvtutorial.hpc.batch import (
     _absent,
     _count,
     _explain,
     _fitting,
-    _our_word,
     _read_id,
     _read_nodes,
+)
+from rvtutorial.hpc.scheduler import (
+    WORDS,
+    _our_word,
     _read_states,
     _Watcher,
     minutes,
@@ -102,12 +104,12 @@ def test_a_request_for_absent_nodes_is_said_and_one_for_none_is_refused(monkeypa
         form = "gpu|1-00:00:00|32|256000|drained*|gpu:a100:8\n"
         return form if args[0] == "sinfo" and args[-1].count("|") == 5 else None
 
-    monkeypatch.setattr(scheduler, "answer", answer)
+    monkeypatch.setattr(batch, "answer", answer)
     site = Site(name="x", partition="gpu", gres="gpu:8")
     with pytest.warns(UserWarning, match="every node that fits is drained"):
-        scheduler.refuse_request(site)
+        batch._refuse_request(site)
     with pytest.raises(scheduler.SlurmError, match="not queued: gres gpu:9.*site x"):
-        scheduler.refuse_request(site.replace(gres="gpu:9"))
+        batch._refuse_request(site.replace(gres="gpu:9"))
 
 
 @pytest.mark.parametrize(
@@ -301,14 +303,12 @@ def test_members_that_wait_together_are_one_line(text, members):
 
 def test_accounts_among_notices(monkeypatch):
     rows = "crops|gpu|normal,high\ncrops||normal\n"
-    monkeypatch.setattr(
-        scheduler, "answer", lambda args, *cluster: NOTICE + rows + NOTICE
-    )
+    monkeypatch.setattr(batch, "answer", lambda args, *cluster: NOTICE + rows + NOTICE)
     mine = Site(name="x", account="crops", qos="high")
-    assert scheduler._not_yours(mine) is None
-    said = scheduler._not_yours(mine.replace(account="corps"))
+    assert batch._not_yours(mine) is None
+    said = batch._not_yours(mine.replace(account="corps"))
     assert said == "account 'corps' is not one of yours: crops"
-    said = scheduler._not_yours(mine.replace(qos="gold"))
+    said = batch._not_yours(mine.replace(qos="gold"))
     assert said == "qos 'gold' is not one of yours: high, normal"
 
 

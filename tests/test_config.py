@@ -710,9 +710,8 @@ def test_config_is_found_by_its_module_name():
 def test_the_job_notebook_has_every_parameter():
     from inspect import signature
 
-    from rvtutorial.core.names import packaged
-    from rvtutorial.hpc.job import parameters
+    from rvtutorial.hpc.job import JobNotebook
 
     asked = set(signature(get_config).parameters) - {"runner", "hyperparams"}
-    found = set(parameters(packaged("jobs", "train_rastervision")))
+    found = set(JobNotebook("train_rastervision").parameters)
     assert found == asked | set(Hyperparams.model_fields) | {"pause"}

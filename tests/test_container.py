@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from rvtutorial import container
 from rvtutorial.container import (
     Bind,
-    check_binds,
     check_image,
     exec_command,
 )
@@ -149,13 +148,13 @@ def test_missing_sources_are_named(tmp_path):
     (tmp_path / "in").mkdir()
     good = f"{tmp_path}/in:/x"
     assert (
-        check_binds(good) == check_binds([good, good]) == [Bind(tmp_path / "in", "/x")]
+        Bind.all_of(good) == Bind.all_of([good, good]) == [Bind(tmp_path / "in", "/x")]
     )
     with pytest.raises(FileNotFoundError, match=f"nothing at {tmp_path}/inn.* to /x"):
-        check_binds([f"{tmp_path}/inn:/x"])
+        Bind.all_of([f"{tmp_path}/inn:/x"])
     with pytest.raises(ValueError, match="both bound to /x"):
-        check_binds([good, f"{tmp_path}:/x"])
-    assert check_binds(["/nowhere:/x"], exist=False) == [Bind("/nowhere", "/x")]
+        Bind.all_of([good, f"{tmp_path}:/x"])
+    assert Bind.all_of(["/nowhere:/x"], exist=False) == [Bind("/nowhere", "/x")]
 
 
 def sif(offset=4096, size=100, magic=b"SIF_MAGIC"):

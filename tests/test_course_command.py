@@ -63,7 +63,7 @@ def test_flags_that_cannot_be(capsys):
 def plan(folder, text):
     path = folder / "sweeps.yml"
     path.write_text(textwrap.dedent(text))
-    return sweepfile.read_sweep(path, command._entry, command.NOTEBOOK)
+    return sweepfile.SweepFile.read(path, command._entry, command.NOTEBOOK)
 
 
 COURSE = """\

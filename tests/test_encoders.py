@@ -137,6 +137,35 @@ def test_the_encoder_has_a_rate_of_its_own_and_may_be_frozen():
         assert net.net.decoder.training
 
 
+@pytest.mark.parametrize("bands", [3, 4])
+def test_the_first_layers_may_never_change(bands):
+    "Nor does the normalisation of the encoder; new bands are learned by the first layer."
+    net = network(2, bands, pretrained=False).train()
+    Recipe(frozen_layers=9).freeze(net, 0)
+    model = net.net.encoder.model
+    held = {id(weight) for weight in model.blocks[:2].parameters()}
+    held |= {id(model.bn1.weight), id(model.bn1.bias)}
+    held |= {id(model.conv_stem.weight)} if bands == 3 else set()
+    for weight in net.parameters():
+        assert weight.requires_grad == (id(weight) not in held)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    optimizer = Recipe("adamw", 0.01).build(net, 1e-3)
+    net(torch.rand(2, bands, 64, 64)).square().sum().backward()
+    optimizer.step()
+    changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert not [k for k in changed if "encoder" in k and "running" in k]
+    assert not [k for k in changed if ".blocks.0." in k or ".blocks.1." in k]
+    assert "net.encoder.model.blocks.2.0.conv_dw.weight" in changed
+    assert ("net.encoder.model.conv_stem.weight" in changed) == (bands == 4)
+
+
+def test_frozen_layers_have_learned_something():
+    with pytest.raises(
+        ValueError, match="frozen_layers is 9, and the encoder has learned"
+    ):
+        Hyperparams.of("own", pretrained=False)
+
+
 def test_a_run_of_before_has_the_recipe_of_before():
     assert Recipe.of({"lr": 1e-3}).is_stock
     assert Recipe.of(Hyperparams().asdict()).is_stock

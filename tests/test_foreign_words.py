@@ -21,12 +21,11 @@ from rvtutorial.data.synthetic import make_sample_scenes
 from rvtutorial.engine.prediction import find_images
 from rvtutorial.figures import maps, sweeps
 from rvtutorial.figures import runs as plots
-from rvtutorial.figures.runs import write_table
 from rvtutorial.metrics import leaderboard
 from rvtutorial.metrics.counting import count_rasters
 from rvtutorial.metrics.leaderboard import Board
 from rvtutorial.scenes import find_scenes
-from rvtutorial.sweeps.sweepfile import read_sweep
+from rvtutorial.sweeps.sweepfile import SweepFile
 
 # --- formulas
 
@@ -124,7 +123,7 @@ def test_a_table_of_runs_runs_nothing(dollars, tmp_path):
     board = viz.leaderboard(runs)
     assert isinstance(board, Board) and "<script>" not in board._repr_html_()
     for ending in ("md", "tex", "html", "csv"):
-        text = write_table(board, tmp_path / f"t.{ending}").read_text()
+        text = board.write(tmp_path / f"t.{ending}").read_text()
         if ending == "html":
             assert "<script>" not in text
         if ending == "md":
@@ -274,7 +273,7 @@ def test_a_sweep_file_that_cannot_be_is_refused_with_its_place(name, tmp_path):
     path.write_text(text)
     start = time.process_time()
     with pytest.raises(ValueError, match="^sweep.yaml") as err:
-        read_sweep(path)
+        SweepFile.read(path)
     assert words in str(err.value) and len(str(err.value)) < 400
     assert time.process_time() - start < 20
 
@@ -283,12 +282,12 @@ def test_a_dictionary_that_holds_itself_is_refused():
     ring: dict = {"method": "grid"}
     ring["parameters"] = ring
     with pytest.raises(ValueError, match="sweep, parameters: this holds itself"):
-        read_sweep(ring)
+        SweepFile.read(ring)
     with pytest.raises(ValueError, match="sweep, parameters: the key None is no text"):
-        read_sweep({"parameters": {None: {"value": 1}}})
+        SweepFile.read({"parameters": {None: {"value": 1}}})
 
 
 def test_aliases_that_are_no_bomb_are_read(tmp_path):
     text = "method: grid\nparameters:\n  lr: &r {values: [1e-3, 1e-4]}\n  seed: {values: [0, 1]}\n"
     (tmp_path / "s.yaml").write_text(text)
-    assert len(read_sweep(tmp_path / "s.yaml").trials()) == 4
+    assert len(SweepFile.read(tmp_path / "s.yaml").trials()) == 4

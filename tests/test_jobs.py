@@ -690,11 +690,11 @@ def test_the_command_line_submits_and_waits(tmp_path):
 
 
 def test_hello_is_a_job_notebook_without_outputs():
-    from rvtutorial.hpc.job import job_notebook, parameters
+    from rvtutorial.hpc.job import JobNotebook
 
-    path = job_notebook("hello")
-    assert set(parameters(path)) == {"name", "seconds", "need", "output_uri"}
-    book = json.loads(path.read_text())
+    book = JobNotebook("hello")
+    assert set(book.parameters) == {"name", "seconds", "need", "output_uri"}
+    book = json.loads(book.path.read_text())
     assert all(not c.get("outputs") for c in book["cells"])
 
 

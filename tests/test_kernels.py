@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from rvtutorial.core.records import read_json
-from rvtutorial.hpc.job import JobFailed, own_imports
+from rvtutorial.hpc.job import JobFailed, JobNotebook
 from rvtutorial.hpc.local_queue import _JobScript, _LocalQueue
 from rvtutorial.runs import Run
 from rvtutorial.slurm import submit_many
@@ -91,8 +91,11 @@ def told(runs):
 def test_what_of_this_package_a_notebook_imports(tmp_path):
     text = "import json, rvtutorial.viz\nfrom rvtutorial import config\nimport torch"
     path = book(tmp_path / "a.ipynb", text, "%matplotlib inline\nfrom .x import y")
-    assert own_imports(path) == ["rvtutorial.viz", "rvtutorial.config"]
-    assert own_imports(book(tmp_path / "b.ipynb", "(", "import rvtutorial.viz")) == []
+    assert JobNotebook(path).imports == ["rvtutorial.viz", "rvtutorial.config"]
+    assert (
+        JobNotebook(book(tmp_path / "b.ipynb", "(", "import rvtutorial.viz")).imports
+        == []
+    )
 
 
 def test_what_a_run_imports_is_there_before_it_begins(told):

@@ -38,9 +38,11 @@ from rvtutorial.engine.learner import (
     _prepared,
     _random_state,
     _set_random_state,
+    _slow_layers_in_float32,
     _Stop,
     _tell_epoch,
     _tell_step,
+    jittered,
     quiet,
 )
 
@@ -183,6 +185,56 @@ def test_short_numbers_reach_the_convolutions_only(zoo, tmp_path):
             p.dtype == p.grad.dtype == torch.float32 for p in one.model.parameters()
         )
     assert seen == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
+@pytest.mark.parametrize(
+    "size, stride, slow", [(3, 1, False), (5, 1, True), (3, 2, True)]
+)
+def test_depthwise_layers_whose_gradients_are_slow(size, stride, slow):
+    "They are trained in float32, and predict as before."
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(16, 16, size, stride, size // 2, groups=16)
+    x = torch.rand(2, 16, 12, 12).bfloat16()
+    exact = layer(x.float()).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        short = layer(x)
+        _slow_layers_in_float32(torch.nn.Sequential(layer))
+        out = layer(x)
+        with torch.inference_mode():
+            assert torch.equal(layer(x), short)
+    assert not torch.equal(short, exact)
+    assert torch.equal(out, exact if slow else short)
+    out.float().square().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+def test_light_and_contrast_vary_within_bounds():
+    torch.manual_seed(0)
+    x = torch.rand(400, 4, 8, 8)
+    out = jittered(x, 0.2)
+    gain = out.std((2, 3)) / x.std((2, 3))
+    assert gain.min() > 0.7 and gain.max() < 1.3
+    assert gain.min() < 0.78 and gain.max() > 1.22
+    light = (out.mean((2, 3)) - gain * x.mean((2, 3))) / x.std()
+    assert light.abs().max() < 0.6 and light.abs().max() > 0.45
+    assert 0.05 < (gain - gain.mean(1, keepdim=True)).abs().max() < 0.2  # by band
+    assert light.mean().abs() < 0.03 and (gain.mean() - 1).abs() < 0.02
+
+
+def test_a_training_with_jitter_sees_other_chips(zoo, tmp_path):
+    cfg = settings(zoo, tmp_path)
+    losses = []
+    for jitter in (0.0, 0.3, 0.3):
+        one = build(cfg, jitter=jitter)
+        batch = next(iter(one.train_dl))
+        one.model.eval()
+        with torch.inference_mode():
+            losses.append(one.validate_step(batch, 0)["val_loss"].item())
+        torch.manual_seed(0)
+        losses.append(one.train_step(batch, 0)["train_loss"].item())
+    assert losses[0] == losses[2] == losses[4]
+    assert losses[1] != losses[3] == losses[5]
 
 
 # --- being asked to stop

@@ -373,6 +373,10 @@ def test_areas_that_are_no_rectangles(tmp_path):
     ):
         get_config(tmp_path / "other", table)
     assert folder.is_dir() and not (tmp_path / "other").exists()
+    from rvtutorial.config import get_config as get_any
+
+    fitted = get_any("inprocess", tmp_path / "own", "own", table, label_values=None)
+    assert fitted.backend.data.img_sz == 24  # the widest square of that triangle
 
 
 def test_areas_that_overlap_are_refused(tmp_path):

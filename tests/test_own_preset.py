@@ -12,7 +12,6 @@ from rvtutorial import engine
 from rvtutorial.config import get_config
 from rvtutorial.core.hyperparams import Hyperparams, seconds
 from rvtutorial.data.synthetic import make_sample_scenes
-from rvtutorial.engine import inputs
 from rvtutorial.engine.sampling import LEAST, LabelledWindows
 from rvtutorial.runs import Run
 
@@ -69,19 +68,19 @@ def test_a_call_does_not_ask_stock_for_what_a_run_wants(scenes, tmp_path):
 def test_chips_fit_the_smallest_scene():
     hp = Hyperparams.of("own")
     for side, chip in ((650, 192), (191, 160), (64, 64), (50, 32), (20, 20)):
-        found = inputs.fitted(hp, {"a": (900, 900, 3), "b": (side, 700, 3)}, "none")
+        found = hp.fitted(side, {})
         assert (found.chip_sz, found.stride_length) == (chip, 2 * chip // 3)
     kept = hp.replace(chip_sz=100, stride_length=50)
-    assert inputs.fitted(kept, {"b": (20, 20, 3)}, "none") == kept
+    assert kept.fitted(20, {}) == kept
 
 
 def test_chips_are_drawn_by_area():
     hp = Hyperparams.of("own", chip_sz=100)
-    assert inputs.chips_of(hp, [(1000, 2000, 3)]) == [200]
-    assert inputs.chips_of(hp, [(100, 100), (300, 100)]) == [40, 120]
-    assert sum(inputs.chips_of(hp, [(5000, 5000)] * 10)) == 320
-    assert min(inputs.chips_of(hp, [(5000, 5000)] * 900)) == 1
-    assert inputs.chips_of(hp.replace(max_windows=3), [(9, 9)] * 2) == [3, 3]
+    assert hp.chips_of([(1000, 2000, 3)]) == [200]
+    assert hp.chips_of([(100, 100), (300, 100)]) == [40, 120]
+    assert sum(hp.chips_of([(5000, 5000)] * 10)) == 320
+    assert min(hp.chips_of([(5000, 5000)] * 900)) == 1
+    assert hp.replace(max_windows=3).chips_of([(9, 9)] * 2) == [3, 3]
 
 
 def test_what_the_preset_asks_for_is_in_the_config_and_in_run_json(scenes, tmp_path):
@@ -238,6 +237,10 @@ def test_a_budget_that_is_too_short(scenes, tmp_path):
         engine.run(cfg, ["train"], progress=False)
     assert not (tmp_path / "run" / "train").exists()
     assert "budget" not in Run(tmp_path / "run").manifest["went"]
+    own(scenes, tmp_path / "run", budget="1 h")  # a longer one, in the same folder
+    assert Run(tmp_path / "run").manifest["asked"]["hyperparams"]["budget"] == "1 h"
+    with pytest.raises(ValueError, match="lr: 0.002 -> 0.001"):
+        own(scenes, tmp_path / "run", budget="1 h", lr=1e-3)
 
 
 # --- a network and weights of one's own
@@ -257,6 +260,9 @@ def test_a_network_of_ones_own(scenes, tmp_path):
     with pytest.raises(ValueError, match="trust=True"):
         engine.predict(run, [image], tmp_path / "maps", progress=False)
     engine.predict(run, [image], tmp_path / "maps", progress=False, trust=True)
+    file.write_text(file.read_text().replace("3, padding=1", "1"))
+    with pytest.raises(ValueError, match="not the network with which this run began"):
+        own(scenes, tmp_path / "run", **how)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         own(scenes, tmp_path / "b", hubconf=str(tmp_path / "no.py"))
     with pytest.raises(ValueError, match="encoder=none and pretrained=false"):

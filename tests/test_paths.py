@@ -329,14 +329,14 @@ def test_what_stock_cannot_do(data, tmp_path, name):
 @pytest.mark.parametrize("name", list(ZOO))
 def test_paths(data, tmp_path, name):
     "Each part of a run takes the path that the zoo expects; a slow one has a reason."
-    table = pipeline.paths(prepared(name, data, tmp_path))
+    table = pipeline._paths(prepared(name, data, tmp_path))
     slow = table[table.path != "fast"]
     assert slow.path.to_dict() == ZOO[name].slow
     assert slow.why.map(len).gt(5).all()
 
 
 def test_paths_on_several_gpus(data, tmp_path):
-    table = pipeline.paths(prepared("sliding", data, tmp_path), ddp=True)
+    table = pipeline._paths(prepared("sliding", data, tmp_path), ddp=True)
     assert table.path["training"] == "stock"
 
 
@@ -405,3 +405,16 @@ def with_statistics(cfg):
         with get_tmp_dir() as tmp, quiet():
             cfg.build(tmp).analyze()
     return cfg
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "..", ".", "", "/etc", "a/../..", "a/../../b"]
+)
+def test_ids_that_lead_out_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="leads out of"):
+        pipeline._refuse_outside(tmp_path, name)
+
+
+def test_ids_below_a_folder_are_fine(tmp_path):
+    for name in ("a", "a/b", "..a", "a..b", "a/../b"):
+        pipeline._refuse_outside(tmp_path, name)

@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from rvtutorial import scenes
 from rvtutorial.data import labels, pairing
 from rvtutorial.data.pairing import DataError, Scene
-from rvtutorial.data.places import Fit, Grid, fit, square_metres
+from rvtutorial.data.places import Fit, Grid, square_metres
 from rvtutorial.figures import maps
 from rvtutorial.metrics.counting import count_rasters
 
@@ -92,7 +92,7 @@ def test_windows_are_those_of_the_image(same_ground):
     path, truth = same_ground
     rng = np.random.default_rng(1)
     with rasterio.open(path) as file:
-        lies = fit(file, grid())
+        lies = Fit.of(file, grid())
         for _ in range(30):
             y, x = int(rng.integers(0, 59)), int(rng.integers(0, 79))
             h, w = int(rng.integers(1, 61 - y)), int(rng.integers(1, 81 - x))
@@ -171,14 +171,14 @@ def test_what_lies_elsewhere_is_refused_wherever_it_is_read(elsewhere, tmp_path)
 def test_a_finer_raster_is_refused_and_a_rest_as_well(tmp_path):
     for shape in ((120, 160), (59, 80), (20, 21)):
         with pytest.raises(ValueError, match="cut or resample it to the image's grid"):
-            fit(grid(shape), grid(), "a.tif", "b.tif")
+            Fit.of(grid(shape), grid(), "a.tif", "b.tif")
 
 
 def test_a_part_of_the_image_is_called_so():
     with pytest.raises(
         ValueError, match="is 80 x 30 pixels, the image 80 x 60; cut it"
     ):
-        fit(grid((30, 80)), grid())
+        Fit.of(grid((30, 80)), grid())
 
 
 def test_systems_without_a_way_between_them_are_named():
@@ -187,38 +187,38 @@ def test_systems_without_a_way_between_them_are_named():
     with pytest.raises(
         ValueError, match="in EPSG:32611, the image in site, and nothing"
     ):
-        fit(grid(), grid(crs=local))
-    assert fit(grid(crs=local), grid(crs=local)).same
+        Fit.of(grid(), grid(crs=local))
+    assert Fit.of(grid(crs=local), grid(crs=local)).same
 
 
 def test_longitudes_are_the_same_after_a_turn():
     def at(lon):
         return grid(transform=from_origin(lon, 40, 1e-5, 1e-5), crs="EPSG:4326")
 
-    assert fit(at(250), at(-110)).same and fit(at(-110), at(250)).same
+    assert Fit.of(at(250), at(-110)).same and Fit.of(at(-110), at(250)).same
     with pytest.raises(ValueError, match="shifted by"):
-        fit(at(250), at(-109))
+        Fit.of(at(250), at(-109))
 
 
 def test_what_has_no_place_is_pixel_on_pixel_and_says_which():
     nowhere = grid(transform=Affine.identity(), crs=None)
-    assert "no georeference" in fit(nowhere, nowhere).note
-    assert fit(nowhere, grid()).note.startswith(
+    assert "no georeference" in Fit.of(nowhere, nowhere).note
+    assert Fit.of(nowhere, grid()).note.startswith(
         "the raster has no georeference, the image"
     )
-    assert fit(grid(), nowhere).note.startswith(
+    assert Fit.of(grid(), nowhere).note.startswith(
         "the image has no georeference, the raster"
     )
     with pytest.raises(ValueError, match="has no georeference"):
-        fit(grid((30, 40), Affine.identity(), None), grid())
+        Fit.of(grid((30, 40), Affine.identity(), None), grid())
 
 
 def test_a_transform_without_a_reference_system_is_compared():
-    assert fit(grid(crs=None), grid()).same
-    assert "only one" in fit(grid(crs=None), grid()).note
+    assert Fit.of(grid(crs=None), grid()).same
+    assert "only one" in Fit.of(grid(crs=None), grid()).note
     with pytest.raises(ValueError, match="shifted by"):
-        fit(grid(crs=None, transform=HERE @ Affine.translation(3, 0)), grid())
-    assert fit(grid(crs=None), grid(crs=None)) == Fit()
+        Fit.of(grid(crs=None, transform=HERE @ Affine.translation(3, 0)), grid())
+    assert Fit.of(grid(crs=None), grid(crs=None)) == Fit()
 
 
 def test_one_map_without_a_place_is_warned_of(tmp_path):

@@ -473,7 +473,7 @@ def test_the_board_is_a_table_for_readers_and_for_programs(sweep, tmp_path):
     html = board._repr_html_()
     assert "font-weight: bold" in html and html.count("lr=") == 6
     made = {
-        s: viz.write_table(board, tmp_path / f"b.{s}").read_text()
+        s: board.write(tmp_path / f"b.{s}").read_text()
         for s in ("csv", "md", "tex", "html")
     }
     again = pd.read_csv(tmp_path / "b.csv", index_col="run")
@@ -486,7 +486,7 @@ def test_the_board_is_a_table_for_readers_and_for_programs(sweep, tmp_path):
         f"{board.pixel_f1.iloc[0]:.3f}" in made["tex"] and r"batch\_sz" in made["tex"]
     )
     with pytest.raises(ValueError, match="got b.xlsx"):
-        viz.write_table(board, tmp_path / "b.xlsx")
+        board.write(tmp_path / "b.xlsx")
 
 
 def test_seeds_are_taken_together(sweep, tmp_path):

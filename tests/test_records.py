@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from fake_runs import fake_run, three_scenes
 from small_disk import hungry, small_disk
 
-from rvtutorial.cli import cli
+from rvtutorial.cli import _cli
 from rvtutorial.core.records import (
     RUN,
     Unreadable,
@@ -99,7 +99,7 @@ def runs(tmp_path, monkeypatch):
 
 def said(*words) -> str:
     "What a command prints; it must not fail."
-    done = CliRunner().invoke(cli, list(map(str, words)))
+    done = CliRunner().invoke(_cli, list(map(str, words)))
     assert done.exception is None or isinstance(done.exception, SystemExit), done
     assert done.exit_code == 0, done.output + done.stderr
     return done.stdout

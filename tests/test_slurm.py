@@ -17,10 +17,10 @@ import pytest
 from rvtutorial import slurm
 from rvtutorial.core.names import packaged
 from rvtutorial.core.records import read_json, write_json
-from rvtutorial.hpc import batch, scheduler, sites
+from rvtutorial.hpc import batch, sites
 from rvtutorial.hpc import job as jobs
 from rvtutorial.hpc import local_queue as queue
-from rvtutorial.hpc.job import _merge, parameters
+from rvtutorial.hpc.job import JobNotebook, _merge
 from rvtutorial.hpc.scheduler import SLURM, WORDS
 from rvtutorial.runs import Run
 from rvtutorial.slurm import Job, JobFailed, Site, SlurmError, submit, submit_many
@@ -34,7 +34,7 @@ def own_queue(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path_factory.mktemp("queue")))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     SLURM.forget()
-    monkeypatch.setattr(scheduler, "WAITS", ())
+    monkeypatch.setattr(batch, "WAITS", ())
 
 
 def notebook(path: Path, params: str, *cells: str) -> Path:
@@ -299,7 +299,7 @@ def test_hyperparameters_are_checked_before_queueing(tmp_path):
 def test_numbers_of_numpy_and_paths_travel(quick, tmp_path):
     import numpy as np
 
-    checked = jobs.check_params(quick, {"a": np.float64(0.1), "b": tmp_path})
+    checked = JobNotebook(quick).check({"a": np.float64(0.1), "b": tmp_path})
     assert checked == {"a": 0.1, "b": str(tmp_path)} and type(checked["a"]) is float
 
 
@@ -307,7 +307,7 @@ def test_a_notebook_needs_one_parameters_cell(tmp_path):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a = 1")])
     nbformat.write(book, tmp_path / "none.ipynb")
     with pytest.raises(ValueError, match="0 cells tagged parameters"):
-        parameters(tmp_path / "none.ipynb")
+        _ = JobNotebook(tmp_path / "none.ipynb").parameters
 
 
 def test_folders_that_cannot_be_runs(tmp_path, quick):
@@ -332,9 +332,10 @@ def test_the_same_values_written_differently_are_the_same_run(tmp_path):
     folder.mkdir()
     job = {"notebook": str(book), "params": {"lr": "1e-3"}}
     Run(folder).update("went", state="succeeded", job=job)
-    same = jobs._differences(folder, {"lr": 0.001, "seed": 0, "preset": "sample"}, book)
+    book = JobNotebook(book)
+    same = book.differences(folder, {"lr": 0.001, "seed": 0, "preset": "sample"})
     assert same == []
-    other = jobs._differences(folder, {"lr": 0.002}, book)
+    other = book.differences(folder, {"lr": 0.002})
     assert other == ["lr is 0.001 there, 0.002 here"]
 
 
@@ -606,6 +607,10 @@ def test_names_of_the_version_before_are_found_and_said_once(capsys):
     assert slurm.prepare is batch._write_submission and slurm.prepare
     said = capsys.readouterr().err
     assert said.count("rvtutorial.slurm.prepare is now rvtutorial.hpc.batch") == 1
+    hello = slurm.job_notebook("hello")
+    assert slurm.check_params(hello, {"name": "a"}) == {"name": "a"}
+    assert "name" in slurm.parameters(hello)
+    slurm.refuse_other_run(hello.parent, {}, hello)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         slurm.nothing  # noqa: B018
 
@@ -772,7 +777,10 @@ def test_a_submission_to_slurm(cluster, tmp_path, quick, monkeypatch):
     assert read_json(home / "job.json")["id"] == "221;farm"
     assert read_json(home / "tasks.json")["folders"] == [str(f) for f in job.folders]
     assert read_json(tmp_path / "r2" / "params.json") == {"a": 2}
-    assert parameters(home / "quick.ipynb") == {"a": 1, "b": "x"}  # a copy of its own
+    assert JobNotebook(home / "quick.ipynb").parameters == {
+        "a": 1,
+        "b": "x",
+    }  # a copy of its own
 
 
 def test_states_come_from_squeue_then_sacct(cluster, tmp_path, quick, monkeypatch):
@@ -972,12 +980,12 @@ def test_cancelling_goes_on_behind_a_submission_that_stays(cluster, tmp_path, qu
 
 
 def test_runs_behind_a_silent_slurm_are_counted(cluster, tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(scheduler, "WAITS", ())
+    monkeypatch.setattr(batch, "WAITS", ())
     cluster.answers(scontrol={"out": "MaxArraySize = 2\n"})
     silent = {"code": 1, "err": "Socket timed out"}
     cluster.answers(sbatch=silent, squeue=silent)
     runs = {tmp_path / f"r{i}": {"a": i} for i in range(5)}
-    with pytest.raises(scheduler.Unheard, match="\n3 runs .* were not handed over"):
+    with pytest.raises(batch._Unheard, match="\n3 runs .* were not handed over"):
         submit_many(runs, site=FARM, notebook=quick)
     assert [Run(folder).state == "queued" for folder in runs] == [True] * 2 + [
         False
@@ -1230,11 +1238,11 @@ def test_a_job_that_may_be_queued_is_not_queued_again(
     cluster, tmp_path, quick, reply, monkeypatch
 ):
     "Slurm is silent after sbatch: the run waits until Slurm says what has become of it."
-    monkeypatch.setattr(scheduler, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(batch, "WAITS", (0.01, 0.01))
     cluster.answers(sbatch=reply, squeue={"code": 1, "err": "Socket timed out"})
     with (
         pytest.warns(UserWarning),
-        pytest.raises(scheduler.Unheard, match="may well be queued"),
+        pytest.raises(batch._Unheard, match="may well be queued"),
     ):
         submit(tmp_path / "r", {}, site=FARM, notebook=quick)
     assert len(cluster.called("sbatch")) == 1
@@ -1343,7 +1351,7 @@ def test_jobs_of_two_clusters_with_one_number(cluster, tmp_path, quick):
 def test_lines_of_ipython_are_no_parameters(tmp_path, source):
     text = 'import json\njson.dump([a, b], open("got.json", "w"))'
     book = notebook(tmp_path / "magic.ipynb", source, text)
-    assert {k: v for k, v in parameters(book).items() if k in "ab"} == {
+    assert {k: v for k, v in JobNotebook(book).parameters.items() if k in "ab"} == {
         "a": 1,
         "b": "x",
     }
@@ -1375,4 +1383,4 @@ def test_a_file_that_is_no_notebook(tmp_path, text):
     path = tmp_path / "x.ipynb"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match="x.ipynb"):
-        parameters(path)
+        _ = JobNotebook(path).parameters

@@ -19,14 +19,12 @@ from small_disk import fill, hungry, small_disk
 
 from rvtutorial import sweep as sweeps
 from rvtutorial.core.renamed import say_once
-from rvtutorial.hpc.job import Job
+from rvtutorial.hpc.job import Job, JobNotebook
 from rvtutorial.runs import Hyperparams, Run
 from rvtutorial.sweep import (
     Sweep,
     grid,
     level_stretch,
-    next_round,
-    read_sweep,
     run_sweep,
 )
 from rvtutorial.sweeps import folder as at_work
@@ -97,7 +95,7 @@ def test_names_hold_what_differs():
 def read(tmp_path, text):
     path = tmp_path / "my.yaml"
     path.write_text(text)
-    return read_sweep(path)
+    return SweepFile.read(path)
 
 
 def test_a_sweep_file_of_weights_and_biases(tmp_path):
@@ -117,8 +115,8 @@ def test_a_sweep_file_of_weights_and_biases(tmp_path):
 def test_a_dictionary_says_the_same_as_a_file(tmp_path):
     text = "method: grid\nparameters:\n  lr: {values: [1e-2, 1e-3, 1e-4, 1e-5]}\n"
     content = {"method": "grid", "parameters": {"lr": {"values": RATES}}}
-    assert read(tmp_path, text) == read_sweep(content)
-    assert read_sweep(content).trials() == grid(lr=RATES)
+    assert read(tmp_path, text) == SweepFile.read(content)
+    assert SweepFile.read(content).trials() == grid(lr=RATES)
 
 
 P = "method: grid\nparameters:\n  "
@@ -183,7 +181,7 @@ def test_yaml_as_it_looks(tmp_path):
     "What PyYAML would read otherwise: 1e-3 as text, 010 as 8, yes as true."
     path = tmp_path / "x.yaml"
     path.write_text("a: [1e-3, 1E5, 010, yes, true, 1_000, 1:30, null, ~, -3, 2.]\n")
-    found = sweeps.read_sweep.__globals__["_load"](path)[0]["a"]
+    found = SweepFile.read.__globals__["_load"](path)[0]["a"]
     assert found == [
         1e-3,
         1e5,
@@ -233,8 +231,7 @@ def queue(monkeypatch):
         return "job"
 
     monkeypatch.setattr(at_work, "submit_many", submit_many)
-    monkeypatch.setattr(at_work, "check_params", lambda notebook, params: params)
-    monkeypatch.setattr(at_work, "job_notebook", lambda name: name)
+    monkeypatch.setattr(JobNotebook, "check", lambda book, params: params)
     return handed
 
 
@@ -270,7 +267,7 @@ def test_start_hands_over_every_trial_with_the_base(tmp_path, queue):
     assert queue[0]["lr=1e-4"] == {**BASE, "lr": 1e-4}
     assert list(sweep.runs()) == ["lr=1e-5", "lr=1e-4", "lr=1e-3", "lr=1e-2"]
     assert set(sweep.status()["state"]) == {"new"}
-    assert read_sweep(tmp_path / "s" / "sweep.yaml").trials() == grid(lr=RATES)
+    assert SweepFile.read(tmp_path / "s" / "sweep.yaml").trials() == grid(lr=RATES)
 
 
 def test_none_and_lists_reach_the_job_as_words(tmp_path, queue):
@@ -348,17 +345,19 @@ def test_a_bad_sweep_leaves_no_folder(tmp_path, queue, monkeypatch):
         with pytest.raises((ValueError, FileNotFoundError)):
             run_sweep(tmp_path / "s", trials, BASE)
 
-    def refuse(notebook, params):
+    def refuse(book, params):
         raise ValueError("'lr' is no parameter of hello")
 
-    monkeypatch.setattr(at_work, "check_params", refuse)
+    monkeypatch.setattr(JobNotebook, "check", refuse)
     with pytest.raises(ValueError, match="no parameter"):
         run_sweep(tmp_path / "s", grid(lr=RATES), BASE)
     assert not (tmp_path / "s").exists() and not queue
 
 
 def test_file_and_base_must_agree(tmp_path, queue):
-    plan = read_sweep({"parameters": {"epochs": {"value": 3}, "lr": {"values": RATES}}})
+    plan = SweepFile.read(
+        {"parameters": {"epochs": {"value": 3}, "lr": {"values": RATES}}}
+    )
     with pytest.raises(ValueError, match="disagree on epochs"):
         run_sweep(tmp_path / "s", plan, {**BASE, "epochs": 4})
     assert run_sweep(tmp_path / "s", plan, BASE).fixed["epochs"] == 3
@@ -476,9 +475,9 @@ parameters:
 
 def test_random_from_a_file_from_a_dictionary_and_from_its_own_record(tmp_path, queue):
     plan = read(tmp_path, TEXT)
-    assert plan == read_sweep(RANDOM) and len(plan.trials()) == 3
+    assert plan == SweepFile.read(RANDOM) and len(plan.trials()) == 3
     sweep = run_sweep(tmp_path / "s", RANDOM, BASE)
-    again = read_sweep(tmp_path / "s" / "sweep.yaml")
+    again = SweepFile.read(tmp_path / "s" / "sweep.yaml")
     assert again.trials() == plan.trials() == [t.parameters for t in sweep.trials]
     assert [t.name for t in sweep.trials] == trial_names(plan.trials())
 
@@ -492,7 +491,7 @@ def test_a_random_sweep_goes_on_and_is_extended_by_a_number(tmp_path, queue):
         run_sweep(tmp_path / "s", RANDOM | {"seed": 5}, BASE)
     more = Sweep(tmp_path / "s").extend(2)
     assert more.trials[:3] == first and len(more.trials) == 5
-    assert [t.parameters for t in more.trials] == read_sweep(
+    assert [t.parameters for t in more.trials] == SweepFile.read(
         RANDOM | {"run_cap": 5}
     ).trials()
     assert (
@@ -509,17 +508,17 @@ def test_a_grid_takes_ranges_with_steps_and_groups():
             "how": {"parameters": {"seed": {"values": [0]}, "lr": {"value": 1e-3}}},
         }
     }
-    plan = read_sweep(content)
+    plan = SweepFile.read(content)
     assert plan.fixed == {"lr": 1e-3}
     assert plan.trials() == grid(epochs=[2, 3, 4], seed=[0])
     steps = {"lr": {"distribution": "q_uniform", "min": 0.1, "max": 0.3, "q": 0.1}}
-    assert read_sweep({"parameters": steps}).trials() == grid(lr=[0.1, 0.2, 0.3])
+    assert SweepFile.read({"parameters": steps}).trials() == grid(lr=[0.1, 0.2, 0.3])
 
 
 def test_one_parameter_in_two_groups_of_a_dictionary():
     group = {"parameters": {"lr": {"values": [1e-3]}}}
     with pytest.raises(ValueError, match=r"lr stands already in parameters\.a\.param"):
-        read_sweep({"parameters": {"a": group, "b": group}})
+        SweepFile.read({"parameters": {"a": group, "b": group}})
 
 
 def test_progress_on_a_terminal_in_a_file_and_not_at_all(tmp_path, queue, capsys):
@@ -747,6 +746,25 @@ def test_sizes_against_runs_that_were_measured(asked, pixels, measured):
     assert extra > each / 5
 
 
+@pytest.mark.parametrize("encoder", [None, "efficientnet-lite0"])
+def test_weights_are_as_large_as_their_file(tmp_path, encoder):
+    "Of a network with an encoder too; one that is not known counts as the largest."
+    import torch
+
+    from rvtutorial.models import encoders, unet
+
+    net = encoders.network(3, pretrained=False) if encoder else unet.unet(3)
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    hp = Hyperparams(model="unet", encoder=encoder, pretrained=False)
+    _, extra = _run_size(hp, 0)
+    assert extra / 4 == pytest.approx(
+        (tmp_path / "weights.pth").stat().st_size, rel=0.02
+    )
+    for other in (dict(encoder="resnet50"), dict(hubconf="a.py", encoder=None)):
+        _, extra = _run_size(hp.replace(**other), 0)
+        assert extra / 4 == max(at_work._WEIGHTS.values())
+
+
 def test_room_says_yes():
     assert at_work._Room(2, 1e9, 1e9, 3e9).enough
 
@@ -779,7 +797,7 @@ def test_progress_counts_time_and_gpus(tmp_path, queue):
 def test_next_round_of_a_sweep(tmp_path, queue):
     sweep = run_sweep(tmp_path, grid(lr=RATES), BASE)
     with pytest.raises(ValueError, match="no runs"):
-        next_round(sweep)
+        sweep.next_round()
     recalls = {"lr=1e-2": 0.86, "lr=1e-3": 0.902, "lr=1e-4": 0.6, "lr=1e-5": 0.0}
     for i, (name, run) in enumerate(sweep.runs().items()):
         finish(run, scenes(recalls[name], seed=i), lr=float(name[3:]))
@@ -913,7 +931,7 @@ def test_trials_of_a_notebook_of_ones_own_are_compared_too(tmp_path, monkeypatch
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path / "queue"))
     program = light_job(tmp_path / "light.ipynb", Path(__file__).parent)
     tried = dict(epochs=dict(value=2), lr=dict(values=[1e-2, 1e-3]))
-    plan = read_sweep(dict(program=str(program), method="grid", parameters=tried))
+    plan = SweepFile.read(dict(program=str(program), method="grid", parameters=tried))
     made = run_sweep(tmp_path / "s", plan, compare=True).wait(progress=False)
     (behind,) = [p.parent for p in made.folder.glob("comparisons/*/run.json")]
     Job(behind).wait(progress=False, timeout=120)

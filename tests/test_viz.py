@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from rasterio.transform import from_origin
 
 from rvtutorial import viz
-from rvtutorial.core.colours import PALETTE, class_colours
+from rvtutorial.core.colours import PALETTE
 from rvtutorial.figures import maps
 from rvtutorial.metrics.counting import confusion
 from rvtutorial.runs import Run
@@ -179,7 +179,7 @@ def test_class_names_come_from_the_config(made, tmp_path):
     config = json.loads(path.read_text())
     config["dataset"]["class_config"] = {"names": ["road", "background", "field"]}
     path.write_text(json.dumps(config))
-    colours = class_colours(*maps.class_names(Run(tmp_path / "a")))
+    colours = maps.Classes(Run(tmp_path / "a")).colours
     assert list(colours) == ["road", "background", "field", "null"]
     assert len(set(colours.values())) == 4
 

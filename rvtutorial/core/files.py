@@ -175,20 +175,6 @@ def refuse_name(
             )
 
 
-def refuse_outside(
-    folder: str | Path,  # Where something is to be written
-    name: str,  # One name, or a path below the folder
-    what: str,  # In the message, such as "the id of a scene"
-) -> None:
-    "Raise ValueError when a name leads out of its folder, or to the folder itself."
-    above = os.path.abspath(folder)
-    there = os.path.abspath(os.path.join(above, str(name)))
-    if os.path.isabs(str(name)) or not there.startswith(above.rstrip("/") + "/"):
-        raise ValueError(
-            f"{what} is {name!r}, which leads out of {above}: give it another name"
-        )
-
-
 # pyogrio reads a path as an address: what stands before `!` is an archive to it, what stands
 # behind `;` or `?` a parameter, and line breaks are dropped. Such a file is reached by a link
 # in a folder of this process, whose name holds nothing of the kind.

@@ -34,7 +34,7 @@ def trial_rows(
     return attempt(read, path, "list of trials")
 
 
-def runs_below(
+def _runs_below(
     path: Path,  # A run, a sweep, or a folder that holds some
 ) -> dict[str, Run]:  # In natural order; the trials of a sweep in their order
     "The runs that a folder stands for, by their names seen from it; empty if none."
@@ -90,7 +90,7 @@ def _meant(one, strict: bool) -> list[tuple]:
     path = Path(os.path.abspath(os.path.expanduser(one)))
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}")
-    below = runs_below(path)
+    below = _runs_below(path)
     if strict and not below:
         raise FileNotFoundError(f"{path} is no run and holds none")
     if not below or path in {run.path for run in below.values()}:

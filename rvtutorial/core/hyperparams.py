@@ -26,7 +26,8 @@ PRESETS: dict[str, dict] = {
         "model": "unet", "encoder": "efficientnet-lite0", "pretrained": True,
         "chip_sz": None, "stride_length": None, "max_windows": None, "batch_sz": 8,
         "optimizer": "adamw", "lr": 2e-3, "encoder_lr": 0.3, "weight_decay": 0.01,
-        "cosine": True, "sampling": "labels", "class_weights": "balanced",
+        "cosine": True, "frozen_layers": 9, "jitter": 0.15,
+        "sampling": "labels", "class_weights": "balanced",
         "checkpoint": "best", "budget": "3 min",
     },
 }  # fmt: skip
@@ -282,6 +283,11 @@ def _contradictions(hp) -> Iterator[str]:
             "pretrained is true, but for model unet there are no ImageNet weights. "
             "Use pretrained=False, or encoder=efficientnet-lite0"
         )
+    if hp.frozen_layers and hp.encoder and not (hp.pretrained or hp.init_weights):
+        yield (
+            f"frozen_layers is {hp.frozen_layers}, and the encoder has learned nothing "
+            "yet. Use frozen_layers=0, or pretrained=true"
+        )
     if hp.model in ("segmentationcnn", "courseunet") and hp.pretrained:
         yield (
             f"pretrained is true, but for model {hp.model} there are no ImageNet weights. "
@@ -309,26 +315,17 @@ def _contradictions(hp) -> Iterator[str]:
 
 
 BEYOND_STOCK = ("optimizer", "weight_decay", "cosine", "encoder_lr", "freeze_epochs")
-BEYOND_STOCK += ("sampling", "budget", "checkpoint", "patience")
+BEYOND_STOCK += ("frozen_layers", "jitter", "sampling", "budget", "checkpoint", "patience")
+
+# --- values that are left to the data
+
+MIDDLING = 192  # pixels: the side of a chip where scenes and memory allow it
+FOLD = 32  # what a network halves five times
+EPOCH = (160, 320)  # chips of an epoch: fewer are mostly overhead, more hide progress
 
 # --- the table
 
 _OLD_NAMES = {"keep": "checkpoint"}  # of version 0.1.0, in records and in calls
-
-
-def under_new_names(
-    values: dict,  # By name
-    says: bool = True,  # Once, on standard error, what the new name is
-) -> dict:
-    "Hyperparameters that were given by a name of version 0.1.0, by the name of today."
-    for old in _OLD_NAMES.keys() & values.keys():
-        new = _OLD_NAMES[old]
-        if new in values:
-            raise ValueError(f"{new} is given twice: {old} is its old name")
-        if says:
-            say_once(f"the hyperparameter {old} is now {new}; the old name goes soon")
-        values = {(new if k == old else k): v for k, v in values.items()}
-    return values
 
 
 class Hyperparams(BaseModel):
@@ -471,6 +468,11 @@ class Hyperparams(BaseModel):
         0, "epochs in which the encoder stays as it is", "no field", ge=0, le=100_000,
         why="after them all weights learn",
     )  # fmt: skip
+    frozen_layers: int = _setting(
+        0, "first convolutions of a pre-trained encoder that never change; if any, its "
+        "normalisation does not either", "no field", ge=0, le=1000,
+        why="what they see, edges and colours, is in every image",
+    )  # fmt: skip
     class_weights: Weights | None = _setting(
         None, "weight of each class in the loss, in their order; balanced: rare ones more",
         "SolverConfig.class_loss_weights",
@@ -488,6 +490,10 @@ class Hyperparams(BaseModel):
     )  # fmt: skip
     augment: bool = _setting(
         True, "turn and mirror training chips at random", "DataConfig.augmentors",
+    )  # fmt: skip
+    jitter: float = _setting(
+        0.0, "by how much light and contrast of training chips vary at random", "no field",
+        ge=0, le=0.9, why="1 would leave no contrast",
     )  # fmt: skip
     seed: int | None = _setting(
         0, "start of every random sequence; none leaves it to chance", "no field",
@@ -527,7 +533,7 @@ class Hyperparams(BaseModel):
     )  # fmt: skip
 
     def __init__(self, **given):
-        given = under_new_names(given)
+        given = self.under_new_names(given)
         known, values = type(self).model_fields, {}
         for name in given:
             if name not in known:
@@ -544,6 +550,23 @@ class Hyperparams(BaseModel):
             raise _refusal(name, known[name], given[name]) from None
         for wrong in _contradictions(self):
             raise ValueError(wrong)
+
+    @staticmethod
+    def under_new_names(
+        values: dict,  # By name
+        says: bool = True,  # Once, on standard error, what the new name is
+    ) -> dict:
+        "Hyperparameters that were given by a name of version 0.1.0, by the name of today."
+        for old in _OLD_NAMES.keys() & values.keys():
+            new = _OLD_NAMES[old]
+            if new in values:
+                raise ValueError(f"{new} is given twice: {old} is its old name")
+            if says:
+                say_once(
+                    f"the hyperparameter {old} is now {new}; the old name goes soon"
+                )
+            values = {(new if k == old else k): v for k, v in values.items()}
+        return values
 
     @classmethod
     def of(
@@ -577,6 +600,59 @@ class Hyperparams(BaseModel):
                 f"chip_sz must be at most {min(height, width)} (the smallest scene has "
                 f"{height} x {width} pixels), got {self.chip_sz}"
             )
+
+    def fitted(
+        self,
+        room: int,  # Side in pixels of the smallest scene, or area of training
+        asked: dict,  # What this very run was asked for already; empty: it is new
+    ) -> "Hyperparams":  # With numbers for chips, and the epochs that were planned
+        """Values that are left to the data: chips of 192 pixels, or what there is room for.
+
+        Sides are multiples of 32 where there is room, as the network halves them five times.
+        Windows of a map are two thirds of a chip apart.
+        """
+        chip, found, before = self.chip_sz, {}, asked.get("hyperparams", {})
+        if chip is None:
+            chip = min(MIDDLING, room - room % FOLD if room >= FOLD else room)
+            found["chip_sz"] = chip
+        if self.stride_length is None:
+            found["stride_length"] = max(1, 2 * chip // 3)
+        if self.budget and before.get("budget") == self.budget:
+            found["epochs"] = before[
+                "epochs"
+            ]  # as they were planned when the run began
+        return self.replace(**found) if found else self
+
+    def chips_of(
+        self,
+        shapes: list,  # (rows, columns, ...) of the scenes of a split
+        split: str = "train",  # Its name
+    ) -> list[int]:  # Chips of each scene in an epoch, 1 or more
+        """How many chips are drawn from each scene: a number, or by its area.
+
+        By area: once over all pixels, but 160 to 320 chips in all; other splits than
+        train have a quarter of that, which costs a tenth of the time.
+        """
+        if self.max_windows is not None or not shapes:
+            return [self.max_windows] * len(shapes)
+        areas = [rows * columns for rows, columns, *_ in shapes]
+        chips = min(max(sum(areas) / self.chip_sz**2, EPOCH[0]), EPOCH[1])
+        chips /= 1 if split == "train" else 4
+        return [max(1, round(chips * area / sum(areas))) for area in areas]
+
+    @property
+    def init_file(self) -> str | None:
+        "The weights that training starts with; FileNotFoundError when there are none."
+        if self.init_weights is None:
+            return None
+        path = Path(self.init_weights)
+        file = path / "train" / "last-model.pth" if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"init_weights={self.init_weights}: there is no {file.name} there; give the "
+                f"folder of a run that has been trained, or a file of its weights (.pth)"
+            )
+        return str(file)
 
     @property
     def beyond_stock(self) -> list[str]:
@@ -653,7 +729,9 @@ def _today(asked: dict) -> dict:
     "What a run was asked for, hyperparameters by the names of today."
     if not isinstance(asked.get("hyperparams"), dict):
         return asked
-    return asked | {"hyperparams": under_new_names(asked["hyperparams"], says=False)}
+    return asked | {
+        "hyperparams": Hyperparams.under_new_names(asked["hyperparams"], says=False)
+    }
 
 
 def differences(

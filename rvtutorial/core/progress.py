@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-__all__ = ["ProgressLine"]
-
 
 class ProgressLine(tqdm):
     """How far a piece of work is, how long it has taken and how long it will take.

@@ -11,7 +11,7 @@ from pathlib import Path
 from rvtutorial.core import records
 from rvtutorial.core.files import atomic_path, locked
 from rvtutorial.core.formulas import fractions
-from rvtutorial.core.hyperparams import differences, under_new_names
+from rvtutorial.core.hyperparams import Hyperparams, differences
 from rvtutorial.core.names import as_text, natural_key, near_match
 from rvtutorial.core.records import Unreadable, read_json, write_json
 
@@ -207,7 +207,7 @@ class Run:
             job = self.manifest.get("went", {}).get("job") or {}
             asked = job.get("params")  # of a job that asks nothing of Raster Vision
         asked = asked or _hyperparams_in(self.config)
-        return under_new_names(asked, says=False)
+        return Hyperparams.under_new_names(asked, says=False)
 
     def log(self):
         "DataFrame of the epochs so far, with Raster Vision's column names."
@@ -305,6 +305,8 @@ class Run:
                     place.update(asked)
 
             run._change("asked", ask)
+        elif _unplanned(run, asked):  # one that was too short, perhaps
+            run.update("asked.hyperparams", budget=asked["hyperparams"]["budget"])
         _refuse(run, asked, differ)  # somebody else may have been faster
         if not run.manifest.get("went"):
             run.update("went", state="queued", attempts=[], stages=[])
@@ -325,6 +327,13 @@ _OURS = (
 )  # fmt: skip
 
 
+def _unplanned(run: Run, asked: dict) -> bool:
+    "Whether a run has a budget that is not yet turned into epochs, and may have another."
+    known = run.manifest.get("asked") or {}
+    budgets = [one.get("hyperparams", {}).get("budget") for one in (known, asked)]
+    return all(budgets) and not run.manifest.get("went", {}).get("budget")
+
+
 def _refuse(run: Run, asked: dict, differ: str) -> None:
     "Raise ValueError when a folder holds something other than the run asked for."
     if differ not in ("refuse", "continue"):
@@ -338,6 +347,8 @@ def _refuse(run: Run, asked: dict, differ: str) -> None:
     text = ""
     if run.manifest.get("asked"):
         found = differences(run.manifest["asked"], asked)
+        if _unplanned(run, asked):
+            found.pop("hyperparams.budget", None)
         listed = [f"{k}: {as_text(a)} -> {as_text(b)}" for k, (a, b) in found.items()]
         text = "a run with other settings: " + "; ".join(listed) if listed else ""
     elif "pipeline-config.json" in names:

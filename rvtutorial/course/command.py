@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rvtutorial.core.hyperparams import Hyperparams
 from rvtutorial.core.names import near_match
-from rvtutorial.hpc.job import job_notebook, parameters
+from rvtutorial.hpc.job import JobNotebook
 
 __all__ = ["NOTEBOOK", "flags", "main", "train_with", "translated"]
 
@@ -78,7 +78,7 @@ def _entry(name: str, given):
 
 def flags() -> list[str]:
     "Names of all that can be set: parameters of the job notebook."
-    return [*parameters(job_notebook(NOTEBOOK))]
+    return [*JobNotebook(NOTEBOOK).parameters]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,9 +176,9 @@ def _train(given: dict) -> int:
 def _sweep(given: dict, file: Path, site: str) -> int:
     "Run a sweep file; flags are the same in all trials."
     from rvtutorial.sweep import run_sweep
-    from rvtutorial.sweeps.sweepfile import read_sweep
+    from rvtutorial.sweeps.sweepfile import SweepFile
 
-    plan = read_sweep(file, _entry, NOTEBOOK)
+    plan = SweepFile.read(file, _entry, NOTEBOOK)
     folder = Path(given.pop("output_uri", None) or Path("sweeps") / file.stem)
     sweep = run_sweep(folder, plan, base=given, site=site).wait()
     print(sweep.leaderboard().to_string())

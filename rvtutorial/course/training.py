@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +31,7 @@ if not all(map(importlib.util.find_spec, ("lightning", "wandb"))):
     )
 
 # %% ../../nbs/course/training.ipynb #86e37436
-from rvtutorial.engine.pipeline import (
-    run as run_config,
-)  # first: is there room for torch?
+from ..engine.pipeline import run as run_config  # first: is there room for torch?
 import lightning.pytorch as L
 import numpy as np
 import torch
@@ -45,7 +44,8 @@ from ..core.files import atomic_path, scratch_folder
 from ..core.names import near_match
 from ..core.records import read_json, write_json
 from ..engine.batches import BatchLoader, seed_everything
-from ..engine.learner import Checkpoint, FastLearner, Options, Paused, quiet
+from ..engine.learner import Checkpoint, FastLearner, Options, Paused
+from ..engine.learner import jittered, quiet
 from ..engine.optimizer import Recipe
 from ..metrics.calibration import ScoreTally
 from ..metrics.counting import Counts, confusion
@@ -64,8 +64,7 @@ class EpochScores:
     def __init__(
         self,
         classes: Sequence[str],  # Names in the order of the class ids
-        ignored: int
-        | None = None,  # Class id of pixels without a label; None: all count
+        ignored: int | None = None,  # Class id of pixels without a label; None: all count
     ):
         self.classes = tuple(classes)
         self.null = None if ignored is None else self.classes[ignored]
@@ -82,9 +81,7 @@ class EpochScores:
     ) -> None:
         "Count one batch."
         logits, truth = logits.detach(), labels.cpu().numpy()
-        self.matrix += confusion(
-            truth, logits.argmax(1).cpu().numpy(), len(self.classes)
-        )
+        self.matrix += confusion(truth, logits.argmax(1).cpu().numpy(), len(self.classes))
         bands = logits.softmax(1).transpose(0, 1).flatten(1)[self.tally.kept]
         self.tally.add(truth.ravel(), bands.cpu().numpy())
         self.losses += float(loss), 1
@@ -141,6 +138,7 @@ class Segmenter(L.LightningModule):
         seed: int | None = None,  # Of what is random in a step, such as dropout
         train_scores: bool = False,  # Scores of the training chips too
         on_epoch: Callable | None = None,  # Called with the network and the epoch
+        vary: Callable | None = None,  # Training chips -> the same with other light
         about: dict | None = None,  # What else checkpoints and loggers keep
     ):
         super().__init__()
@@ -152,7 +150,8 @@ class Segmenter(L.LightningModule):
             loss = torch.nn.CrossEntropyLoss(ignore_index=ignore)
         self.loss, self.lr = loss, lr
         self.optimizer, self.schedules = optimizer, list(schedules)
-        self.seed, self.on_epoch, self.train_scores = seed, on_epoch, train_scores
+        self.seed, self.on_epoch, self.vary = seed, on_epoch, vary
+        self.train_scores = train_scores
         self.scores = {}  # of the epoch that runs, by split
 
     def forward(self, chips: torch.Tensor) -> torch.Tensor:
@@ -167,7 +166,7 @@ class Segmenter(L.LightningModule):
         share = self._share(labels)
         if share is None:  # nothing is learned where no pixel has a label
             return None
-        logits = self(chips)
+        logits = self(self.vary(chips) if self.vary else chips)
         loss = share * self.loss(logits, labels) if share else 0.0 * logits.sum()
         if not torch.isfinite(loss):
             raise ValueError(
@@ -313,30 +312,17 @@ class LoopSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    accumulate: int = Field(
-        1, ge=1, description="batches whose gradients make one step"
-    )
-    accelerator: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="what computes"
-    )
-    devices: int = Field(
-        1, ge=1, le=64, description="processes on one machine, a GPU each"
-    )
-    nodes: int = Field(
-        1, ge=1, le=256, description="machines, each with so many devices"
-    )
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="what computes")
+    devices: int = Field(1, ge=1, le=64, description="processes on one machine, a GPU each")
+    nodes: int = Field(1, ge=1, le=256, description="machines, each with so many devices")
     batches: Literal["engine", "raster_vision"] = Field(
         "engine", description="whose data sets cut the chips"
     )
-    workers: int = Field(
-        0, ge=0, le=64, description="processes that read, of raster_vision"
-    )
-    train_scores: bool = Field(
-        False, description="IoU and the like of training chips too"
-    )
+    workers: int = Field(0, ge=0, le=64, description="processes that read, of raster_vision")
+    train_scores: bool = Field(False, description="IoU and the like of training chips too")
     wandb: Literal["offline", "online", "off"] = Field(
-        "offline",
-        description="Weights & Biases: files here, upload at once, or nothing",
+        "offline", description="Weights & Biases: files here, upload at once, or nothing"
     )
     project: str = Field("rvtutorial", description="project of Weights & Biases")
     run_name: str | None = Field(None, description="name there; none: the run's folder")
@@ -348,9 +334,7 @@ class LoopSettings(BaseModel):
         given = {k: v for k, v in given.items() if v is not None}
         for name in given:
             if name not in known:
-                raise ValueError(
-                    f"there is no setting {name!r}; {near_match(name, known)}"
-                )
+                raise ValueError(f"there is no setting {name!r}; {near_match(name, known)}")
         try:
             return cls(**given)
         except ValidationError as err:
@@ -467,9 +451,7 @@ class LightningLearner(FastLearner):
         if self.how.accelerator == "cpu":
             self.device = torch.device("cpu")
         elif self.how.accelerator == "gpu" and self.device.type == "cpu":
-            raise ValueError(
-                "accelerator=gpu, and torch sees none here; use auto or cpu"
-            )
+            raise ValueError("accelerator=gpu, and torch sees none here; use auto or cpu")
         super().setup_model(*args, **kwargs)
 
     def build_datasets(self):
@@ -514,7 +496,7 @@ class LightningLearner(FastLearner):
 
     def segmenter(self) -> Segmenter:
         "Network, loss and optimizer as a Lightning module."
-        ignored = self.cfg.solver.ignore_class_index
+        ignored, jitter = self.cfg.solver.ignore_class_index, self.options.jitter
         schedules = []
         if self.step_scheduler is not None:
             schedules.append({"scheduler": self.step_scheduler, "interval": "step"})
@@ -531,6 +513,7 @@ class LightningLearner(FastLearner):
             seed=self.options.seed,
             train_scores=self.how.train_scores,
             on_epoch=self.options.recipe.freeze,
+            vary=partial(jittered, share=jitter) if jitter else None,
             about={"network": self.network_name},
         )
 
@@ -555,14 +538,10 @@ class LightningLearner(FastLearner):
         name = self.options.monitor
         if not len(self.valid_ds):
             return "train_loss"
-        known = [
-            n for n in EpochScores(self.cfg.data.class_names).values() if n != "loss"
-        ]
+        known = [n for n in EpochScores(self.cfg.data.class_names).values() if n != "loss"]
         known = ["val_loss", "train_loss", *known]
         if name not in known:
-            raise ValueError(
-                f"monitor {name!r} is not logged; {near_match(name, known)}"
-            )
+            raise ValueError(f"monitor {name!r} is not logged; {near_match(name, known)}")
         return name
 
     def trainer(self) -> L.Trainer:
@@ -605,7 +584,8 @@ class LightningLearner(FastLearner):
     def _strategy(self):
         if self.how.processes == 1:
             return "auto"
-        frozen = self.options.recipe.freeze_epochs
+        recipe = self.options.recipe
+        frozen = recipe.freeze_epochs or recipe.frozen_layers
         return "ddp_find_unused_parameters_true" if frozen else "ddp"
 
     def _wandb(self, run):
@@ -653,9 +633,7 @@ class LightningLearner(FastLearner):
         Run(self.folder).update("went", lightning=self.how.deciding)
         there = torch.cuda.device_count() if self.device.type == "cuda" else 64
         if self.how.devices > there:
-            raise ValueError(
-                f"devices={self.how.devices}, and torch sees {there} GPUs here"
-            )
+            raise ValueError(f"devices={self.how.devices}, and torch sees {there} GPUs here")
         if self.how.processes > 1:
             _fit_elsewhere(self)
         else:
@@ -672,14 +650,8 @@ class LightningLearner(FastLearner):
             self.save_weights(self.best_weights_path)
             log = Run(self.folder).log().set_index("epoch")
             value = float(log.at[about["epoch"], self.watched])
-            self.best = {
-                "epoch": about["epoch"],
-                "value": value,
-                "monitor": self.watched,
-            }
-        about = load_weights(
-            self.model, self.options.checkpoint.path, self.network_name
-        )
+            self.best = {"epoch": about["epoch"], "value": value, "monitor": self.watched}
+        about = load_weights(self.model, self.options.checkpoint.path, self.network_name)
         self.save_weights(self.last_model_weights_path)
         self.epoch = about["epoch"] + 1
         kept = self.best if self.options.keep == "best" and self.best else about
@@ -687,6 +659,7 @@ class LightningLearner(FastLearner):
         self.metrics = {"epoch": kept["epoch"], **row.to_dict()}
         if self.epoch < self.cfg.solver.num_epochs and self.options.patience:
             self.waited_epochs = self.options.patience
+
 
     def _validate(self, split="valid"):
         "What Lightning has measured of the epoch that is kept."
@@ -727,9 +700,7 @@ class _RunLog(callbacks.Callback):
             return
         with atomic_path(path) as partial:
             lines = path.read_text().splitlines(keepends=True)
-            kept = [
-                n for n in lines[1:] if int(n.split(",")[0]) < trainer.current_epoch
-            ]
+            kept = [n for n in lines[1:] if int(n.split(",")[0]) < trainer.current_epoch]
             partial.write_text("".join(lines[:1] + kept) if kept else "")
         if not kept:
             path.unlink()
@@ -776,9 +747,7 @@ class _RunLog(callbacks.Callback):
             writer.flush()
         line = self.learner.options.tell
         if line and not trainer.progress_bar_callback:
-            text = (
-                f"epoch {row['epoch'] + 1}/{line.total}  loss {row['train_loss']:.3f}"
-            )
+            text = f"epoch {row['epoch'] + 1}/{line.total}  loss {row['train_loss']:.3f}"
             if "val_loss" in row:
                 text += f", validation {row['val_loss']:.3f}"
             line.reach(row["epoch"] + 1, text, now=True)
@@ -793,7 +762,8 @@ def _fit_elsewhere(learner: LightningLearner) -> None:
             f"tasks, and this one has {tasks}: give the site nodes = {how.nodes} and "
             f"tasks = {how.processes}"
         )
-    names = ("seed", "precision", "keep", "patience", "pause", "monitor", "sampling")
+    names = ["seed", "precision", "keep", "patience", "pause", "monitor", "sampling"]
+    names.append("jitter")
     told = {name: getattr(options, name) for name in names}
     told |= dict(recipe=asdict(options.recipe), progress=options.tell is not None)
     told |= dict(digest=options.checkpoint.digest, how=how.model_dump())

@@ -4,9 +4,14 @@ Written by hand: what `get_config` does before it builds a configuration. Everyt
 cannot be trained on is refused with a reason before anything is written.
 """
 
+import bisect
+import hashlib
+import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,18 +31,37 @@ from rvtutorial.core.renamed import say_once
 from rvtutorial.data.label_values import Meaning
 from rvtutorial.data.labels import image_info, is_raster, open_image, read_shapes
 from rvtutorial.data.validity import Validity, check_zeros
-from rvtutorial.runs import Hyperparams, Workspace
+from rvtutorial.runs import Hyperparams, Run, Workspace
 
 
-def data_folder(
-    preset: str = "sample",  # Whose scenes, when no folder is named
-    data: str | Path | None = None,  # A folder of scenes, or a CSV table of them
-) -> Path:  # Absolute; sample scenes are made on first use
-    "Where the scenes are."
-    if data is not None:
-        return Path(data).expanduser().absolute()
-    folder = Workspace(preset=preset).data_of(preset)  # RVTUTORIAL_PRESET may differ
-    return Path(scenes.ensure_data(SimpleNamespace(preset=preset, data=folder)))
+def data_settings(
+    preset: str,  # Whose scenes, when no folder is named
+    data: str | Path | None,  # A folder of scenes, or a CSV table of them
+    **where,  # Patterns, classes, class_field, label_values, bands, layer, zeros
+) -> dict:  # data is an absolute path; usual zeros are None
+    """What is asked of data and labels, so that two ways to write one thing are one run.
+
+    There are no blanks around names and numbers. Sample scenes are made on first use.
+    """
+
+    def plain(text, mark, cuts=-1):
+        if not isinstance(text, str):
+            return text
+        return mark.join(part.strip() for part in text.split(mark, cuts))
+
+    if data is None:
+        folder = Workspace(preset=preset).data_of(
+            preset
+        )  # RVTUTORIAL_PRESET may differ
+        data = scenes.ensure_data(SimpleNamespace(preset=preset, data=folder))
+    out = {"data": str(Path(data).expanduser().absolute()), **where}
+    out |= {k: plain(where[k], ",") for k in ("classes", "label_values", "bands")}
+    out["label_values"] = Meaning.in_one_text(out["label_values"])
+    if isinstance(out["label_values"], str):
+        pairs = out["label_values"].split(",")
+        out["label_values"] = ",".join(plain(pair, ":", 1) for pair in pairs)
+    zeros_are_data = check_zeros(where["zeros"]) == "data"
+    return out | {"zeros": "data" if zeros_are_data else None}
 
 
 def _numbered_bands(
@@ -119,39 +143,6 @@ def _band_order(bands, infos):
     return list(next(iter(orders)))
 
 
-def shown_as_bands(
-    splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
-    bands: str | list | None,  # What was asked for; None: alpha stays alpha
-    folder: Path,  # Where views of images are written, if any are needed
-) -> dict:  # The same splits
-    """Images in which a band that was asked for is a band, also when tagged alpha.
-
-    Raster Vision takes such a tag for a mask. A view is a small VRT file that names the
-    image and leaves the tag out.
-    """
-    if bands is None:
-        return splits
-
-    def view(scene):
-        try:
-            info = image_info(scene.image)
-        except (ValueError, FileNotFoundError):
-            return scene  # the check of all scenes says what is wrong with it
-        if not {*info.alphas} & {*_read_bands(bands, info.bands, scene.image)}:
-            return scene
-        out, alpha = Path(folder) / f"{scene.id}.vrt", ColorInterp.alpha
-        with atomic_path(out) as partial:
-            rasterio.shutil.copy(scene.image.absolute(), partial, driver="VRT")
-            with rasterio.open(partial, "r+") as file:
-                kinds = [
-                    ColorInterp.undefined if c == alpha else c for c in file.colorinterp
-                ]
-                file.colorinterp = kinds
-        return replace(scene, image=out)
-
-    return {name: [view(scene) for scene in found] for name, found in splits.items()}
-
-
 def _by_chance(data, image_pattern, label_pattern):
     """The splits of a folder; without train/ a sixth of its scenes tells when to stop.
 
@@ -179,57 +170,6 @@ def _by_chance(data, image_pattern, label_pattern):
         f"scenes.split_scenes and scenes.write_table choose otherwise"
     )
     return splits
-
-
-def look_at_data(
-    hp: Hyperparams,  # chip_sz, max_windows, scaling
-    where: dict,  # data, patterns, class_field, label_values, layer, bands, zeros
-    classes,  # ClassConfig
-    split: bool = False,  # Split a folder without train/ by chance
-) -> dict:  # splits, shapes by id, holes, bands, their order, limits, fills
-    "Find the scenes and refuse what cannot be trained on, before anything is written."
-    patterns = where["image_pattern"], where["label_pattern"]
-    splits = (_by_chance if split else scenes.find_splits)(where["data"], *patterns)
-    zeros = check_zeros(where.get("zeros"))
-    how = {name: where.get(name) for name in ("class_field", "label_values", "layer")}
-    how |= dict(classes=classes.names[:-1], zeros=zeros)
-    every = [scene for found in splits.values() for scene in found]
-    asked = _numbered_bands(where.get("bands"), every)
-    with tempfile.TemporaryDirectory() as tmp:
-        shown = shown_as_bands(splits, asked, tmp)  # every image has those bands
-        order = None if asked is None else _read_bands(asked, sys.maxsize)
-        try:
-            table = scenes.check_scenes(shown, **how, order=order)
-        except scenes.DataError as err:  # about images, and not about views of them
-            problems = "\n".join(err.problems)
-            views = [view for found in shown.values() for view in found]
-            for view, scene in zip(views, every, strict=True):
-                problems = problems.replace(str(view.image), str(scene.image))
-            raise scenes.DataError(problems.split("\n")) from None
-        unlabelled = table[table.labels == "none"]
-        if len(unlabelled):
-            raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
-        hp.check_scene(int(table.height.min()), int(table.width.min()))
-        _check_areas(hp, splits)
-        if hp.max_windows and len(splits["train"]) * hp.max_windows < 2:
-            raise ValueError(
-                "one chip an epoch is too little to train on: raise max_windows"
-            )
-        infos = {scene.id: image_info(scene.image) for scene in every}
-        order = _band_order(asked, infos)
-        if hp.scaling == "none":
-            limits = None
-        elif hp.scaling == "percentiles":
-            more = dict(zeros=zeros, order=order)
-            limits = scenes.percentiles(shown["train"], *PERCENTILES, **more)
-        else:
-            limits = _limits_of(hp.scaling, len(order))
-    sizes = {
-        i: (*info.shape, info.bands - len(info.alphas)) for i, info in infos.items()
-    }
-    holes, fills = set(table.id[table.no_data > 0]), _fills_of(every, order)
-    found = {"splits": splits, "shapes": sizes, "holes": holes, "bands": asked}
-    return found | {"order": order, "limits": limits, "fills": fills}
 
 
 def _limits_of(scaling, bands):
@@ -322,36 +262,191 @@ def _inside(scene):
     return geometry_mask(frame.geometry, info.shape, info.transform, invert=True)
 
 
-def _check_areas(hp, splits):
-    "ValueError where no chip fits into an area of training, or what is beside would count."
+def _check_areas(hp, splits) -> list[int]:
+    """How large a chip may be in each area of training.
+
+    Raises ValueError where none fits, or where what is beside an area would count.
+    """
+    rooms = []
     for scene in (s for some in splits.values() for s in some if s.aoi is not None):
         if scene.split != "train" and hp.null != "ignore":
             raise ValueError(
                 f"scene {scene.id}: its area is no rectangle, so what is beside it has "
                 f"no label: that needs null=ignore, got null={hp.null}"
             )
-        if scene.split != "train" or hp.chip_sz is None:
+        if scene.split != "train":
             continue
-        inside = np.pad(
-            _inside(scene).astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0))
-        )
-        n = hp.chip_sz
-        full = inside[n:, n:] - inside[:-n, n:] - inside[n:, :-n] + inside[:-n, :-n]
-        if not (full == n * n).any():
+        rooms.append(_widest_square(_inside(scene)))
+        if hp.chip_sz and hp.chip_sz > rooms[-1]:
             raise ValueError(
-                f"scene {scene.id}: no chip of {n} x {n} pixels fits into its area "
-                f"({scene.aoi}): draw a wider one, or lower chip_sz"
+                f"scene {scene.id}: no chip of {hp.chip_sz} x {hp.chip_sz} pixels fits into "
+                f"its area ({scene.aoi}): draw a wider one, or lower chip_sz"
             )
+    return rooms
 
 
-def labels_of_run(folder, hp, where, found, splits, classes) -> dict:
-    "The labels of all scenes as a run uses them; its own copies lie in its folder."
-    place, made = Path(folder) / "labels", {}
-    for split, some in splits.items():
-        needed = split != "train" or hp.sampling == "labels"
-        marked = hp.null == "ignore" and needed
-        for scene in some:
-            holes = marked and scene.id in found["holes"]
-            more = where, found["order"], holes
-            made[scene.id] = _own_labels(scene, place, classes, *more)
-    return made
+def _widest_square(inside: np.ndarray) -> int:
+    "Side of the largest square of a mask, found by halving; 0 for an empty one."
+    sums = np.pad(inside.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+
+    def fits(n):
+        full = sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]
+        return (full == n * n).any()
+
+    return bisect.bisect_left(
+        range(1, min(inside.shape) + 1), True, key=lambda n: not fits(n)
+    )
+
+
+class RunData:
+    """The scenes of a run; what cannot be trained on is refused before anything is written.
+
+    Attributes: `splits` (train, val, test: scenes), `shapes` (scene id: rows, columns,
+    bands), `room` (side in pixels of the smallest scene, or area of training), `bands` as asked for, by number, `order` of the bands that the network sees,
+    counted from 0, `limits` (lowest and highest value of each; None: as they are) and
+    `fills` (values of float images that are no measurement; None: integers).
+    """
+
+    def __init__(
+        self,
+        hp: Hyperparams,  # chip_sz, max_windows, scaling
+        where: dict,  # As `data_settings` returns it
+        classes,  # ClassConfig
+        split: bool = False,  # Split a folder without train/ by chance
+    ):
+        patterns = where["image_pattern"], where["label_pattern"]
+        found = (_by_chance if split else scenes.find_splits)(where["data"], *patterns)
+        self.where, self.classes, self.splits = where, classes, found
+        zeros = check_zeros(where.get("zeros"))
+        how = {
+            name: where.get(name) for name in ("class_field", "label_values", "layer")
+        }
+        how |= dict(classes=classes.names[:-1], zeros=zeros)
+        every = [scene for some in found.values() for scene in some]
+        asked = self.bands = _numbered_bands(where.get("bands"), every)
+        with tempfile.TemporaryDirectory() as tmp:
+            shown = self.shown_as_bands(tmp)  # every image has those bands
+            order = None if asked is None else _read_bands(asked, sys.maxsize)
+            try:
+                table = scenes.check_scenes(shown, **how, order=order)
+            except scenes.DataError as err:  # about images, and not about views of them
+                problems = "\n".join(err.problems)
+                views = [view for found in shown.values() for view in found]
+                for view, scene in zip(views, every, strict=True):
+                    problems = problems.replace(str(view.image), str(scene.image))
+                raise scenes.DataError(problems.split("\n")) from None
+            unlabelled = table[table.labels == "none"]
+            if len(unlabelled):
+                raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
+            hp.check_scene(int(table.height.min()), int(table.width.min()))
+            rooms = [*_check_areas(hp, found), *table.height, *table.width]
+            self.room = int(min(rooms))
+            if hp.max_windows and len(found["train"]) * hp.max_windows < 2:
+                raise ValueError(
+                    "one chip an epoch is too little to train on: raise max_windows"
+                )
+            infos = {scene.id: image_info(scene.image) for scene in every}
+            order = self.order = _band_order(asked, infos)
+            if hp.scaling == "none":
+                self.limits = None
+            elif hp.scaling == "percentiles":
+                more = dict(zeros=zeros, order=order)
+                self.limits = scenes.percentiles(shown["train"], *PERCENTILES, **more)
+            else:
+                self.limits = _limits_of(hp.scaling, len(order))
+        self.shapes = {
+            i: (*info.shape, info.bands - len(info.alphas)) for i, info in infos.items()
+        }
+        self.fills = _fills_of(every, order)
+        self._holes = set(table.id[table.no_data > 0])
+
+    def shown_as_bands(
+        self,
+        folder: str | Path,  # Where views of images are written, if any are needed
+    ) -> dict:  # The same splits
+        """Images in which a band that was asked for is a band, also when tagged alpha.
+
+        Raster Vision takes such a tag for a mask. A view is a small VRT file that names the
+        image and leaves the tag out.
+        """
+        if self.bands is None:
+            return self.splits
+
+        def view(scene):
+            try:
+                info = image_info(scene.image)
+            except (ValueError, FileNotFoundError):
+                return scene  # the check of all scenes says what is wrong with it
+            if not {*info.alphas} & {*_read_bands(self.bands, info.bands, scene.image)}:
+                return scene
+            out, alpha = Path(folder) / f"{scene.id}.vrt", ColorInterp.alpha
+            with atomic_path(out) as partial:
+                rasterio.shutil.copy(scene.image.absolute(), partial, driver="VRT")
+                with rasterio.open(partial, "r+") as file:
+                    kinds = [
+                        ColorInterp.undefined if c == alpha else c
+                        for c in file.colorinterp
+                    ]
+                    file.colorinterp = kinds
+            return replace(scene, image=out)
+
+        return {
+            name: [view(scene) for scene in some] for name, some in self.splits.items()
+        }
+
+    @contextmanager
+    def begun(
+        self,
+        output_uri: str | Path,  # Folder of the run
+        hp: Hyperparams,  # All of them
+        preset: str,  # Its name
+        windows: dict,  # Scene id -> which chips are cut from it
+    ) -> Iterator[Run]:  # New, or the same run again; ValueError when it is another one
+        """Open the folder of a run; if what follows fails, a new one is left as it was found.
+
+        Values, data and windows make two runs the same run.
+        """
+        grid = {s.id: json.loads(windows[s.id].json()) for s in self.splits["val"]}
+        text = json.dumps(grid, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        data = {k: self.where[k] for k in ("data", "image_pattern", "label_pattern")}
+        asked = {
+            "hyperparams": hp.asdict(),
+            "preset": preset,
+            "data": {**data, "digest": scenes.dataset_digest(self.splits)},
+            "labels": {k: v for k, v in self.where.items() if k not in data},
+            "windows_digest": digest,
+            "seed": hp.seed,
+        }
+        run = Run(output_uri)
+        there, new = run.path.exists(), not run.manifest
+        run = Run.open_for(output_uri, asked)
+        if new:  # who will run it is not known, so its files tell its state
+            run.update("went", state=None)
+        try:
+            yield run
+        except BaseException:
+            for name in ("labels", "images", "hub") if new else ():
+                shutil.rmtree(run.path / name, ignore_errors=True)
+            for name in ("run.json", ".run.lock") if new else ():
+                (run.path / name).unlink(missing_ok=True)
+            if not there:
+                with suppress(OSError):  # something else lies there by now
+                    run.path.rmdir()
+            raise
+
+    def labels(
+        self,
+        hp: Hyperparams,  # null, sampling
+        shown: dict,  # Of `shown_as_bands`
+        folder: Path,  # Where copies of labels are written, if any are needed
+    ) -> dict:  # Scene id -> (label file, what the numbers of a raster mean)
+        "The labels of all scenes as a run uses them."
+        made = {}
+        for split, some in shown.items():
+            needed = split != "train" or hp.sampling == "labels"
+            marked = hp.null == "ignore" and needed
+            for scene in some:
+                more = self.where, self.order, marked and scene.id in self._holes
+                made[scene.id] = _own_labels(scene, folder, self.classes, *more)
+        return made

@@ -23,7 +23,7 @@ import shapely
 from ..core.files import atomic_path, gdal_name
 from ..core.names import near_match
 from . import validity
-from .places import LONLAT, Fit, Grid, fit, square_metres
+from .places import LONLAT, Fit, Grid, square_metres
 from .places import unplaced_allowed
 
 # %% ../../nbs/data/labels.ipynb #9a3935d1
@@ -50,7 +50,7 @@ class ImageInfo(Grid):
         One with larger pixels on the same ground, or stored with another side first, can
         be read there. Raises ValueError for any other difference.
         """
-        return fit(image_info(path), self, str(path), "the image")
+        return Fit.of(image_info(path), self, str(path), "the image")
 
 # %% ../../nbs/data/labels.ipynb #f53f6fc4
 @contextmanager

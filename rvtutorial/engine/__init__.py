@@ -1,6 +1,6 @@
 """Train, predict and evaluate any stock Raster Vision configuration, faster and restartable."""
 
-__all__ = ["paths", "predict", "run"]
+__all__ = ["predict", "run"]
 
 
 def __getattr__(name):

@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from rvtutorial.engine.learner import INPUTS, FastLearner, quiet
-from rvtutorial.engine.mapfiles import colour_bands
+from rvtutorial.data.validity import colour_bands
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.core.records import read_json
 
@@ -34,10 +34,10 @@ with quiet():
     from rastervision.pytorch_learner import SemanticSegmentationLearnerConfig
     from rastervision.pytorch_learner.utils.torch_hub import get_hubconf_dir_from_cfg
 
-__all__ = ["INPUTS", "OUR_CODE", "Model"]
 
 OUR_CODE = {  # SHA-256 of every version of unet, course, encoders and losses in `models`
     "ea76b23f43a13302d0d8b656439b5ff33e92af6440ba57647969e7d973210ead",
+    "47fefd8362d2c38f9965f2a6ac788512ede34e63cc45d2b44c451258c6e2348d",
     "f335d3a4ccd4fd3d19dd1147a60e995e45385771243bf82d20b8571c22bb8ee5",
     "3475ce87ba3107ae57e30d53ae205a055adb0100f94744f5aed5502818cb3bbb",
     "2ace2995c4d84eaa83dbc689cc8738fd6fb3465a14003d7020bcb49131001db4",

@@ -1,4 +1,4 @@
-"""Open a run's folder, check its open files and pre-trained weights, scale its inputs.
+"""Check open files and pre-trained weights, scale the inputs, weigh the classes.
 
 Written by hand: what `get_config` does that needs torch; what only needs the scenes
 stands in `data.checks`.
@@ -32,18 +32,11 @@ import torch
 from rastervision.core.box import Box
 from torchvision.models import get_model_weights
 
-from rvtutorial import scenes
 from rvtutorial.core.hyperparams import NETWORK_OPTIONS
 from rvtutorial.core.names import near_match
-from rvtutorial.data import validity
-from rvtutorial.data.label_values import Meaning
 from rvtutorial.engine.reading import build_scene
 from rvtutorial.models import course, encoders, unet
 from rvtutorial.runs import Hyperparams, Run
-
-__all__ = ["allow_open_files", "begun", "check_pretrained", "in_one_way"]
-__all__ += ["fitted", "make_transform", "network_file", "weighed", "weights_of"]
-__all__ += ["chips_of", "network_options"]
 
 
 def allow_open_files(
@@ -127,112 +120,7 @@ def _check_encoder(hp: Hyperparams) -> Path | None:
     return encoders.weights_file(hp.encoder, hp.encoder_weights)
 
 
-def in_one_way(
-    where: dict,  # Settings of data and labels, as they were given
-) -> dict:  # The same, so that two ways to write one thing are one run
-    "Settings without blanks around names and numbers; usual zeros are None."
-
-    def plain(text, mark, cuts=-1):
-        if not isinstance(text, str):
-            return text
-        return mark.join(part.strip() for part in text.split(mark, cuts))
-
-    out = {k: plain(where[k], ",") for k in ("classes", "label_values", "bands")}
-    out["label_values"] = Meaning.in_one_text(out["label_values"])
-    if isinstance(out["label_values"], str):
-        pairs = out["label_values"].split(",")
-        out["label_values"] = ",".join(plain(pair, ":", 1) for pair in pairs)
-    data = validity.check_zeros(where["zeros"]) == "data"
-    return where | out | {"zeros": "data" if data else None}
-
-
-@contextmanager
-def begun(
-    output_uri: str | Path,  # Folder of the run
-    hp: Hyperparams,  # All of them
-    preset: str,  # Its name
-    where: dict,  # Settings of data and labels, as `in_one_way` returns them
-    splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
-    windows: dict,  # Scene id -> which chips are cut from it
-) -> Iterator[Run]:  # New, or the same run again; ValueError when it is another one
-    """Open the folder of a run; if what follows fails, a new one is left as it was found.
-
-    Values, data and windows make two runs the same run.
-    """
-    grid = {s.id: json.loads(windows[s.id].json()) for s in splits["val"]}
-    digest = hashlib.sha256(json.dumps(grid, sort_keys=True).encode()).hexdigest()[:16]
-    data = {k: where[k] for k in ("data", "image_pattern", "label_pattern")}
-    asked = {
-        "hyperparams": hp.asdict(),
-        "preset": preset,
-        "data": {**data, "digest": scenes.dataset_digest(splits)},
-        "labels": {k: v for k, v in where.items() if k not in data},
-        "windows_digest": digest,
-        "seed": hp.seed,
-    }
-    run = Run(output_uri)
-    there, new = run.path.exists(), not run.manifest
-    run = Run.open_for(output_uri, asked)
-    if new:  # who will run it is not known, so its files tell its state
-        run.update("went", state=None)
-    try:
-        yield run
-    except BaseException:
-        for name in ("labels", "images", "hub") if new else ():
-            shutil.rmtree(run.path / name, ignore_errors=True)
-        for name in ("run.json", ".run.lock") if new else ():
-            (run.path / name).unlink(missing_ok=True)
-        if not there:
-            with suppress(OSError):  # something else lies there by now
-                run.path.rmdir()
-        raise
-
-
-# --- values that are left to the data
-
-
-MIDDLING = 192  # pixels: the side of a chip where scenes and memory allow it
-FOLD = 32  # what a network halves five times
-EPOCH = (160, 320)  # chips of an epoch: fewer are mostly overhead, more hide progress
 RARE = 0.05  # share of the labelled pixels below which a class is rare
-
-
-def fitted(
-    hp: Hyperparams,  # Some of which may be none
-    shapes: dict,  # Scene id -> (rows, columns, bands)
-    output_uri: str | Path,  # Folder of the run, which may know its epochs already
-) -> Hyperparams:  # With numbers for chips, and the epochs that were planned
-    """Values that are left to the data: chips of 192 pixels, or what the smallest scene holds.
-
-    Sides are multiples of 32 where there is room, as the network halves them five times.
-    Windows of a map are two thirds of a chip apart.
-    """
-    chip, found = hp.chip_sz, {}
-    if chip is None:
-        room = min(min(shape[:2]) for shape in shapes.values())
-        chip = min(MIDDLING, room - room % FOLD if room >= FOLD else room)
-        found["chip_sz"] = chip
-    if hp.stride_length is None:
-        found["stride_length"] = max(1, 2 * chip // 3)
-    asked = (Run(output_uri).manifest or {}).get("asked", {}).get("hyperparams", {})
-    if hp.budget and asked.get("budget") == hp.budget:
-        found["epochs"] = asked["epochs"]  # as they were planned when the run began
-    return hp.replace(**found) if found else hp
-
-
-def chips_of(
-    hp: Hyperparams,  # chip_sz, max_windows
-    shapes: list,  # (rows, columns, ...) of the scenes of a split
-) -> list[int]:  # Random chips of each scene in an epoch, 1 or more
-    """How many chips are drawn from each scene: a number, or by its area.
-
-    By area: once over all pixels, but 160 to 320 chips in all.
-    """
-    if hp.max_windows is not None or not shapes:
-        return [hp.max_windows] * len(shapes)
-    areas = [rows * columns for rows, columns, *_ in shapes]
-    chips = min(max(sum(areas) / hp.chip_sz**2, EPOCH[0]), EPOCH[1])
-    return [max(1, round(chips * area / sum(areas))) for area in areas]
 
 
 def weighed(
@@ -273,22 +161,6 @@ def weighed(
 STRIP = 2048  # rows that are read at once
 
 
-def weights_of(
-    given: str | None,  # A run folder, or a file of weights
-) -> str | None:  # A file of weights
-    "Where the weights of another run are; FileNotFoundError when there are none."
-    if given is None:
-        return None
-    path = Path(given)
-    file = path / "train" / "last-model.pth" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"init_weights={given}: there is no {file.name} there; give the folder of a "
-            f"run that has been trained, or a file of its weights (.pth)"
-        )
-    return str(file)
-
-
 def network_file(
     hp: Hyperparams,  # hubconf, encoder
 ) -> tuple[str, str]:  # A Python file, the name of the function in it
@@ -322,3 +194,16 @@ def network_options(
         every["backbone"] = hp.backbone
         every["weights"] = (hp.encoder_weights or on) if hp.pretrained else None
     return every
+
+
+def refuse_other_code(
+    kept: Path,  # RUN/hub/hubconf.py, if the run has begun
+    file: str | Path,  # What is to be its network now
+) -> None:
+    "ValueError when a run that trains already would go on with another network."
+    begun = kept.is_file() and (kept.parents[1] / "train").exists()
+    if begun and kept.read_bytes() != Path(file).read_bytes():
+        raise ValueError(
+            f"{file} is not the network with which this run began, which is {kept}: give "
+            f"the changed one a folder of its own"
+        )

@@ -23,6 +23,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,22 @@ def _precision_of(asked="auto", device="cpu") -> torch.dtype:
             words = Path("/proc/cpuinfo").read_text().split()
             native = not {"avx512_bf16", "amx_bf16"}.isdisjoint(words)
     return torch.bfloat16 if native else torch.float32
+
+# %% ../../nbs/engine/learner.ipynb #2e6d28ca
+def _slow_layers_in_float32(model: torch.nn.Module) -> None:
+    "Compute depthwise layers in float32 where torch's bfloat16 gradients are slow."
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d) and 1 < layer.groups == layer.in_channels:
+            if max(layer.kernel_size) > 3 or max(layer.stride) > 1:
+                layer.forward = partial(_in_float32, layer.forward)
+
+
+def _in_float32(forward, x):
+    "What a layer returns, computed in float32 when there will be a gradient."
+    if not torch.is_grad_enabled():
+        return forward(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float()).to(x.dtype)
 
 # %% ../../nbs/engine/learner.ipynb #c7f6595d
 class Interrupted(SystemExit):
@@ -302,6 +319,7 @@ class Options:
     inputs: dict | None = None  # What training images hold: put into the bundle
     recipe: Recipe = field(default_factory=Recipe)  # Optimizer, schedule, encoder
     sampling: str = "random"  # Windows anywhere, or where there are labels
+    jitter: float = 0.0  # By how much light and contrast of training chips vary
     meters: dict = field(default_factory=dict)  # Stage -> Meter
 
     def __post_init__(self):
@@ -320,6 +338,21 @@ class Options:
         if best is None:
             return True
         return new < best if self.monitor.endswith("loss") else new > best
+
+# %% ../../nbs/engine/learner.ipynb #ff827788
+def jittered(x: torch.Tensor, share: float) -> torch.Tensor:
+    """Chips with other contrast and brightness, at random; (n, bands, height, width).
+
+    Contrast changes by at most `share`, brightness by as much of two standard deviations
+    of the batch, and both by half of it once more in each band.
+    """
+
+    def drawn():
+        every = torch.rand(x.shape[0], 1, 1, 1, device=x.device)
+        single = torch.rand(*x.shape[:2], 1, 1, device=x.device)
+        return share * ((2 * every - 1) + (single - 0.5))
+
+    return x * (1 + drawn()) + 2 * x.std() * drawn()
 
 # %% ../../nbs/engine/learner.ipynb #f4d76cb2
 class FastLearner(SemanticSegmentationLearner):
@@ -348,6 +381,8 @@ class FastLearner(SemanticSegmentationLearner):
         self.dtype = _precision_of(self.options.precision, self.device)
         if isinstance(self.model, torch.nn.Module):
             self.model.to(memory_format=torch.channels_last)
+            if self.dtype == torch.bfloat16 and self.device.type == "cpu":
+                _slow_layers_in_float32(self.model)
             if self.options.compile and self.device.type == "cuda":
                 self.model.compile()
 
@@ -429,6 +464,7 @@ class FastLearner(SemanticSegmentationLearner):
 
     def train_step(self, batch, batch_ind):
         x, y = batch
+        x = jittered(x, self.options.jitter) if self.options.jitter else x
         return {"train_loss": self.loss(self.forward(x), y)}
 
     def validate_step(self, batch, batch_ind):

@@ -36,7 +36,6 @@ from rvtutorial.data.places import square_metres, unplaced_allowed
 from rvtutorial.data.validity import Validity, colour_bands, no_numbers
 from rvtutorial.core.names import natural_key
 
-__all__ = ["Outputs", "Raster", "find_images"]
 
 BLOCK = 512  # Rows and columns of a block in a file
 CACHE = 16 * 2**20  # Bytes that GDAL may keep of all files; rasterio counts bytes

@@ -21,6 +21,9 @@ class Recipe:
     cosine: bool = False  # Warm up over a tenth of the steps, then fall along a cosine
     encoder_lr: float = 1.0  # Rate of a pre-trained encoder, as a share of the others'
     freeze_epochs: int = 0  # Epochs in which the encoder stays as it is
+    frozen_layers: int = (
+        0  # Its first convolutions that stay as they are in all of them
+    )
 
     @classmethod
     def of(cls, asked: dict) -> "Recipe":  # Hyperparameters of a run
@@ -62,16 +65,27 @@ class Recipe:
         )
 
     def freeze(self, network: torch.nn.Module, epoch: int) -> None:
-        "Hold the encoder in the first epochs, its normalisation included."
-        if not self.freeze_epochs:
+        """Hold the encoder in the first epochs, or its first layers in all of them.
+
+        Its normalisation keeps the statistics that it came with in both cases. The very
+        first layer learns nevertheless where an image has not the three bands of ImageNet.
+        """
+        if not (self.freeze_epochs or self.frozen_layers):
             return
-        frozen = epoch < self.freeze_epochs
-        for name, weight in network.named_parameters():
-            if _is_encoder(name):
-                weight.requires_grad_(not frozen)
+        whole, layers = epoch < self.freeze_epochs, 0
         for name, module in network.named_modules():
-            if _is_encoder(f"{name}."):
-                module.train(not frozen)
+            if not _is_encoder(f"{name}."):
+                continue
+            layers += isinstance(module, torch.nn.Conv2d)
+            early = 0 < layers <= self.frozen_layers
+            if layers == 1 and getattr(module, "in_channels", 3) != 3:
+                early = False
+            for weight in module.parameters(recurse=False):
+                weight.requires_grad_(not (whole or early))
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.train(not (whole or self.frozen_layers))
+            else:
+                module.training = not whole
 
 
 def _is_encoder(name: str) -> bool:  # Of a weight, such as net.encoder.model.bn1.weight

@@ -35,7 +35,7 @@ import rasterio
 import torch
 
 from rvtutorial.core import files
-from rvtutorial.core.hyperparams import BEYOND_STOCK, Hyperparams, under_new_names
+from rvtutorial.core.hyperparams import BEYOND_STOCK, Hyperparams
 from rvtutorial.core.renamed import renamed_arguments
 from rvtutorial.core.names import near_match
 from rvtutorial.core.progress import ProgressLine
@@ -68,7 +68,6 @@ from rastervision.pipeline.pipeline_config import PipelineConfig
 from rastervision.pytorch_learner import SemanticSegmentationGeoDataConfig
 from rastervision.pytorch_learner import SemanticSegmentationLearner as StockLearner
 
-__all__ = ["paths", "predict", "run"]
 
 # --- the configuration
 
@@ -135,7 +134,7 @@ def _place(uri):
 # --- which code runs what
 
 
-def paths(
+def _paths(
     cfg: PipelineConfig,  # Complete, as `_prepare` returns it
     ddp: bool = False,  # Train on several GPUs?
 ) -> pd.DataFrame:  # Index: the part of a run; columns: path, why
@@ -226,6 +225,20 @@ def _refuse_impossible(cfg, stock=False) -> None:
             )
     if stock or _why_predict_stock(cfg):
         _refuse_without_place(scenes)
+
+
+def _refuse_outside(
+    folder: str | Path,  # Where a folder of that name is to be written
+    scene_id: str,  # One name, or a path below the folder
+) -> None:
+    "Raise ValueError when the id of a scene leads out of a folder, or to the folder itself."
+    above = os.path.abspath(folder)
+    there = os.path.abspath(os.path.join(above, scene_id))
+    if os.path.isabs(scene_id) or not there.startswith(above.rstrip("/") + "/"):
+        raise ValueError(
+            f"the id of a scene is {scene_id!r}, which leads out of {above}: give it "
+            f"another name"
+        )
 
 
 def _refuse_remote(config) -> None:
@@ -876,7 +889,7 @@ DEFAULTS = {"engine": "fast"} | {name: getattr(Options, name) for name in _CHOIC
 def _chosen(folder, **given) -> dict:
     "Options that hold for a run: the call wins, then what the run was asked for."
     asked = folder.manifest.get("asked", {}).get("hyperparams", {})
-    asked = under_new_names(asked, says=False)
+    asked = Hyperparams.under_new_names(asked, says=False)
     asked = asked | {"keep": asked.get("checkpoint")}
     known = {k: asked[k] for k in DEFAULTS if asked.get(k) is not None}
     found = {**DEFAULTS, **known, **{k: v for k, v in given.items() if v is not None}}
@@ -931,7 +944,7 @@ def run(
     _refuse_remote(config)
     cfg = _as_planned(_prepare(config))
     for scene in cfg.dataset.all_scenes:  # each gets a folder of that name
-        files.refuse_outside(cfg.predict_uri, scene.id, "the id of a scene")
+        _refuse_outside(cfg.predict_uri, scene.id)
     given = dict(engine=engine, precision=precision, onnx=onnx, keep=checkpoint)
     how = _chosen(Run(cfg.root_uri), **given, patience=patience, monitor=monitor)
     engine = how.pop("engine")
@@ -946,6 +959,7 @@ def run(
         seed=seed,
         recipe=Recipe.of(asked),
         sampling=asked.get("sampling", "random"),
+        jitter=asked.get("jitter", 0.0),
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
         store=store or _shared_store(),
@@ -976,9 +990,8 @@ def run(
 
 def _refuse_beyond_stock(folder, how) -> None:
     "ValueError when Raster Vision's own training would leave out what a run was asked for."
-    asked = under_new_names(
-        folder.manifest.get("asked", {}).get("hyperparams", {}), False
-    )
+    asked = folder.manifest.get("asked", {}).get("hyperparams", {})
+    asked = Hyperparams.under_new_names(asked, says=False)
     asked = asked | {"checkpoint": how["keep"], "patience": how["patience"]}
     left = Hyperparams(**{k: asked[k] for k in BEYOND_STOCK if k in asked})
     if left.beyond_stock:
@@ -1013,6 +1026,7 @@ def _training_digest(cfg, options, how, learner) -> str:
     "16 hex digits of all that decides what a training gives."
     more = [] if options.recipe.is_stock else [options.recipe]
     more += [] if options.sampling == "random" else [options.sampling]
+    more += [options.jitter] if options.jitter else []
     more += [] if learner is FastLearner else [learner.__name__, learner.settings]
     digest = repr([_fingerprint(cfg, False), options.seed, how, *more]).encode()
     return hashlib.sha256(digest).hexdigest()[:16]
@@ -1055,7 +1069,7 @@ def _run_stages(work: _Work, commands, stock: bool) -> None:
     for text in texts:
         (_say if work.out is _say_nothing else work.out)(text)
     if not stock:
-        table = paths(work.cfg, work.ddp)
+        table = _paths(work.cfg, work.ddp)
         work.folder.update("went", paths=table.path.to_dict())
         for part, why in table.query("path == 'stock'").why.items():
             work.out(f"{part}: Raster Vision's own code ({why})")
@@ -1084,7 +1098,9 @@ def _run_stage(name: str, work: _Work, stock: bool = False) -> None:
         folder.update("went", trained={"bundle": _digest(bundle)})
     for split in ("validation", "test") if name == "eval" else ():
         if folder.path.joinpath("eval", f"{split}_scenes", "eval.json").exists():
-            folder.update(f"results.{split}", **folder.headline(folder.evaluation(split)))
+            folder.update(
+                f"results.{split}", **folder.headline(folder.evaluation(split))
+            )
     seconds = round(time.perf_counter() - start, 2)
     folder.update("went", stages=[*done, {"name": name, "seconds": seconds}])
     if name == "train":

@@ -24,8 +24,6 @@ with warnings.catch_warnings():  # importing Raster Vision switches all of them 
     from rastervision.core.data.utils import listify_uris
     from rastervision.pipeline.file_system import download_if_needed
 
-__all__ = ["LabelRaster"]
-
 
 # --- reading
 

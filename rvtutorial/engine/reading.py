@@ -36,8 +36,6 @@ from rastervision.pipeline.file_system import NotReadableError, get_tmp_dir
 from rvtutorial.engine.polygons import LabelRaster
 from rvtutorial.engine.store import Held, SceneStore
 
-__all__ = ["SceneStore", "build_scene", "slow_reason"]
-
 
 # --- open files
 

@@ -14,8 +14,6 @@ import torch
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Meter", "measure"]
-
 
 def _matmul(side, device, dtype, random):
     "A product of matrices, and its operations."

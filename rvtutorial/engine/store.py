@@ -17,8 +17,6 @@ import torch
 from rvtutorial.core import files
 from rvtutorial.core.renamed import say_once
 
-__all__ = ["Held", "SceneStore"]
-
 
 class _CannotHold(OSError):
     "There is neither memory nor scratch for the pixels of a scene."

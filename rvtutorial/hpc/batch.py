@@ -1,23 +1,27 @@
-"""Submitting: the options of sbatch, the batch script, and what is written before a job is queued."""
+"""Submitting: the batch script, what Slurm would refuse, what is written, and handing it to sbatch."""
 
+import contextlib
+import getpass
 import os
 import re
 import secrets
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
+import time
+import warnings
 from datetime import datetime
 from pathlib import Path
 
-from rvtutorial.container import check_binds, check_image, exec_command
+from rvtutorial.container import Bind, check_image, exec_command
+from rvtutorial.core.commands import answer, slurm_says
 from rvtutorial.core.files import locked
-from rvtutorial.hpc import job as jobs
-from rvtutorial.hpc import scheduler
-from rvtutorial.hpc.job import Job
+from rvtutorial.hpc.job import Job, JobNotebook
 from rvtutorial.hpc.local_queue import Submission, queue_folder
-from rvtutorial.hpc.scheduler import FINE, LIVE, SlurmError
-from rvtutorial.hpc.sites import Site
+from rvtutorial.hpc.scheduler import FINE, LIVE, SlurmError, find_job, minutes
+from rvtutorial.hpc.sites import Site, option
 from rvtutorial.core.records import write_json
 from rvtutorial.runs import Run, Workspace
 
@@ -127,7 +131,254 @@ def batch_script(
     return re.sub("@([A-Z]+)@", lambda found: parts[found[1]], _JOB_SH)
 
 
-# --- what is refused, and what has to be waited for
+# --- what Slurm would refuse
+
+
+def _count(text: str) -> int:
+    "A number such as 64+, 1.5K or 16GB; ValueError for what is none."
+    found = re.fullmatch(r"([\d.]+)([KMGT]?)B?\+?", text.upper())
+    if not found:
+        raise ValueError(f"{text!r} is no number of Slurm's")
+    return round(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+def _devices(text: str) -> list[tuple[str, str, int]]:
+    "Name, type and count of each in a text such as gpu:2,shard:1 or gpu:a100:4(S:0-1)."
+    found = []
+    for item in re.sub(r"\(.*?\)", "", text).replace("=", ":").split(","):
+        name, *more = item.split(":")
+        number = more.pop() if more and more[-1].isdigit() else "1"
+        found += [(name, ":".join(more), int(number))] if name else []
+    return found
+
+
+_NODES = "%R|%l|%c|%m|%T|%G"  # partition, time limit, cores, memory, state, devices
+_NODE = re.compile(r"([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|(\w[^|\s]*)\|([^|]*)")
+
+
+def _read_nodes(text: str) -> list[dict]:
+    "The kinds of nodes in what sinfo prints in that form; other lines are skipped."
+    rows = []
+    for found in filter(None, map(_NODE.fullmatch, map(str.strip, text.splitlines()))):
+        with contextlib.suppress(ValueError):  # a notice of the site
+            partition, limit, cpus, mem, state, gres = found.groups()
+            about = dict(partition=partition, time=minutes(limit), limit=limit)
+            about |= dict(cpus=_count(cpus), mem=_count(mem), state=state)
+            rows.append(about | {"gres": _devices(gres)})
+    return rows
+
+
+def _fits(node: dict, field: str, asked) -> bool:
+    "Whether a node has what a field of a site asks for."
+    if field == "gres":
+        return all(
+            any(name == n and kind in ("", k) and c >= many for n, k, c in node["gres"])
+            for name, kind, many in _devices(asked)
+        )
+    most = node[field]
+    if field == "time":
+        return minutes(asked) <= most
+    return (_count(asked) / 2**20 if field == "mem" else asked) <= most
+
+
+def _offer(nodes: list[dict], field: str) -> str:
+    "The most that nodes have of something, in words."
+    best = max(nodes, key=lambda node: node[field])
+    if field == "time":
+        return f"its partition {best['partition']} allows: {best['limit']}"
+    if field == "gres":
+        kinds = {kind for node in nodes for kind in node["gres"]}
+        words = sorted(":".join(filter(None, map(str, kind))) for kind in kinds)
+        return "its nodes have: " + (", ".join(words) or "none")
+    return f"its nodes have: {best[field]}{' MB' if field == 'mem' else ''}"
+
+
+def _fitting(site: Site, nodes: list[dict]) -> tuple[list[dict], str | None]:
+    "Which nodes can run what a site asks for, or else why none can, with the field."
+    if site.partition and nodes:
+        wanted = site.partition.split(",")
+        names = sorted({node["partition"] for node in nodes})
+        strange = [name for name in wanted if name not in names]
+        if strange:
+            return [], f"partition {strange[0]!r} is not one of {', '.join(names)}"
+        nodes = [node for node in nodes if node["partition"] in wanted]
+    for field in ("time", "cpus", "mem", "gres"):
+        asked = getattr(site, field)
+        left = [node for node in nodes if not asked or _fits(node, field, asked)]
+        if nodes and not left:
+            return [], f"{field} {asked} is more than {_offer(nodes, field)}"
+        nodes = left
+    return nodes, None
+
+
+_AWAY = {"down", "drained", "draining", "fail", "failing", "future", "inval", "error"}
+
+
+def _absent(nodes: list[dict]) -> str | None:
+    """What nodes are, in Slurm's words, when none of them takes jobs.
+
+    Nodes that sleep to save power, restart or are reserved count as taking jobs: they
+    will.
+    """
+    # "down*": it does not answer either
+    states = {re.match(r"\w*", node["state"])[0] for node in nodes}
+    return ", ".join(sorted(states)) if states and states <= _AWAY else None
+
+
+def _not_yours(site: Site) -> str | None:
+    "Why a site's account or quality of service is not this user's; None: it may be."
+    if not (site.account or site.qos):
+        return None
+    asked = ["sacctmgr", "-nP", "show", "associations", "where"]
+    asked += [f"user={getpass.getuser()}", "format=account,partition,qos"]
+    asked += [f"cluster={site.cluster}"] if site.cluster else []
+    lines = map(str.strip, (answer(asked) or "").splitlines())
+    rows = [re.fullmatch(r"([^|\s]+)\|[^|\s]*\|([^|\s]*)", line) for line in lines]
+    known = [row.groups() for row in rows if row]
+    accounts = sorted({account for account, _ in known})
+    if known and site.account and site.account not in accounts:
+        return f"account {site.account!r} is not one of yours: {', '.join(accounts)}"
+    mine = [levels.split(",") for a, levels in known if site.account in (None, a)]
+    levels = sorted({level for row in mine for level in row if level})
+    if levels and site.qos and site.qos not in levels:
+        return f"qos {site.qos!r} is not one of yours: {', '.join(levels)}"
+    return None
+
+
+def _refuse_request(site: Site) -> None:
+    """Raise SlurmError for what Slurm would refuse, or keep waiting for ever.
+
+    Only what `sinfo` and `sacctmgr` can say is looked at; where they are silent, nothing
+    is refused. Warns when the only nodes that fit are down or drained.
+    """
+    told = answer(["sinfo", "-h", "-e", "-o", _NODES], site.cluster)
+    nodes, misfit = _fitting(site, _read_nodes(told or ""))
+    wrong = _not_yours(site) or misfit
+    if wrong:
+        raise SlurmError(
+            f"not queued: {wrong}. Change {wrong.split()[0]} in the file of site "
+            f"{site.name}"
+        )
+    state = _absent(nodes)
+    if state:
+        warnings.warn(
+            f"the job will wait: every node that fits is {state} (sinfo -R says why)",
+            stacklevel=2,
+        )
+
+
+_BLAME = {
+    "account": "account",
+    "partition": "partition",
+    r"\bqos\b": "qos",
+    r"gres|generic resource|tres": "gres",
+    r"time limit|wall": "time",
+    "memory": "mem",
+    r"cpu|processors": "cpus",
+    "node count|more nodes": "nodes",
+    "configuration is not available": "gres, mem, cpus or partition",
+    r"unrecognized option|invalid option|ambiguous": "extra",
+}
+_FULL = r"submit ?limit|MaxSubmit|violates accounting|MaxArraySize|array"
+
+
+def _explain(said: str) -> str:
+    "What to change after a refusal; empty where we know no more than Slurm."
+    if re.search(_FULL, said, re.I):
+        return "So many jobs at one time are not allowed: submit fewer, or wait."
+    for words, field in _BLAME.items():
+        if re.search(words, said, re.I):
+            return f"Change {field} in the site file."
+    return ""
+
+
+# --- handing over to sbatch
+
+
+class _Unheard(SlurmError):
+    "Slurm may have taken a job, and nobody knows under which number."
+
+
+_SILENT = r"contact slurm controller|socket timed out|connection|transport|zero bytes"
+WAITS = (2, 5, 10, 20)  # Seconds before each further try
+
+
+def _read_id(
+    text: str,  # What sbatch --parsable prints, among other lines
+    name: str = "",  # Of the submission, by which Slurm is asked where it could be several
+) -> str | None:  # Such as "123", or "123;gpu" with the name of the cluster
+    "The job id in what sbatch says: a notice may be a number, too; None where there is none."
+    form = r"(?:Submitted batch job )?(\d+)(?:[_+]\d+)?(?:(?:;| on cluster )(\S+))?"
+    found = [re.fullmatch(form, line.strip()) for line in text.splitlines()]
+    ids = [f"{one[1]};{one[2]}" if one[2] else one[1] for one in found if one]
+    if len({*ids}) > 1 and name:
+        numbers = [job.partition(";")[0] for job in ids]
+        known = find_job(name, ids[-1].partition(";")[2], tuple(numbers)) or ""
+        ids += [job for job in ids if job.split(";")[0] == known.split(";")[0]]
+    return ids[-1] if ids else None
+
+
+def _sbatch(args: list[str]) -> tuple[str | None, str, bool]:
+    "Run sbatch once: job id or None, what it said, and whether it may have been heard."
+    try:
+        done = slurm_says(args, 60)
+    except (FileNotFoundError, PermissionError):
+        raise SlurmError(
+            "there is no sbatch on this machine: use a terminal or a session of the "
+            f'cluster, or site="local". In a terminal: {shlex.join(args)}'
+        ) from None
+    except subprocess.TimeoutExpired:
+        return None, "socket timed out: sbatch did not answer within 60 s", True
+    said = done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}"
+    if not done.returncode:  # it was taken, number or not
+        return _read_id(done.stdout, option(args, "job-name")), said, True
+    silent = re.search(_SILENT, said, re.I)
+    return None, said, bool(silent) and "connect failure" not in said
+
+
+def _run_sbatch(
+    args: list[str],  # The command, with --job-name
+) -> str:  # Job id
+    """Hand a job to Slurm, once, even if Slurm is silent for a while.
+
+    Raises SlurmError in Slurm's own words, with the field of the site file to change.
+    """
+    name, cluster = (option(args, key) for key in ("job-name", "clusters"))
+    doubt = False  # Whether it may have been taken: then it is looked for, not repeated
+    for wait in (*WAITS, None):
+        if not doubt:
+            found, said, doubt = _sbatch(args)
+            silent = bool(re.search(_SILENT, said, re.I))
+        if doubt and not found:
+            found = find_job(name, cluster) if name else None
+            doubt = found is None or not silent
+        if found:
+            return found
+        if not doubt and not silent:
+            break
+        if wait:
+            what = "Slurm does not answer" if silent else "sbatch gave no job id"
+            warnings.warn(f"{what}; asked again in {wait} s", stacklevel=2)
+            time.sleep(wait)
+    if doubt and found == "":
+        raise SlurmError(
+            f"sbatch gave no job id, and Slurm knows no job {name}. It said: {said}\n"
+            f"The command was: {shlex.join(args)}"
+        )
+    if doubt:
+        raise _Unheard(
+            f"sbatch gave no job id ({said}), and Slurm does not answer: the job may "
+            f"well be queued. It is looked for by its name, {name}, whenever states are "
+            f"asked for; submit it again only when they say that it is lost"
+        )
+    again = "Nothing is lost: submit the same again when Slurm answers."
+    raise SlurmError(
+        f"sbatch refused: {said}\n{again if silent else _explain(said)}\n"
+        f"The command was: {shlex.join(args)}"
+    )
+
+
+# --- what else is refused, and what has to be waited for
 
 
 def _refuse_missing(site: Site) -> None:
@@ -136,7 +387,7 @@ def _refuse_missing(site: Site) -> None:
         queue_folder()
     if site.image:
         check_image(site.expand("image", site.image))
-        check_binds([site.expand("binds", bind) for bind in site.binds])
+        Bind.all_of([site.expand("binds", bind) for bind in site.binds])
 
 
 def _refuse_pattern(folder: Path, site: Site) -> None:
@@ -188,16 +439,16 @@ def _submission_folder(folders: list[Path]) -> Path:
 
 
 def _write_submission(
-    runs: dict[Path, dict], site: Site, notebook: Path, needs=(), before=None
+    runs: dict[Path, dict], site: Site, book: JobNotebook, needs=(), before=None
 ) -> Path:
     "Write all that the members of a submission need; returns its folder."
     home = _submission_folder(list(runs))
     # later edits do not matter
-    shutil.copyfile(notebook, home / f"{notebook.stem}.ipynb")
-    tasks = dict(notebook=f"{notebook.stem}.ipynb", folders=list(map(str, runs)))
+    shutil.copyfile(book.path, home / f"{book.path.stem}.ipynb")
+    tasks = dict(notebook=f"{book.path.stem}.ipynb", folders=list(map(str, runs)))
     tasks |= dict(params=list(runs.values()), needs=list(needs), before=before)
     tasks |= dict(warn=site.warn, restarts=site.restarts)
-    tasks |= dict(seconds=scheduler.minutes(site.time) * 60 if site.time else None)
+    tasks |= dict(seconds=minutes(site.time) * 60 if site.time else None)
     write_json(home / "tasks.json", tasks)
     course = Workspace().home
     values = {v for p in runs.values() for v in p.values() if isinstance(v, str)}
@@ -205,11 +456,10 @@ def _write_submission(
     places = {str(folder.parent) for folder in runs} | set(shown) | {str(course)}
     script = batch_script(site, home / "tasks.json", sorted(places), course)
     (home / "job.sh").write_text(script)
-    known = jobs.parameters(notebook)
     for index, (folder, params) in enumerate(runs.items()):
         job = dict(submission=str(home), index=index, site=site.name)
-        job |= dict(notebook=str(notebook), params=params)
-        job |= {"epochs": (jobs.hyperparams(known, params) or {}).get("epochs")}
+        job |= dict(notebook=str(book.path), params=params)
+        job |= {"epochs": (book.hyperparams(params) or {}).get("epochs")}
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
         went = run.manifest.get("went", {})
@@ -223,21 +473,21 @@ def _write_submission(
 
 
 def _hand_over(
-    runs: dict[Path, dict], site: Site, notebook: Path, first: dict, before=None
+    runs: dict[Path, dict], site: Site, book: JobNotebook, first: dict, before=None
 ) -> str:  # Job id
     "Hand checked runs to Slurm or to the local queue."
     needs = [f for f in first["folders"] if first["needs"]]
-    home = _write_submission(runs, site, notebook, needs, before)
+    home = _write_submission(runs, site, book, needs, before)
     args = sbatch_args(site, home, len(runs), home.name, first["slurm"])
     doc = dict(queue=site.queue, host=socket.gethostname())
     doc |= dict(site=site.model_dump(), sbatch=args)
     write_json(home / "job.json", doc)
     try:
         if site.queue == "slurm":
-            doc["id"] = scheduler.run_sbatch(args)
+            doc["id"] = _run_sbatch(args)
         else:
             doc["id"] = Submission(home).start_local()
-    except scheduler.Unheard:  # it may be queued: the runs wait, and are looked for
+    except _Unheard:  # it may be queued: the runs wait, and are looked for
         raise
     except SlurmError as error:
         why = str(error).splitlines()[0]
@@ -280,15 +530,15 @@ def submit_many(
     bad, or when a folder holds another run; SlurmError when Slurm refuses, before
     anything is written where that can be known.
     """
-    site, notebook = Site.read(site), jobs.job_notebook(notebook)
+    site, book = Site.read(site), JobNotebook(notebook)
     asked, job = {}, Job(runs)
     if not runs:
         raise ValueError("a submission has 1 run at least, got none")
     for folder, params in zip(job.folders, runs.values(), strict=True):
         if folder in asked:
             raise ValueError(f"{folder} is asked for twice in one submission")
-        asked[folder] = jobs.check_params(notebook, params)
-        jobs.refuse_other_run(folder, asked[folder], notebook)
+        asked[folder] = book.check(params)
+        book.refuse_other_run(folder, asked[folder])
     first, parent = _dependency(after, site, needs), job.folders[0].parent
     _refuse_pattern(parent, site)
     parent.mkdir(parents=True, exist_ok=True)
@@ -308,12 +558,12 @@ def submit_many(
             _refuse_missing(site)
             most = None
             if site.queue == "slurm":
-                scheduler.refuse_request(site)
+                _refuse_request(site)
                 most = site.array_limit() if len(todo) > 1 else None
             order, parts = first, _array_parts(todo, most)
             for place, part in enumerate(parts, 1):
                 try:
-                    number = _hand_over(part, site, notebook, order, before)
+                    number = _hand_over(part, site, book, order, before)
                 except SlurmError as error:
                     left = sum(map(len, parts[place:]))
                     if not left:

@@ -122,6 +122,33 @@ class Bind:
             )
         return cls(parts[0], parts[1] if len(parts) > 1 else "", mode == "ro")
 
+    @classmethod
+    def all_of(
+        cls,
+        binds,  # Texts such as "source:target:ro", or Binds
+        exist: bool = True,  # Look on the disk whether each source is there
+    ) -> "list[Bind]":  # The same, parsed
+        """Read binds and refuse those that would stop the job as it starts.
+
+        Raises FileNotFoundError for a source that is not there (Apptainer ends with 255)
+        and ValueError for two binds with one target.
+        """
+        if isinstance(binds, (str, Path, cls)):
+            binds = [binds]
+        found, places = [cls.of(bind) for bind in binds], {}
+        for bind in found:
+            if exist and not os.path.exists(bind.source):
+                raise FileNotFoundError(
+                    f"nothing at {bind.source}, which was to be bound to {bind.target}; "
+                    f"Apptainer stops on a missing source, so make the folder first"
+                )
+            other = places.setdefault(bind.target, bind)
+            if other != bind:
+                raise ValueError(
+                    f"{other.source} and {bind.source} are both bound to {bind.target}"
+                )
+        return list(places.values())
+
     def args(self) -> list[str]:
         "The bind as arguments of `apptainer exec`."
         mode = ["ro"] * self.readonly
@@ -152,32 +179,6 @@ def plain_path(
             f"{name} must be an absolute path without colon or comma, got {text!r}"
         )
     return text
-
-
-def check_binds(
-    binds,  # Texts such as "source:target:ro", or Binds
-    exist: bool = True,  # Look on the disk whether each source is there
-) -> list[Bind]:  # The same, parsed
-    """Read binds and refuse those that would stop the job as it starts.
-
-    Raises FileNotFoundError for a source that is not there (Apptainer ends with 255)
-    and ValueError for two binds with one target.
-    """
-    if isinstance(binds, (str, Path, Bind)):
-        binds = [binds]
-    found, places = [Bind.of(bind) for bind in binds], {}
-    for bind in found:
-        if exist and not os.path.exists(bind.source):
-            raise FileNotFoundError(
-                f"nothing at {bind.source}, which was to be bound to {bind.target}; "
-                f"Apptainer stops on a missing source, so make the folder first"
-            )
-        other = places.setdefault(bind.target, bind)
-        if other != bind:
-            raise ValueError(
-                f"{other.source} and {bind.source} are both bound to {bind.target}"
-            )
-    return list(places.values())
 
 
 def assignment(name: str, value: str) -> str:

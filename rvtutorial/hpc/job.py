@@ -17,7 +17,6 @@ from pathlib import Path
 from rvtutorial.core import records
 from rvtutorial.core.commands import answer
 from rvtutorial.core.files import Busy, is_locked, is_other, locked
-from rvtutorial.core.hyperparams import under_new_names
 from rvtutorial.core.names import near_match, packaged
 from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.hpc.local_queue import Submission
@@ -30,28 +29,6 @@ class JobFailed(RuntimeError):
 
 
 # --- job notebooks and their parameters
-
-
-def job_notebook(name: str | Path) -> Path:
-    "The job notebook of that name, or at that path."
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path.resolve()
-    if path.parent != Path("."):
-        raise FileNotFoundError(f"there is no job notebook {path}")
-    return packaged("jobs", str(name))
-
-
-def parameters(
-    notebook: str | Path,  # Path of a job notebook
-) -> dict:  # Default value by name; an expression is given as its text
-    """What can be set in a notebook: the assignments of its cell tagged `parameters`.
-
-    Lines for IPython, such as `%matplotlib inline` and `!ls`, are left out. Raises
-    `ValueError` with the line for what is no Python, and where no one cell is tagged.
-    """
-    facts = os.stat(notebook)  # thousands of trials ask the same
-    return dict(_parameters(str(notebook), facts.st_mtime_ns, facts.st_size))
 
 
 @functools.lru_cache(maxsize=64)
@@ -100,22 +77,6 @@ def _statements(source: str, notebook: str | Path) -> list[ast.stmt]:
         ) from None
 
 
-def own_imports(
-    notebook: str | Path,  # Path of a job notebook
-) -> list[str]:  # Such as "rvtutorial.viz"; some may be names in a module
-    "What of this package a notebook imports, up to a cell that is no Python."
-    found = []
-    with contextlib.suppress(ValueError):
-        for cell in read_json(notebook, form={"cells": [dict]})["cells"]:
-            code = cell.get("cell_type") == "code" and "".join(cell.get("source") or "")
-            for node in _statements(code, notebook) if code else ():
-                if isinstance(node, ast.ImportFrom) and node.module:
-                    found += [f"{node.module}.{alias.name}" for alias in node.names]
-                elif isinstance(node, ast.Import):
-                    found += [alias.name for alias in node.names]
-    return [name for name in found if name.startswith("rvtutorial.")]
-
-
 def _scalar(name: str, value):
     "A parameter's value as JSON carries it; ValueError where it could not arrive whole."
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -137,64 +98,112 @@ def _scalar(name: str, value):
     return value
 
 
-def hyperparams(known: dict, params: dict) -> dict | None:
-    "All values a training would use, checked; None for a notebook that trains nothing."
-    names = {*Hyperparams().asdict()} & {*known}
-    if "lr" not in names:
-        return None
-    given = {k: v for k, v in (known | params).items() if k in names and v is not None}
-    preset = params.get("preset") or known.get("preset") or "sample"
-    return Hyperparams.of(preset, **given).asdict()
+class JobNotebook:
+    "A notebook that is run as a job, and what it can be asked."
 
+    def __init__(
+        self,
+        name: str | Path,  # Of a notebook of this package, or the path of one
+    ):
+        path = Path(name).expanduser()
+        if path.is_file():
+            self.path = path.resolve()
+        elif path.parent != Path("."):
+            raise FileNotFoundError(f"there is no job notebook {path}")
+        else:
+            self.path = packaged("jobs", str(name))
 
-def check_params(
-    notebook: str | Path,  # Path of a job notebook
-    params: dict,  # Value by name
-) -> dict:  # The same, as JSON carries it
-    "Refuse before queueing what would fail after it: unknown names, bad values."
-    known = parameters(notebook)
-    params = params if "keep" in known else under_new_names(params)
-    for name in params:
-        if name not in known:
+    @property
+    def parameters(self) -> dict:  # An expression is given as its text
+        """Names and default values: the assignments of the cell tagged `parameters`.
+
+        Lines for IPython, such as `%matplotlib inline` and `!ls`, are left out. Raises
+        `ValueError` with the line for what is no Python, and where no one cell is tagged.
+        """
+        facts = os.stat(self.path)  # thousands of trials ask the same
+        return dict(_parameters(str(self.path), facts.st_mtime_ns, facts.st_size))
+
+    @property
+    def imports(self) -> list[str]:  # Some may be names in a module
+        "What it imports of this package, up to a cell that is no Python."
+        found = []
+        with contextlib.suppress(ValueError):
+            for cell in read_json(self.path, form={"cells": [dict]})["cells"]:
+                code = cell.get("cell_type") == "code"
+                code = code and "".join(cell.get("source") or "")
+                for node in _statements(code, self.path) if code else ():
+                    if isinstance(node, ast.ImportFrom) and node.module:
+                        found += [f"{node.module}.{alias.name}" for alias in node.names]
+                    elif isinstance(node, ast.Import):
+                        found += [alias.name for alias in node.names]
+        return [name for name in found if name.startswith("rvtutorial.")]
+
+    def hyperparams(
+        self,
+        params: dict,  # Value by name
+    ) -> dict | None:  # None for a notebook that trains nothing
+        "All values a training would use, checked."
+        known = self.parameters
+        names = {*Hyperparams().asdict()} & {*known}
+        if "lr" not in names:
+            return None
+        given = {k: v for k, v in (known | params).items() if k in names}
+        given = {k: v for k, v in given.items() if v is not None}
+        preset = params.get("preset") or known.get("preset") or "sample"
+        return Hyperparams.of(preset, **given).asdict()
+
+    def check(
+        self,
+        params: dict,  # Value by name
+    ) -> dict:  # The same, as JSON carries it
+        "Refuse before queueing what would fail after it: unknown names, bad values."
+        known = self.parameters
+        params = params if "keep" in known else Hyperparams.under_new_names(params)
+        for name in params:
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} is no parameter of {self.path.stem}; "
+                    f"{near_match(name, known)}"
+                )
+        params = {name: _scalar(name, value) for name, value in params.items()}
+        self.hyperparams(params)
+        return params
+
+    def differences(
+        self,
+        folder: Path,  # Of a run
+        params: dict,  # What is asked for now
+    ) -> list[str]:  # A text for each setting; empty for a new folder
+        "How a request differs from what the folder already holds."
+        manifest = Run(folder).manifest
+        if not manifest:
+            stranger = (folder / "pipeline-config.json").exists()
+            return ["it was made by plain Raster Vision"] if stranger else []
+        job = manifest.get("went", {}).get("job") or {}
+        made = manifest.get("asked") or Run(folder).state in ("succeeded", *LIVE)
+        if not made or "params" not in job:
+            return []
+        known, sides = self.parameters, []
+        for side in (job["params"], params):
+            if "keep" not in known:
+                side = Hyperparams.under_new_names(side, says=False)
+            given = known | {k: v for k, v in side.items() if v is not None}
+            with contextlib.suppress(ValueError):  # what notebook and preset fill in
+                given |= self.hyperparams(given) or {}
+            sides.append(given)
+        old, new = sides
+        names = sorted({*old, *new} - {"pause"})
+        names = [name for name in names if old.get(name) != new.get(name)]
+        return [f"{n} is {old.get(n)!r} there, {new.get(n)!r} here" for n in names]
+
+    def refuse_other_run(self, folder: Path, params: dict) -> None:
+        "Raise ValueError when a folder holds a run with other settings."
+        other = self.differences(folder, params)
+        if other:
             raise ValueError(
-                f"{name!r} is no parameter of {Path(notebook).stem}; "
-                f"{near_match(name, known)}"
+                f"{folder} holds another run: {'; '.join(other)}. Give the new run a folder "
+                f"of its own, or delete this one"
             )
-    params = {name: _scalar(name, value) for name, value in params.items()}
-    hyperparams(known, params)
-    return params
-
-
-def _differences(folder: Path, params: dict, notebook=None) -> list[str]:
-    "How a request differs from what the folder already holds, a text for each setting."
-    manifest = Run(folder).manifest
-    if not manifest:
-        stranger = (folder / "pipeline-config.json").exists()
-        return ["it was made by plain Raster Vision"] if stranger else []
-    job = manifest.get("went", {}).get("job") or {}
-    made = manifest.get("asked") or Run(folder).state in ("succeeded", *LIVE)
-    if not made or "params" not in job:
-        return []
-    known, sides = parameters(notebook) if notebook else {}, []
-    for side in (job["params"], params):
-        side = side if "keep" in known else under_new_names(side, says=False)
-        given = known | {k: v for k, v in side.items() if v is not None}
-        with contextlib.suppress(ValueError):  # what notebook and preset fill in
-            given |= hyperparams(known, given) or {}
-        sides.append(given)
-    old, new = sides
-    names = [n for n in sorted({*old, *new} - {"pause"}) if old.get(n) != new.get(n)]
-    return [f"{n} is {old.get(n)!r} there, {new.get(n)!r} here" for n in names]
-
-
-def refuse_other_run(folder: Path, params: dict, notebook: Path) -> None:
-    "Raise ValueError when a folder holds a run with other settings."
-    other = _differences(folder, params, notebook)
-    if other:
-        raise ValueError(
-            f"{folder} holds another run: {'; '.join(other)}. Give the new run a folder "
-            f"of its own, or delete this one"
-        )
 
 
 # --- the state of a run

@@ -26,7 +26,7 @@ import psutil
 from rvtutorial.core import records
 from rvtutorial.core.files import Busy, TooLittle, addresses_gb, atomic_path, held
 from rvtutorial.core.records import read_json, reserve_disk, write_json
-from rvtutorial.hpc.job import job_notebook, own_imports, parameters, refuse_other_run
+from rvtutorial.hpc.job import JobNotebook
 from rvtutorial.hpc.kernels import own_kernel, share_imports
 from rvtutorial.hpc.local_queue import Submission
 from rvtutorial.hpc.scheduler import SlurmError
@@ -202,7 +202,7 @@ def _execute(notebook: Path, folder: Path, params: dict, signals: _Signals) -> t
         signals.armed = False
 
 
-def _run_params(notebook: Path, folder: Path) -> dict:
+def _run_params(book: JobNotebook, folder: Path) -> dict:
     "The parameters of a run folder, with the folder itself where the notebook asks for it."
     path = Path(folder) / "params.json"
     if not path.exists():
@@ -210,7 +210,7 @@ def _run_params(notebook: Path, folder: Path) -> dict:
             f"no params.json in {folder}: rvtutorial.slurm.submit writes one"
         )
     params = read_json(path, {})
-    known = parameters(notebook)
+    known = book.parameters
     if "output_uri" in known and not params.get("output_uri"):
         params["output_uri"] = str(folder)
     if params.get("keep") and "checkpoint" not in known:  # a notebook of version 0.1.0
@@ -218,20 +218,20 @@ def _run_params(notebook: Path, folder: Path) -> dict:
     return params
 
 
-def _attempt(folder: Path, notebook: Path, record: dict, signals: _Signals) -> int:
+def _attempt(folder: Path, book: JobNotebook, record: dict, signals: _Signals) -> int:
     "One attempt: record its beginning, run it, record its end; its exit code."
     run = Run(folder)
     went = run.manifest.get("went", {})
     attempts, path = [*went.get("attempts", []), record], folder / "notebook.ipynb"
     if path.exists() and attempts[:-1] and attempts[-2]["state"] != "succeeded":
         os.replace(path, folder / f"notebook.attempt{len(attempts) - 1}.ipynb")
-    given, params = read_json(folder / "params.json"), _run_params(notebook, folder)
+    given, params = read_json(folder / "params.json"), _run_params(book, folder)
     job = went.get("job") or {}
     if job.get("submission") in (None, record["submission"]):  # not queued again since
-        job = dict(job, notebook=str(notebook), params=given)
+        job = dict(job, notebook=str(book.path), params=given)
     run.update("went", state="running", why=None, attempts=attempts, job=job)
     with reserve_disk(folder):  # for the record of how it ended
-        state, why, code, text = _execute(notebook, folder, params, signals)
+        state, why, code, text = _execute(book.path, folder, params, signals)
         paused = run.manifest["went"].get("paused") if state == "succeeded" else None
         if paused:
             state, why = "paused", f"paused after {paused} epochs, as asked"
@@ -274,15 +274,15 @@ def _run_job(folder, notebook=None, submission=None, index=None) -> int:
     "Run a folder's job, unless it has succeeded already or somebody else runs it."
     folder = Path(folder).resolve()
     asked = (Run(folder).manifest.get("went", {}).get("job") or {}).get("notebook")
-    notebook = job_notebook(notebook or asked or "train_rastervision")
-    _run_params(notebook, folder)  # there, and readable
+    book = JobNotebook(notebook or asked or "train_rastervision")
+    _run_params(book, folder)  # there, and readable
     try:
         with _Signals() as signals, held(folder / "job.lock", keep=True):
-            refuse_other_run(folder, read_json(folder / "params.json", {}), notebook)
+            book.refuse_other_run(folder, read_json(folder / "params.json", {}))
             if Run(folder).state == "succeeded":
                 print(f"{folder} has succeeded already: nothing to do")
                 return EXIT_OK
-            print(f"{_now()} {notebook.stem} in {folder}, log in job.log", flush=True)
+            print(f"{_now()} {book.path.stem} in {folder}, log in job.log", flush=True)
             with _log_to(folder / "job.log"):
                 names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
                 slurm = {n.lower(): os.environ.get(f"SLURM_{n}") for n in names}
@@ -292,7 +292,7 @@ def _run_job(folder, notebook=None, submission=None, index=None) -> int:
                 record |= dict(submission=submission, index=index, slurm=slurm)
                 record |= dict(container=os.environ.get("APPTAINER_CONTAINER"))
                 record |= dict(python=platform.python_version())
-                return _attempt(folder, notebook, record, signals)
+                return _attempt(folder, book, record, signals)
     except (Busy, ValueError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
@@ -311,7 +311,7 @@ def _serve(tasks: str | Path) -> int:
     doc, home = _read_tasks(tasks), Path(tasks).resolve().parent
     hook = (doc.get("before") or "").partition(":")[0]
     hooks = [hook] if hook.startswith("rvtutorial.") else []
-    share_imports([*own_imports(home / doc["notebook"]), *hooks])
+    share_imports([*JobNotebook(home / doc["notebook"]).imports, *hooks])
     with contextlib.suppress(ValueError):  # `python -m` has put it there
         sys.path.remove(os.getcwd())
     answers = os.dup(1)

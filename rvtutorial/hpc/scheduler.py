@@ -1,19 +1,14 @@
-"""Slurm's commands: what a cluster offers, why it refuses a job, job ids, and states of jobs.
+"""Slurm's words: time limits, job ids, and states of jobs.
 
 Of every answer the lines are taken that look as they should: a site may print others.
 """
 
-import contextlib
 import getpass
 import math
 import re
-import shlex
-import subprocess
 import time
-import warnings
 
-from rvtutorial.core.commands import answer, slurm_says
-from rvtutorial.hpc.sites import Site, option
+from rvtutorial.core.commands import answer
 
 _SLURM_WORDS = {
     "queued": "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD "
@@ -36,10 +31,6 @@ NEVER = "DependencyNeverSatisfied"  # Slurm's word; the local queue uses it too
 
 class SlurmError(RuntimeError):
     "Slurm refused something, or did not answer."
-
-
-class Unheard(SlurmError):
-    "Slurm may have taken a job, and nobody knows under which number."
 
 
 def _our_word(
@@ -71,168 +62,6 @@ def minutes(
     return (int(days or 0) * 24 + hours) * 60 + mins + secs / 60
 
 
-def _count(text: str) -> int:
-    "A number such as 64+, 1.5K or 16GB; ValueError for what is none."
-    found = re.fullmatch(r"([\d.]+)([KMGT]?)B?\+?", text.upper())
-    if not found:
-        raise ValueError(f"{text!r} is no number of Slurm's")
-    return round(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
-
-
-def _devices(text: str) -> list[tuple[str, str, int]]:
-    "Name, type and count of each in a text such as gpu:2,shard:1 or gpu:a100:4(S:0-1)."
-    found = []
-    for item in re.sub(r"\(.*?\)", "", text).replace("=", ":").split(","):
-        name, *more = item.split(":")
-        number = more.pop() if more and more[-1].isdigit() else "1"
-        found += [(name, ":".join(more), int(number))] if name else []
-    return found
-
-
-_NODES = "%R|%l|%c|%m|%T|%G"  # partition, time limit, cores, memory, state, devices
-_NODE = re.compile(r"([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|([^|\s]+)\|(\w[^|\s]*)\|([^|]*)")
-
-
-def _read_nodes(text: str) -> list[dict]:
-    "The kinds of nodes in what sinfo prints in that form; other lines are skipped."
-    rows = []
-    for found in filter(None, map(_NODE.fullmatch, map(str.strip, text.splitlines()))):
-        with contextlib.suppress(ValueError):  # a notice of the site
-            partition, limit, cpus, mem, state, gres = found.groups()
-            about = dict(partition=partition, time=minutes(limit), limit=limit)
-            about |= dict(cpus=_count(cpus), mem=_count(mem), state=state)
-            rows.append(about | {"gres": _devices(gres)})
-    return rows
-
-
-def _fits(node: dict, field: str, asked) -> bool:
-    "Whether a node has what a field of a site asks for."
-    if field == "gres":
-        return all(
-            any(name == n and kind in ("", k) and c >= many for n, k, c in node["gres"])
-            for name, kind, many in _devices(asked)
-        )
-    most = node[field]
-    if field == "time":
-        return minutes(asked) <= most
-    return (_count(asked) / 2**20 if field == "mem" else asked) <= most
-
-
-def _offer(nodes: list[dict], field: str) -> str:
-    "The most that nodes have of something, in words."
-    best = max(nodes, key=lambda node: node[field])
-    if field == "time":
-        return f"its partition {best['partition']} allows: {best['limit']}"
-    if field == "gres":
-        kinds = {kind for node in nodes for kind in node["gres"]}
-        words = sorted(":".join(filter(None, map(str, kind))) for kind in kinds)
-        return "its nodes have: " + (", ".join(words) or "none")
-    return f"its nodes have: {best[field]}{' MB' if field == 'mem' else ''}"
-
-
-def _fitting(site: Site, nodes: list[dict]) -> tuple[list[dict], str | None]:
-    "Which nodes can run what a site asks for, or else why none can, with the field."
-    if site.partition and nodes:
-        wanted = site.partition.split(",")
-        names = sorted({node["partition"] for node in nodes})
-        strange = [name for name in wanted if name not in names]
-        if strange:
-            return [], f"partition {strange[0]!r} is not one of {', '.join(names)}"
-        nodes = [node for node in nodes if node["partition"] in wanted]
-    for field in ("time", "cpus", "mem", "gres"):
-        asked = getattr(site, field)
-        left = [node for node in nodes if not asked or _fits(node, field, asked)]
-        if nodes and not left:
-            return [], f"{field} {asked} is more than {_offer(nodes, field)}"
-        nodes = left
-    return nodes, None
-
-
-_AWAY = {"down", "drained", "draining", "fail", "failing", "future", "inval", "error"}
-
-
-def _absent(nodes: list[dict]) -> str | None:
-    """What nodes are, in Slurm's words, when none of them takes jobs.
-
-    Nodes that sleep to save power, restart or are reserved count as taking jobs: they
-    will.
-    """
-    # "down*": it does not answer either
-    states = {re.match(r"\w*", node["state"])[0] for node in nodes}
-    return ", ".join(sorted(states)) if states and states <= _AWAY else None
-
-
-def _not_yours(site: Site) -> str | None:
-    "Why a site's account or quality of service is not this user's; None: it may be."
-    if not (site.account or site.qos):
-        return None
-    asked = ["sacctmgr", "-nP", "show", "associations", "where"]
-    asked += [f"user={getpass.getuser()}", "format=account,partition,qos"]
-    asked += [f"cluster={site.cluster}"] if site.cluster else []
-    lines = map(str.strip, (answer(asked) or "").splitlines())
-    rows = [re.fullmatch(r"([^|\s]+)\|[^|\s]*\|([^|\s]*)", line) for line in lines]
-    known = [row.groups() for row in rows if row]
-    accounts = sorted({account for account, _ in known})
-    if known and site.account and site.account not in accounts:
-        return f"account {site.account!r} is not one of yours: {', '.join(accounts)}"
-    mine = [levels.split(",") for a, levels in known if site.account in (None, a)]
-    levels = sorted({level for row in mine for level in row if level})
-    if levels and site.qos and site.qos not in levels:
-        return f"qos {site.qos!r} is not one of yours: {', '.join(levels)}"
-    return None
-
-
-def refuse_request(site: Site) -> None:
-    """Raise SlurmError for what Slurm would refuse, or keep waiting for ever.
-
-    Only what `sinfo` and `sacctmgr` can say is looked at; where they are silent, nothing
-    is refused. Warns when the only nodes that fit are down or drained.
-    """
-    told = answer(["sinfo", "-h", "-e", "-o", _NODES], site.cluster)
-    nodes, misfit = _fitting(site, _read_nodes(told or ""))
-    wrong = _not_yours(site) or misfit
-    if wrong:
-        raise SlurmError(
-            f"not queued: {wrong}. Change {wrong.split()[0]} in the file of site "
-            f"{site.name}"
-        )
-    state = _absent(nodes)
-    if state:
-        warnings.warn(
-            f"the job will wait: every node that fits is {state} (sinfo -R says why)",
-            stacklevel=2,
-        )
-
-
-_BLAME = {
-    "account": "account",
-    "partition": "partition",
-    r"\bqos\b": "qos",
-    r"gres|generic resource|tres": "gres",
-    r"time limit|wall": "time",
-    "memory": "mem",
-    r"cpu|processors": "cpus",
-    "node count|more nodes": "nodes",
-    "configuration is not available": "gres, mem, cpus or partition",
-    r"unrecognized option|invalid option|ambiguous": "extra",
-}
-_FULL = r"submit ?limit|MaxSubmit|violates accounting|MaxArraySize|array"
-
-
-def _explain(said: str) -> str:
-    "What to change after a refusal; empty where we know no more than Slurm."
-    if re.search(_FULL, said, re.I):
-        return "So many jobs at one time are not allowed: submit fewer, or wait."
-    for words, field in _BLAME.items():
-        if re.search(words, said, re.I):
-            return f"Change {field} in the site file."
-    return ""
-
-
-_SILENT = r"contact slurm controller|socket timed out|connection|transport|zero bytes"
-WAITS = (2, 5, 10, 20)  # Seconds before each further try
-
-
 def find_job(
     name: str,  # Of the submission, in squeue's column NAME
     cluster: str = "",  # Its name; empty: the one we are on
@@ -249,81 +78,6 @@ def find_job(
         if found and (not among or found[1] in among):
             return f"{found[1]};{cluster}" if cluster else found[1]
     return None if recent is None else ""
-
-
-def _read_id(
-    text: str,  # What sbatch --parsable prints, among other lines
-    name: str = "",  # Of the submission, by which Slurm is asked where it could be several
-) -> str | None:  # Such as "123", or "123;gpu" with the name of the cluster
-    "The job id in what sbatch says: a notice may be a number, too; None where there is none."
-    form = r"(?:Submitted batch job )?(\d+)(?:[_+]\d+)?(?:(?:;| on cluster )(\S+))?"
-    found = [re.fullmatch(form, line.strip()) for line in text.splitlines()]
-    ids = [f"{one[1]};{one[2]}" if one[2] else one[1] for one in found if one]
-    if len({*ids}) > 1 and name:
-        numbers = [job.partition(";")[0] for job in ids]
-        known = find_job(name, ids[-1].partition(";")[2], tuple(numbers)) or ""
-        ids += [job for job in ids if job.split(";")[0] == known.split(";")[0]]
-    return ids[-1] if ids else None
-
-
-def _sbatch(args: list[str]) -> tuple[str | None, str, bool]:
-    "Run sbatch once: job id or None, what it said, and whether it may have been heard."
-    try:
-        done = slurm_says(args, 60)
-    except (FileNotFoundError, PermissionError):
-        raise SlurmError(
-            "there is no sbatch on this machine: use a terminal or a session of the "
-            f'cluster, or site="local". In a terminal: {shlex.join(args)}'
-        ) from None
-    except subprocess.TimeoutExpired:
-        return None, "socket timed out: sbatch did not answer within 60 s", True
-    said = done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}"
-    if not done.returncode:  # it was taken, number or not
-        return _read_id(done.stdout, option(args, "job-name")), said, True
-    silent = re.search(_SILENT, said, re.I)
-    return None, said, bool(silent) and "connect failure" not in said
-
-
-def run_sbatch(
-    args: list[str],  # The command, with --job-name
-) -> str:  # Job id
-    """Hand a job to Slurm, once, even if Slurm is silent for a while.
-
-    Raises SlurmError in Slurm's own words, with the field of the site file to change.
-    """
-    name, cluster = (option(args, key) for key in ("job-name", "clusters"))
-    doubt = False  # Whether it may have been taken: then it is looked for, not repeated
-    for wait in (*WAITS, None):
-        if not doubt:
-            found, said, doubt = _sbatch(args)
-            silent = bool(re.search(_SILENT, said, re.I))
-        if doubt and not found:
-            found = find_job(name, cluster) if name else None
-            doubt = found is None or not silent
-        if found:
-            return found
-        if not doubt and not silent:
-            break
-        if wait:
-            what = "Slurm does not answer" if silent else "sbatch gave no job id"
-            warnings.warn(f"{what}; asked again in {wait} s", stacklevel=2)
-            time.sleep(wait)
-    if doubt and found == "":
-        raise SlurmError(
-            f"sbatch gave no job id, and Slurm knows no job {name}. It said: {said}\n"
-            f"The command was: {shlex.join(args)}"
-        )
-    if doubt:
-        raise Unheard(
-            f"sbatch gave no job id ({said}), and Slurm does not answer: the job may "
-            f"well be queued. It is looked for by its name, {name}, whenever states are "
-            f"asked for; submit it again only when they say that it is lost"
-        )
-    again = "Nothing is lost: submit the same again when Slurm answers."
-    raise SlurmError(
-        f"sbatch refused: {said}\n{again if silent else _explain(said)}\n"
-        f"The command was: {shlex.join(args)}"
-    )
 
 
 def _read_states(text: str) -> dict[tuple[str, int], tuple[str, str]]:

@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.formulas import fractions
 from ..core.names import near_match
 from ..core.renamed import renamed_arguments
-from .intervals import Judged, jackknife
+from .intervals import Judged, in_blocks, jackknife
 from .counting import open_pair, check_class_numbers, windows_of
 
 # %% ../../nbs/metrics/calibration.ipynb #98c60661
@@ -351,15 +351,8 @@ class ScoreCounts:
         "Counts in which the scenes of a block are one scene; None: as they are."
         if blocks is None:
             return self
-        if len(blocks) != len(self):
-            raise ValueError(
-                f"{len(self)} scenes need as many blocks, got {len(blocks)}"
-            )
-        names, place = np.unique(np.asarray(blocks), return_inverse=True)
-        whole = np.zeros((len(names), *self.histograms.shape[1:]), np.int64)
-        unscored = np.bincount(place, self.unscored, len(names)).astype(np.int64)
-        for block, one in zip(place, self.histograms, strict=True):
-            whole[block] += one
+        whole, names = in_blocks(self.histograms, blocks)
+        unscored, _ = in_blocks(self.unscored, blocks)
         scenes = tuple(map(str, names))
         return replace(self, histograms=whole, scenes=scenes, unscored=unscored)
 

@@ -21,7 +21,7 @@ from ..core.files import gdal_name
 from ..core.names import near_match
 from ..core.renamed import renamed_arguments
 from ..data.labels import layer_of
-from ..data.places import fit, unplaced_allowed
+from ..data.places import Fit, unplaced_allowed
 from ..data.validity import CACHE, windows_of
 
 # %% ../../nbs/metrics/counting.ipynb #e02fde42
@@ -350,7 +350,7 @@ def open_pair(
                     f"{truth} is {true.shape} and {prediction} {drawn.shape} (rows, "
                     "columns): they must cover the same pixels"
                 )
-            lies = fit(true, drawn, str(truth), str(prediction))
+            lies = Fit.of(true, drawn, str(truth), str(prediction))
             if lies.note and true.transform.is_identity != drawn.transform.is_identity:
                 warnings.warn(lies.note, stacklevel=2)
 

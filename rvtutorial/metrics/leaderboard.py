@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECORD', 'counts_of', 'LabelFolder', 'label_folder', 'label_meaning', 'scores_of', 'score_files', 'blocks_of',
            'common_scenes', 'common_counts', 'compare', 'metric_title', 'score_title', 'one_look', 'open_test',
-           'openings_in_words', 'Board', 'summary', 'scenes_in_words', 'group_seeds', 'leaderboard']
+           'openings_in_words', 'Board', 'scenes_in_words', 'group_seeds', 'leaderboard']
 
 # %% ../../nbs/metrics/leaderboard.ipynb #275452dc
 import hashlib
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.files import atomic_path
 from ..core.finding import is_sweep
 from ..core.names import natural_key, near_match
 from ..core.records import Unreadable, attempt
@@ -780,6 +781,26 @@ class Board(pd.DataFrame):
         text += f", and cannot be told apart from {listed(tied)}." if tied else "."
         return text + (f" It is better than {listed(worse)}." if worse else "")
 
+    def table(self) -> pd.DataFrame:  # Texts. Index: run
+        "The columns that a reader needs, as texts."
+        first, out = self.columns[0], {}
+        for before in ("", "test_"):
+            if before + first in self:
+                ends = self[[f"{before}low", f"{before}high"]].to_numpy()
+                words = before.replace("_", " ")
+                out[words + score_title(first)] = self[before + first].map(
+                    "{:.3f}".format
+                )
+                ends = ["-" if np.isnan(a) else f"{a:.3f} to {b:.3f}" for a, b in ends]
+                out[f"{words}95 % interval"] = ends
+        out["behind"] = self["behind"].map("{:.3f}".format)
+        verdicts = ["tied" if tied else "behind" for tied in self["tied"]]
+        out["verdict"] = [self["verdict"].iloc[0], *verdicts[1:]]
+        for column in self.columns[1:]:
+            if column.startswith("pixel_"):
+                out[score_title(column)] = self[column].map("{:.3f}".format)
+        return pd.DataFrame(out, index=self.index)
+
     def why_no_interval(self) -> str:  # Empty where there are intervals
         "Why there are no intervals."
         if not len(self):
@@ -797,11 +818,36 @@ class Board(pd.DataFrame):
         where = scenes_in_words(line.scenes, line.get("split", ""), line.blocks)
         return "; ".join([where, *filter(None, [self.attrs.get("note")])])
 
+    def write(
+        self,
+        path: str | Path,  # .csv (all numbers), .md, .tex or .html
+    ) -> Path:  # The file
+        "Write the leaderboard for a spreadsheet, a web page or a paper."
+        path, short = Path(path), Board.table(self)
+        if path.suffix == ".csv":
+            text = self.to_csv()
+        elif path.suffix == ".tex":
+            text = short.reset_index().to_latex(index=False, escape=True)
+        elif path.suffix == ".html":
+            text = short.to_html()
+        elif path.suffix == ".md":
+            rows = [["run", *short.columns], ["---"] * (1 + short.shape[1])]
+            rows += [[name, *line] for name, *line in short.itertuples()]
+            rows = [[str(word).replace("|", "\\|") for word in row] for row in rows]
+            text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        else:
+            raise ValueError(
+                f"a table is written as .csv, .md, .tex or .html, got {path.name}"
+            )
+        with atomic_path(path) as partial:
+            partial.write_text(text)
+        return path
+
     def __repr__(self):
-        return f"{summary(self).to_string()}\n{_said(self)}"
+        return f"{self.table().to_string()}\n{_said(self)}"
 
     def _repr_html_(self):
-        board, rows = summary(self), []
+        board, rows = self.table(), []
         styles = {"behind": "color: #767676", "tied": ""}  # else it is the first
         for verdict in board["verdict"]:
             rows.append([styles.get(verdict, "font-weight: bold")] * board.shape[1])
@@ -810,27 +856,6 @@ class Board(pd.DataFrame):
         made = board.style.format(escape="html").format_index(escape="html")
         made = made.apply(lambda _: look, axis=None).set_uuid(name)
         return made.set_caption(escape(_said(self))).to_html()
-
-
-def summary(
-    board: pd.DataFrame,  # From `leaderboard`
-) -> pd.DataFrame:  # Texts. Index: run
-    "The columns of a leaderboard that a reader needs, as texts."
-    first, out = board.columns[0], {}
-    for before in ("", "test_"):
-        if before + first in board:
-            ends = board[[f"{before}low", f"{before}high"]].to_numpy()
-            words = before.replace("_", " ")
-            out[words + score_title(first)] = board[before + first].map("{:.3f}".format)
-            ends = ["-" if np.isnan(a) else f"{a:.3f} to {b:.3f}" for a, b in ends]
-            out[f"{words}95 % interval"] = ends
-    out["behind"] = board["behind"].map("{:.3f}".format)
-    verdicts = ["tied" if tied else "behind" for tied in board["tied"]]
-    out["verdict"] = [board["verdict"].iloc[0], *verdicts[1:]]
-    for column in board.columns[1:]:
-        if column.startswith("pixel_"):
-            out[score_title(column)] = board[column].map("{:.3f}".format)
-    return pd.DataFrame(out, index=board.index)
 
 
 def _said(board):
@@ -915,7 +940,7 @@ def leaderboard(
     n: int = 2000,  # Draws, and their seed, of the bootstrap
     seed: int = 0,
     data: str | Path | None = None,  # Folder to which the labels were moved, for SCORES
-) -> "Board":  # Index: run, the best first; `summary` says it in words
+) -> "Board":  # Index: run, the best first; `Board.summary` says it in words
     """Score runs over whole scenes, with an interval each and a comparison with the first.
 
     `behind` is the distance to the first, and `tied` says that these scenes cannot tell

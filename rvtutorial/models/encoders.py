@@ -143,11 +143,12 @@ def network(
             _load_encoder(net.encoder, weights_file(encoder, weights))
         except FileNotFoundError as err:
             missing = str(err)
-    if architecture == "unet":  # as good, faster, and with half of the dots
+    if architecture == "unet":  # as good, faster, and with a fifth of the dots
         net.decoder.blocks[-1] = _Unchanged()
         width = net.decoder.blocks[-2].conv2[0].out_channels
         net.segmentation_head = nn.Sequential(
             nn.Conv2d(width, num_classes, 3, padding=1),
+            nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
             nn.Upsample(scale_factor=2, mode="bilinear"),
         )
     made = _Segmenter(net, num_classes, null_id, missing)

@@ -23,7 +23,7 @@ from rvtutorial.core import records
 from rvtutorial.core.files import atomic_path, locked, safe_name
 from rvtutorial.core.finding import is_sweep, named_runs
 from rvtutorial.core.records import Unreadable, read_json, write_json
-from rvtutorial.hpc.job import Job, check_params, job_notebook, notebook_line
+from rvtutorial.hpc.job import Job, JobNotebook, notebook_line
 from rvtutorial.hpc.local_queue import Submission
 from rvtutorial.hpc.scheduler import LIVE
 from rvtutorial.hpc.sites import Site
@@ -195,9 +195,9 @@ class SweepFolder:
                 place = os.path.relpath(lent, self.folder) if lent else name
                 added.append(Trial(name, place, own))
         wider = type(self)(self.folder, plan, [*self.trials, *added])
-        notebook = job_notebook(wider.program)
+        book = JobNotebook(wider.program)
         for trial in wider.trials:
-            check_params(notebook, _job_params(plan.fixed | trial.parameters))
+            book.check(_job_params(plan.fixed | trial.parameters))
         room = wider.room()
         if not room.enough:
             raise ValueError(
@@ -564,6 +564,7 @@ class _Room:
 
 _WEIGHTS = {  # Bytes of a network's weights for three classes, as a file holds them
     ("unet", None): 1.97e6,
+    ("unet", "efficientnet-lite0"): 21.1e6,
     ("deeplabv3", "resnet50"): 158.9e6,
     ("deeplabv3", "resnet101"): 235.0e6,
     ("segmentationcnn", None): 4.6e6,
@@ -579,7 +580,8 @@ def _run_size(hp: Hyperparams, pixels: int) -> tuple[float, float]:
     Other networks count as the largest one, pixels are those of all validation and test
     scenes. Stock Raster Vision keeps no best weights and compresses no rasters.
     """
-    key = (hp.model, hp.backbone if hp.model in ("deeplabv3", "fcn") else None)
+    encoder = hp.backbone if hp.model in ("deeplabv3", "fcn") else hp.encoder
+    key = (hp.hubconf or hp.model, encoder)
     weights, stock = _WEIGHTS.get(key, max(_WEIGHTS.values())), hp.engine == "stock"
     weights *= ((hp.embedding_size or 64) / 64) ** 2 * 4.0 ** ((hp.n_encoders or 2) - 2)
     copies = (1 if stock else 2) + (4 if hp.onnx else 2)

@@ -18,7 +18,7 @@ from rvtutorial.core.files import atomic_path, safe_name
 from rvtutorial.core.finding import trial_rows
 from rvtutorial.core.names import near_match
 from rvtutorial.core.records import attempt, read_json
-from rvtutorial.hpc.job import job_notebook, parameters
+from rvtutorial.hpc.job import JobNotebook
 from rvtutorial.runs import Hyperparams
 from rvtutorial.sweeps.space import KINDS, Distribution, Halving, draws
 
@@ -256,6 +256,68 @@ class SweepFile:
         return grid(**self.tried)[: self.run_cap] if self.tried else [{}]
 
     @classmethod
+    def read(
+        cls,
+        source: Path | str | Mapping,  # A sweep file, or its content as a dictionary
+        translate: Callable | None = None,  # (name, entry) of a parameter -> as ours
+        program: str | None = None,  # Job notebook, whatever the file says
+    ) -> "SweepFile":  # With .fixed, .tried, .metric and .trials()
+        """Read a sweep in the form that Weights & Biases uses.
+
+        Raises ValueError with file and line for a key or parameter that is not known, a
+        key that stands twice, a value or range that cannot be, or the same trial twice.
+        """
+        content, places = _load(source)
+        for key in content:
+            with places.at(key):
+                one_of("key", key, _KEYS)
+        method = content.get("method", "grid")
+        with places.at("method"):
+            one_of("method", method, _METHODS)
+        with places.at("run_cap"):
+            run_cap = _count(content, "run_cap", 1)
+            if method != "grid" and run_cap is None:
+                raise ValueError(
+                    f"{method} has no end: say how many trials with run_cap"
+                )
+        with places.at("seed"):
+            seed = _count(content, "seed", 0, 0)
+        with places.at("metric"):
+            metric, target = _metric(content.get("metric", "f1"))
+        with places.at("program"):
+            program = program or content.get("program", PROGRAM)
+            if (
+                not isinstance(source, Mapping)
+                and (Path(source).parent / program).is_file()
+            ):
+                program = str((Path(source).parent / program).resolve())
+            try:
+                has = JobNotebook(program).parameters
+            except FileNotFoundError as err:
+                raise ValueError(f"program must be a job notebook: {err}") from None
+        known = [name for name in (*Hyperparams.model_fields, *SETTINGS) if name in has]
+        fixed, tried, paths = _parameters(content, known, places, translate)
+        others = {key: value for key, value in content.items() if key in _OTHERS}
+        early = content.get("early_terminate") or {}
+        plan = cls(
+            fixed, tried, metric, run_cap, others, method, seed, target, early, program
+        )
+        with places.at("early_terminate"):
+            if not isinstance(early, Mapping):
+                raise ValueError("write `type: hyperband` and `min_iter: 2` under it")
+            if early and "epochs" in tried:
+                raise ValueError(
+                    "rungs are counted in epochs, so epochs cannot be tried"
+                )
+            if early and method == "bayes":
+                raise ValueError("bayes learns from whole trainings; use method random")
+            if early and metric == "accuracy":
+                raise ValueError("there is no accuracy after each epoch; use f1 or iou")
+            plan.ladder  # noqa: B018, raises
+        _check_trials(plan, places, paths)
+        return plan
+
+    @classmethod
     def expand(
         cls,
         trials,  # Dictionaries, a SweepFile, or a sweep file's path or content
@@ -263,7 +325,7 @@ class SweepFile:
     ) -> tuple["SweepFile", list[dict]]:  # The plan, with what stays cast; the trials
         "What a sweep is asked to do; raises ValueError where file and base disagree."
         if isinstance(trials, (str, Path, Mapping)):
-            trials = read_sweep(trials)
+            trials = cls.read(trials)
         is_file = isinstance(trials, SweepFile)
         plan, base = trials if is_file else cls({}, {}), base or {}
         clash = [k for k in base if k in plan.fixed and base[k] != plan.fixed[k]]
@@ -530,63 +592,6 @@ def _count(content: Mapping, key: str, least: int, default=None):
     if value is not default and (type(value) is not int or value < least):
         raise ValueError(f"{key} must be a whole number from {least}, got {value!r}")
     return value
-
-
-def read_sweep(
-    source: Path | str | Mapping,  # A sweep file, or its content as a dictionary
-    translate: Callable | None = None,  # (name, entry) of a parameter -> as we call them
-    program: str | None = None,  # Job notebook, whatever the file says
-) -> SweepFile:  # With .fixed, .tried, .metric and .trials()
-    """Read a sweep in the form that Weights & Biases uses.
-
-    Raises ValueError with file and line for a key or parameter that is not known, a
-    key that stands twice, a value or range that cannot be, or the same trial twice.
-    """
-    content, places = _load(source)
-    for key in content:
-        with places.at(key):
-            one_of("key", key, _KEYS)
-    method = content.get("method", "grid")
-    with places.at("method"):
-        one_of("method", method, _METHODS)
-    with places.at("run_cap"):
-        run_cap = _count(content, "run_cap", 1)
-        if method != "grid" and run_cap is None:
-            raise ValueError(f"{method} has no end: say how many trials with run_cap")
-    with places.at("seed"):
-        seed = _count(content, "seed", 0, 0)
-    with places.at("metric"):
-        metric, target = _metric(content.get("metric", "f1"))
-    with places.at("program"):
-        program = program or content.get("program", PROGRAM)
-        if (
-            not isinstance(source, Mapping)
-            and (Path(source).parent / program).is_file()
-        ):
-            program = str((Path(source).parent / program).resolve())
-        try:
-            has = parameters(job_notebook(program))
-        except FileNotFoundError as err:
-            raise ValueError(f"program must be a job notebook: {err}") from None
-    known = [name for name in (*Hyperparams.model_fields, *SETTINGS) if name in has]
-    fixed, tried, paths = _parameters(content, known, places, translate)
-    others = {key: value for key, value in content.items() if key in _OTHERS}
-    early = content.get("early_terminate") or {}
-    plan = SweepFile(
-        fixed, tried, metric, run_cap, others, method, seed, target, early, program
-    )
-    with places.at("early_terminate"):
-        if not isinstance(early, Mapping):
-            raise ValueError("write `type: hyperband` and `min_iter: 2` under it")
-        if early and "epochs" in tried:
-            raise ValueError("rungs are counted in epochs, so epochs cannot be tried")
-        if early and method == "bayes":
-            raise ValueError("bayes learns from whole trainings; use method random")
-        if early and metric == "accuracy":
-            raise ValueError("there is no accuracy after each epoch; use f1 or iou")
-        plan.ladder  # noqa: B018, raises
-    _check_trials(plan, places, paths)
-    return plan
 
 
 @dataclass(frozen=True)

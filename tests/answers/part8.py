@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rvtutorial.sweeps.sweepfile import grid, read_sweep
+from rvtutorial.sweeps.sweepfile import SweepFile, grid
 
 SWEEP = {"epochs": {"value": 8}, "lr": {"values": [1e-3, 3e-3]}}
 SEEDS = {"seed": {"values": [0, 1, 2]}}
@@ -26,7 +26,7 @@ RIGHT = {
         text(epochs="{values: [8]}"),
         grid(lr=[1e-3, 3e-3], seed=[0, 1, 2], epochs=[8]),
         grid(epochs=["8"], seed=np.arange(3), lr=["1e-3", "3e-3"]),
-        read_sweep({"method": "grid", "parameters": {**SWEEP, **SEEDS}}),
+        SweepFile.read({"method": "grid", "parameters": {**SWEEP, **SEEDS}}),
     ],
     "8.3": [
         {"a", "b", "c"},

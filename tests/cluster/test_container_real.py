@@ -14,7 +14,6 @@ from rvtutorial.core.records import read_json
 from rvtutorial.hpc.image import (
     Bind,
     _image_versions,
-    check_binds,
     check_versions,
     own_versions,
 )
@@ -144,7 +143,7 @@ def test_everything_arrives_whole(image, tmp_path, monkeypatch):
 def test_a_missing_source_is_refused_before(image, tmp_path):
     bind = Bind(tmp_path / "not there", "/data")
     with pytest.raises(FileNotFoundError, match="nothing at .*not there.* to /data"):
-        check_binds([bind])
+        Bind.all_of([bind])
     # ... because this is what a job would end with, after its time in the queue
     assert image.run(["true"], bind).returncode == 255
 

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 
 from rvtutorial.core.records import read_json, write_json
-from rvtutorial.hpc import scheduler
+from rvtutorial.hpc import batch
 from rvtutorial.hpc.job import Job, JobFailed
 from rvtutorial.hpc.scheduler import FINE, SLURM, SlurmError, _accounted, _controlled
 from rvtutorial.runs import Run
@@ -393,7 +393,7 @@ def test_slurms_own_words_come_with_the_field(
     "As on a cluster whose sinfo and sacctmgr are silent."
     if field == "account" and not slurm.account:
         pytest.skip("this Slurm keeps no accounts")
-    monkeypatch.setattr("rvtutorial.hpc.scheduler.refuse_request", lambda site: None)
+    monkeypatch.setattr("rvtutorial.hpc.batch._refuse_request", lambda site: None)
     with pytest.raises(
         SlurmError, match=f"(?s)sbatch refused: .*Change.*{field}.*in the"
     ):
@@ -485,7 +485,7 @@ def test_submitting_and_looking_is_quick(place, site):
     "Beside the time that Slurm's own commands take."
     notebook = book(place / "one.ipynb", "a = 0", "a")
     slurms = []
-    real = scheduler.subprocess.run
+    real = subprocess.run
 
     def timed(*args, **options):
         begun = time.perf_counter()
@@ -630,7 +630,7 @@ def controller_pid() -> str:
 
 def test_a_controller_that_is_down_loses_nothing(place, site, slurm, monkeypatch):
     "Refused in clear words; the same call works when it is back."
-    monkeypatch.setattr(scheduler, "WAITS", (1,))
+    monkeypatch.setattr(batch, "WAITS", (1,))
     notebook = book(place / "one.ipynb", "a = 0", "a")
     held = submit(place / "held", {}, site=site, notebook=sleeper(place))
     until(begun(place / "held"))
@@ -657,7 +657,7 @@ def test_a_controller_that_is_down_loses_nothing(place, site, slurm, monkeypatch
 
 
 def test_a_controller_that_comes_back_in_time(place, site, slurm, monkeypatch):
-    monkeypatch.setattr(scheduler, "WAITS", (2, 4, 8))
+    monkeypatch.setattr(batch, "WAITS", (2, 4, 8))
     notebook = book(place / "one.ipynb", "a = 0", "a")
     pid = int(controller_pid())
     os.kill(pid, signal.SIGTERM)

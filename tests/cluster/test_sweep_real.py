@@ -14,7 +14,7 @@ from rvtutorial.hpc.scheduler import SLURM
 from rvtutorial.runs import Run
 from rvtutorial.slurm import Site
 from rvtutorial.sweep import Sweep, run_sweep
-from rvtutorial.sweeps.sweepfile import read_sweep
+from rvtutorial.sweeps.sweepfile import SweepFile
 
 TESTS = Path(__file__).resolve().parent.parent
 ROUNDS = ["1e-2, 1e-3, 1e-4, 1e-5", "8e-2, 2e-3"]
@@ -73,8 +73,10 @@ def test_two_rounds_from_a_file_and_from_a_cell(place, site):
              parameters=dict(epochs=dict(value=4), lr=dict(values=v)))
         for v in values
     ]  # fmt: skip
-    here = run_sweep(place / "here" / "s", read_sweep(dicts[0])).wait(progress=False)
-    here = here.extend(read_sweep(dicts[1])).wait(progress=False)
+    here = run_sweep(place / "here" / "s", SweepFile.read(dicts[0])).wait(
+        progress=False
+    )
+    here = here.extend(SweepFile.read(dicts[1])).wait(progress=False)
     assert len(texts(here.folder)) == 1 + 2 * 6
     assert texts(here.folder) == texts(there.folder)
     assert list(here.leaderboard().index) == list(there.leaderboard().index)
