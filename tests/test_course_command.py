@@ -121,6 +121,7 @@ def test_odd_keys_are_refused_with_the_line(old, new, said, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path / "queue"))
+    monkeypatch.setenv("RVTUTORIAL_HOME", str(tmp_path))
     text = COURSE.replace("[SegmentationCNN, UNet]", "[SegmentationCNN]")
     text = text.replace("name: macro_iou", "name: f1")
     (tmp_path / "sweeps.yml").write_text(textwrap.dedent(text))

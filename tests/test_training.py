@@ -17,6 +17,7 @@ import torchmetrics.classification as tm
 from stock_configs import pipeline, random_windows, solver
 
 from rvtutorial import engine, viz
+from rvtutorial.config import get_config
 from rvtutorial.course import training
 from rvtutorial.course.training import EpochScores, LoopSettings
 from rvtutorial.engine.learner import Interrupted
@@ -160,6 +161,22 @@ def test_the_loss_is_that_of_the_engine(one_cycle, data, tmp_path):
     for column in ("train_loss", "val_loss", "building_f1"):
         assert np.allclose(engines[column], mine[column], atol=1e-5), column
     assert near(weights(Run(tmp_path / "engine")), weights(Run(tmp_path / "lightning")))
+
+
+def test_jitter_is_that_of_the_engine(tmp_path, monkeypatch):
+    monkeypatch.setenv("RVTUTORIAL_HOME", str(tmp_path))  # where scenes are made
+    logs = {}
+    for name in ("engine", "lightning"):
+        how = dict(preset="smoke", jitter=0.3, precision="float32", checkpoint="last")
+        config = get_config("inprocess", tmp_path / name, **how)
+        if name == "engine":
+            engine.run(config, ["train"], progress=False)
+        else:
+            train(config, checkpoint="last")
+        logs[name] = Run(tmp_path / name).log()
+    assert np.allclose(
+        logs["engine"].train_loss, logs["lightning"].train_loss, atol=1e-5
+    )
 
 
 def test_gradients_of_several_batches_make_one_step(data, tmp_path):
