@@ -61,7 +61,8 @@ def evaluate_tiles(
     """
     run = Run.of(run)
     ids = run.scene_ids(split)
-    names, null = maps.class_names(run)
+    kinds = maps.Classes(run)
+    names, null = kinds.names, kinds.null
     place = Path(out) / _network_of(run)
     with tempfile.TemporaryDirectory() as tmp:
         drawn = {i: run.prediction(i) for i in ids} if checkpoint is None else None
@@ -70,7 +71,7 @@ def evaluate_tiles(
         with writing(place):
             matrix, known = np.zeros((len(names),) * 2, np.int64), []
             for parent in _parents(run, ids, drawn, len(names), cell):
-                _write(parent, place, maps.colours_of(run), null)
+                _write(parent, place, kinds.colours, null)
                 matrix += confusion(parent.truth, parent.prediction, len(names))
                 known.append(parent.id)
             table = _table(matrix, names, null)
