@@ -231,6 +231,7 @@ def test_local_links_lead_somewhere(path):
 
 
 HEAVY = ("rvtutorial.models", "rvtutorial.engine", "rvtutorial.config")
+HEAVY += ("rvtutorial.course.training",)
 LIGHT = [
     module.name
     for module in pkgutil.walk_packages([str(ROOT / "rvtutorial")], "rvtutorial.")

@@ -361,6 +361,8 @@ class FastLearner(SemanticSegmentationLearner):
     What it overrides keeps the meaning that it has in Raster Vision.
     """
 
+    settings = None  # What else decides a training, in a class that trains otherwise
+
     # --- what it is made of: network, optimizer, scenes, batches
 
     def __init__(self, *args, options: Options | None = None, **kwargs):

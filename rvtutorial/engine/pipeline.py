@@ -339,6 +339,7 @@ class _Work:
     out: object  # Takes a line of text
     blend: str = "mean"
     ddp: bool = False
+    learner: type[FastLearner] = FastLearner
 
 
 class _OrderedDDPLearner(StockLearner):
@@ -377,10 +378,10 @@ def _train_stage(work: _Work) -> None:
         return
     more |= dict(options=options)
     if cfg.source_bundle_uri is None:
-        learner = FastLearner(learner_cfg, **more)
+        learner = work.learner(learner_cfg, **more)
     else:
         more |= dict(cfg=learner_cfg, training=True)
-        learner = FastLearner.from_model_bundle(cfg.source_bundle_uri, **more)
+        learner = work.learner.from_model_bundle(cfg.source_bundle_uri, **more)
     learner.main()
     about = {"best": learner.best, "epochs": learner.epoch, "keep": options.keep}
     about |= {"precision": str(learner.dtype).removeprefix("torch.")}
@@ -927,6 +928,7 @@ def run(
     ddp: bool = False,  # Train on all GPUs, with Raster Vision's own code
     compile: bool = False,  # torch.compile on a GPU: worth it in long trainings
     trust: bool = False,  # Run code of others: of a bundle, of an old checkpoint
+    learner: type[FastLearner] = FastLearner,  # Whose objects train
 ) -> Path:  # The run folder
     """Run a configuration in this process; what is done already is not done again.
 
@@ -975,14 +977,14 @@ def run(
             _remove_partials(folder.path)
             if asked.get("budget"):
                 _plan_epochs(cfg, folder, options, tmp, out)
-            digest = _training_digest(cfg, options, how)
+            digest = _training_digest(cfg, options, how, learner)
             place = folder.path / "checkpoint.pt"
             options.checkpoint = Checkpoint(place, digest, trust)
             with files.atomic_path(cfg.get_config_uri()) as path:
                 save_pipeline_config(cfg, str(path))
             with quiet():
                 pipeline = cfg.build(tmp)
-            work = _Work(cfg, pipeline, folder, options, out, blend, ddp)
+            work = _Work(cfg, pipeline, folder, options, out, blend, ddp, learner)
             _run_stages(work, commands, engine == "stock")
     return folder.path
 
@@ -1021,11 +1023,12 @@ def _plan_epochs(cfg, folder, options, tmp, out) -> None:
     out(f"train: {many} of {found['epoch']:.1f} s fit into {budget}")
 
 
-def _training_digest(cfg, options, how) -> str:
+def _training_digest(cfg, options, how, learner) -> str:
     "16 hex digits of all that decides what a training gives."
     more = [] if options.recipe.is_stock else [options.recipe]
     more += [] if options.sampling == "random" else [options.sampling]
     more += [options.jitter] if options.jitter else []
+    more += [] if learner is FastLearner else [learner.__name__, learner.settings]
     digest = repr([_fingerprint(cfg, False), options.seed, how, *more]).encode()
     return hashlib.sha256(digest).hexdigest()[:16]
 

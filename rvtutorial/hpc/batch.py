@@ -40,7 +40,7 @@ def sbatch_args(
         n: getattr(site, n) for n in ("account", "partition", "qos", "gres", "mem")
     }
     asked |= {"time": site.time, "cpus-per-task": site.cpus, "nodes": site.nodes}
-    asked |= {"ntasks": 1, "array": f"0-{members - 1}%{site.parallel}"}
+    asked |= {"ntasks": site.tasks, "array": f"0-{members - 1}%{site.parallel}"}
     asked |= {"signal": f"B:USR1@{site.warn}"} if site.warn else {}
     asked |= {"open-mode": "append", "export": "NONE", "chdir": folder}
     asked |= {"output": f"{folder}/slurm-%A_%a.out", "dependency": after}

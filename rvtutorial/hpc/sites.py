@@ -83,6 +83,7 @@ class Site(BaseModel, frozen=True, extra="forbid", defer_build=True):
     time: _Time = None  # Longest run time: minutes, or D-HH:MM:SS
     cpus: _whole(1, int | None) = None  # Cores of a job, and its number of threads
     nodes: _whole(1) = 1  # Nodes of a job
+    tasks: _whole(1) = 1  # Processes of a job; more for a training on several devices
     extra: _Texts = ()  # More options of sbatch, such as "--nice=10"
 
     name: _Name = "local"  # What the site is called

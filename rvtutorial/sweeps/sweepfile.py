@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -185,6 +185,9 @@ def _load(source: Path | str | Mapping) -> tuple[Mapping, _Places]:
 
 SETTINGS = ("preset", "data", "image_pattern", "label_pattern", "classes")
 SETTINGS += ("class_field", "label_values", "bands", "layer", "zeros")
+LOOP = ("accumulate", "accelerator", "devices", "nodes", "batches", "workers", "monitor",
+        "train_scores", "wandb", "project", "run_name")  # fmt: skip  # of course.training
+SETTINGS += LOOP
 _OTHERS = ("name", "description", "project", "entity")  # kept, and not looked at
 _KEYS = (*_OTHERS, "program", "method", "metric", "parameters", "run_cap", "seed")
 _KEYS += ("early_terminate",)
@@ -256,6 +259,8 @@ class SweepFile:
     def read(
         cls,
         source: Path | str | Mapping,  # A sweep file, or its content as a dictionary
+        translate: Callable | None = None,  # (name, entry) of a parameter -> as ours
+        program: str | None = None,  # Job notebook, whatever the file says
     ) -> "SweepFile":  # With .fixed, .tried, .metric and .trials()
         """Read a sweep in the form that Weights & Biases uses.
 
@@ -280,7 +285,7 @@ class SweepFile:
         with places.at("metric"):
             metric, target = _metric(content.get("metric", "f1"))
         with places.at("program"):
-            program = content.get("program", PROGRAM)
+            program = program or content.get("program", PROGRAM)
             if (
                 not isinstance(source, Mapping)
                 and (Path(source).parent / program).is_file()
@@ -291,7 +296,7 @@ class SweepFile:
             except FileNotFoundError as err:
                 raise ValueError(f"program must be a job notebook: {err}") from None
         known = [name for name in (*Hyperparams.model_fields, *SETTINGS) if name in has]
-        fixed, tried, paths = _parameters(content, known, places)
+        fixed, tried, paths = _parameters(content, known, places, translate)
         others = {key: value for key, value in content.items() if key in _OTHERS}
         early = content.get("early_terminate") or {}
         plan = cls(
@@ -479,7 +484,10 @@ def _parameter(given, method: str, setting: bool) -> tuple[str, object]:
         if not set(given) - {"value", "distribution"}:
             return "value", given["value"]
     if setting:
-        raise ValueError("runs on other data cannot be compared; give a value")
+        raise ValueError(
+            "this is the same in all trials, as runs on other data cannot be compared; "
+            "give a value"
+        )
     values = given.get("values", [None])
     if not isinstance(values, list) or not values:
         raise ValueError(f"values must be a list such as [1, 2], got {values}")
@@ -533,7 +541,7 @@ def _entries(given, path: tuple = ("parameters",)) -> Iterator[tuple[tuple, obje
             yield here, content
 
 
-def _parameters(content: Mapping, known, places: _Places) -> tuple[dict, dict, dict]:
+def _parameters(content, known, places: _Places, translate) -> tuple[dict, dict, dict]:
     "What stays, what is tried, and the keys that lead to each parameter."
     kinds, paths, method = {"value": {}, "tried": {}}, {}, content.get("method", "grid")
     with places.at("parameters"):
@@ -541,6 +549,8 @@ def _parameters(content: Mapping, known, places: _Places) -> tuple[dict, dict, d
     for path, given in entries:
         name = path[-1]
         with places.at(*path):
+            if translate:
+                name, given = translate(name, given)
             if name in paths:
                 raise ValueError(f"{name} stands already in {places.of(paths[name])}")
             one_of("parameter", name, known)

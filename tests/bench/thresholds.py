@@ -30,8 +30,8 @@ from scipy import stats
 from rvtutorial.metrics.calibration import (
     LEVELS,
     ScoreCounts,
+    ScoreTally,
     _count_score_arrays,
-    _Tally,
 )
 from rvtutorial.metrics.thresholds import Curves, Goal, _fit, _searched, tune
 
@@ -87,7 +87,7 @@ def stream(pixels=2**28, block=2**20):
     rng = np.random.default_rng(0)
     score = rng.random((1, block)).astype(np.float16).astype(np.float32)
     truth = (rng.random(block) > score[0]).astype(np.uint8)
-    tally, took = _Tally(("building", "background"), None, "ignore"), 0.0
+    tally, took = ScoreTally(("building", "background"), None, "ignore"), 0.0
     tally.kept = [0]
     for _ in range(pixels // block):
         _, seconds = timed(lambda: tally.add(truth, score))
