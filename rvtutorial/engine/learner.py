@@ -462,8 +462,11 @@ class FastLearner(SemanticSegmentationLearner):
 
     def train_step(self, batch, batch_ind):
         x, y = batch
-        x = _jittered(x, self.options.jitter) if self.options.jitter else x
-        return {"train_loss": self.loss(self.forward(x), y)}
+        return {"train_loss": self.loss(self.forward(self.varied(x)), y)}
+
+    def varied(self, x):
+        "Training chips with other light and contrast, if that was asked for."
+        return _jittered(x, self.options.jitter) if self.options.jitter else x
 
     def validate_step(self, batch, batch_ind):
         x, y = batch
