@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 from fake_runs import three_scenes, truth_of, write_raster
 from sklearn.metrics import f1_score, jaccard_score
-from test_thresholds import folder_of, four_classes
+from test_thresholds import FOUR, folder_of, four_classes
 
 from rvtutorial.cli import _cli
 from rvtutorial.core.remote import is_remote
@@ -275,6 +275,50 @@ def test_a_map_is_what_scikit_learn_makes_of_the_threshold(tmp_path):
         assert a == b
 
 
+@pytest.mark.parametrize("blend", ["mean", "cosine"])
+def test_thresholds_decide_while_an_image_is_mapped(tmp_path, blend):
+    "Labels by the rule, scores stored only when asked for and then calibrated."
+    import rasterio
+
+    from rvtutorial.engine.prediction import map_images
+    from rvtutorial.metrics.thresholds import Calibration, Decision
+
+    truth, scores = four_classes(3, 80)
+    where = write_raster(
+        tmp_path / "a.tif", np.rint(1e4 * scores).astype(np.uint16) + 1
+    )
+
+    def predict(chips):  # what the image itself says
+        return ((chips.transpose(0, 3, 1, 2) - 1.0) / 1e4).clip(0, 1).astype(np.float32)
+
+    decision = Decision("ratio", FOUR, {"road": 0.35, "building": 0.2}, None)
+    halved = Calibration("temperature", temperature=2.0)
+    how = dict(
+        classes=list(FOUR), chip_sz=32, stride=24, bands=[0, 1, 2, 3], blend=blend
+    )
+    how |= dict(decide=decision.labels, polygons=True, tags={"thresholds": "said"})
+    map_images(str(where), predict, tmp_path / "plain", **how)
+    names = {p.name for p in (tmp_path / "plain" / "a").iterdir()}
+    assert names == {"labels.tif", "polygons.gpkg"}
+    with rasterio.open(tmp_path / "plain" / "a" / "labels.tif") as file:
+        said, tags = file.read(1), file.tags()
+    stored = np.rint(1e4 * scores) / 1e4
+    assert (said == decision.labels(stored.astype(np.float32))).mean() > 0.998  # ties
+    assert (
+        tags["thresholds"] == "said"
+        and (said == 2).sum() > (scores.argmax(0) == 2).sum()
+    )
+    more = dict(scores="float32", calibrate={2: halved.apply})
+    map_images(str(where), predict, tmp_path / "more", **how, **more)
+    with rasterio.open(tmp_path / "more" / "a" / "labels.tif") as file:
+        assert np.array_equal(file.read(1), said)
+    with rasterio.open(tmp_path / "more" / "a" / "scores.tif") as file:
+        there = file.read()
+    assert there[2] == pytest.approx(halved.apply(stored[2]), abs=1e-3)
+    assert there[1] == pytest.approx(stored[1], abs=1e-3)
+    assert len(truth) == 80
+
+
 def test_a_map_is_drawn_over_its_image_or_in_grey(tmp_path):
     import rasterio
 
@@ -450,6 +494,4 @@ def test_the_job_counts_parts_and_puts_them_together(tmp_path):
     made = read_thresholds(file)
     assert made.metric == "f1" and sorted(made.scenes) == ["10", "11", "9"]
     wrong = job("wrong", metric="precision")
-    assert (
-        wrong.state == "failed" and "precision@recall" in wrong.manifest["went"]["why"]
-    )
+    assert wrong.state == "failed"
