@@ -55,6 +55,7 @@ from rastervision.pytorch_learner import (
 )
 from rastervision.pytorch_learner.learner_config import default_augmentors
 
+# %% ../nbs/06_code_breakdown.ipynb #c4684d28
 __getattr__ = old_attributes("rvtutorial.config")  # names of before
 
 # %% ../nbs/06_code_breakdown.ipynb #0e19abe4

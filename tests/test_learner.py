@@ -34,6 +34,7 @@ from rvtutorial.engine.learner import (
     FastLearner,
     Interrupted,
     Options,
+    _jittered,
     _precision_of,
     _prepared,
     _random_state,
@@ -42,7 +43,6 @@ from rvtutorial.engine.learner import (
     _Stop,
     _tell_epoch,
     _tell_step,
-    jittered,
     quiet,
 )
 
@@ -212,7 +212,7 @@ def test_depthwise_layers_whose_gradients_are_slow(size, stride, slow):
 def test_light_and_contrast_vary_within_bounds():
     torch.manual_seed(0)
     x = torch.rand(400, 4, 8, 8)
-    out = jittered(x, 0.2)
+    out = _jittered(x, 0.2)
     gain = out.std((2, 3)) / x.std((2, 3))
     assert gain.min() > 0.7 and gain.max() < 1.3
     assert gain.min() < 0.78 and gain.max() > 1.22

@@ -217,7 +217,7 @@ def values_of(name):
         return st.sampled_from(["mine.py", "none", None])
     if name in ("encoder", "encoder_weights"):
         return st.sampled_from(["resnet18", "Efficientnet-Lite0 ", "none", None])
-    floats = ("lr", "weight_decay", "encoder_lr")
+    floats = ("lr", "weight_decay", "encoder_lr", "jitter")
     numbers = st.floats if name in floats else st.integers
     low, high = (next(iter(asdict(limit).values())) for limit in field.metadata)
     return numbers(low, high) | (st.none() if kinds else st.nothing())

@@ -493,7 +493,7 @@ class Hyperparams(BaseModel):
     )  # fmt: skip
     jitter: float = _setting(
         0.0, "by how much light and contrast of training chips vary at random", "no field",
-        ge=0, le=0.9, why="1 would leave no contrast",
+        ge=0, le=1, why="1 takes all contrast away, or doubles it",
     )  # fmt: skip
     seed: int | None = _setting(
         0, "start of every random sequence; none leaves it to chance", "no field",

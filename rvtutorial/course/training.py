@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -44,8 +43,7 @@ from ..core.files import atomic_path, scratch_folder
 from ..core.names import near_match
 from ..core.records import read_json, write_json
 from ..engine.batches import BatchLoader, seed_everything
-from ..engine.learner import Checkpoint, FastLearner, Options, Paused
-from ..engine.learner import jittered, quiet
+from ..engine.learner import Checkpoint, FastLearner, Options, Paused, quiet
 from ..engine.optimizer import Recipe
 from ..metrics.calibration import ScoreTally
 from ..metrics.counting import Counts, confusion
@@ -496,7 +494,7 @@ class LightningLearner(FastLearner):
 
     def segmenter(self) -> Segmenter:
         "Network, loss and optimizer as a Lightning module."
-        ignored, jitter = self.cfg.solver.ignore_class_index, self.options.jitter
+        ignored = self.cfg.solver.ignore_class_index
         schedules = []
         if self.step_scheduler is not None:
             schedules.append({"scheduler": self.step_scheduler, "interval": "step"})
@@ -513,7 +511,7 @@ class LightningLearner(FastLearner):
             seed=self.options.seed,
             train_scores=self.how.train_scores,
             on_epoch=self.options.recipe.freeze,
-            vary=partial(jittered, share=jitter) if jitter else None,
+            vary=self.varied,
             about={"network": self.network_name},
         )
 

@@ -340,7 +340,7 @@ class Options:
         return new < best if self.monitor.endswith("loss") else new > best
 
 # %% ../../nbs/engine/learner.ipynb #ff827788
-def jittered(x: torch.Tensor, share: float) -> torch.Tensor:
+def _jittered(x: torch.Tensor, share: float) -> torch.Tensor:
     """Chips with other contrast and brightness, at random; (n, bands, height, width).
 
     Contrast changes by at most `share`, brightness by as much of two standard deviations
@@ -464,8 +464,11 @@ class FastLearner(SemanticSegmentationLearner):
 
     def train_step(self, batch, batch_ind):
         x, y = batch
-        x = jittered(x, self.options.jitter) if self.options.jitter else x
-        return {"train_loss": self.loss(self.forward(x), y)}
+        return {"train_loss": self.loss(self.forward(self.varied(x)), y)}
+
+    def varied(self, x):
+        "Training chips with other light and contrast, if that was asked for."
+        return _jittered(x, self.options.jitter) if self.options.jitter else x
 
     def validate_step(self, batch, batch_ind):
         x, y = batch

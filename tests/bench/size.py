@@ -1,9 +1,10 @@
-"""How large the package is: lines, public names, names that several modules define.
+"""How large the package is: lines, public names, names that several modules define; how much of a part is library.
 
 python tests/bench/size.py [CHECKOUT]
 """
 
 import ast
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -34,7 +35,26 @@ def count(package: Path) -> dict[str, object]:
     }
 
 
+def exports(notebook: Path) -> tuple[int, int]:
+    "Lines of code in exported cells, and in all cells; blank ones and directives do not count."
+    found = [0, 0]
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            text = "".join(cell["source"])
+            code = [line.strip() for line in text.splitlines()]
+            lines = sum(bool(line) and line[:2] != "#|" for line in code)
+            exported = any(mark in text for mark in ("#| export", "#|export"))
+            found[0] += lines * exported
+            found[1] += lines
+    return tuple(found)
+
+
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parents[2]
     for what, value in count(root / "rvtutorial").items():
         print(f"{what:26}{value}")
+    for path in sorted((root / "nbs").glob("0*.ipynb")):
+        made, every = exports(path)
+        print(
+            f"exports of Part {path.name[1]:10}{made} of {every} ({made / every:.0%})"
+        )
