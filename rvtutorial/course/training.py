@@ -30,7 +30,9 @@ if not all(map(importlib.util.find_spec, ("lightning", "wandb"))):
     )
 
 # %% ../../nbs/course/training.ipynb #86e37436
-from ..engine.pipeline import run as run_config  # first: is there room for torch?
+from rvtutorial.engine.pipeline import (
+    run as run_config,
+)  # first: is there room for torch?
 import lightning.pytorch as L
 import numpy as np
 import torch
@@ -62,7 +64,8 @@ class EpochScores:
     def __init__(
         self,
         classes: Sequence[str],  # Names in the order of the class ids
-        ignored: int | None = None,  # Class id of pixels without a label; None: all count
+        ignored: int
+        | None = None,  # Class id of pixels without a label; None: all count
     ):
         self.classes = tuple(classes)
         self.null = None if ignored is None else self.classes[ignored]
@@ -79,7 +82,9 @@ class EpochScores:
     ) -> None:
         "Count one batch."
         logits, truth = logits.detach(), labels.cpu().numpy()
-        self.matrix += confusion(truth, logits.argmax(1).cpu().numpy(), len(self.classes))
+        self.matrix += confusion(
+            truth, logits.argmax(1).cpu().numpy(), len(self.classes)
+        )
         bands = logits.softmax(1).transpose(0, 1).flatten(1)[self.tally.kept]
         self.tally.add(truth.ravel(), bands.cpu().numpy())
         self.losses += float(loss), 1
@@ -310,17 +315,30 @@ class LoopSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
-    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="what computes")
-    devices: int = Field(1, ge=1, le=64, description="processes on one machine, a GPU each")
-    nodes: int = Field(1, ge=1, le=256, description="machines, each with so many devices")
+    accumulate: int = Field(
+        1, ge=1, description="batches whose gradients make one step"
+    )
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="what computes"
+    )
+    devices: int = Field(
+        1, ge=1, le=64, description="processes on one machine, a GPU each"
+    )
+    nodes: int = Field(
+        1, ge=1, le=256, description="machines, each with so many devices"
+    )
     batches: Literal["engine", "raster_vision"] = Field(
         "engine", description="whose data sets cut the chips"
     )
-    workers: int = Field(0, ge=0, le=64, description="processes that read, of raster_vision")
-    train_scores: bool = Field(False, description="IoU and the like of training chips too")
+    workers: int = Field(
+        0, ge=0, le=64, description="processes that read, of raster_vision"
+    )
+    train_scores: bool = Field(
+        False, description="IoU and the like of training chips too"
+    )
     wandb: Literal["offline", "online", "off"] = Field(
-        "offline", description="Weights & Biases: files here, upload at once, or nothing"
+        "offline",
+        description="Weights & Biases: files here, upload at once, or nothing",
     )
     project: str = Field("rvtutorial", description="project of Weights & Biases")
     run_name: str | None = Field(None, description="name there; none: the run's folder")
@@ -332,7 +350,9 @@ class LoopSettings(BaseModel):
         given = {k: v for k, v in given.items() if v is not None}
         for name in given:
             if name not in known:
-                raise ValueError(f"there is no setting {name!r}; {near_match(name, known)}")
+                raise ValueError(
+                    f"there is no setting {name!r}; {near_match(name, known)}"
+                )
         try:
             return cls(**given)
         except ValidationError as err:
@@ -449,7 +469,9 @@ class LightningLearner(FastLearner):
         if self.how.accelerator == "cpu":
             self.device = torch.device("cpu")
         elif self.how.accelerator == "gpu" and self.device.type == "cpu":
-            raise ValueError("accelerator=gpu, and torch sees none here; use auto or cpu")
+            raise ValueError(
+                "accelerator=gpu, and torch sees none here; use auto or cpu"
+            )
         super().setup_model(*args, **kwargs)
 
     def build_datasets(self):
@@ -536,10 +558,14 @@ class LightningLearner(FastLearner):
         name = self.options.monitor
         if not len(self.valid_ds):
             return "train_loss"
-        known = [n for n in EpochScores(self.cfg.data.class_names).values() if n != "loss"]
+        known = [
+            n for n in EpochScores(self.cfg.data.class_names).values() if n != "loss"
+        ]
         known = ["val_loss", "train_loss", *known]
         if name not in known:
-            raise ValueError(f"monitor {name!r} is not logged; {near_match(name, known)}")
+            raise ValueError(
+                f"monitor {name!r} is not logged; {near_match(name, known)}"
+            )
         return name
 
     def trainer(self) -> L.Trainer:
@@ -631,7 +657,9 @@ class LightningLearner(FastLearner):
         Run(self.folder).update("went", lightning=self.how.deciding)
         there = torch.cuda.device_count() if self.device.type == "cuda" else 64
         if self.how.devices > there:
-            raise ValueError(f"devices={self.how.devices}, and torch sees {there} GPUs here")
+            raise ValueError(
+                f"devices={self.how.devices}, and torch sees {there} GPUs here"
+            )
         if self.how.processes > 1:
             _fit_elsewhere(self)
         else:
@@ -648,8 +676,14 @@ class LightningLearner(FastLearner):
             self.save_weights(self.best_weights_path)
             log = Run(self.folder).log().set_index("epoch")
             value = float(log.at[about["epoch"], self.watched])
-            self.best = {"epoch": about["epoch"], "value": value, "monitor": self.watched}
-        about = load_weights(self.model, self.options.checkpoint.path, self.network_name)
+            self.best = {
+                "epoch": about["epoch"],
+                "value": value,
+                "monitor": self.watched,
+            }
+        about = load_weights(
+            self.model, self.options.checkpoint.path, self.network_name
+        )
         self.save_weights(self.last_model_weights_path)
         self.epoch = about["epoch"] + 1
         kept = self.best if self.options.keep == "best" and self.best else about
@@ -657,7 +691,6 @@ class LightningLearner(FastLearner):
         self.metrics = {"epoch": kept["epoch"], **row.to_dict()}
         if self.epoch < self.cfg.solver.num_epochs and self.options.patience:
             self.waited_epochs = self.options.patience
-
 
     def _validate(self, split="valid"):
         "What Lightning has measured of the epoch that is kept."
@@ -698,7 +731,9 @@ class _RunLog(callbacks.Callback):
             return
         with atomic_path(path) as partial:
             lines = path.read_text().splitlines(keepends=True)
-            kept = [n for n in lines[1:] if int(n.split(",")[0]) < trainer.current_epoch]
+            kept = [
+                n for n in lines[1:] if int(n.split(",")[0]) < trainer.current_epoch
+            ]
             partial.write_text("".join(lines[:1] + kept) if kept else "")
         if not kept:
             path.unlink()
@@ -745,7 +780,9 @@ class _RunLog(callbacks.Callback):
             writer.flush()
         line = self.learner.options.tell
         if line and not trainer.progress_bar_callback:
-            text = f"epoch {row['epoch'] + 1}/{line.total}  loss {row['train_loss']:.3f}"
+            text = (
+                f"epoch {row['epoch'] + 1}/{line.total}  loss {row['train_loss']:.3f}"
+            )
             if "val_loss" in row:
                 text += f", validation {row['val_loss']:.3f}"
             line.reach(row["epoch"] + 1, text, now=True)
