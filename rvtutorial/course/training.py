@@ -45,8 +45,7 @@ from ..core.files import atomic_path, scratch_folder
 from ..core.names import near_match
 from ..core.records import read_json, write_json
 from ..engine.batches import BatchLoader, seed_everything
-from ..engine.learner import Checkpoint, FastLearner, Options, Paused
-from ..engine.learner import quiet
+from ..engine.learner import Checkpoint, FastLearner, Options, Paused, quiet
 from ..engine.optimizer import Recipe
 from ..metrics.calibration import ScoreTally
 from ..metrics.counting import Counts, confusion
@@ -534,7 +533,7 @@ class LightningLearner(FastLearner):
             seed=self.options.seed,
             train_scores=self.how.train_scores,
             on_epoch=self.options.recipe.freeze,
-            vary=self.varied if self.options.jitter else None,
+            vary=self.varied,
             about={"network": self.network_name},
         )
 
