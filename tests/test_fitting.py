@@ -201,6 +201,7 @@ def test_thresholds_of_a_run_are_its_own_row_by_raster_visions_evaluator(
 
     data = make_sample_scenes(tmp_path / "data", 2, 5, 2, 96)
     asked = dict(preset="smoke", data=str(data), epochs=1, scores="float32")
+    asked |= dict(chip_sz=64, stride_length=48)
     cfg = config.get_config("inprocess", **asked, output_uri=str(tmp_path / "run"))
     run = Run(engine.run(cfg, progress=False))
     labels = run.prediction(run.scene_ids("validation")[0]).read_bytes()
