@@ -160,7 +160,7 @@ P = "method: grid\nparameters:\n  "
         (P + "epochs: {value: 3}\n  lr: {values: [1e-3, 7]}\n", "line 4: lr must be.*got 7"),
         (P + "lr: {values: [1e-3, yes]}\n", "line 3: lr must be .*got 'yes'"),
         (P + "lr: {values: [1e-3, 0.001]}\n", "asked for more than once: lr=1e-3"),
-        (P + "data: {values: [a, b]}\n", "line 3: data: runs on other data"),
+        (P + "data: {values: [a, b]}\n", "line 3: data: this is the same in all trials"),
         (P + "chip_sz: {value: 200}\n  stride_length: {values: [100, 215]}\n", "line 4: stride_length 215 is larger"),
         ("metric: {name: loss}\n" + P + "lr: {value: 1}\n", "line 1: there is no metric 'loss'"),
         ("metric: {name: f1, goal: minimize}\n" + P + "lr: {value: 1}\n", "line 1: goal 'minimize'"),

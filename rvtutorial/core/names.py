@@ -6,14 +6,20 @@ import re
 from pathlib import Path
 
 
+MANY = 40  # words that are too many for one sentence
+
+
 def near_match(
     word: str,  # What was written
     known,  # What could have been meant
-) -> str:  # A question with the closest word, or the list of all
+) -> str:  # A question with the closest word; or the list of all, or of the closest ten
     "A hint for a word that is not known."
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
+    if len(known) > MANY:
+        close = difflib.get_close_matches(str(word), list(known), n=10, cutoff=0)
+        return f"of {len(known)} the closest are {', '.join(close)}"
     return f"known are {', '.join(known) or 'none'}"
 
 
