@@ -1,5 +1,6 @@
 """Sweep files in the form of Weights & Biases: checked with line numbers, expanded into trials, and kept on record."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -229,6 +230,17 @@ def complete(
     return _COMPLETE[key]
 
 
+def _cast_together(fixed: dict, trials: list) -> Hyperparams:
+    "What stays, cast: alone, or beside the first trial where only its network knows it."
+    try:
+        return complete(fixed, {})
+    except ValueError as alone:
+        own = {k: v for k, v in dict(*trials[:1]).items() if k not in fixed}
+        with contextlib.suppress(ValueError):
+            return complete(fixed, own)
+        raise alone from None
+
+
 _COMPLETE: dict[str, Hyperparams] = {}  # They cannot be changed, so they may be shared
 
 
@@ -334,10 +346,11 @@ class SweepFile:
         fixed = {**plan.fixed, **base}
         if fixed.get("data") is not None:
             fixed["data"] = os.path.abspath(os.path.expanduser(fixed["data"]))
-        whole = complete(fixed, {}).asdict()
+        made = plan.trials() if is_file else list(trials)
+        whole = _cast_together(fixed, made).asdict()
         plan = replace(plan, fixed={k: whole.get(k, v) for k, v in fixed.items()})
         plan.ladder  # noqa: B018, raises where the base has too few epochs
-        return plan, plan.trials() if is_file else list(trials)
+        return plan, made
 
     def write(
         self,
