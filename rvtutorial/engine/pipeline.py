@@ -1180,7 +1180,8 @@ def predict(
         asked = manifest.get("asked", {}).get("labels", {}).get("zeros")
         source = _source_of(opened, data, bands)
         names = opened.classes or list(data.class_config.names)
-        source |= _decided(model, names, thresholds, blend, force)
+        null = data.class_config.null_class
+        source |= _decided(model, names, null, thresholds, blend, force)
         _say_what_is_odd(prediction.find_images(images, out), opened, source["bands"])
         with quiet(stdout=False):
             counts = prediction.map_images(
@@ -1204,7 +1205,7 @@ def predict(
     return pd.DataFrame.from_dict(counts["maps"], orient="index")
 
 
-def _decided(model, names, thresholds, blend, force) -> dict:
+def _decided(model, names, null, thresholds, blend, force) -> dict:
     "What trained thresholds make of scores, as `map_images` takes it."
     if thresholds is None:
         return {}
@@ -1213,7 +1214,7 @@ def _decided(model, names, thresholds, blend, force) -> dict:
     both = thresholds if isinstance(thresholds, tuple) else (thresholds, None)
     if isinstance(both[0], int | float | dict):
         both = (None, both[0])
-    null = "null" if "null" in names else None
+    null = null if null in names else None  # whatever it is called
     how = dict(file=both[0], given=both[1], force=force)
     decision, maps = decision_for(model, tuple(names), null, **how)
     found = {names.index(name): one.apply for name, one in maps.items()}
