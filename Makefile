@@ -47,8 +47,10 @@ notebooks: $(VENV)/.ready
 	@rm -rf build/smoke && mkdir -p build/smoke
 	$(SMOKE) $(BIN)/nbdev_test --n_workers 1 --do_print --timing
 
+# two processes of one thread each are quicker than one of two
+WORKERS ?= 2
 pytest: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # --- for contributors
 

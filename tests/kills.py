@@ -107,8 +107,9 @@ class Place:
         self.memory = multiprocessing.RawArray("q", 2)
 
     def set(self, phase, batches=None):
+        if batches is not None:  # first, for who reads may come in between
+            self.memory[1] = batches
         self.memory[0] = PHASES.index(phase)
-        self.memory[1] = self.memory[1] if batches is None else batches
 
     def get(self):
         return PHASES[self.memory[0]], self.memory[1]

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from fake_runs import fake_run, three_scenes, truth_of, write_raster
 from light_job import light_job
+from pace import pace
 from signals import heeded
 
 from rvtutorial.cli import (
@@ -86,7 +87,7 @@ def test_help_comes_at_once():
         begun = time.perf_counter()
         subprocess.run([*PROGRAM, "sweep", "--help"], check=True, capture_output=True)
         took.append(time.perf_counter() - begun)
-    assert min(took) < 0.4
+    assert min(took) < 0.4 * pace()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -388,7 +389,7 @@ def test_a_dry_run_of_five_thousand_trials(tmp_path, method, monkeypatch):
     (tmp_path / "s.yaml").write_text(text)
     begun = time.process_time()
     found = doc("sweep", tmp_path / "s.yaml", "-o", tmp_path / "out", "--dry-run")
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun < 5 * pace()
     names = {trial["trial"] for trial in found["trials"]}
     assert len(found["trials"]) == len(names) == 5000
     assert not (tmp_path / "out").exists()

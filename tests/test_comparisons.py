@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pace import pace
 from random_counts import some_counts
 from scipy import stats
 from worlds import World, plot_power, power, trials
@@ -236,7 +237,9 @@ def test_two_thousand_runs_are_compared_with_the_highest():
     board = board_of(many)
     took, most = time.process_time() - start, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert took < 30, f"{took:.1f} s; 10 s are the aim, without what tracing costs"
+    assert took < 30 * pace(), (
+        f"{took:.1f} s; 10 s are the aim, without what tracing costs"
+    )
     assert most < 250e6, f"{most / 1e6:.0f} MB"
     assert len(board) == 2000 and "1999000 comparisons" in " ".join(board.verdict)
 
@@ -481,5 +484,5 @@ def test_many_runs_and_resamples_are_quick():
     rows = {str(i): rows for i, rows in enumerate(World().draw(50, [0.0] * 20, 0))}
     start = time.process_time()
     board = board_of(rows, method="bootstrap", n=10_000)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 2 * pace()
     assert len(board) == 20 and board.low.notna().all()

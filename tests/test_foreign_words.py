@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import shapely
 from fake_runs import fake_run, three_scenes, write_raster
+from pace import pace
 
 from rvtutorial import scenes, viz
 from rvtutorial.chips import plot_windows
@@ -275,7 +276,7 @@ def test_a_sweep_file_that_cannot_be_is_refused_with_its_place(name, tmp_path):
     with pytest.raises(ValueError, match="^sweep.yaml") as err:
         SweepFile.read(path)
     assert words in str(err.value) and len(str(err.value)) < 400
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 20 * pace()
 
 
 def test_a_dictionary_that_holds_itself_is_refused():

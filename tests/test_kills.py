@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_random_kills_lose_one_batch_at_most(tmp_path):
-    kills = int(os.environ.get("RVTUTORIAL_KILLS", 12))
+    kills = int(os.environ.get("RVTUTORIAL_KILLS", 8))
     script = Path(__file__).with_name("kills.py")
     done = subprocess.run(
         [sys.executable, script, str(kills), str(tmp_path)],

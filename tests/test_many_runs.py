@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_runs import PEAK, evaluation
+from pace import pace
 from worlds import World
 
 from rvtutorial.figures import report
@@ -69,14 +70,18 @@ def spent(*command, cwd):
 
 def test_two_thousand_runs_are_compared_in_seconds(many, tmp_path):
     out, seconds, peak = spent("compare", many, cwd=tmp_path)
-    assert seconds < 30, f"{seconds:.1f} s; the aim is 10 s on a machine of its own"
+    assert seconds < 30 * pace(), (
+        f"{seconds:.1f} s; the aim is 10 s on a machine of its own"
+    )
     assert peak < 500, f"{peak} MB"
     assert out.count("lr=") > 2 * (RUNS - 1) and "1999000 comparisons considered" in out
 
 
 def test_a_report_draws_the_highest_and_says_so(many, tmp_path):
     _, seconds, peak = spent("report", many, "-o", tmp_path / "all.html", cwd=tmp_path)
-    assert seconds < 90, f"{seconds:.1f} s; the aim is 30 s on a machine of its own"
+    assert seconds < 90 * pace(), (
+        f"{seconds:.1f} s; the aim is 30 s on a machine of its own"
+    )
     assert peak < 700, f"{peak} MB"
     text = (tmp_path / "all.html").read_text()
     assert f"show the {report._DRAWN} highest of {RUNS} runs" in text

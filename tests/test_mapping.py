@@ -582,6 +582,19 @@ def test_no_data_is_null_in_a_scene(tmp_path):
     assert (again[100:150, 60:80] == 2).all()  # also for those who read the scores
 
 
+@pytest.mark.parametrize("null", ["unlabeled", None])
+def test_the_class_of_no_data_is_not_drawn_whatever_its_name(tmp_path, null):
+    import geopandas
+
+    from rvtutorial.engine.fitting import _classes_of
+
+    names = ["building", "unlabeled"]
+    folder, _ = map_one(tmp_path, spotted(), dots, classes=names, null_class=null)
+    drawn = set(geopandas.read_file(folder / "polygons.gpkg")["class"])
+    assert drawn == {"building"} | ({"unlabeled"} if null is None else set())
+    assert _classes_of(folder / "labels.tif") == (names, null)
+
+
 def test_polygons_are_those_of_the_whole_map(tmp_path, monkeypatch):
     import geopandas
     from rasterio.features import shapes

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from pace import pace
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
@@ -150,7 +151,7 @@ def test_second_call_returns_and_other_arguments_are_noticed(few):
     before = files_of(few)
     start = time.perf_counter()
     make_sample_scenes(few, 4, 2, 1, size=260)
-    assert time.perf_counter() - start < 0.2 and files_of(few) == before
+    assert time.perf_counter() - start < 0.2 * pace() and files_of(few) == before
     with pytest.raises(FileExistsError, match="seed: 0 there, 5 asked"):
         make_sample_scenes(few, 4, 2, 1, size=260, seed=5)
 
@@ -222,7 +223,7 @@ def test_speed(tmp_path):
     seconds = time.process_time() - start  # of all threads, so of one core
     print(f"generator: {6 * 0.4225 / seconds:.2f} Mpx/s")
     # 1.2 and 1.4 were measured, and 0.98 beside two other test suites
-    assert 6 * 0.4225 / seconds >= 0.8, f"{6 * 0.4225 / seconds:.2f} Mpx/s"
+    assert 6 * 0.4225 / seconds * pace() >= 0.8
 
 
 # ---- how hard the sample scenes are ------------------------------------------------
@@ -754,7 +755,7 @@ def test_digest(few, copy, tmp_path):
     assert dataset_digest(find_splits(tmp_path / "elsewhere")) != first
     start = time.perf_counter()
     dataset_digest(find_splits(few))
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < pace()
 
 
 # ---- pixels ------------------------------------------------------------------------
@@ -884,7 +885,7 @@ def test_large_image_is_read_thin(tmp_path):
     start = time.perf_counter()
     image = scenes.read_image(path, max_size=512)
     assert image.shape == (1, 512, 512) and image[0, 10, 10] == 9
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 2 * pace()
 
 
 def test_truncated_image_is_named(copy):

@@ -143,16 +143,17 @@ def _scored(
     found = {}
     for row in maps.itertuples():
         scene, folder = images[row.image], Path(row.folder)
-        classes = _classes_of(folder / "labels.tif")
+        classes, null = _classes_of(folder / "labels.tif")
         more = {} if values is None else dict(values=dict(values))
-        null = "null" if "null" in classes else None
         found[scene.id] = dict(truth=scene.label, scores=folder / "scores.tif",
                                classes=classes, null=null, **more)  # fmt: skip
     return found
 
 
-def _classes_of(labels: Path) -> list[str]:
+def _classes_of(labels: Path) -> tuple[list[str], str | None]:
+    "Names of the classes of a map, and of the one that stands for no data."
     import rasterio
 
     with rasterio.open(labels) as file:
-        return json.loads(file.tags()["classes"])
+        tags = file.tags()
+    return json.loads(tags["classes"]), tags.get("null_class") or None

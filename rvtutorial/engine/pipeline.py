@@ -1180,7 +1180,8 @@ def predict(
         asked = manifest.get("asked", {}).get("labels", {}).get("zeros")
         source = _source_of(opened, data, bands)
         names = opened.classes or list(data.class_config.names)
-        null = data.class_config.null_class
+        null = data.class_config.null_class  # whatever it is called
+        null = null if null in names else None
         source |= _decided(model, names, null, thresholds, blend, force)
         _say_what_is_odd(prediction.find_images(images, out), opened, source["bands"])
         with quiet(stdout=False):
@@ -1199,6 +1200,7 @@ def predict(
                 zeros=check_zeros(zeros or asked),
                 inside=not as_predictor,
                 min_area=min_area,
+                null_class=null,
                 tell=tell if progress else None,
                 **source,
             )
@@ -1214,7 +1216,6 @@ def _decided(model, names, null, thresholds, blend, force) -> dict:
     both = thresholds if isinstance(thresholds, tuple) else (thresholds, None)
     if isinstance(both[0], int | float | dict):
         both = (None, both[0])
-    null = null if null in names else None  # whatever it is called
     how = dict(file=both[0], given=both[1], force=force)
     decision, maps = decision_for(model, tuple(names), null, **how)
     found = {names.index(name): one.apply for name, one in maps.items()}

@@ -594,6 +594,7 @@ def map_images(
     | None = None,  # Scores (classes, n, width) -> labels; None: largest
     calibrate: dict | None = None,  # Class number -> what is done to its scores
     tags: dict | None = None,  # Of labels.tif, such as what decided
+    null_class: str | None = "null",  # The class of what is no data, which is not drawn
     **options,  # batch_sz, prefetch, tell of `stream`
 ) -> dict:  # What `stream` returns, and `maps`: name -> image and folder
     """Map images of any size: labels.tif, and on demand scores.tif and polygons.gpkg.
@@ -605,7 +606,8 @@ def map_images(
     the labels and their polygons; scores stay.
     """
     targets, maps = [], {}
-    wanted = [n for n in classes if polygons and n not in ("background", "null")]
+    unwanted = ("background", "null", null_class)
+    wanted = [n for n in classes if polygons and n not in unwanted]
     for name, uri in find_images(images, out).items():
         raster = Raster(uri, bands, prepare=prepare, zeros=check_zeros(zeros))
         profile, cache = raster.look(dtype, chip_sz, channels)
@@ -619,7 +621,7 @@ def map_images(
             nodata=255,
             scores=scores,
             polygons=wanted,
-            tags={"image": uri, **(tags or {})},
+            tags={"image": uri, "null_class": null_class or "", **(tags or {})},
             min_area=min_area,
         )
         outputs.refuse_other_map(uri)

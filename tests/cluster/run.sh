@@ -27,8 +27,8 @@ trap 'exit 130' INT TERM
 "$here/apptainer.sh" up || [ $? = 3 ] || exit 1
 command -v ruby >/dev/null || apt-get install -y -qq --no-install-recommends ruby >/dev/null
 
-# 25 minutes for all; setting up takes two to four of them
-timeout --kill-after=30 1260 "$python" -m pytest "$here" --durations=15 "$@" || exit
+# 15 minutes on a quiet machine; setting up takes two to four more
+timeout --kill-after=30 2400 "$python" -m pytest "$here" --durations=15 "$@" || exit
 
 # the Open OnDemand app: its templates by Ruby, its sessions under this Slurm and in an
 # image that borrows this Python

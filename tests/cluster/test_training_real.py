@@ -17,7 +17,7 @@ ALIKE = {
 
 
 @pytest.fixture(autouse=True)
-def quiet_home(workplace, monkeypatch, tmp_path_factory):
+def own_queue(workplace, monkeypatch, tmp_path_factory):
     "Each test has a local queue of its own; data that lessons make is shared."
     monkeypatch.setenv("RVTUTORIAL_QUEUE", str(tmp_path_factory.mktemp("queue")))
     monkeypatch.setenv("RVTUTORIAL_HOME", str(workplace / "home"))
