@@ -39,7 +39,13 @@ def test_every_setting_is_a_flag():
         ("--model_type=UNet --batch_size=8 --learning_rate=1e-3",
          dict(model="courseunet", batch_sz="8", lr="1e-3")),
         ("--model_type=FCNResnetTransfer --num_workers=2",
-         dict(model="fcn", backbone="resnet101", workers="2")),
+         dict(model="fcn", backbone="resnet101", pretrained=True, pretrained_on="coco",
+              workers="2")),
+        ("--model_type=FCNResnetTransfer --pretrained=false --backbone=resnet50",
+         dict(model="fcn", backbone="resnet50", pretrained="false")),
+        ("--model_type=FCNResnetTransfer --pretrained_on=imagenet",
+         dict(model="fcn", backbone="resnet101", pretrained=True,
+              pretrained_on="imagenet")),
         ("--model_type=deeplabv3", dict(model="deeplabv3")),
     ],
 )  # fmt: skip
@@ -97,6 +103,41 @@ def test_a_sweep_file_of_the_course(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, dict(backbone="resnet101", pretrained=True, pretrained_on="coco")),
+        ({"backbone": "resnet50", "pretrained_on": "imagenet"},
+         dict(backbone="resnet50", pretrained=True, pretrained_on="imagenet")),
+        ({"pretrained": False}, dict(backbone="resnet101", pretrained=False)),
+    ],
+)  # fmt: skip
+def test_a_sweep_of_the_transfer_begins_with_trained_weights(more, expected, tmp_path):
+    parameters = {"model_type": {"value": "FCNResnetTransfer"}}
+    parameters |= {k: {"value": v} for k, v in more.items()}
+    content = dict(parameters=parameters | {"lr": {"values": [1e-3, 1e-2]}})
+    found = plan(tmp_path, json.dumps(content))
+    assert found.fixed == {"model": "fcn", **expected}
+
+
+def test_a_flag_wins_over_what_follows_from_the_network(tmp_path, monkeypatch):
+    import rvtutorial.sweep
+
+    seen = []
+    monkeypatch.setattr(
+        rvtutorial.sweep,
+        "run_sweep",
+        lambda *args, **more: seen.append((args, more)) or 1 / 0,
+    )
+    content = dict(parameters={"model_type": {"values": ["FCNResnetTransfer"]}})
+    (tmp_path / "sweeps.yml").write_text(json.dumps(content))
+    with pytest.raises(ZeroDivisionError):
+        command._sweep({"pretrained": "false"}, tmp_path / "sweeps.yml", "local")
+    ((_, found), more), *_ = seen
+    assert found.fixed == {"backbone": "resnet101"}
+    assert more["base"] == {"pretrained": "false"}
+
+
+@pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("macro_iou", "val_loss", "line 5.*no metric 'val_loss'"),
@@ -109,6 +150,12 @@ def test_a_sweep_file_of_the_course(tmp_path):
         ("batch_size:\n        value: 4", "n_encoders:\n        value: 3",
          "n_encoders.*for model courseunet.*segmentationcnn knows nothing of it"),
         ('value: "off"', "values: [offline]", "line 17.*same in all trials"),
+        ("UNet]", "FCNResnetTransfer]", "line 9.*a sweep file of its own"),
+        ('value: "off"', "value: maybe", "line 17.*wandb.*got 'maybe'"),
+        ('wandb:\n        value: "off"', "num_workers:\n        value: 2",
+         "line 17.*workers=2 would do nothing.*raster_vision"),
+        ('wandb:\n        value: "off"', "accumulate:\n        value: 0",
+         "line 17.*accumulate.*got 0"),
     ],
 )  # fmt: skip
 def test_odd_keys_are_refused_with_the_line(old, new, said, tmp_path):

@@ -380,6 +380,7 @@ def test_another_training_in_the_same_folder_is_refused(data, tmp_path, finished
         (dict(wandb="maybe"), "wandb .*'offline', 'online' or 'off', got 'maybe'"),
         (dict(device=2), "no setting 'device'.*devices"),
         (dict(devices=2, batches="raster_vision"), "2 processes share"),
+        (dict(workers=2), "workers=2 would do nothing.*batches=raster_vision"),
     ],
 )
 def test_settings_that_cannot_be(given, said):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rvtutorial.core.hyperparams import Hyperparams
+from rvtutorial.core.loop_settings import LoopSettings
 from rvtutorial.core.names import near_match
 from rvtutorial.hpc.job import JobNotebook
 
@@ -63,14 +64,46 @@ def _network(value):
     return NETWORKS.get(word, word)
 
 
-def _entry(name: str, given):
-    "A parameter of a sweep file, `{value: ...}` or the like, by our names."
+def _transfer(asked: Mapping) -> dict:
+    "What FCNResnetTransfer is where nothing else was asked for: it begins with COCO's weights."
+    found = {"backbone": "resnet101"}
+    if asked.get("init_weights") is None:
+        found |= {"pretrained": True, "pretrained_on": "coco"}
+    found = {k: v for k, v in found.items() if asked.get(k) is None}
+    begins = str(asked.get("pretrained", True)).strip().lower()
+    if begins not in ("none", "true", "yes", "1"):
+        found.pop("pretrained_on", None)
+    return found
+
+
+def _is_transfer(word) -> bool:
+    return str(word).strip().lower() == "fcnresnettransfer"
+
+
+def _entry(name: str, given, others: Mapping) -> dict:
+    "A parameter of a sweep file, `{value: ...}` or the like, by our names; what follows."
     if not isinstance(given, Mapping):
-        return translated(name)[0], given
+        return {translated(name)[0]: given}
     kinds = {
         k: translated(name, given[k])[1] for k in ("value", "values") if k in given
     }
-    return translated(name)[0], {**given, **kinds}
+    made = {translated(name)[0]: {**given, **kinds}}
+    words = given.get("values", [given.get("value")])
+    if name != "model_type" or not isinstance(words, list):
+        return made
+    if any(map(_is_transfer, words)):
+        says = others.items()
+        says = {k: v.get("value", v) if isinstance(v, dict) else v for k, v in says}
+        more = _transfer(says)
+        rest = [str(word) for word in words if not _is_transfer(word)]
+        if rest and "pretrained" in more:
+            raise ValueError(
+                f"FCNResnetTransfer begins with trained weights, which {rest[0]} does not "
+                "have: give it a sweep file of its own, or write `pretrained: {value: "
+                "false}`"
+            )
+        made |= {k: {"value": v} for k, v in more.items()}
+    return made
 
 
 # --- flags
@@ -116,8 +149,7 @@ def _given(words: list[str]) -> tuple[dict, str | None, str]:
                 f"--model_type={kind} and --model={asked['model']} are one thing: give one"
             )
         asked["model"] = _network(kind)
-        if asked["model"] == "fcn" and asked.get("backbone") is None:
-            asked["backbone"] = "resnet101"
+        asked |= _transfer(asked) if _is_transfer(kind) else {}
     return {k: v for k, v in asked.items() if v is not None}, sweep, site
 
 
@@ -145,7 +177,7 @@ def train_with(
     from rvtutorial.course import training
 
     given = {"checkpoint": "best", **given}
-    loop = [n for n in given if n in training.LoopSettings.model_fields]
+    loop = [n for n in given if n in LoopSettings.model_fields]
     own = {
         name: given.pop(name) for name in (*loop, "monitor", "pause") if name in given
     }
@@ -178,7 +210,10 @@ def _sweep(given: dict, file: Path, site: str) -> int:
     from rvtutorial.sweep import run_sweep
     from rvtutorial.sweeps.sweepfile import SweepFile
 
-    plan = SweepFile.read(file, _entry, NOTEBOOK)
+    def entry(name, entry, others):
+        return _entry(name, entry, {**others, **given})
+
+    plan = SweepFile.read(file, entry, NOTEBOOK)
     folder = Path(given.pop("output_uri", None) or Path("sweeps") / file.stem)
     sweep = run_sweep(folder, plan, base=given, site=site).wait()
     print(sweep.leaderboard().to_string())

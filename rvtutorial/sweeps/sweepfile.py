@@ -17,6 +17,7 @@ import yaml
 
 from rvtutorial.core.files import atomic_path, safe_name
 from rvtutorial.core.finding import trial_rows
+from rvtutorial.core.loop_settings import LoopSettings
 from rvtutorial.core.names import near_match
 from rvtutorial.core.records import attempt, read_json
 from rvtutorial.hpc.job import JobNotebook
@@ -186,8 +187,7 @@ def _load(source: Path | str | Mapping) -> tuple[Mapping, _Places]:
 
 SETTINGS = ("preset", "data", "image_pattern", "label_pattern", "classes")
 SETTINGS += ("class_field", "label_values", "bands", "layer", "zeros")
-LOOP = ("accumulate", "accelerator", "devices", "nodes", "batches", "workers", "monitor",
-        "train_scores", "wandb", "project", "run_name")  # fmt: skip  # of course.training
+LOOP = (*LoopSettings.model_fields, "monitor")  # of course.training
 SETTINGS += LOOP
 _OTHERS = ("name", "description", "project", "entity")  # kept, and not looked at
 _KEYS = (*_OTHERS, "program", "method", "metric", "parameters", "run_cap", "seed")
@@ -271,7 +271,8 @@ class SweepFile:
     def read(
         cls,
         source: Path | str | Mapping,  # A sweep file, or its content as a dictionary
-        translate: Callable | None = None,  # (name, entry) of a parameter -> as ours
+        translate: Callable
+        | None = None,  # (name, entry, all) -> ours, and what follows
         program: str | None = None,  # Job notebook, whatever the file says
     ) -> "SweepFile":  # With .fixed, .tried, .metric and .trials()
         """Read a sweep in the form that Weights & Biases uses.
@@ -344,6 +345,7 @@ class SweepFile:
         if clash:
             raise ValueError(f"the sweep file and base disagree on {', '.join(clash)}")
         fixed = {**plan.fixed, **base}
+        LoopSettings.of(**_loop_of(fixed))
         if fixed.get("data") is not None:
             fixed["data"] = os.path.abspath(os.path.expanduser(fixed["data"]))
         made = plan.trials() if is_file else list(trials)
@@ -559,11 +561,13 @@ def _parameters(content, known, places: _Places, translate) -> tuple[dict, dict,
     kinds, paths, method = {"value": {}, "tried": {}}, {}, content.get("method", "grid")
     with places.at("parameters"):
         entries = list(_entries(content.get("parameters")))
+    others, follow = {path[-1]: given for path, given in entries}, []
     for path, given in entries:
         name = path[-1]
         with places.at(*path):
             if translate:
-                name, given = translate(name, given)
+                (name, given), *more = translate(name, given, others).items()
+                follow += [(other, entry, path) for other, entry in more]
             if name in paths:
                 raise ValueError(f"{name} stands already in {places.of(paths[name])}")
             one_of("parameter", name, known)
@@ -572,10 +576,29 @@ def _parameters(content, known, places: _Places, translate) -> tuple[dict, dict,
             except ValueError as err:
                 raise ValueError(f"{name}: {err}") from None
         paths[name], kinds[kind][name] = path, found
+    for name, given, path in follow:
+        paths[name], kinds["value"][name] = path, given["value"]
+    _check_loop(kinds["value"], places, paths)
     if method != "grid" and not kinds["tried"]:
         with places.at("method"):
             raise ValueError(f"nothing to draw for {method}")
     return kinds["value"], kinds["tried"], paths
+
+
+def _loop_of(values: dict) -> dict:
+    return {k: v for k, v in values.items() if k in LoopSettings.model_fields}
+
+
+def _check_loop(values: dict, places: _Places, paths: dict) -> None:
+    "Build the settings of Lightning's loop; an error names the line it comes from."
+    own = _loop_of(values)
+    try:
+        LoopSettings.of(**own)
+    except ValueError as err:
+        found = {n: re.search(rf"\b{n}\b", str(err)) for n in own}
+        named = sorted((m.start(), paths[n]) for n, m in found.items() if m)
+        with places.at(*(named[0][1] if named else ("parameters",))):
+            raise
 
 
 def _check_trials(plan: SweepFile, places: _Places, paths: dict) -> None:
