@@ -166,6 +166,11 @@ def make_dataset(
     )
 
 # %% ../nbs/06_code_breakdown.ipynb #e01331b7
+def _whole(stride: int, cell: int) -> int:
+    "The largest stride of whole squares that is no longer, or one square."
+    return max(stride - stride % cell, cell)
+
+
 def make_windows(
     hp: Hyperparams,  # chip_sz, stride_length, max_windows, padding, val_windows
     splits: dict,  # {"train": scenes, "val": scenes, "test": scenes}
@@ -189,6 +194,7 @@ def make_windows(
         stride = [
             r // n if n else hp.stride_length for r, n in zip(rooms, steps, strict=True)
         ]
+        stride = [_whole(step, hp.cell) for step in stride]
         fixed = dict(size=hp.chip_sz, stride=tuple(stride), padding=0)
         return WindowSamplingConfig(method=WindowSamplingMethod.sliding, **fixed)
 
@@ -295,7 +301,8 @@ def _predict_stride(hp, shapes) -> int:
     "The largest stride with which windows hang over the scenes as little as they can."
     rooms = {side - hp.chip_sz for shape in shapes for side in shape[:2]}
     steps = {room: -(-room // hp.stride_length) for room in rooms if room > 0}
-    return max((-(-r // n) for r, n in steps.items()), default=hp.stride_length)
+    found = max((-(-r // n) for r, n in steps.items()), default=hp.stride_length)
+    return _whole(found, hp.cell)
 
 
 def _build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:

@@ -209,6 +209,35 @@ def tiled(tmp_path_factory):
     return folder, table
 
 
+@pytest.mark.parametrize("kind", ["tiles", "subtiles"])
+@pytest.mark.parametrize("val_windows", ["grid", "random"])
+def test_windows_keep_to_the_grid_of_the_labels(kind, val_windows, tiled, tmp_path):
+    from rvtutorial.config import get_config
+    from rvtutorial.course import training
+
+    folder, table = tiled
+    if kind == "tiles":
+        tile = [
+            Scene(f"t{n}", *(folder / f"t{n}{s}.tif" for s in ("", "-labels")))
+            for n in range(4)
+        ]
+        table = write_table({"train": tile[:2], "val": tile[2:]}, tmp_path / "a.csv")
+    how = dict(classes="low,high", label_values="low:1,high:2", model="segmentationcnn")
+    how |= dict(pool_sizes="5,2", embedding_size=4, chip_sz=40, stride_length=37)
+    how |= dict(max_windows=60, val_windows=val_windows)
+    config = get_config("inprocess", tmp_path / "run", "smoke", table, **how)
+    assert config.predict_options.stride % 10 == 0
+    _, batches = training.parts(config)
+    places = [*range(0, 90, 10)] if kind == "tiles" else [0]
+    for loader in (batches.train, batches.valid):
+        windows = [item.window for some in loader.items(0) for item in some]
+        starts = {start for window in windows for start in (window.ymin, window.xmin)}
+        if loader is batches.valid and val_windows == "grid":
+            assert all(start % 10 == 0 for start in starts)
+        else:  # each place as likely, the last one too
+            assert sorted(starts) == places
+
+
 @pytest.fixture(scope="module")
 def course_run(tiled):
     "The command of the course on these subtiles, trained for an epoch."

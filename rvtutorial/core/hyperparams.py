@@ -662,14 +662,22 @@ class Hyperparams(BaseModel):
         return [n for n in BEYOND_STOCK if getattr(self, n) != fields[n].default]
 
     @property
+    def cell(self) -> int:
+        "Pixels along a side of the squares that have one score; 1: each pixel has its own."
+        if self.hubconf or self.model not in NETWORK_OPTIONS:
+            return 1
+        pooled = math.prod(self.pool_sizes or (5, 5, 2))
+        return self.scale_factor or (pooled if self.model == "segmentationcnn" else 1)
+
+    @property
     def notes(self) -> list[str]:
         "What is allowed but may surprise."
         notes = []
         if self.model in ("unet", "segmentationcnn", "courseunet"):
             notes.append("backbone is not used: it belongs to deeplabv3 and fcn")
-        if self.chip_sz and self.chip_sz % (self.scale_factor or 1):
+        if (self.chip_sz or 0) % self.cell:
             notes.append(
-                f"chips of {self.chip_sz} pixels are no whole squares of {self.scale_factor}"
+                f"chips of {self.chip_sz} pixels are no whole squares of {self.cell}"
             )
         if self.img_sz not in (None, self.chip_sz):
             notes.append(f"chips of {self.chip_sz} pixels are resized to {self.img_sz}")

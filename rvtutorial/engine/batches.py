@@ -124,7 +124,26 @@ def _window(part, index, choose=None):
 
 # %% ../../nbs/engine/batches.ipynb #b398e57c
 class _SharedResize(SemanticSegmentationRandomWindowGeoDataset):
-    "Stock's random windows; scenes of one configuration share one pipeline of transforms."
+    """Stock's random windows; scenes of one configuration share one pipeline of transforms.
+
+    Where a score stands for a square of `cell` pixels, windows begin at whole squares.
+    """
+
+    cell = 1
+
+    def sample_window_loc(self, h, w):
+        x, y = super().sample_window_loc(h, w)
+        if self.cell == 1:
+            return x, y
+        top, left, bottom, right = self.extent
+        return self._at_cell(x, left, right - w), self._at_cell(y, top, bottom - h)
+
+    def _at_cell(self, start, first, last):
+        "A whole square: the nearest one inside an area of interest, else each as likely."
+        first, last = -(-first // self.cell), last // self.cell
+        if self.aoi_sampler:
+            return min(max(round(start / self.cell), first), last) * self.cell
+        return int(torch.randint(first, last + 1, (1,))) * self.cell
 
     def append_resize_transform(self, transform, out_size):
         return _resized(transform, out_size)
@@ -136,7 +155,7 @@ def _resized(transform, out_size):
     return GeoDataset.append_resize_transform(None, transform, out_size)
 
 
-def _windows_of(data, scene, transform):
+def _windows_of(data, scene, transform, cell=1):
     "The window data set of a scene, as its configuration says."
     how = data.sampling
     how = how[scene.id] if isinstance(how, dict) else how
@@ -146,7 +165,10 @@ def _windows_of(data, scene, transform):
     names = "size_lims h_lims w_lims padding max_windows max_sample_attempts"
     names += " efficient_aoi_sampling within_aoi"
     options = {name: getattr(how, name) for name in names.split()}
-    return _SharedResize(scene, out_size=how.size, transform=transform, **options)
+    windows = _SharedResize(scene, out_size=how.size, transform=transform, **options)
+    if how.size == data.img_sz:
+        windows.cell = cell
+    return windows
 
 
 def window_datasets(
@@ -155,6 +177,7 @@ def window_datasets(
     store=None,  # A SceneStore that holds the pixels
     tmp_dir: str | None = None,  # For mosaics
     seed: int | None = None,  # Which chips a subset takes
+    cell: int = 1,  # Pixels along a side of a square with one score: windows keep to these
 ) -> ConcatDataset | Subset:  # Of window data sets, one for each scene
     "What Raster Vision builds for a split, over scenes that are read fast."
     scenes, train = data.scene_dataset, split == "train"
@@ -164,7 +187,7 @@ def window_datasets(
     for config in getattr(scenes, f"{name}_scenes"):
         scene = build_scene(config, scenes.class_config, tmp_dir, predictions=False)
         scene = scene if store is None else store.attach(scene)
-        found.append(_windows_of(data, scene, transform))
+        found.append(_windows_of(data, scene, transform, cell))
     whole = ConcatDataset(found or [[]])
     share = dict(size=data.train_sz, fraction=data.train_sz_rel)
     if train and set(share.values()) != {None}:

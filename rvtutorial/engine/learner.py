@@ -421,7 +421,10 @@ class FastLearner(SemanticSegmentationLearner):
         if not isinstance(data, SemanticSegmentationGeoDataConfig):
             return super().build_datasets()
         self.options.store = self.options.store or SceneStore()
-        more = self.options.store, self.tmp_dir, self.options.seed
+        cell = getattr(
+            self.model, "cell", 1
+        )  # of a network with one score for a square
+        more = self.options.store, self.tmp_dir, self.options.seed, cell
         train, valid = (window_datasets(data, s, *more) for s in ("train", "valid"))
         return train, valid, None  # nobody looks at chips of test scenes
 

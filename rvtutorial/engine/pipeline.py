@@ -1118,7 +1118,8 @@ def predict(
     out: str | Path,  # Each map gets a folder in this one
     blend: str = "cosine",  # How overlapping chips are joined: cosine, mean or votes
     chip_sz: int | None = None,  # Pixels along a side; None: as the run predicted
-    stride: int | None = None,  # None: half a chip; for mean and votes as the run
+    stride: int | None = None,  # None: half a chip (whole squares of networks that score
+    # these); for mean and votes as the run
     crop_sz: int | None = None,  # Pixels discarded along each edge; None: likewise
     bands: list[int] | None = None,  # Counted from 0; None: as the run reads them
     scores: str | None = None,  # Also scores.tif: float32, float16 or uint8
@@ -1167,6 +1168,7 @@ def predict(
             learner = FastLearner.from_model_bundle(bundle, tmp, options=options)
         data, how = learner.cfg.data, opened.predicts
         chip = chip_sz or how.get("chip_sz") or data.img_sz
+        cell = getattr(learner.model, "cell", 1)  # of a network with one score for a square
         if chip != how.get("chip_sz"):  # seen at the size of things in training
             known = data.img_sz / how.get("chip_sz", data.img_sz)
             data.img_sz = max(1, round(chip * (Model.scale(data) or known)))
@@ -1191,7 +1193,7 @@ def predict(
                 out,
                 classes=names,
                 chip_sz=chip,
-                stride=stride or how.get("stride"),
+                stride=stride or how.get("stride") or max(chip // 2 // cell, 1) * cell,
                 crop_sz=how.get("crop_sz") if crop_sz is None else crop_sz,
                 blend=blend,
                 scores=scores,
