@@ -18,6 +18,7 @@ from stock_configs import pipeline, random_windows, solver
 
 from rvtutorial import engine, viz
 from rvtutorial.config import get_config
+from rvtutorial.core.records import read_json
 from rvtutorial.course import training
 from rvtutorial.course.training import EpochScores, LoopSettings
 from rvtutorial.engine.learner import Interrupted
@@ -200,6 +201,106 @@ def test_the_schedule_ends_with_the_training(data, tmp_path):
     assert rates.iloc[0] < 3e-3 and rates.iloc[-1] < 5e-3
 
 
+@pytest.mark.parametrize(
+    ("batches", "accumulate", "steps"), [(20, 8, 3), (12, 4, 3), (5, 1, 5)]
+)
+def test_the_schedule_plans_the_steps_that_are_made(
+    batches, accumulate, steps, data, tmp_path
+):
+    config = settings(data, tmp_path / "run", epochs=4, batch_sz=2)
+    config.backend.data.sampling.max_windows = batches  # of each of two scenes
+    segmenter, made = training.parts(config, accumulate=accumulate)
+    assert len(made.train) == batches
+    cycle = segmenter.schedules[0]["scheduler"]
+    assert cycle.total_size == 4 * steps
+    rates = []
+    for _ in range(4 * steps):
+        rates.append(cycle.get_last_lr()[0])
+        segmenter.optimizer.step()
+        cycle.step()
+    peak = rates.index(max(rates))
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)  # it does not start again
+
+
+@pytest.mark.parametrize("chips", range(2, 14))
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("train", [True, False])
+def test_all_processes_have_as_many_batches(chips, world, train, monkeypatch):
+    monkeypatch.setattr(
+        "rvtutorial.engine.batches._plan", lambda dataset, *key, **more: [*dataset]
+    )
+    seen = []
+    for rank in range(world):
+        loader = training._SharedLoader([*range(chips)], 2 * world, 0, train=train)
+        loader.rank, loader.world = rank, world
+        seen.append(loader.items(0))
+        assert len(seen[-1]) == len(loader)
+    assert len({len(some) for some in seen}) == 1
+    assert all(batch for some in seen for batch in some)
+    if not train and chips >= world:
+        assert sorted(c for some in seen for batch in some for c in batch) == [
+            *range(chips)
+        ]
+
+
+def test_too_few_chips_for_all_processes_are_refused(data, tmp_path):
+    config = settings(data, tmp_path / "run")
+    config.backend.data.sampling.max_windows = 1  # of each of two scenes
+    with pytest.raises(ValueError, match="2 chips of split train are too few for 2"):
+        training.parts(config, devices=2, accelerator="cpu")
+
+
+def test_an_odd_number_of_chips_and_no_seed(data, tmp_path, finished):
+    "Several processes draw the same, begin with the same weights, and all end."
+    config = settings(data, tmp_path / "run", epochs=1, batch_sz=2, lr=1e-9)
+    config.backend.data.sampling.max_windows = 5  # one scene of validation
+    config.source_bundle_uri = str(finished.path / "train" / "model-bundle.zip")
+    run = train(config, devices=2, accelerator="cpu", seed=None)
+    assert isinstance(read_json(run.path / "train" / "fit.json")["seed"], int)
+    assert near(weights(run), weights(finished, "best-model.pth"), 1e-6)
+    assert not (run.path / "train" / "fit-weights.pth").exists()
+
+
+def test_processes_that_do_not_end_are_killed(data, tmp_path, monkeypatch):
+    deaf = tmp_path / "python"
+    deaf.write_text(
+        "#!/bin/sh\ntrap '' TERM\necho $$ > $0.pid\nsleep 100 & wait; sleep 100\n"
+    )
+    deaf.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(deaf))
+    monkeypatch.setattr(training, "_PATIENCE", 0.5)
+    note = tmp_path / "python.pid"
+
+    def interrupt():
+        while not note.exists() or not note.read_text().strip():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted):
+        train(settings(data, tmp_path / "run"), devices=2, accelerator="cpu")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
+def test_a_process_ends_when_the_one_that_started_it_is_gone(tmp_path):
+    child = "import os, time\nfrom rvtutorial.course import training\n"
+    child += (
+        "training._end_with_parent()\nprint(os.getpid(), flush=True)\ntime.sleep(300)"
+    )
+    parent = (
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    )
+    command = [sys.executable, "-c", parent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        number = int(started.stdout.readline())
+        started.kill()
+        end = time.time() + 60
+        while os.path.exists(f"/proc/{number}/fd/1") and time.time() < end:
+            time.sleep(0.1)
+    assert time.time() < end
+
+
 def test_two_processes_equal_one_with_batches_twice_as_large(data, tmp_path):
     one = train(settings(data, tmp_path / "one", batch_sz=4), checkpoint="last")
     how = dict(devices=2, accelerator="cpu", checkpoint="last", monitor="macro_iou")
@@ -313,6 +414,51 @@ def test_a_training_that_paused_goes_on_and_ends_the_same(data, tmp_path, finish
     train(config)
     assert same(weights(Run(tmp_path / "run")), weights(finished))
     assert list(Run(tmp_path / "run").log().epoch) == [0, 1, 2]
+
+
+def test_a_paused_training_that_was_moved_knows_its_best(data, tmp_path):
+    config = settings(data, tmp_path / "run", one_cycle=False)
+    assert train(config, pause=1).state == "paused"
+    best = torch.load(tmp_path / "run/train/best.pt", weights_only=True)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = settings(data, tmp_path / "moved", one_cycle=False)
+    moved.backend.solver.lr = 1e-2
+    state = torch.load(tmp_path / "moved/checkpoint.pt", weights_only=False)
+    keeper = training._Kept(tmp_path / "moved/train/best.pt", "val_loss")
+    keeper.load_state_dict(state["callbacks"][keeper.state_key])
+    assert float(keeper.best_model_score) == pytest.approx(
+        Run(tmp_path / "moved").log().val_loss[0]
+    )
+    assert keeper.best_model_path == str(tmp_path / "moved/train/best.pt")
+    assert [*keeper.best_k_models] == [keeper.best_model_path] and best["epoch"] == 0
+
+
+def test_validation_without_labels_is_refused(tmp_path):
+    def loader(label):
+        batch = torch.randn(2, 3, 8, 8), torch.full((2, 8, 8), label)
+        return torch.utils.data.DataLoader([batch], batch_size=None)
+
+    segmenter = training.Segmenter(
+        torch.nn.Conv2d(3, 3, 1), ["a", "b", "null"], ignored=2
+    )
+    trainer = training.L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match="no pixel of the validation scenes has a label"
+    ):
+        trainer.fit(segmenter, training.Batches(loader(0), loader(2)))
+
+
+def test_the_same_training_in_two_folders_is_two_runs_of_weights_and_biases(
+    finished, data, tmp_path
+):
+    (first,) = finished.path.glob("wandb/offline-run-*/run-*.wandb")
+    again = train(settings(data, tmp_path / "run"), wandb="offline", train_scores=True)
+    (second,) = again.path.glob("wandb/offline-run-*/run-*.wandb")
+    assert first.name == f"run-{finished.manifest['went']['wandb']}.wandb"
+    assert first.name != second.name
 
 
 def test_a_signal_ends_it_and_the_last_whole_epoch_is_kept(data, tmp_path):

@@ -11,10 +11,12 @@ import importlib.util
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -216,6 +218,8 @@ class Segmenter(L.LightningModule):
         device, reduce = self.device, self.trainer.strategy.reduce
         scores = self.scores.pop(split)
         scores.sum_over(lambda mine: reduce(mine.to(device), reduce_op="sum"))
+        if split == "val" and not scores.losses[1]:
+            raise ValueError("no pixel of the validation scenes has a label")
         return scores.values()
 
     def _labelled(self, labels) -> bool:
@@ -251,18 +255,22 @@ class _SharedLoader(BatchLoader):
         return n // size + self._has_rest(n % size)
 
     def _has_rest(self, chips):
-        if self.train:  # one chip alone breaks batch normalisation
-            return chips // self.world > 1
-        return chips > (0 if self.world == 1 else self.rank)
+        "Whether chips that fill no batch make one: all processes must have as many batches."
+        least = 2 if self.train else 1  # one chip alone breaks batch normalisation
+        return chips // self.world >= least
 
-    def items(self, epoch: int) -> list[list]:
+    def cut(self, planned: list) -> list[list]:
         "The share of this process in the batches of an epoch."
+        batches = super().cut(planned)
         if self.world == 1:
-            return super().items(epoch)
+            return batches
         shared = []
-        for some in super().items(epoch)[: len(self)]:
-            even = len(some) // self.world * self.world if self.train else len(some)
-            shared.append(some[:even][self.rank :: self.world])
+        for number, some in enumerate(batches, 1):
+            if self.train:
+                some = some[: len(some) // self.world * self.world]
+            elif number == len(batches):  # and what is less than one for each process
+                some = [*some, *planned[number * self.batch_sz :]]
+            shared.append(some[self.rank :: self.world])
         return shared
 
 
@@ -332,6 +340,17 @@ class _Kept(callbacks.ModelCheckpoint):
         if monitor:  # weights are enough
             how |= dict(monitor=monitor, mode=_mode(monitor), save_weights_only=True)
         super().__init__(**how)
+
+    def load_state_dict(self, state):
+        "As Lightning, and in a folder that was moved too: the best is still the best."
+
+        def here(path):
+            return str(Path(self.dirpath, Path(path).name)) if path else path
+
+        moved = {k: here(v) for k, v in state.items() if k.endswith("_model_path")}
+        every = {here(k): v for k, v in state.get("best_k_models", {}).items()}
+        moved |= dict(best_k_models=every, dirpath=self.dirpath)
+        super().load_state_dict({**state, **moved})
 
 
 def _mode(monitor) -> str:
@@ -416,18 +435,26 @@ class LightningLearner(FastLearner):
         more |= dict(choose=engines.choose)
         loader = _SharedLoader(engines.dataset, size, self.options.seed, how, **more)
         loader.world = self.how.processes
+        if len(engines.dataset) and loader.world > 1 and not len(loader):
+            least = 2 if engines.train else 1
+            raise ValueError(
+                f"{len(engines.dataset)} chips of split {split} are too few for "
+                f"{loader.world} processes, each of which needs {least} in a batch: use "
+                f"fewer devices, or more max_windows"
+            )
         return loader
 
     def build_step_scheduler(self, start_epoch=0):
         "A schedule that knows how many steps there will be."
-        epochs, accumulate = self.cfg.solver.num_epochs, self.how.accumulate
-        steps = epochs * -(-len(self.train_dl) // accumulate)
-        made = self.options.recipe.schedule(self.opt, steps, 0)
+        solver, accumulate = self.cfg.solver, self.how.accumulate
+        steps = -(-len(self.train_dl) // accumulate)  # of an epoch
+        made = self.options.recipe.schedule(self.opt, solver.num_epochs * steps, 0)
         if made:
             return made
-        chips = len(self.train_ds) // (accumulate * self.how.processes)
-        size = max(self.cfg.solver.batch_sz, chips)
-        return self.cfg.solver.build_step_scheduler(self.opt, train_ds_sz=size)
+        chips = steps * solver.batch_sz
+        if accumulate == 1:  # as Raster Vision plans them for batches of this size
+            chips = len(self.train_ds) // self.how.processes
+        return solver.build_step_scheduler(self.opt, train_ds_sz=chips)
 
     def go_on(self):
         "Nothing: Lightning takes up its own checkpoint."
@@ -539,7 +566,7 @@ class LightningLearner(FastLearner):
         import wandb
 
         asked = Run(run).manifest.get("asked", {}).get("hyperparams") or {}
-        own = self.options.checkpoint.digest
+        own = Run(run).manifest["went"]["wandb"]
         settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
         return loggers.WandbLogger(
             name=self.how.run_name or run.name,
@@ -576,7 +603,11 @@ class LightningLearner(FastLearner):
 
     def _train(self, start_epoch, end_epoch):
         "All epochs, here or in several processes; then weights where the engine wants them."
-        Run(self.folder).update("went", lightning=self.how.deciding)
+        run = Run(
+            self.folder
+        )  # the id there is of this folder, not of its configuration
+        own = run.manifest["went"].get("wandb") or secrets.token_hex(8)
+        run.update("went", lightning=self.how.deciding, wandb=own)
         there = torch.cuda.device_count() if self.device.type == "cuda" else 64
         if self.how.devices > there:
             raise ValueError(
@@ -724,9 +755,12 @@ def _fit_elsewhere(learner: LightningLearner) -> None:
     told = {name: getattr(options, name) for name in names}
     told |= dict(recipe=asdict(options.recipe), progress=options.tell is not None)
     told |= dict(digest=options.checkpoint.digest, how=how.model_dump())
+    if options.seed is None:  # all must draw the same chips
+        told["seed"] = secrets.randbits(32)
     train = Path(learner.output_dir_local)
     write_json(train / "fit.json", told | {"run": str(learner.folder)})
     learner.cfg.to_file(str(train / "fit-config.json"))
+    learner.save_weights(train / _BEGIN)  # perhaps those of a bundle
     command = [sys.executable, "-m", "rvtutorial.course.training", "fit", str(train)]
     if tasks == how.processes:
         asked = [f"--ntasks={how.processes}", f"--nodes={how.nodes}"]
@@ -740,9 +774,8 @@ def _fit_elsewhere(learner: LightningLearner) -> None:
                     break
                 time.sleep(0.2)
         finally:
-            if fitting.poll() is None:
-                os.killpg(fitting.pid, signal.SIGTERM)
-                fitting.wait(60)
+            _end_group(fitting)
+            (train / _BEGIN).unlink(missing_ok=True)
     options.stop.check()
     if fitting.returncode:
         said = (train / "fit.log").read_text(errors="replace").strip().splitlines()
@@ -752,12 +785,43 @@ def _fit_elsewhere(learner: LightningLearner) -> None:
         )
 
 
+_BEGIN = "fit-weights.pth"  # with which the processes of a training begin
+_PATIENCE = 60  # seconds that processes have to end by themselves
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    "End a process, and all that it has started, if it has not ended."
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _end_with_parent() -> None:
+    "End this process soon after the one that started it has ended in whatever way."
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_PATIENCE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
 def _fit_here(train: str | Path) -> None:
     "One of the processes of a training."
     from rastervision.pytorch_learner import SemanticSegmentationLearnerConfig
 
     from rvtutorial.core.progress import ProgressLine
 
+    _end_with_parent()
     train = Path(train)
     told = read_json(train / "fit.json")
     how, recipe = LoopSettings(**told.pop("how")), Recipe(**told.pop("recipe"))
@@ -775,6 +839,7 @@ def _fit_here(train: str | Path) -> None:
     with tempfile.TemporaryDirectory() as tmp, listening, quiet(stdout=False):
         cfg.log_tensorboard, cfg.output_uri = False, tmp  # what several would write
         learner = _learner_class(how)(cfg, options=options)
+        learner.load_weights(str(train / _BEGIN))
         learner.output_dir_local, learner.log_path = train, train / "log.csv"
         learner.fit()
 

@@ -489,9 +489,12 @@ class BatchLoader:
     def items(self, epoch: int) -> list[list[_Item]]:
         "The batches of an epoch before anything is read."
         key = (self.seed, 1, epoch) if self.train else (self.seed, 2)
-        found = _plan(self.dataset, self.train, *key, choose=self.choose)
+        return self.cut(_plan(self.dataset, self.train, *key, choose=self.choose))
+
+    def cut(self, planned: list[_Item]) -> list[list[_Item]]:
+        "The items of an epoch, batch by batch."
         size = self.batch_sz
-        return [found[i * size : (i + 1) * size] for i in range(len(self))]
+        return [planned[i * size : (i + 1) * size] for i in range(len(self))]
 
     def epoch(
         self,
