@@ -13,14 +13,15 @@ import pandas as pd
 
 from rvtutorial import scenes
 from rvtutorial.core.files import atomic_path, writing
-from rvtutorial.core.records import read_json
+from rvtutorial.core.records import read_json, write_json
 from rvtutorial.course import tiles
 from rvtutorial.data.labels import image_info, is_raster, open_image, read_image
 from rvtutorial.data.pairing import Scene
 from rvtutorial.data.places import unplaced_allowed
 from rvtutorial.figures import maps
 from rvtutorial.metrics.counting import Counts, confusion
-from rvtutorial.metrics.leaderboard import scores_of
+from rvtutorial.metrics.calibration import ScoreCounts, count_scores
+from rvtutorial.metrics.leaderboard import score_files
 from rvtutorial.runs import Run
 
 __all__ = ["evaluate_tiles"]
@@ -54,28 +55,35 @@ def evaluate_tiles(
     a figure of the three, `ID.png`. Subtiles (`tiles.cut_subtiles`) are put together;
     other scenes are tiles themselves. Truth and prediction have the grid of the labels:
     where a label stands for a square of pixels, the class is that of most of them. The
-    accuracy of a class is the share of its pixels that are found; `auc` is that of the
-    scores the run kept, NaN where it kept none and with `checkpoint`. Raises
-    FileNotFoundError when the run has no maps, ValueError for a tile that lacks subtiles
-    and for a checkpoint of another network.
+    accuracy of a class is the share of its pixels that are found; `auc` is NaN for a run
+    that keeps no scores. A checkpoint's weights predict as the run does: the same windows,
+    blend and precision. What is there of the same run, split and checkpoint is replaced.
+    Raises FileNotFoundError when the run has no maps, ValueError for a tile that lacks
+    subtiles, for a checkpoint of another network, and where the folder holds the tiles of
+    another run, split or checkpoint.
     """
     run = Run.of(run)
     ids = run.scene_ids(split)
     kinds = maps.Classes(run)
     names, null = kinds.names, kinds.null
     place = Path(out) / _network_of(run)
+    about = dict(run=str(run.path.absolute()), split=split)
+    about |= {"checkpoint": checkpoint and str(Path(checkpoint).absolute())}
     with tempfile.TemporaryDirectory() as tmp:
         drawn = {i: run.prediction(i) for i in ids} if checkpoint is None else None
+        _refuse_other(place, about)
         if checkpoint is not None:
             drawn = _predicted(run, ids, Path(checkpoint), Path(tmp), trust)
         with writing(place):
+            _refuse_other(place, about)
             matrix, known = np.zeros((len(names),) * 2, np.int64), []
             for parent in _parents(run, ids, drawn, len(names), cell):
+                write_json(place / NOTE, about)
                 _write(parent, place, kinds.colours, null)
                 matrix += confusion(parent.truth, parent.prediction, len(names))
                 known.append(parent.id)
             table = _table(matrix, names, null)
-            areas = {} if checkpoint else _areas(run, split)
+            areas = _areas(run, split, drawn if checkpoint else {})
             table["auc"] = pd.Series(areas, dtype=float)
             table.loc["macro", "auc"] = table["auc"].mean()
             with atomic_path(place / "scores.csv") as path:
@@ -84,9 +92,29 @@ def evaluate_tiles(
     return table
 
 
+NOTE = "evaluated.json"  # beside the tiles: run, split and checkpoint
+
+
 def _network_of(run) -> str:
+    "Architecture and encoder, such as unet-efficientnet-lite0."
     hp = run.hyperparams
-    return str(hp.get("encoder") or hp.get("model") or run.name)
+    names = [] if hp.get("hubconf") else [hp.get("model"), hp.get("encoder")]
+    return "-".join(name for name in names if name) or run.name
+
+
+def _refuse_other(place: Path, about: dict) -> None:
+    "ValueError for a folder that holds tiles of anything else."
+    there = read_json(place / NOTE, {}, form={})
+    if there == about or not (there or [*place.glob("[!.]*")]):
+        return
+    said = (
+        ", ".join(f"{k} {v}" for k, v in there.items() if v) or "files of other origin"
+    )
+    asked = ", ".join(f"{k} {v}" for k, v in about.items() if v)
+    raise ValueError(
+        f"{place} holds {said}, and is asked for {asked}: name another folder (--out "
+        f"{place.parent / Path(about['run']).name}), or delete this one"
+    )
 
 
 def _parents(run, ids, drawn, classes, cell):
@@ -181,12 +209,16 @@ def _table(matrix, names, null) -> pd.DataFrame:
     return table
 
 
-def _areas(run, split) -> dict[str, float]:
-    "The area under the ROC curve of each class."
+def _areas(run, split, drawn) -> dict[str, float]:
+    "The area under the ROC curve of each class; `drawn`: other maps, with scores beside them."
     try:
-        counts = scores_of(run, split)
+        files = score_files(run, split)
     except FileNotFoundError:
         return {}
+    for scene, path in drawn.items():
+        files[scene]["scores"] = path.with_name("scores.tif")
+    found = [count_scores(scene=scene, **how) for scene, how in files.items()]
+    counts = ScoreCounts.joined(found)
     return {name: counts.scores(name)["roc_auc"] for name in counts.classes}
 
 
@@ -253,6 +285,19 @@ def _null(colours, null) -> int:
 # --- other weights
 
 
+def _as_predicted(run) -> dict:
+    "How a run drew its maps, as `predict` takes it."
+    made = run.manifest["went"].get("maps", {}).get("made_by")
+    blend, dtype = made[2:4] if made else ("mean", "auto")
+    scores = run.hyperparams.get("scores", "none")
+    smooth = scores != "none"
+    how = dict(blend=blend if smooth else "votes", scores=scores if smooth else None)
+    options = run.config["predict_options"]
+    how |= {k: options.get(k) for k in ("chip_sz", "stride", "crop_sz")}
+    how["precision"] = str(dtype).removeprefix("torch.")
+    return how | dict(polygons=False, progress=False)
+
+
 def _predicted(run, ids, checkpoint, tmp, trust) -> dict[str, Path]:
     "Maps that a checkpoint's weights draw, by scene."
     from rvtutorial.course.training import load_weights, network_name
@@ -277,7 +322,6 @@ def _predicted(run, ids, checkpoint, tmp, trust) -> dict[str, Path]:
     drawn = {}
     for scene in ids:
         place = tmp / "maps" / scene
-        how = dict(polygons=False, progress=False, trust=trust)
-        predict(twin, run.image(scene), place, **how)
+        predict(twin, run.image(scene), place, trust=trust, **_as_predicted(run))
         drawn[scene] = next(place.rglob("labels.tif"))
     return drawn
