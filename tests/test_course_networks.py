@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rvtutorial.core.hyperparams import Hyperparams
 from rvtutorial.engine.inputs import network_options
+from rvtutorial.engine.optimizer import Recipe
 from rvtutorial.models import course
 from rvtutorial.models.course import course_unet, fcn, segmentation_cnn
 
@@ -158,7 +159,7 @@ def test_stem_and_head_of_the_transfer():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     "Files of weights as torchvision publishes them, with random numbers."
-    from torchvision.models import resnet18, resnet50, resnet101
+    from torchvision.models import resnet18, resnet50, resnet101, resnet152
     from torchvision.models.segmentation import fcn_resnet50
 
     folder = tmp_path_factory.mktemp("weights")
@@ -168,6 +169,7 @@ def files(tmp_path_factory):
         "imagenet50": resnet50(),
         "imagenet101": resnet101(),
         "imagenet18": resnet18(),
+        "imagenet152": resnet152(),
         "coco50": fcn_resnet50(num_classes=21, aux_loss=True, **nothing),
     }
     for name, net in made.items():
@@ -220,6 +222,20 @@ def test_weights_come_from_the_cache_of_torch(files, tmp_path, monkeypatch):
 def test_weights_of_another_network_are_refused_and_both_named(files, name, says):
     with pytest.raises(ValueError, match=says):
         small_fcn(4, weights=str(files / f"{name}.pth"))
+
+
+def test_the_weights_of_a_larger_network_are_refused(files):
+    with pytest.raises(ValueError, match="fcn on resnet101: it holds .* resnet152"):
+        fcn(4, weights=str(files / "imagenet152.pth"))
+    fcn(4, weights=str(files / "imagenet101.pth"))
+
+
+@pytest.mark.parametrize(("stem", "learns"), [("new", True), ("inflate", False)])
+def test_a_new_stem_learns_though_layers_are_frozen(stem, learns, files):
+    net = small_fcn(2, weights=str(files / "imagenet50.pth"), stem=stem)
+    Recipe(frozen_layers=3).freeze(net, 0)
+    assert net.net.backbone.conv1.weight.requires_grad == learns
+    assert not net.net.backbone.layer1[0].conv1.weight.requires_grad
 
 
 @pytest.mark.parametrize("bands", [1, 2, 4, 99])

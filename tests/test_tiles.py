@@ -1,7 +1,9 @@
 """The course's tiles: stacks, subtiles, splits without leaks, pieces put together exactly."""
 
 import json
+import re
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -69,6 +71,20 @@ def test_labels_are_coarser_than_the_image_and_hold_four_classes(folder):
     assert set(np.unique(labels)) <= {1, 2, 3, 4}
     every = {int(v) for p in folder.glob(f"*/{TRUTH}") for v in np.unique(pixels(p))}
     assert every == {1, 2, 3, 4}
+
+
+def test_each_date_has_its_own_files(tmp_path):
+    many = dict(viirs=150, sentinel1=6, sentinel2=5, landsat8=12)
+    folder = make_settlements(tmp_path / "a", n=1, size=4, scale=2, dates=many)
+    names = [*tiles.bands_of(folder / "Tile1", many)]
+    for sensor, dates in many.items():
+        days = {name.split("-B")[0] for name in names if name.startswith(sensor)}
+        days = {
+            re.search(r"2020\d{4}|20(20|21)\d{3}|202\d-\d\d-\d\d", d)[0] for d in days
+        }
+        assert len(days) == dates
+        form = dict(viirs="%Y%j", landsat8="%Y-%m-%d").get(sensor, "%Y%m%d")
+        assert all(datetime.strptime(day, form) for day in days)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +229,18 @@ def test_a_size_that_does_not_divide_a_tile(parents, tmp_path, size):
     ):
         tiles.cut_subtiles(parents, tmp_path / "a", size)
     assert not (tmp_path / "a").exists()
+
+
+def test_subtiles_of_another_size_are_not_overwritten(parents, subtiles):
+    folder = subtiles[0].image.parent
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        ValueError, match="4 x 4 subtiles of Tile1 of 20 x 20 .* are 2 x 2 of 40 x 40"
+    ):
+        tiles.cut_subtiles(parents, folder, size=4)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    again = tiles.cut_subtiles(parents, folder, size=2)  # the same is no harm
+    assert [scene.id for scene in again] == [scene.id for scene in subtiles]
 
 
 def test_a_tile_without_a_label_raster_is_not_cut(parents, tmp_path):

@@ -219,8 +219,8 @@ def cut_subtiles(
     """Cut tiles into squares of whole labels that do not overlap; nothing is copied.
 
     `parts` of a scene are tile, row and column, so that `split_scenes(..., by="tile")`
-    keeps a tile together. Raises ValueError where a size does not divide a tile, before
-    anything is written.
+    keeps a tile together. Raises ValueError where a size does not divide a tile, and where
+    the folder holds subtiles of another size, before anything is written.
     """
     folder, grids = Path(folder), []
     for parent in parents:
@@ -235,6 +235,18 @@ def cut_subtiles(
             )
         grids.append((parent, scale, [side // size for side in labels]))
     made = []
+    for parent, scale, (rows, columns) in grids:
+        step, there = size * scale, read_json(folder / f"{parent.id}_0_0.json", {})
+        old = [
+            *there.get("grid", [rows, columns]),
+            *there.get("window", [step] * 4)[2:],
+        ]
+        if old != [rows, columns, step, step]:
+            raise ValueError(
+                f"{folder} holds {old[0]} x {old[1]} subtiles of {parent.id} of {old[2]} x "
+                f"{old[3]} pixels, and these are {rows} x {columns} of {step} x {step}: "
+                "name another folder"
+            )
     for parent, scale, (rows, columns) in grids:
         for row, column in product(range(rows), range(columns)):
             name, step = f"{parent.id}_{row}_{column}", size * scale

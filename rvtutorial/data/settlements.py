@@ -9,6 +9,7 @@ parts of one tile look alike and those of another differ: as in real imagery.
 """
 
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,16 @@ SENSORS = {  # Bands of a date; dates of the contest
     "landsat8": (tuple(_LANDSAT8), 3),
 }
 _NAMES = {  # Of a file: {n} is the date, {band} the band
-    "viirs": "DNB_VNP46A1_A2020{n}.tif",
-    "sentinel1": "S1A_IW_GRDH_2020{n}_{band}.tif",
-    "sentinel2": "L2A_2020{n}_B{band}.tif",
-    "landsat8": "LC08_L1TP_2020-{n}_B{band}.tif",
+    "viirs": "DNB_VNP46A1_A{n:%Y%j}.tif",
+    "sentinel1": "S1A_IW_GRDH_{n:%Y%m%d}_{band}.tif",
+    "sentinel2": "L2A_{n:%Y%m%d}_B{band}.tif",
+    "landsat8": "LC08_L1TP_{n:%Y-%m-%d}_B{band}.tif",
+}
+_DAYS = {  # The first dates, and the days from the last of them to each further one
+    "viirs": ([date(2020, 8, 8)], 1),
+    "sentinel1": ([date(2020, 8, 4)], 7),
+    "sentinel2": ([date(2020, 8, 4)], 7),
+    "landsat8": ([date(2020, 8, 15), date(2020, 8, 16), date(2020, 9, 17)], 16),
 }
 
 
@@ -223,6 +230,13 @@ def _bands(rng, ground, place, sensor, scale):
     return found
 
 
+def _day(sensor: str, number: int) -> date:
+    "The date of an image, counted from 0."
+    first, step = _DAYS[sensor]
+    last = len(first) - 1
+    return first[min(number, last)] + timedelta(step * max(number - last, 0))
+
+
 def _write_tile(folder, number, size, scale, dates, seed):
     "Write the files of one parent tile."
     import rasterio
@@ -243,12 +257,8 @@ def _write_tile(folder, number, size, scale, dates, seed):
 
     write(TRUTH, ground.labels, PIXEL * scale)
     for sensor, many in dates.items():
-        for date in range(many):
-            day = {
-                "viirs": f"{221 + date}",
-                "landsat8": f"{8 + date // 2:02}-{15 + date:02}",
-            }
-            day = day.get(sensor, f"08{4 + 7 * (date % 4):02}")
+        for number in range(many):
+            day = _day(sensor, number)
             found = _bands(rng, ground, place, sensor, scale)
             for band, values in found.items():
                 write(_NAMES[sensor].format(n=day, band=band), values, PIXEL)

@@ -68,7 +68,8 @@ class Recipe:
         """Hold the encoder in the first epochs, or its first layers in all of them.
 
         Its normalisation keeps the statistics that it came with in both cases. The very
-        first layer learns nevertheless where an image has not the three bands of ImageNet.
+        first layer learns nevertheless where an image has not the three bands of ImageNet,
+        or where it is new (`is_new`).
         """
         if not (self.freeze_epochs or self.frozen_layers):
             return
@@ -78,7 +79,8 @@ class Recipe:
                 continue
             layers += isinstance(module, torch.nn.Conv2d)
             early = 0 < layers <= self.frozen_layers
-            if layers == 1 and getattr(module, "in_channels", 3) != 3:
+            new = getattr(module, "is_new", False)
+            if layers == 1 and (new or getattr(module, "in_channels", 3) != 3):
                 early = False
             for weight in module.parameters(recurse=False):
                 weight.requires_grad_(not (whole or early))

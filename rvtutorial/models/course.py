@@ -196,8 +196,11 @@ def _load_weights(net, path, backbone):
     own = part.state_dict()
     wanted = [n for n in own if not (whole and n.startswith("classifier.4."))]
     wrong = [n for n in wanted if n not in given or given[n].shape != own[n].shape]
-    deep, plain = (any(n in name for name in given) for n in ("layer3.6.", "layer3.5."))
-    of = "resnet101" if deep else "resnet50" if plain else "another network"
+    blocks = {"resnet152": 35, "resnet101": 22, "resnet50": 5}  # the last one of layer3
+    deep = [
+        k for k, n in blocks.items() if any(f"layer3.{n}." in name for name in given)
+    ]
+    of = deep[0] if deep else "another network"
     if wrong or of != backbone:
         text = f"{path} does not fit fcn on {backbone}: it holds the weights of {of}"
         if of == backbone:
@@ -241,6 +244,7 @@ def fcn(
     if stem == "new" or in_channels != 3:
         old = net.backbone.conv1
         conv = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        conv.is_new = stem == "new"  # it has learned nothing, and is never frozen
         if stem == "inflate" and weights is not None:
             conv.weight = nn.Parameter(_for_bands(old.weight.detach(), in_channels))
         net.backbone.conv1 = conv
