@@ -7,6 +7,7 @@ __all__ = ['make_classes', 'make_label_raster', 'make_scene', 'make_dataset', 'm
            'make_backend', 'get_config']
 
 # %% ../nbs/06_code_breakdown.ipynb #8fbc61b6
+import re
 import shutil
 from hashlib import sha256
 from math import sqrt
@@ -60,17 +61,32 @@ __getattr__ = old_attributes("rvtutorial.config")  # names of before
 
 # %% ../nbs/06_code_breakdown.ipynb #0e19abe4
 def make_classes(
-    names: str | list = "building,background",  # The one looked for comes first
+    names: str
+    | list = "building,background",  # Names, or building:#FF0000 with colours
 ) -> ClassConfig:  # With `null` at the end
-    "The classes a pixel can have; raises ValueError for fewer than two or a name twice."
+    """The classes a pixel can have; the one looked for comes first.
+
+    Raises ValueError for fewer than two, a name twice, and for what is no colour.
+    """
     names = names.split(",") if isinstance(names, str) else list(names)
     names = [name.strip() for name in names if name.strip()]
+    pairs = [name.partition(":#") for name in names]
+    for name, mark, digits in pairs:
+        if mark and not re.fullmatch("[0-9A-Fa-f]{6}", digits):
+            raise ValueError(
+                f"the colour of class {name} must be six hexadecimal digits such as "
+                f"#FF0000, got #{digits}"
+            )
+    names = [name.strip() for name, *_ in pairs]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
             f"classes must be two or more different names such as "
             f"building,background, got {','.join(names)!r}"
         )
-    colors = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    colors = [
+        f"#{digits}" if digits else COLOURS[i % len(COLOURS)]
+        for i, (*_, digits) in enumerate(pairs)
+    ]
     classes = ClassConfig(names=names, colors=colors)
     classes.ensure_null_class()
     return classes
@@ -344,7 +360,7 @@ def get_config(
     data: str | Path | None = None,  # Scenes; None: those of the preset
     image_pattern: str = scenes.IMAGE_PATTERN,  # Image files, with {id}
     label_pattern: str = scenes.LABEL_PATTERN,  # The same of labels, or one file
-    classes: str = "building,background",  # Names; the one looked for comes first
+    classes: str = "building,background",  # The one looked for first; building:#FF0000,...
     class_field: str | None = None,  # Attribute of vector labels that holds the class
     label_values: str | dict | None = None,  # building:255,... or building:#3C1098,...
     bands: str | None = None,  # Such as 3,2,1 or red,green,nir; None: all but alpha

@@ -715,3 +715,13 @@ def test_the_job_notebook_has_every_parameter():
     asked = set(signature(get_config).parameters) - {"runner", "hyperparams"}
     found = set(JobNotebook("train_rastervision").parameters)
     assert found == asked | set(Hyperparams.model_fields) | {"pause"}
+
+
+def test_a_class_may_name_its_colour():
+    classes = make_classes("roof:#FF0000, road")
+    assert classes.names == ["roof", "road", "null"]
+    assert classes.colors[:2] == ["#FF0000", make_classes("a,b").colors[1]]
+    with pytest.raises(ValueError, match="of class roof must be six .* got #F00"):
+        make_classes("roof:#F00,road")
+    with pytest.raises(ValueError, match="two or more different names"):
+        make_classes("roof:#FF0000,roof")

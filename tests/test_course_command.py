@@ -1,6 +1,7 @@
 """The course's command line: flags, sweep files, and tiles put together again."""
 
 import json
+import re
 import shutil
 import textwrap
 
@@ -236,6 +237,24 @@ def test_windows_keep_to_the_grid_of_the_labels(kind, val_windows, tiled, tmp_pa
             assert all(start % 10 == 0 for start in starts)
         else:  # each place as likely, the last one too
             assert sorted(starts) == places
+
+
+def test_splits_that_share_a_tile_are_mentioned(tiled, tmp_path, capsys):
+    from rvtutorial.config import get_config
+    from rvtutorial.scenes import find_splits
+
+    folder, table = tiled
+    how = dict(classes="low:#FF0000,high", label_values="low:1,high:2", chip_sz=40)
+    how |= dict(stride_length=40)
+    config = get_config("inprocess", tmp_path / "run", "smoke", table, **how)
+    assert "parts of" not in capsys.readouterr().err
+    assert config.dataset.class_config.colors[:2] == ["#FF0000", "#56B4E9"]
+    found = find_splits(table)
+    moved = {"train": [*found["train"], found["val"][0]], "val": found["val"][1:]}
+    table = write_table(moved, tmp_path / "b.csv")
+    get_config("inprocess", tmp_path / "other", "smoke", table, **how)
+    said = "share 1 tile, .* t2_0_0 of train and t2_0_1 of val are parts of t2"
+    assert re.search(said, capsys.readouterr().err)
 
 
 @pytest.fixture(scope="module")

@@ -428,7 +428,7 @@ def overlap(
 
     ground = scenes.leaks(scenes.outlines(dict(splits)))
     shared = {frozenset((a, b)): share for _, a, _, b, share in ground}
-    every = [(s, x.id, _tile_of(x)) for s, some in splits.items() for x in some]
+    every = [(s, x.id, x.tile) for s, some in splits.items() for x in some]
     rows = []
     for (split, one, tile), (side, other, beside) in combinations(every, 2):
         share = shared.get(frozenset((one, other)), np.nan)
@@ -437,14 +437,6 @@ def overlap(
             rows.append((split, one, side, other, share, same))
     names = ["split", "id", "other_split", "other_id", "share", "same_tile"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _tile_of(scene):
-    "The tile that a scene is a part of; None: not known."
-    about, path = {}, Path(scene.image)
-    if path.suffix == ".vrt":  # as subtiles are
-        about = read_json(path.with_suffix(".json"), {})
-    return scene.parts.get("tile") or about.get("tile")
 
 
 def write_split(

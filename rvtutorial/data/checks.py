@@ -298,6 +298,24 @@ def _widest_square(inside: np.ndarray) -> int:
     )
 
 
+def _say_shared_tiles(splits) -> None:
+    "Say on standard error that scenes of two splits are parts of one tile."
+    seen = {}
+    for split, some in splits.items():
+        for scene in some:
+            if tile := scene.tile:
+                seen.setdefault(tile, {}).setdefault(split, scene.id)
+    shared = {tile: some for tile, some in seen.items() if len(some) > 1}
+    if shared:
+        tile, some = next(iter(shared.items()))
+        pair = " and ".join(f"{name} of {split}" for split, name in some.items())
+        say_once(
+            f"the splits share {len(shared)} tile{'s' * (len(shared) > 1)}, so scores will "
+            f"be partly memory: {pair} "
+            f"are parts of {tile}. Split by tile (split_scenes(..., by='tile'))"
+        )
+
+
 class RunData:
     """The scenes of a run; what cannot be trained on is refused before anything is written.
 
@@ -345,6 +363,7 @@ class RunData:
                 raise ValueError(
                     "one chip an epoch is too little to train on: raise max_windows"
                 )
+            _say_shared_tiles(found)
             infos = {scene.id: image_info(scene.image) for scene in every}
             order = self.order = _band_order(asked, infos)
             if hp.scaling == "none":

@@ -26,7 +26,7 @@ from affine import Affine
 
 from ..core.files import atomic_path, safe_name
 from ..core.names import natural_key
-from ..core.records import write_json
+from ..core.records import read_json, write_json
 from . import labels, validity
 from .label_values import EXAMPLE, Mask, Meaning
 from .labels import image_info, is_raster, named, open_image, read_shapes
@@ -57,6 +57,14 @@ class Scene:
                 f"the id of a scene names a folder, so it has no / and 240 bytes at most, "
                 f"got {self.id!r} for {self.image}"
             )
+
+    @property
+    def tile(self) -> str | None:
+        "The tile that a scene is a part of; None: not known."
+        about, path = {}, Path(self.image)
+        if path.suffix == ".vrt":  # as subtiles are
+            about = read_json(path.with_suffix(".json"), {}, form={})
+        return self.parts.get("tile") or about.get("tile")
 
 # %% ../../nbs/data/pairing.ipynb #cfd0dfdb
 def _names_in(pattern):
