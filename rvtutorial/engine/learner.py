@@ -415,16 +415,19 @@ class FastLearner(SemanticSegmentationLearner):
         made = self.options.recipe.schedule(self.opt, steps, done)
         return made or super().build_step_scheduler(start_epoch)
 
+    @property
+    def cell(self) -> int:
+        "Pixels along a side of the squares to which the network gives one score each."
+        own = getattr(self.model, "cell", 1)
+        return own if isinstance(own, int) else 1
+
     def build_datasets(self):
         "Over scenes that read fast; pre-cut chips as stock reads them."
         data = self.cfg.data
         if not isinstance(data, SemanticSegmentationGeoDataConfig):
             return super().build_datasets()
         self.options.store = self.options.store or SceneStore()
-        cell = getattr(
-            self.model, "cell", 1
-        )  # of a network with one score for a square
-        more = self.options.store, self.tmp_dir, self.options.seed, cell
+        more = self.options.store, self.tmp_dir, self.options.seed, self.cell
         train, valid = (window_datasets(data, s, *more) for s in ("train", "valid"))
         return train, valid, None  # nobody looks at chips of test scenes
 

@@ -1168,7 +1168,6 @@ def predict(
             learner = FastLearner.from_model_bundle(bundle, tmp, options=options)
         data, how = learner.cfg.data, opened.predicts
         chip = chip_sz or how.get("chip_sz") or data.img_sz
-        cell = getattr(learner.model, "cell", 1)  # of a network with one score for a square
         if chip != how.get("chip_sz"):  # seen at the size of things in training
             known = data.img_sz / how.get("chip_sz", data.img_sz)
             data.img_sz = max(1, round(chip * (Model.scale(data) or known)))
@@ -1185,6 +1184,7 @@ def predict(
         null = data.class_config.null_class  # whatever it is called
         null = null if null in names else None
         source |= _decided(model, names, null, thresholds, blend, force)
+        half = max(chip // 2 // learner.cell, 1) * learner.cell  # in whole squares
         _say_what_is_odd(prediction.find_images(images, out), opened, source["bands"])
         with quiet(stdout=False):
             counts = prediction.map_images(
@@ -1193,7 +1193,7 @@ def predict(
                 out,
                 classes=names,
                 chip_sz=chip,
-                stride=stride or how.get("stride") or max(chip // 2 // cell, 1) * cell,
+                stride=stride or how.get("stride") or half,
                 crop_sz=how.get("crop_sz") if crop_sz is None else crop_sz,
                 blend=blend,
                 scores=scores,
