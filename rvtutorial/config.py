@@ -62,13 +62,21 @@ __getattr__ = old_attributes("rvtutorial.config")  # names of before
 def make_classes(
     names: str | list = "building,background",  # The one looked for comes first
 ) -> ClassConfig:  # With `null` at the end
-    "The classes a pixel can have; raises ValueError for fewer than two or a name twice."
+    """The classes a pixel can have.
+
+    Raises ValueError for fewer than two, a name twice, and `null` before others.
+    """
     names = names.split(",") if isinstance(names, str) else list(names)
     names = [name.strip() for name in names if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
             f"classes must be two or more different names such as "
             f"building,background, got {','.join(names)!r}"
+        )
+    if "null" in names[:-1]:
+        raise ValueError(
+            f"null stands for pixels without a label and is the last class, got "
+            f"{','.join(names)}: leave it out, it is added by itself"
         )
     colors = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
     classes = ClassConfig(names=names, colors=colors)
@@ -301,6 +309,7 @@ def _predict_stride(hp, shapes) -> int:
 def _build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     "Look at the data, open the run folder, and put the pieces together."
     classes = make_classes(where["classes"])
+    inputs.check_beginning(hp, where)
     found = checks.RunData(hp, where, classes, split=preset == "own")
     splits, shapes, order = found.splits, found.shapes, found.order
     inputs.allow_open_files(len(shapes))

@@ -46,6 +46,7 @@ OUR_CODE = {  # SHA-256 of every version of unet, course, encoders and losses in
     "63f0d5518cb83152e3bd83bc68cd2b1da41292bf1dfeafb2c90acfeff7df4c39",
     "8d3917fad6e64fcce88342ec59a60bbccbe6ebb118361fec16d2f11e9f81fd61",
     "c74339027ee8e8ee55cc14e441c0fb64435f8c898be28155736d2323d06bbd45",
+    "59e516e34fc08a6d3e964a415d5ef5312eef53a70b39c41cb5872ea83c96e095",
 }
 
 
