@@ -460,8 +460,8 @@ def _predict_command(model, images, out, bands, file, numbers, style, **how):
     if not model.exists():
         raise FileNotFoundError(f"there is no run folder or bundle {model}")
     try:
-        numbers = [int(band) - 1 for band in bands.split(",")] if bands else None
-        if numbers and min(numbers) < 0:
+        seen = [int(band) - 1 for band in bands.split(",")] if bands else None
+        if seen and min(seen) < 0:
             raise ValueError
     except ValueError:
         raise click.UsageError(
@@ -471,12 +471,13 @@ def _predict_command(model, images, out, bands, file, numbers, style, **how):
     click.get_current_context().meta["stopped"] = stopped
     from rvtutorial.engine.prediction import find_images
 
+    given = _threshold_numbers(numbers)
     find_images(list(images), out)  # before torch is imported, which takes a while
-    if file or numbers:
-        how["thresholds"] = (file, _threshold_numbers(numbers))
+    if file is not None or given is not None:
+        how["thresholds"] = (file, given)
     from rvtutorial import engine
 
-    maps = engine.predict(model, list(images), out, bands=numbers, **how)
+    maps = engine.predict(model, list(images), out, bands=seen, **how)
     maps["folder"] = [os.path.abspath(folder) for folder in maps["folder"]]
     rows = [{"map": name, **row} for name, row in maps.to_dict("index").items()]
     if style:
@@ -495,11 +496,13 @@ def _threshold_numbers(texts: tuple[str, ...]) -> float | dict[str, float] | Non
         name, pair, number = text.rpartition("=")
         try:
             value = float(number)
-            if not value >= 0 or (pair and not name) or (not pair and len(texts) > 1):
+            odd = (pair and not name) or (not pair and len(texts) > 1) or name in found
+            if odd or not (0 <= value <= 1 or value == float("inf")):
                 raise ValueError
         except ValueError:
             raise click.UsageError(
-                f"--threshold is 0.4 for all classes, or building=0.4 for each: {text!r}"
+                "--threshold is a share from 0 to 1: 0.4 for all classes, or building=0.4 "
+                f"for each, once; got {text!r}"
             ) from None
         if not pair:
             return value
