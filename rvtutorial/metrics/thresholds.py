@@ -443,7 +443,11 @@ def _fit(curves, goal, over="micro", draws=1000, seed=0, method="exact"):
         middle, found["history"] = _searched(curves, goal, over)
         one = curves.at(np.nextafter(middle, 2))
         low, high = curves.edges[one], min(curves.edges[one + 1], 1.0)
-    cut, value = curves.at(middle), curves.values(goal, over)[0]
+    cut, (value, allowed) = curves.at(middle), curves.values(goal, over)
+    if allowed[cut] < 0:  # only a search by trial ends there
+        why = f"the search ended at {middle:.3g}, which lacks {-allowed[cut]:.3g} of "
+        why += f"{goal.name.partition('@')[2]}: method exact finds one that does not"
+        return Threshold(*[np.nan] * 4, status="undefined", why=why, **found)
     status, why = "ok", ""
     if high - low > FLAT:
         status, why = "flat", f"all thresholds from {low:.3g} to {high:.3g} are as good"
@@ -643,10 +647,11 @@ def _step(files, decision, c, goal, wanted):
         if goal.counts(*given[2:]):
             values.append(goal.value(*given))
             allowed.append(goal.allowed(*given))
-    value = np.mean(values, axis=0)
-    worth = np.where(
-        np.min(allowed, axis=0) >= 0, -value if goal.least_cost else value, -np.inf
-    )
+    value, short = np.mean(values, axis=0), np.minimum(allowed, 0).sum(axis=0)
+    worth = -value if goal.least_cost else value
+    if short[:-1].max() < 0:  # nothing is allowed: come as near as one can
+        worth = short
+    worth = np.where(short >= short[:-1].max(), worth, -np.inf)
     good = np.concatenate([[False], worth[:-1] >= worth[:-1].max() - 1e-12, [False]])
     first = np.flatnonzero(good[1:] & ~good[:-1])
     after = np.flatnonzero(good[:-1] & ~good[1:])
@@ -657,14 +662,15 @@ def _step(files, decision, c, goal, wanted):
 
 
 def _objective(counts, goal, names):
-    "The mean of a metric over classes."
-    found = []
+    "By how much a limit is missed, over all classes (0: by nothing), and the mean of a metric."
+    found, short = [], 0.0
     for name in names:
         tp, fp, fn, tn, _ = counts.table(name).sum()
-        if goal.counts(tp + fn, fp + tn):
-            ok = goal.allowed(tp, fp, tp + fn, fp + tn) >= 0
-            found.append(goal.value(tp, fp, tp + fn, fp + tn) if ok else np.nan)
-    return float(np.mean(found)) if found else np.nan
+        given = tp, fp, tp + fn, fp + tn
+        if goal.counts(*given[2:]):
+            found.append(goal.value(*given))
+            short += min(0.0, float(goal.allowed(*given)))
+    return short, float(np.mean(found)) if found else np.nan
 
 
 def _together(made, goal, files, curves, most=10):
@@ -682,9 +688,9 @@ def _together(made, goal, files, curves, most=10):
     )
     sign, passes = -1 if goal.least_cost else 1, 1
 
-    def worth(counts):
-        found = sign * _objective(counts, goal, names)
-        return -np.inf if np.isnan(found) else found
+    def worth(counts):  # what is asked for besides comes first
+        short, found = _objective(counts, goal, names)
+        return short, -np.inf if np.isnan(found) else sign * found
 
     start = alone if made.rule == "ratio" else {k: 1 / t for k, t in alone.items()}
     now = Decision(made.rule, made.classes, start, made.null).check()
@@ -701,9 +707,13 @@ def _together(made, goal, files, curves, most=10):
             counts, passes = _confusions(files, other, made.null), passes + 2
             if worth(counts) > worth(best):
                 now, best = other, counts
-        if not worth(best) > before + 1e-7:
+        after = worth(best)
+        if not (after[0] > before[0] or after[1] > before[1] + 1e-7):
             break
-    found = dict(made.thresholds)
+    found, (short, at) = dict(made.thresholds), _objective(argmax, goal, names)
+    made = replace(made, value_argmax=np.nan if short else at, passes=passes)
+    if worth(best)[0] < 0:
+        return replace(made, thresholds=found | _unreached(found, goal, names, best))
     for name in names:
         curve, few = curves[name], _one_cut(best.table(name))
         others = (1 - np.eye(len(curve.blocks)))[:, curve.block]
@@ -722,8 +732,23 @@ def _together(made, goal, files, curves, most=10):
         of |= dict(out_of_bag=np.nan, leave_one_out=np.nan)
         of["value_argmax"] = _whole(_one_cut(argmax.table(name)), goal, made.over)
         found[name] = replace(found[name], **of)
-    at = float(_objective(argmax, goal, names))
-    return replace(made, thresholds=found, value_argmax=at, passes=passes)
+    return replace(made, thresholds=found)
+
+
+def _unreached(found, goal, names, best):
+    "Classes that together cannot have what is asked for besides, with the nearest that there is."
+    table = {k: best.table(k).sum() for k in names}
+    lacks = {k: -goal.allowed(t.tp, t.fp, t.tp + t.fn, t.fp + t.tn) for k, t in table.items()}
+    said = ", ".join(f"{k} lacks {x:.3g}" for k, x in lacks.items() if x > 0)
+    why = (
+        f"{', '.join(names)} do not reach {goal.name.partition('@')[2]} together: of the "
+        f"nearest that was found {said}"
+    )
+    known = {"pixels", "prevalence", "scenes", "roc_auc", "ece"}
+    kept = {k: {f: getattr(found[k], f) for f in known} for k in names}
+    return {
+        k: Threshold(*[np.nan] * 4, status="undefined", why=why, **kept[k]) for k in names
+    }
 
 # %% ../../nbs/metrics/thresholds.ipynb #9b3e9b9e
 CALIBRATIONS = ("temperature", "isotonic")
