@@ -462,7 +462,9 @@ def test_limits_hold_for_several_classes_together_or_none_is_defined(four, rule)
     assert lost.undefined == wanted and np.isnan(lost.value)
     assert not lost.decision.thresholds and not lost.table().threshold.notna().any()
     for one in lost.thresholds.values():
-        assert "do not reach recall>=0.95 together" in one.why and "lacks 0.1" in one.why
+        assert (
+            "do not reach recall>=0.95 together" in one.why and "lacks 0.1" in one.why
+        )
         assert one.pixels == len(true)
 
 

@@ -703,6 +703,7 @@ def _together(made, goal, files, curves, most=10):
         for name in names:
             weight, _ = _step(files, now, made.classes.index(name), goal, wanted)
             number = 1 / weight if made.rule == "ratio" else weight
+            number = np.inf if made.rule == "ratio" and number > 1 else number
             other = replace(now, thresholds={**now.thresholds, name: number})
             counts, passes = _confusions(files, other, made.null), passes + 2
             if worth(counts) > worth(best):
