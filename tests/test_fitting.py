@@ -1,6 +1,7 @@
 "Thresholds from end to end: trained by the command, in a bucket, applied to runs and images."
 
 import json
+import os
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +15,7 @@ from sklearn.metrics import f1_score, jaccard_score
 from test_thresholds import FOUR, folder_of, four_classes
 
 from rvtutorial.cli import _cli
-from rvtutorial.core.remote import is_remote
+from rvtutorial.core.remote import fetch, is_remote
 from rvtutorial.metrics.leaderboard import leaderboard
 from rvtutorial.metrics.threshold_file import decision_for, read_thresholds
 from rvtutorial.metrics.thresholds import tune
@@ -455,6 +456,68 @@ def test_folders_are_fetched_and_files_stored_once(
     about = yaml.safe_load(path.read_text())["metadata"]
     assert about["model_id"] == "mine"
     assert about["gcp_bucket"] == (bucket if kind == "gs" else None)
+
+
+def test_what_changed_or_went_at_an_address_does_so_here(tmp_path):
+    there, here = tmp_path / "there", tmp_path / "cache" / "here"
+    (there / "a").mkdir(parents=True)
+    for name in ("x.txt", "a/y.txt", "a/z.log"):
+        (there / name).write_text("old")
+    uri = f"file://{there}"
+    fetch(uri, here, ("*.log",))
+    (here / "mine.txt").write_text("of this machine")
+    copied = (here / "x.txt").stat().st_mtime_ns
+    (there / "a" / "y.txt").write_text("new")  # of the same size
+    os.utime(there / "a" / "y.txt", (1, 1))
+    fetch(uri, here, ("*.log",))
+    assert (here / "a" / "y.txt").read_text() == "new"
+    assert (here / "x.txt").stat().st_mtime_ns == copied  # not again
+    (there / "x.txt").unlink()
+    assert fetch(uri, here) == here
+    names = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
+    assert names == {"mine.txt", "a/y.txt", "a/z.log"}
+    one = tmp_path / "cache" / "y.txt"
+    assert fetch(f"{uri}/a/y.txt", one, (".*",)) == one and one.read_text() == "new"
+    shutil.rmtree(there)
+    with pytest.raises(FileNotFoundError, match="holds nothing, or is not there"):
+        fetch(f"{uri}/a/y.txt", one)
+    assert not one.exists()
+
+
+@pytest.mark.parametrize("kind", ["run", "train", "bundle"])
+def test_the_file_goes_beside_a_remote_model_or_where_it_is_said(
+    tmp_path, monkeypatch, kind
+):
+    from rvtutorial.engine import fitting
+
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    run = run_of(tmp_path)
+    model, home = run, run
+    for name in ("checkpoint.pt", "train/last-model.pth"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(bytes(10))
+    if kind != "run":
+        bundle = run / "train" / "model-bundle.zip"
+        (run / "bundle" / "model-bundle.zip").rename(bundle)
+    if kind == "bundle":
+        model, home = bundle, bundle.parent
+        files = fitting.score_files(run)
+        monkeypatch.setattr(fitting, "_scored", lambda *given: files)
+    how = dict(draws=0, blocks=None)
+    _, where = fitting.fit_thresholds(f"file://{model}", **how)
+    (file,) = home.glob("model_thresholds_*.yaml")
+    assert where == f"file://{file}"
+    bundles = read_thresholds(file).digests["bundles"]
+    where = dict(run="bundle/", train="train/", bundle="")[kind]
+    assert list(bundles) == [f"{where}model-bundle.zip"]
+    _, where = fitting.fit_thresholds(f"file://{model}", out=tmp_path / "mine", **how)
+    assert Path(where).parent == tmp_path / "mine" and Path(where).is_file()
+    (tmp_path / "far").mkdir()
+    _, where = fitting.fit_thresholds(model, out=f"file://{tmp_path}/far", **how)
+    assert where.startswith(f"file://{tmp_path}/far/model_thresholds_")
+    assert len(list(home.glob("model_thresholds_*.yaml"))) == 1
+    cached = {p.name for p in (tmp_path / "scratch").rglob("*.p*t*")}
+    assert not cached & {"checkpoint.pt", "last-model.pth"}
 
 
 # --- as a job --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Written by hand: what the command `rvtutorial thresholds` and the job `fit_thresholds` do.
 """
 
+import contextlib
 import hashlib
 import json
 import time
@@ -69,13 +70,14 @@ def fit_thresholds(
         made = tune(given, split=split, data=data, **how)
     known = dict(batch_size=batch_sz, dataset_directory=dataset and str(dataset))
     known |= dict(model_id=Path(home).name) | dict(metadata or {})
-    folder = out or (place if place.is_dir() else place.parent)
-    if is_remote(home) or is_remote(folder):
+    beside = home if is_remote(home) else str(place)
+    target = str(out or (beside if place.is_dir() else beside.rpartition("/")[0]))
+    folder = target
+    if is_remote(target):
         folder = scratch_folder() / "thresholds" / "written"
     took = time.perf_counter() - begun
     known["scores"] = given if isinstance(given, Mapping) else None
     written = write_thresholds(made, run or Run(place), folder, message, took, **known)
-    target = str(out or home)
     return made, store(written, target) if is_remote(target) else str(written)
 
 
@@ -93,7 +95,9 @@ def count_part(
             raise ValueError
     except ValueError:
         raise ValueError(f"part is like 2/8, from 1/8 to 8/8: {part!r}") from None
-    files = score_files(Run(model), split, data)
+    data = None if data is None else _here(str(data).rstrip("/"), "datasets")
+    run = Run(_here(str(model).rstrip("/"), "models"))
+    files = score_files(run, split, data)
     own = list(files)[number - 1 :: many]
     if not own:
         raise ValueError(f"part {part} is empty: there are {len(files)} scenes")
@@ -107,7 +111,12 @@ def _here(place: str, kind: str) -> Path:
     if is_remote(place):
         name = hashlib.sha256(place.encode()).hexdigest()[:12]
         folder = scratch_folder() / "thresholds" / kind / name / Path(place).name
-        return fetch(place, folder, _LEAVE if kind == "models" else ())
+        found = fetch(place, folder, _LEAVE if kind == "models" else ())
+        if kind == "models" and found.is_dir() and not bundle_digests(found):
+            inside = "train/model-bundle.zip"
+            with contextlib.suppress(FileNotFoundError):  # scores may do without it
+                fetch(f"{place}/{inside}", found / inside)
+        return found
     path = Path(place).expanduser().absolute()
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         what = "model" if kind == "models" else "data set"
