@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import yaml
 from click.testing import CliRunner
 from fake_runs import three_scenes, truth_of, write_raster
@@ -15,8 +17,9 @@ from sklearn.metrics import f1_score, jaccard_score
 from test_thresholds import FOUR, folder_of, four_classes
 
 from rvtutorial.cli import _cli
+from rvtutorial.core.record import Run
 from rvtutorial.core.remote import fetch, is_remote
-from rvtutorial.metrics.leaderboard import leaderboard
+from rvtutorial.metrics.leaderboard import blocks_of, leaderboard
 from rvtutorial.metrics.threshold_file import decision_for, read_thresholds
 from rvtutorial.metrics.thresholds import tune
 
@@ -160,6 +163,95 @@ def test_counts_of_parts_are_put_together(tmp_path):
     paths[0].write_bytes(b"PK")
     with pytest.raises(ValueError, match="holds no counts of scores"):
         fit_thresholds(run, counts=paths)
+
+
+def test_counts_are_of_this_model_and_every_scene_once(tmp_path):
+    from rvtutorial.engine.fitting import count_part, fit_thresholds
+    from rvtutorial.metrics.calibration import ScoreCounts
+
+    run = run_of(tmp_path)
+    one, two, test, old = (tmp_path / f"{n}.npz" for n in ("one", "two", "test", "old"))
+    count_part(run, "1/2", one)
+    count_part(run, "2/2", test, "test")
+    replace(ScoreCounts.read(one), model=()).write(old)
+    with pytest.raises(ValueError, match="scene 9 was counted twice, in .*one.npz and"):
+        fit_thresholds(run, counts=[one, one])
+    with pytest.raises(
+        ValueError, match="one.npz are of the validation split and thos"
+    ):
+        fit_thresholds(run, counts=[one, test])
+    with pytest.raises(ValueError, match="old.npz do not say that they are of"):
+        fit_thresholds(run, counts=[old])
+    (run / "bundle" / "model-bundle.zip").write_bytes(b"trained again")
+    count_part(run, "2/2", two)
+    with pytest.raises(ValueError, match="one.npz are of another model than"):
+        fit_thresholds(run, counts=[two, one])
+    assert not list(run.glob("model_thresholds_*.yaml"))
+
+
+def test_every_look_at_the_test_split_is_on_record(tmp_path, monkeypatch):
+    from rvtutorial.engine import fitting
+    from rvtutorial.figures.thresholds import plot_thresholds
+
+    run, record = run_of(tmp_path), tmp_path / "test-openings.jsonl"
+    how = dict(on_test=True, draws=0)
+
+    def looks():
+        return len(record.read_text().splitlines()) if record.is_file() else 0
+
+    plot_thresholds(run, ("iou", "f1"), split="test", **how)
+    assert looks() == 1 and "iou, f1" in record.read_text()
+    fitting.count_part(run, "1/1", tmp_path / "all.npz", "test")
+    with pytest.raises(ValueError, match="say on_test=True"):
+        fitting.fit_thresholds(run, counts=[tmp_path / "all.npz"])
+    assert looks() == 1
+    made, file = fitting.fit_thresholds(run, counts=[tmp_path / "all.npz"], **how)
+    assert looks() == 2 and made.split == "test" and "opened 2 times" in made.notes[0]
+    files = fitting.score_files(run, "test")
+    monkeypatch.setattr(fitting, "_scored", lambda *given: files)
+    bundle = run / "bundle" / "model-bundle.zip"
+    made, file = fitting.fit_thresholds(bundle, "test", tmp_path / "data", **how)
+    assert looks() == 3 and yaml.safe_load(Path(file).read_text())["tuned_on_test"]
+
+
+def moved_beside_each_other(paths):
+    for i, path in enumerate(paths):
+        with rasterio.open(path, "r+") as file:
+            file.transform = rasterio.Affine(1, 0, 5e5 + i * file.width, 0, -1, 4e6)
+            file.crs = "EPSG:32631"
+
+
+def test_neighbours_are_one_whether_scores_come_from_a_run_or_from_files(
+    tmp_path, monkeypatch
+):
+    from rvtutorial.engine import fitting
+
+    scenes = {f"{i:02}": four_classes(i, 16) for i in range(30)}
+    folder = folder_of(tmp_path / "four", scenes, null=None)
+    for pattern in ("truth/??.tif", "maps/??.tif", "maps/??_scores.tif"):
+        moved_beside_each_other(sorted((tmp_path / "four").glob(pattern)))
+    how = dict(classes=["building"], draws=0)
+    low = tune(folder, **how).thresholds["building"].value_low
+    assert low != tune(folder, blocks=None, **how).thresholds["building"].value_low
+    files = fitting.score_files(folder)
+    assert tune(files, **how).thresholds["building"].value_low == low
+
+    run = run_of(tmp_path)
+    files = fitting.score_files(run)
+    for how in files.values():
+        shutil.copy(how["scores"], how["scores"].with_name("labels.tif"))
+    moved_beside_each_other(
+        [how["scores"].with_name("labels.tif") for how in files.values()]
+    )
+    given = []
+    monkeypatch.setattr(
+        fitting, "tune", lambda of, **how: given.append(how) or tune(of)
+    )
+    fitting.count_part(run, "1/1", tmp_path / "all.npz")
+    fitting.fit_thresholds(run, counts=[tmp_path / "all.npz"])
+    found = list(given[0]["blocks"].values())
+    assert list(given[0]["blocks"]) == list(files) and len(set(found)) == 2
+    assert found == blocks_of([Run(run)], list(files)).tolist()
 
 
 # --- applied ---------------------------------------------------------------------------

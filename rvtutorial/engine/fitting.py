@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rvtutorial.core.files import scratch_folder
@@ -15,7 +16,7 @@ from rvtutorial.core.record import Run
 from rvtutorial.core.remote import fetch, is_remote, store
 from rvtutorial.data.pairing import IMAGE_PATTERN, LABEL_PATTERN, find_scenes
 from rvtutorial.metrics.calibration import ScoreCounts
-from rvtutorial.metrics.leaderboard import one_look, open_test, score_files
+from rvtutorial.metrics.leaderboard import blocks_of, one_look, open_test, score_files
 from rvtutorial.metrics.threshold_file import bundle_digests, write_thresholds
 from rvtutorial.metrics.thresholds import Tuned, count_scenes, tune
 
@@ -60,25 +61,41 @@ def fit_thresholds(
     data = None if dataset is None else _here(str(dataset).rstrip("/"), "datasets")
     run = Run(place) if place.is_dir() else None
     if counts:
-        given = ScoreCounts.joined([ScoreCounts.read(path) for path in counts])
+        given = _parts(counts, place)
+        split = given.split or split
+        where = how.get("blocks", "auto")
+        if run is not None and isinstance(where, str):
+            where = blocks_of([run], given.scenes, where)
+            alone = where is None
+            how["blocks"] = (
+                None if alone else dict(zip(given.scenes, where, strict=True))
+            )
     else:
         more = batch_sz, trust, image_pattern, label_pattern, values
         given = _scored(place, run, split, data, *more)
-    with one_look():
-        if split == "test" and how.get("on_test") and run is not None:
-            open_test({run.name: run}, how.get("metric", "iou"), what="thresholds")
-        made = tune(given, split=split, data=data, **how)
-    known = dict(batch_size=batch_sz, dataset_directory=dataset and str(dataset))
-    known |= dict(model_id=Path(home).name) | dict(metadata or {})
     beside = home if is_remote(home) else str(place)
     target = str(out or (beside if place.is_dir() else beside.rpartition("/")[0]))
     folder = target
     if is_remote(target):
         folder = scratch_folder() / "thresholds" / "written"
+    with one_look():
+        if split == "test" and how.get("on_test"):
+            record = folder if is_remote(home) else None
+            of = {Path(home).name: run or _run_with(place)}
+            open_test(of, how.get("metric", "iou"), record, what="thresholds")
+        made = tune(given, split=split, data=data, **how)
+    known = dict(batch_size=batch_sz, dataset_directory=dataset and str(dataset))
+    known |= dict(model_id=Path(home).name) | dict(metadata or {})
     took = time.perf_counter() - begun
     known["scores"] = given if isinstance(given, Mapping) else None
     written = write_thresholds(made, run or Run(place), folder, message, took, **known)
     return made, store(written, target) if is_remote(target) else str(written)
+
+
+def _run_with(bundle: Path) -> Run:
+    "The run in which a bundle lies; where there is none the bundle alone."
+    above = bundle.parent.parent
+    return Run(above if (above / "pipeline-config.json").is_file() else bundle)
 
 
 def count_part(
@@ -102,8 +119,36 @@ def count_part(
     if not own:
         raise ValueError(f"part {part} is empty: there are {len(files)} scenes")
     counts = count_scenes({scene: files[scene] for scene in own}, split)
+    counts = replace(counts, model=tuple(bundle_digests(run.path).values()))
     counts.write(path)
     return counts
+
+
+def _parts(paths, model: Path) -> ScoreCounts:
+    "Counts of one model, split and every scene once, put together; ValueError for others."
+    here, seen, parts = set(bundle_digests(model).values()), {}, []
+    for path in paths:
+        part = ScoreCounts.read(path)
+        if here and not here & set(part.model):
+            what = (
+                "are of another model than"
+                if part.model
+                else "do not say that they are of"
+            )
+            raise ValueError(f"the counts in {path} {what} {model}")
+        twice = [scene for scene in part.scenes if scene in seen]
+        if twice:
+            raise ValueError(
+                f"scene {twice[0]} was counted twice, in {seen[twice[0]]} and in {path}"
+            )
+        if parts and part.split != parts[0].split:
+            raise ValueError(
+                f"the counts in {paths[0]} are of the {parts[0].split} split and those in "
+                f"{path} of {part.split}"
+            )
+        seen |= dict.fromkeys(part.scenes, path)
+        parts.append(part)
+    return ScoreCounts.joined(parts)
 
 
 def _here(place: str, kind: str) -> Path:

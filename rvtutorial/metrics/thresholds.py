@@ -739,7 +739,9 @@ def _together(made, goal, files, curves, most=10):
 def _unreached(found, goal, names, best):
     "Classes that together cannot have what is asked for besides, with the nearest that there is."
     table = {k: best.table(k).sum() for k in names}
-    lacks = {k: -goal.allowed(t.tp, t.fp, t.tp + t.fn, t.fp + t.tn) for k, t in table.items()}
+    lacks = {
+        k: -goal.allowed(t.tp, t.fp, t.tp + t.fn, t.fp + t.tn) for k, t in table.items()
+    }
     said = ", ".join(f"{k} lacks {x:.3g}" for k, x in lacks.items() if x > 0)
     why = (
         f"{', '.join(names)} do not reach {goal.name.partition('@')[2]} together: of the "
@@ -748,7 +750,8 @@ def _unreached(found, goal, names, best):
     known = {"pixels", "prevalence", "scenes", "roc_auc", "ece"}
     kept = {k: {f: getattr(found[k], f) for f in known} for k in names}
     return {
-        k: Threshold(*[np.nan] * 4, status="undefined", why=why, **kept[k]) for k in names
+        k: Threshold(*[np.nan] * 4, status="undefined", why=why, **kept[k])
+        for k in names
     }
 
 # %% ../../nbs/metrics/thresholds.ipynb #9b3e9b9e
