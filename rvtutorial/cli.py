@@ -649,6 +649,7 @@ def _thresholds_command(
             "regret",
             "regret_low",
             "regret_high",
+            "allowed",
         )
         rows = [{k: row[k] for k in names} for row in doc["report"]]
         lines.append(f"{made.metric} on {report} scenes:\n{_text_table(rows)}")

@@ -659,3 +659,35 @@ def test_transfer_is_the_score_on_others_and_the_regret_what_is_lost(four, tmp_p
     assert moved.value.mean() == pytest.approx(
         mean_iou(others, joint.decision), abs=1e-12
     )
+
+
+def test_regret_is_what_is_lost_and_limits_are_judged_where_thresholds_go():
+    tuned_on = counts_of_levels({200: 9, 100: 1}, {150: 9, 50: 91}, scenes=6)
+    there = counts_of_levels({200: 5, 120: 1, 100: 4}, {150: 1, 50: 99}, scenes=6)
+    cheap = tune(tuned_on, "cost:1:5", draws=0)
+    (row,) = cheap.on(there, "validation").itertuples()
+    assert row.value > row.best and row.regret == pytest.approx(row.value - row.best)
+    assert row.regret_low <= row.regret <= row.regret_high and row.allowed
+    made = tune(tuned_on, "precision@recall>=0.9", draws=0)
+    (row,) = made.on(there, "validation").itertuples()
+    assert not row.allowed and row.value > row.best
+    assert row.regret == pytest.approx(row.best - row.value) and row.regret < 0
+    assert row.low <= row.value <= row.high
+    none = counts_of_levels({10: 9}, {200: 99}, scenes=6)
+    precise = tune(tuned_on, "recall@precision>=0.9", draws=0)
+    (row,) = precise.on(none, "validation").itertuples()
+    assert not row.allowed and np.isnan(row.best) and np.isnan(row.regret)
+    assert row.value == 0
+
+
+@pytest.mark.parametrize("rule", ["ratio", "weights"])
+def test_limits_that_cannot_be_reached_elsewhere_leave_no_best(four, tmp_path, rule):
+    folder, _ = four
+    how = dict(classes=["road", "building"], draws=0, blocks=None)
+    made = tune(folder, "recall@precision>=0.6", rule=rule, **how)
+    assert not made.undefined
+    rng = np.random.default_rng(0)
+    odd = {k: (rng.permuted(t, axis=0), s) for k, (t, s) in four[1].items()}
+    found = made.on(folder_of(tmp_path, odd, null=None), blocks=None)
+    assert not found.allowed.any() and found.best.isna().all()
+    assert found.value.notna().all() and found.regret.isna().all()

@@ -348,7 +348,7 @@ def _redrawn(few, goal, over, weights, rows=128):  # so few stay in the cache
         left = (some == 0).astype(float)
         rest, _ = _pooled(goal, over, left, few, best)
         empty = none | ~(left @ goal.counts(few.positives, few.negatives) > 0)
-        fixed = np.where(none, np.nan, value[:, few.at])
+        fixed = value[:, few.at]
         found = np.where(none, np.nan, value[line, best])
         rest = np.where(empty, np.nan, rest)
         parts.append([np.where(none, -1, best), found, rest, fixed])
@@ -907,8 +907,9 @@ class Tuned:
     ):  # Index: class. value, low, high, best_threshold, best, regret ...
         """What these thresholds give on other scenes, and what the best would give there.
 
-        The regret is the difference of the two: 0 if these scenes had chosen the same. A look
-        at the test split is recorded.
+        The regret is what is lost against the best: 0 if these scenes had chosen the same.
+        `allowed` says whether a limit such as recall>=0.9 still holds here; where it does
+        not, the regret may be below 0. A look at the test split is recorded.
         """
         return _transferred(
             self, Run.of(run), split, blocks, data, unscored, draws, seed
@@ -1045,7 +1046,8 @@ def _transferred(tuned, run, split, blocks, data, unscored, draws, seed):
             continue
         if tuned.rule != "one-vs-rest":
             few, best = _one_cut(made.table(name)), other.thresholds[name]
-            row |= dict(best_threshold=other.decision.thresholds[name], best=best.value)
+            row["best_threshold"] = other.decision.thresholds.get(name, np.nan)
+            row["best"] = best.value
         else:
             few = curve.few(curve.at(of.thresholds[name]))
             stretch = curve.best(goal, over)
@@ -1053,24 +1055,26 @@ def _transferred(tuned, run, split, blocks, data, unscored, draws, seed):
                 row["best_threshold"] = curve.threshold(*stretch)[0]
                 row["best"] = float(curve.values(goal, over)[0][stretch[0]])
         given = np.ones((1, len(block))), few, np.array([few.at])
-        row["value"] = float(_pooled(goal, over, *given)[0][0])
+        value, allowed = (float(x[0]) for x in _pooled(goal, over, *given))
+        row |= dict(value=value, allowed=allowed >= 0)
         if many > 1:
             others = (1 - np.eye(many))[:, block]
             moved = _redrawn(few, goal, over, others).fixed
-            row["low"], row["high"] = _interval(goal, row["value"], moved, many)
-        row["regret"] = abs(row.get("best", np.nan) - row["value"])
+            row["low"], row["high"] = _interval(goal, value, moved, many)
+        sign = -1 if goal.least_cost else 1
+        row["regret"] = sign * (row.get("best", np.nan) - value)
         if many > 1 and draws and tuned.rule == "one-vs-rest":
             rng = np.random.default_rng(seed)
             taken = rng.multinomial(many, np.full(many, 1 / many), size=draws)
             drawn = _redrawn(few, goal, over, taken[:, block].astype(float))
-            lost = np.abs(drawn.values - drawn.fixed)
+            lost = sign * (drawn.values - drawn.fixed)
             lost = lost[~np.isnan(lost)]
             if len(lost) and many >= FEWEST_SCENES:
                 ends = np.quantile(lost, [0.025, 0.975])
                 row["regret_low"], row["regret_high"] = map(float, ends)
         rows[name] = row
     columns = ("split", "scenes", "threshold", "value", "low", "high", "best_threshold")
-    columns += ("best", "regret", "regret_low", "regret_high")
+    columns += ("best", "regret", "regret_low", "regret_high", "allowed")
     table = pd.DataFrame.from_dict(rows, orient="index", columns=None)
     return table.reindex(columns=list(columns)).rename_axis("class")
 
