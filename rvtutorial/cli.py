@@ -452,8 +452,8 @@ def _predict_command(model, images, out, bands, file, numbers, style, **how):
     A bundle may carry code, such as the definition of its network. Unless it is one of
     this package's own, it is refused without --trust: it could do whatever you can do.
 
-    Each map gets a folder in OUT; one that is there already is made anew. With
-    thresholds a pixel is of the class with the largest score divided by its threshold, if
+    Each map gets a folder in OUT; one that is there already is made anew, unless it is by
+    other thresholds. With thresholds a pixel is of the class with the largest score divided by its threshold, if
     that is at least 1; a class that neither --threshold nor the file names has 0.5 where
     there is no file. Without any, the largest score wins.
     """

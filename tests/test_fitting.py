@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from rvtutorial.cli import _cli
 from rvtutorial.core.record import Run
 from rvtutorial.core.remote import fetch, is_remote
 from rvtutorial.metrics.leaderboard import blocks_of, leaderboard
-from rvtutorial.metrics.threshold_file import decision_for, read_thresholds
+from rvtutorial.metrics.threshold_file import (
+    decision_for,
+    read_thresholds,
+    write_thresholds,
+)
 from rvtutorial.metrics.thresholds import tune
 
 
@@ -254,6 +259,36 @@ def test_neighbours_are_one_whether_scores_come_from_a_run_or_from_files(
     assert found == blocks_of([Run(run)], list(files)).tolist()
 
 
+def test_scenes_are_of_the_split_that_is_asked_for(tmp_path, monkeypatch):
+    from rvtutorial import engine
+    from rvtutorial.engine import fitting
+
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    model, asked = tmp_path / "model-bundle.zip", []
+    model.write_bytes(b"a model")
+    for folder in ("val", "plain"):
+        for name in ("1.tif", "1_labels.tif"):
+            write_raster(tmp_path / "data" / folder / name, np.ones((4, 4), np.uint8))
+
+    def predict(place, images, out, **how):
+        asked.append(Path(images[0]).parent.name)
+        raise FileNotFoundError("far enough")
+
+    monkeypatch.setattr(engine, "predict", predict, raising=False)
+    how = dict(image_pattern="{id}.tif", label_pattern="{id}_labels.tif")
+    data = tmp_path / "data"
+    for split, folder, error in (
+        ("validation", data, "far enough"),
+        ("validation", data / "val", "far enough"),
+        ("test", data / "plain", "far enough"),
+        ("test", data, "has no folder test for the test scenes, only val"),
+        ("test", data / "val", "is a folder of validation scenes"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=error):
+            fitting.fit_thresholds(model, split, folder, on_test=True, **how)
+    assert asked == ["val", "val", "plain"]
+
+
 # --- applied ---------------------------------------------------------------------------
 
 
@@ -413,6 +448,46 @@ def test_thresholds_decide_while_an_image_is_mapped(tmp_path, blend):
     assert len(truth) == 80
 
 
+def test_a_map_by_other_thresholds_is_not_written_over(tmp_path):
+    from rvtutorial.engine.pipeline import _decided
+    from rvtutorial.engine.prediction import map_images
+
+    scenes = {"a": four_classes(3, 80)}
+    folder = folder_of(tmp_path / "four", scenes, null=None)
+    file = write_thresholds(
+        tune(folder, classes=["road"], draws=0, blocks=None), folder, tmp_path
+    )
+    where = write_raster(tmp_path / "a.tif", scenes["a"][1])
+    how = dict(classes=list(FOUR), chip_sz=32, bands=[0, 1, 2, 3], polygons=False)
+    labels = tmp_path / "maps" / "a" / "labels.tif"
+
+    def predict(chips):
+        return chips.transpose(0, 3, 1, 2).astype(np.float32)
+
+    def map_by(thresholds):
+        asked = _decided(folder, list(FOUR), None, thresholds, "mean", False)
+        map_images(str(where), predict, tmp_path / "maps", blend="mean", **asked, **how)
+        with rasterio.open(labels) as made:
+            return made.tags()
+
+    tags = map_by((file, None))
+    assert tags["thresholds_file"] == str(file)
+    assert tags["thresholds_sha256"] == sha256(file.read_bytes()).hexdigest()
+    there = labels.read_bytes()
+    for other in ((file, {"road": 0.01}), None):
+        with pytest.raises(ValueError, match="holds a map by other thresholds"):
+            map_by(other)
+        assert labels.read_bytes() == there
+    assert map_by((file, None)) == tags  # the same is made anew
+    new = import_module("rvtutorial.engine").apply_thresholds(
+        folder, file, tmp_path / "new"
+    )
+    with rasterio.open(new.prediction("a")) as made:
+        assert tags.items() & made.tags().items() >= {
+            (k, v) for k, v in tags.items() if k.startswith("thresholds_")
+        }
+
+
 def test_a_map_is_drawn_over_its_image_or_in_grey(tmp_path):
     import rasterio
 
@@ -434,6 +509,10 @@ def test_a_map_is_drawn_over_its_image_or_in_grey(tmp_path):
     plain = np.ptp(drawn[:, [0, 1], [1, 0]], axis=0)
     assert drawn.shape == (3, 2, 3) and (plain < 60).all()  # image alone: nearly grey
     assert drawn[0, 0, 0] > drawn[2, 0, 0] + 60  # building is orange
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(null_class="road")
+    with rasterio.open(draw_map(path.parent, style="grey")) as file:
+        assert file.read(1).tolist() == [[255, 0, 0], [0, 0, 255]]
     with pytest.raises(ValueError, match="one of overlay, grey"):
         draw_map(path.parent, style="red")
     other = write_raster(tmp_path / "other.tif", image[:, :1])
@@ -644,6 +723,13 @@ def test_the_job_counts_parts_and_puts_them_together(tmp_path):
     parts = [job(f"p{i}", part=f"{i}/2") for i in (1, 2)]
     assert [one.state for one in parts] == ["succeeded"] * 2
     folders = ",".join(str(one.path) for one in parts)
+    late = job("late", part="1/1", split="test")
+    how = dict(on_test=True, over="mean", classes="building", unscored="leave out")
+    final = job("final", counts=str(late.path), **how)
+    assert final.state == "succeeded" and (final.path / "thresholds.png").is_file()
+    (file,) = model.glob("model_thresholds_*.yaml")
+    assert read_thresholds(file).split == "test"
+    file.unlink()
     whole = job("whole", counts=folders, metric="f1", message="of an array")
     assert whole.state == "succeeded" and (whole.path / "thresholds.png").is_file()
     (file,) = model.glob("model_thresholds_*.yaml")

@@ -186,7 +186,7 @@ def _scored(
         )
     from rvtutorial import engine
 
-    inside = next((data / one for one in (split, "val") if (data / one).is_dir()), data)
+    inside = _folder_of(data, split)
     scenes = find_scenes(inside, image_pattern, label_pattern, split)
     digests = json.dumps([bundle_digests(place), str(inside.resolve())])
     name = hashlib.sha256(digests.encode()).hexdigest()[:12]
@@ -202,6 +202,25 @@ def _scored(
         found[scene.id] = dict(truth=scene.label, scores=folder / "scores.tif",
                                classes=classes, null=null, **more)  # fmt: skip
     return found
+
+
+_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+
+
+def _folder_of(data: Path, split: str) -> Path:
+    "The folder of a split in a data set, or the data set where it has no such folders."
+    kinds = {name: kind for kind, names in _FOLDERS.items() for name in names}
+    there = [name for name in kinds if (data / name).is_dir()]
+    own = [name for name in there if kinds[name] == split]
+    if there and not own:
+        raise FileNotFoundError(
+            f"{data} has no folder {split} for the {split} scenes, only {', '.join(there)}"
+        )
+    if not own and kinds.get(data.name, split) != split:
+        raise ValueError(
+            f"{data} is a folder of {kinds[data.name]} scenes, and {split} scenes are asked for"
+        )
+    return data / own[0] if own else data
 
 
 def _classes_of(labels: Path) -> tuple[list[str], str | None]:

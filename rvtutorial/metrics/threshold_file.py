@@ -93,6 +93,16 @@ def _refuse_other_model(tuned: Tuned, model, path: Path) -> None:
         )
 
 
+def source_tags(
+    file: str | Path | Tuned | None,  # By which a map was made
+) -> dict[str, str]:  # thresholds_file, thresholds_sha256
+    "What a map says of the file of its thresholds; empty where there was none."
+    if not isinstance(file, str | Path):
+        return {}
+    path = Path(file).expanduser().absolute()
+    return {"thresholds_file": str(path), "thresholds_sha256": _sha256(path)}
+
+
 # --- writing
 
 
