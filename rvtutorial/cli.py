@@ -608,7 +608,7 @@ def _thresholds_command(
             model = f"{gcp_bucket.rstrip('/')}/models/{model_id}"
     if report and "://" in str(model):
         raise click.UsageError(
-            "--report needs a run on this machine that kept its scores"
+            "--report needs a model on this machine: looks at its test split are recorded"
         )
     pairs = None
     if values:
@@ -620,7 +620,7 @@ def _thresholds_command(
             raise click.UsageError(
                 f"--values is like 255=0,0=1, got {values}"
             ) from None
-    from rvtutorial.engine.fitting import fit_thresholds
+    from rvtutorial.engine.fitting import fit_thresholds, judge_thresholds
 
     seeds = {"random_module_global_seed": random_module_global_seed}
     seeds["numpy_random_global_seed"] = numpy_random_global_seed
@@ -638,7 +638,11 @@ def _thresholds_command(
     doc |= {"split": made.split, "scenes": len(made.scenes), "classes": rows}
     lines = [repr(made), path]
     if report:
-        found = made.on(model, report, unscored=unscored.replace("-", " "))
+        if named:  # the folder beside it
+            data = f"{data.rstrip('/').rpartition('/')[0] or '.'}/{report}"
+        names = ("batch_sz", "trust", "image_pattern", "label_pattern", "values")
+        more = {k: how[k] for k in (*names, "unscored", "seed") if k in how}
+        found = judge_thresholds(made, model, report, data, **more)
         doc["report"] = found.reset_index().to_dict("records")
         names = (
             "class",

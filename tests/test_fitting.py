@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import yaml
@@ -74,6 +75,7 @@ def test_the_command_writes_a_file_beside_the_model(tmp_path):
     about = found["metadata"]
     assert about["message"] == "of May" and about["numpy_random_global_seed"] == 3
     assert about["model_id"] == "run" and about["batch_size"] == 16
+    assert about["num_classes"] == 3
     how = about["thresholds_training_configuration"]
     assert (
         how["optimizing_class_metric"] == "iou"
@@ -287,6 +289,93 @@ def test_scenes_are_of_the_split_that_is_asked_for(tmp_path, monkeypatch):
         with pytest.raises((FileNotFoundError, ValueError), match=error):
             fitting.fit_thresholds(model, split, folder, on_test=True, **how)
     assert asked == ["val", "val", "plain"]
+
+
+@pytest.fixture
+def predicted(tmp_path, monkeypatch):
+    "A bundle, a data set, and the images that were predicted, a list for each call."
+    from rvtutorial import engine
+
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    (tmp_path / "model-bundle.zip").write_bytes(b"a model")
+    numbers = {"val": range(6), "test": range(10, 16)}
+    for split, seeds in numbers.items():
+        for seed in seeds:
+            truth, scores = four_classes(seed, 32)
+            place = tmp_path / "data" / split
+            write_raster(place / f"{seed}.tif", scores)
+            write_raster(place / f"{seed}_labels.tif", truth)
+    calls = []
+
+    def predict(model, images, out, **how):
+        calls.append([Path(image).stem for image in images])
+        rows = {}
+        for image in images:
+            folder = Path(out) / Path(image).stem
+            with rasterio.open(image) as file:
+                scores = file.read()
+            write_raster(folder / "labels.tif", scores.argmax(axis=0).astype(np.uint8))
+            write_raster(folder / "scores.tif", scores)
+            with rasterio.open(folder / "labels.tif", "r+") as file:
+                file.update_tags(classes=json.dumps(FOUR), image=image, null_class="")
+            rows[folder.name] = dict(image=image, folder=str(folder))
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    monkeypatch.setattr(engine, "predict", predict, raising=False)
+    return calls
+
+
+def test_images_are_predicted_once_and_only_those_that_are_drawn(tmp_path, predicted):
+    from rvtutorial.engine.fitting import fit_thresholds
+
+    model, data = tmp_path / "model-bundle.zip", tmp_path / "data"
+    how = dict(dataset=data, draws=0, image_pattern="{id}.tif", blocks=None)
+    how |= dict(label_pattern="{id}_labels.tif", classes=["building"])
+    made, file = fit_thresholds(model, share=0.5, seed=1, **how)
+    assert predicted == [list(made.scenes)] and len(made.scenes) == 3
+    assert made.share == 0.5 and read_thresholds(file).share == 0.5
+    predicted.clear()
+    first, _ = fit_thresholds(model, **how)
+    again, _ = fit_thresholds(model, **how)
+    assert predicted == [list("012345")] and again.value == first.value
+    truth, scores = four_classes(50, 32)
+    write_raster(data / "val" / "3.tif", scores)
+    write_raster(data / "val" / "3_labels.tif", truth)
+    os.utime(data / "val" / "3.tif", (1, 1))
+    (lost,) = (tmp_path / "scratch").rglob("scores/*/5/scores.tif")
+    lost.unlink()
+    changed, _ = fit_thresholds(model, **how)
+    assert predicted[1:] == [["3", "5"]] and changed.value != first.value
+    model.write_bytes(b"another")
+    fit_thresholds(model, **how)
+    assert predicted[2] == list("012345")
+
+
+def test_a_bundle_is_judged_on_the_test_scenes_of_its_data_set(tmp_path, predicted):
+    words = ["--class", "building", "--report", "test", "--json"]
+    words += ["--image-pattern", "{id}.tif", "--label-pattern", "{id}_labels.tif"]
+    model, record = tmp_path / "model-bundle.zip", tmp_path / "test-openings.jsonl"
+    for i, folder in enumerate((tmp_path / "data", tmp_path / "data" / "val"), start=1):
+        code, text = call(model, "--dataset-directory", folder, *words)
+        assert code == 0, text
+        (row,) = json.loads(text[text.index("{\n") :])["report"]
+        assert row["split"] == "test" and row["scenes"] == 6 and row["allowed"]
+        assert row["value"] + row["regret"] == pytest.approx(row["best"])
+        assert len(record.read_text().splitlines()) == i
+
+
+def test_labels_that_were_moved_are_found_for_the_report(tmp_path):
+    run = run_of(tmp_path)
+    for split in ("validation", "test"):
+        (tmp_path / "moved" / split).mkdir(parents=True)
+        for path in (tmp_path / "data").glob("*.geojson"):
+            shutil.copy(path, tmp_path / "moved" / split)
+    shutil.rmtree(tmp_path / "data")
+    folder = tmp_path / "moved" / "validation"
+    code, text = call(run, "--dataset-directory", folder, "--report", "test", "--json")
+    assert code == 0, text
+    (row,) = json.loads(text[text.index("{\n") :])["report"]
+    assert row["split"] == "test" and row["scenes"] == 3
 
 
 # --- applied ---------------------------------------------------------------------------

@@ -75,6 +75,7 @@ def test_what_was_written_comes_back(four, tmp_path, how):
     assert found["comparison"] == ">=" and found["rule"] == made.rule
     about = found["metadata"]
     assert about["message"] == "for the map of May" and about["batch_size"] == 16
+    assert about["num_classes"] == len(FOUR)
     if made.rule != "weights":
         trained = found["final_trained_prediction_thresholds"]
         for name, one in made.thresholds.items():

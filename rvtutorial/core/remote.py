@@ -68,7 +68,7 @@ def fetch(
     memory = folder.with_name(f".{folder.name}.fetched.json")
     before = {}
     with contextlib.suppress(Unreadable):  # then all is copied anew
-        before = read_json(memory, {}, form=dict)
+        before = read_json(memory, {}, form={})
     listed = {
         str(PurePosixPath(path).relative_to(root)): (path, info)
         for path, info in sorted(system.find(root, detail=True).items())

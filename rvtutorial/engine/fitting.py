@@ -11,14 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from rvtutorial.core.files import scratch_folder
 from rvtutorial.core.record import Run
+from rvtutorial.core.records import Unreadable, read_json, write_json
 from rvtutorial.core.remote import fetch, is_remote, store
 from rvtutorial.data.pairing import IMAGE_PATTERN, LABEL_PATTERN, find_scenes
 from rvtutorial.metrics.calibration import ScoreCounts
 from rvtutorial.metrics.leaderboard import blocks_of, one_look, open_test, score_files
 from rvtutorial.metrics.threshold_file import bundle_digests, write_thresholds
-from rvtutorial.metrics.thresholds import Tuned, count_scenes, tune
+from rvtutorial.metrics.thresholds import Tuned, count_scenes, draw_scenes, tune
 
 _LEAVE = (
     "checkpoint*",
@@ -52,8 +55,9 @@ def fit_thresholds(
 ) -> tuple[Tuned, str]:  # The thresholds, and where the file is
     """Tune the thresholds of a model and write `model_thresholds_<UTC>.yaml` beside it.
 
-    A run that kept its scores is not predicted again. Else the images of `dataset` are
-    predicted once, and the scores stay in the scratch folder for the next time. Raises
+    A run that kept its scores is not predicted again. Else the images of `dataset` that
+    are drawn (`share`) are predicted once, and the scores stay in the scratch folder for
+    the next time, until an image or the model changes. Raises
     what `tune` raises, and FileNotFoundError for a model or a data set that is not there.
     """
     begun, home = time.perf_counter(), str(model).rstrip("/")
@@ -72,7 +76,9 @@ def fit_thresholds(
             )
     else:
         more = batch_sz, trust, image_pattern, label_pattern, values
+        more += how.get("share", 1.0), how.get("seed", 0)
         given = _scored(place, run, split, data, *more)
+    drawn = {"share": 1.0} if isinstance(given, Mapping) else {}  # drawn already
     beside = home if is_remote(home) else str(place)
     target = str(out or (beside if place.is_dir() else beside.rpartition("/")[0]))
     folder = target
@@ -83,13 +89,39 @@ def fit_thresholds(
             record = folder if is_remote(home) else None
             of = {Path(home).name: run or _run_with(place)}
             open_test(of, how.get("metric", "iou"), record, what="thresholds")
-        made = tune(given, split=split, data=data, **how)
+        made = tune(given, split=split, data=data, **how | drawn)
+    made = replace(made, share=how.get("share", 1.0))
     known = dict(batch_size=batch_sz, dataset_directory=dataset and str(dataset))
     known |= dict(model_id=Path(home).name) | dict(metadata or {})
     took = time.perf_counter() - begun
     known["scores"] = given if isinstance(given, Mapping) else None
     written = write_thresholds(made, run or Run(place), folder, message, took, **known)
     return made, store(written, target) if is_remote(target) else str(written)
+
+
+def judge_thresholds(
+    made: Tuned,  # What is judged
+    model: str | Path,  # A run folder or a bundle, on this machine
+    split: str = "test",
+    dataset: str | Path | None = None,  # As in `fit_thresholds`, for these scenes
+    batch_sz: int = 16,
+    trust: bool = False,
+    image_pattern: str = IMAGE_PATTERN,
+    label_pattern: str = LABEL_PATTERN,
+    values: Mapping[int, int] | None = None,
+    **how,  # Of `Tuned.on`: blocks, unscored, draws, seed
+) -> pd.DataFrame:  # As of `Tuned.on`
+    "What thresholds give on other scenes, predicted if need be; a look at test is recorded."
+    place = _here(str(model).rstrip("/"), "models")
+    data = None if dataset is None else _here(str(dataset).rstrip("/"), "datasets")
+    run = Run(place) if place.is_dir() else None
+    more = batch_sz, trust, image_pattern, label_pattern, values
+    given = _scored(place, run, split, data, *more)
+    with one_look():
+        if split == "test":
+            of = {place.name: run or _run_with(place)}
+            open_test(of, made.metric, what="thresholds")
+        return made.on(given, split, data=data, **how)
 
 
 def _run_with(bundle: Path) -> Run:
@@ -170,9 +202,19 @@ def _here(place: str, kind: str) -> Path:
 
 
 def _scored(
-    place, run, split, data, batch_sz, trust, image_pattern, label_pattern, values
+    place,
+    run,
+    split,
+    data,
+    batch_sz,
+    trust,
+    image_pattern,
+    label_pattern,
+    values,
+    share=1.0,
+    seed=0,
 ):
-    "The run, if it has scores of these scenes; else where they are predicted now."
+    "The run, if it has scores of these scenes; else where they are predicted, drawn before."
     if run is not None and (place / "pipeline-config.json").is_file():
         try:
             score_files(run, split, data)
@@ -184,24 +226,51 @@ def _scored(
         raise FileNotFoundError(
             f"{place} has no scores: name a folder of images and labels to predict"
         )
-    from rvtutorial import engine
-
     inside = _folder_of(data, split)
     scenes = find_scenes(inside, image_pattern, label_pattern, split)
-    digests = json.dumps([bundle_digests(place), str(inside.resolve())])
+    drawn = set(draw_scenes([one.id for one in scenes], share, seed))
+    images = {str(Path(one.image).absolute()): one for one in scenes if one.id in drawn}
+    digests = json.dumps([bundle_digests(place), str(inside.resolve()), *images])
     name = hashlib.sha256(digests.encode()).hexdigest()[:12]
     out = scratch_folder() / "thresholds" / "scores" / name
-    images = {str(Path(scene.image).absolute()): scene for scene in scenes}
-    how = dict(scores="float32", polygons=False, batch_sz=batch_sz, trust=trust)
-    maps = engine.predict(place, list(images), out, **how)
+    folders = _predicted(place, list(images), out, batch_sz=batch_sz, trust=trust)
     found = {}
-    for row in maps.itertuples():
-        scene, folder = images[row.image], Path(row.folder)
-        classes, null = _classes_of(folder / "labels.tif")
+    for image, scene in images.items():
+        classes, null = _classes_of(folders[image] / "labels.tif")
         more = {} if values is None else dict(values=dict(values))
-        found[scene.id] = dict(truth=scene.label, scores=folder / "scores.tif",
+        found[scene.id] = dict(truth=scene.label, scores=folders[image] / "scores.tif",
                                classes=classes, null=null, **more)  # fmt: skip
     return found
+
+
+def _predicted(model: Path, images: list[str], out: Path, **how) -> dict[str, Path]:
+    "The folder of the scores of each image; predicted where they lack or the image changed."
+    from rvtutorial.engine.mapfiles import find_images
+
+    record, before = out / "images.json", {}
+    with contextlib.suppress(Unreadable):
+        before = read_json(record, {}, form={})
+    stats = {image: Path(image).stat() for image in images}
+    now = {image: [one.st_size, one.st_mtime_ns] for image, one in stats.items()}
+    folders = {image: out / name for name, image in find_images(images, out).items()}
+    files = {
+        image: [folder / name for name in ("labels.tif", "scores.tif")]
+        for image, folder in folders.items()
+    }
+    missing = [
+        image for image in images
+        if before.get(image) != now[image] or not all(p.is_file() for p in files[image])
+    ]  # fmt: skip
+    if not missing:
+        return folders
+    for path in (path for image in missing for path in files[image]):
+        path.unlink(missing_ok=True)  # then what is there is of the image as it is now
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(record, now)
+    from rvtutorial import engine
+
+    maps = engine.predict(model, missing, out, scores="float32", polygons=False, **how)
+    return folders | {row.image: Path(row.folder) for row in maps.itertuples()}
 
 
 _FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}

@@ -136,6 +136,8 @@ def _about_run(run) -> dict:
     side = asked.get("img_sz") or asked.get("chip_sz")
     made = run.manifest.get("made_with") or {}
     about = dict(dataset_config=found, train_config=asked, git_hash=made.get("git"))
+    names = (found["class_config"] or {}).get("names")
+    about |= dict(num_classes=len(names)) if names else {}
     return about | dict(target_size=[side, side] if side else None, model_id=run.name)
 
 
@@ -185,7 +187,7 @@ def _document(tuned: Tuned, run, message, seconds, more) -> dict:
     how |= dict(draws=tuned.draws, seed=tuned.seed, passes=tuned.passes)
     about = dict(message=message, gcp_bucket=None)
     about["created_datetime"] = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    about |= dict(num_classes=len(tuned.thresholds), target_size=None, git_hash=None)
+    about |= dict(num_classes=len(classes), target_size=None, git_hash=None)
     about["elapsed_minutes"] = None if seconds is None else round(seconds / 60, 4)
     about |= dict(dataset_directory=None, model_id=None, batch_size=None)
     about |= dict(dataset_config=None, train_config=None) | _about_run(run)

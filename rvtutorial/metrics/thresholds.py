@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'SHARES', 'CUTS', 'FLAT', 'STATUSES', 'OVER', 'RULES', 'CALIBRATIONS', 'Goal', 'Curves', 'Threshold',
-           'Decision', 'Calibration', 'Tuned', 'tune', 'count_scenes']
+           'Decision', 'Calibration', 'Tuned', 'tune', 'count_scenes', 'draw_scenes']
 
 # %% ../../nbs/metrics/thresholds.ipynb #79593974
 import re
@@ -1112,14 +1112,12 @@ def count_scenes(
 def _counted(run, split, data, share, seed, unscored):
     "Counts of the scenes that are meant, and where their scores lie."
     if isinstance(run, ScoreCounts):
-        counts, files = run.only(_drawn_scenes(run.scenes, share, seed)), {}
+        counts, files = run.only(draw_scenes(run.scenes, share, seed)), {}
     else:
         files = run
         if not isinstance(run, Mapping):
             files = leaderboard.score_files(run, split, data)
-        files = {
-            scene: files[scene] for scene in _drawn_scenes(list(files), share, seed)
-        }
+        files = {scene: files[scene] for scene in draw_scenes(list(files), share, seed)}
         counts = count_scenes(files, split)
     pixels = counts.histograms[:, 0].sum(axis=(1, 2), dtype=np.int64)
     bare = [scene for scene, n in zip(counts.scenes, pixels, strict=True) if not n]
@@ -1137,8 +1135,12 @@ def _counted(run, split, data, share, seed, unscored):
     return counts.only(kept), {scene: files[scene] for scene in kept if scene in files}
 
 
-def _drawn_scenes(scenes, share, seed):
-    "One draw of scenes, in their order."
+def draw_scenes(
+    scenes: Sequence[str],  # Ids
+    share: float,  # Of them, above 0 and at most 1; rounded up
+    seed: int = 0,
+) -> list[str]:  # In their order
+    "One draw of scenes, the same whenever it is made."
     many = int(np.ceil(share * len(scenes)))
     kept = np.random.default_rng(seed).permutation(len(scenes))[:many]
     return [scenes[i] for i in sorted(kept)]
