@@ -214,6 +214,11 @@ def test_every_look_at_the_test_split_is_on_record(tmp_path, monkeypatch):
     assert looks() == 1
     made, file = fitting.fit_thresholds(run, counts=[tmp_path / "all.npz"], **how)
     assert looks() == 2 and made.split == "test" and "opened 2 times" in made.notes[0]
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    out = tmp_path / "mine"  # of a model that lies elsewhere the record is kept here
+    made, _ = fitting.fit_thresholds(f"file://{run}", "test", out=out, **how)
+    assert len((out / record.name).read_text().splitlines()) == 1 and looks() == 2
+    assert "opened once" in made.notes[0]
     files = fitting.score_files(run, "test")
     monkeypatch.setattr(fitting, "_scored", lambda *given: files)
     bundle = run / "bundle" / "model-bundle.zip"

@@ -968,7 +968,8 @@ def tune(
     """The best threshold of each class, or weights, with intervals over scenes.
 
     Of several classes, `ratio` and `weights` are found together: each step is exact, with
-    the others as they are, until none gets better. Raises ValueError for a metric or rule
+    the others as they are, until none gets better; a limit such as recall>=0.9 holds for
+    each of them, else all are undefined. Raises ValueError for a metric or rule
     that is not known, for scenes whose labels are all null or whose scores are no shares,
     and for the test split unless that is meant; FileNotFoundError for missing labels or
     scores.
