@@ -452,16 +452,16 @@ def _predict_command(model, images, out, bands, file, numbers, style, **how):
     A bundle may carry code, such as the definition of its network. Unless it is one of
     this package's own, it is refused without --trust: it could do whatever you can do.
 
-    Each map gets a folder in OUT; one that is there already is made anew. With
-    thresholds a pixel is of the class with the largest score divided by its threshold, if
+    Each map gets a folder in OUT; one that is there already is made anew, unless it is by
+    other thresholds. With thresholds a pixel is of the class with the largest score divided by its threshold, if
     that is at least 1; a class that neither --threshold nor the file names has 0.5 where
     there is no file. Without any, the largest score wins.
     """
     if not model.exists():
         raise FileNotFoundError(f"there is no run folder or bundle {model}")
     try:
-        numbers = [int(band) - 1 for band in bands.split(",")] if bands else None
-        if numbers and min(numbers) < 0:
+        seen = [int(band) - 1 for band in bands.split(",")] if bands else None
+        if seen and min(seen) < 0:
             raise ValueError
     except ValueError:
         raise click.UsageError(
@@ -471,12 +471,13 @@ def _predict_command(model, images, out, bands, file, numbers, style, **how):
     click.get_current_context().meta["stopped"] = stopped
     from rvtutorial.engine.prediction import find_images
 
+    given = _threshold_numbers(numbers)
     find_images(list(images), out)  # before torch is imported, which takes a while
-    if file or numbers:
-        how["thresholds"] = (file, _threshold_numbers(numbers))
+    if file is not None or given is not None:
+        how["thresholds"] = (file, given)
     from rvtutorial import engine
 
-    maps = engine.predict(model, list(images), out, bands=numbers, **how)
+    maps = engine.predict(model, list(images), out, bands=seen, **how)
     maps["folder"] = [os.path.abspath(folder) for folder in maps["folder"]]
     rows = [{"map": name, **row} for name, row in maps.to_dict("index").items()]
     if style:
@@ -495,11 +496,13 @@ def _threshold_numbers(texts: tuple[str, ...]) -> float | dict[str, float] | Non
         name, pair, number = text.rpartition("=")
         try:
             value = float(number)
-            if not value >= 0 or (pair and not name) or (not pair and len(texts) > 1):
+            odd = (pair and not name) or (not pair and len(texts) > 1) or name in found
+            if odd or not (0 <= value <= 1 or value == float("inf")):
                 raise ValueError
         except ValueError:
             raise click.UsageError(
-                f"--threshold is 0.4 for all classes, or building=0.4 for each: {text!r}"
+                "--threshold is a share from 0 to 1: 0.4 for all classes, or building=0.4 "
+                f"for each, once; got {text!r}"
             ) from None
         if not pair:
             return value
@@ -605,7 +608,7 @@ def _thresholds_command(
             model = f"{gcp_bucket.rstrip('/')}/models/{model_id}"
     if report and "://" in str(model):
         raise click.UsageError(
-            "--report needs a run on this machine that kept its scores"
+            "--report needs a model on this machine: looks at its test split are recorded"
         )
     pairs = None
     if values:
@@ -617,7 +620,7 @@ def _thresholds_command(
             raise click.UsageError(
                 f"--values is like 255=0,0=1, got {values}"
             ) from None
-    from rvtutorial.engine.fitting import fit_thresholds
+    from rvtutorial.engine.fitting import fit_thresholds, judge_thresholds
 
     seeds = {"random_module_global_seed": random_module_global_seed}
     seeds["numpy_random_global_seed"] = numpy_random_global_seed
@@ -635,7 +638,11 @@ def _thresholds_command(
     doc |= {"split": made.split, "scenes": len(made.scenes), "classes": rows}
     lines = [repr(made), path]
     if report:
-        found = made.on(model, report, unscored=unscored.replace("-", " "))
+        if named:  # the folder beside it
+            data = f"{data.rstrip('/').rpartition('/')[0] or '.'}/{report}"
+        names = ("batch_sz", "trust", "image_pattern", "label_pattern", "values")
+        more = {k: how[k] for k in (*names, "unscored", "seed") if k in how}
+        found = judge_thresholds(made, model, report, data, **more)
         doc["report"] = found.reset_index().to_dict("records")
         names = (
             "class",
@@ -646,6 +653,7 @@ def _thresholds_command(
             "regret",
             "regret_low",
             "regret_high",
+            "allowed",
         )
         rows = [{k: row[k] for k in names} for row in doc["report"]]
         lines.append(f"{made.metric} on {report} scenes:\n{_text_table(rows)}")

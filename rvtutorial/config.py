@@ -66,7 +66,8 @@ def make_classes(
 ) -> ClassConfig:  # With `null` at the end
     """The classes a pixel can have; the one looked for comes first.
 
-    Raises ValueError for fewer than two, a name twice, and for what is no colour.
+    Raises ValueError for fewer than two, a name twice, `null` before others,
+    and for what is no colour.
     """
     names = names.split(",") if isinstance(names, str) else list(names)
     names = [name.strip() for name in names if name.strip()]
@@ -82,6 +83,11 @@ def make_classes(
         raise ValueError(
             f"classes must be two or more different names such as "
             f"building,background, got {','.join(names)!r}"
+        )
+    if "null" in names[:-1]:
+        raise ValueError(
+            f"null stands for pixels without a label and is the last class, got "
+            f"{','.join(names)}: leave it out, it is added by itself"
         )
     colors = [
         f"#{digits}" if digits else COLOURS[i % len(COLOURS)]
@@ -324,6 +330,7 @@ def _predict_stride(hp, shapes) -> int:
 def _build_run(hp, preset, output_uri, where) -> SemanticSegmentationConfig:
     "Look at the data, open the run folder, and put the pieces together."
     classes = make_classes(where["classes"])
+    inputs.check_beginning(hp, where)
     found = checks.RunData(hp, where, classes, split=preset == "own")
     splits, shapes, order = found.splits, found.shapes, found.order
     inputs.allow_open_files(len(shapes))

@@ -350,6 +350,36 @@ def test_predict_says_what_is_missing(tmp_path):
         assert "counted from 1" in found.stderr
 
 
+@pytest.mark.parametrize("bands", [[], ["--bands", "3,2,1"]], ids=["", "bands"])
+def test_predict_hands_on_thresholds_and_bands(tmp_path, monkeypatch, bands):
+    from rvtutorial import engine
+
+    image, file = write_raster(tmp_path / "a.tif", np.ones((2, 2), np.uint8)), "t.yaml"
+    asked = []
+
+    def predict(model, images, out, **how):
+        asked.append(how)
+        return pd.DataFrame({"folder": [str(out)], "image": [str(image)]}, index=["a"])
+
+    monkeypatch.setattr(engine, "predict", predict, raising=False)
+    for words, thresholds in (
+        ([], None),
+        (["--threshold", "0.3"], (None, 0.3)),
+        (["--threshold", "0"], (None, 0.0)),
+        (["--threshold", "a=0.3", "--threshold", "b=1"], (None, {"a": 0.3, "b": 1})),
+        (["--thresholds", file], (Path(file), None)),
+        (["--thresholds", file, "--threshold", "a=0.3"], (Path(file), {"a": 0.3})),
+    ):
+        sh("predict", tmp_path, image, "-o", tmp_path / "maps", *words, *bands)
+        assert asked[-1].get("thresholds") == thresholds
+        assert asked[-1]["bands"] == ([2, 1, 0] if bands else None)
+    for words in (["38.9"], ["a=1.1"], ["nan"], ["0.3", "--threshold", "a=0.3"],
+                  ["a=0.3", "--threshold", "a=0.4"]):  # fmt: skip
+        out = ["-o", tmp_path / "maps", "--threshold", *words, *bands]
+        found = sh("predict", tmp_path, image, *out, code=2)
+        assert "a share from 0 to 1" in found.stderr
+
+
 # ------------------------------------------------------------------ sweep and status
 
 

@@ -707,6 +707,28 @@ def test_config_is_found_by_its_module_name():
         make_classes("a, b")
 
 
+def test_null_comes_last():
+    assert make_classes("a,b,null").names == make_classes("a,b").names
+    with pytest.raises(ValueError, match="the last class, got a,null,b: leave it out"):
+        make_classes("a,null,b")
+
+
+def test_weights_of_a_run_with_other_classes(tmp_path, capsys):
+    from rvtutorial.core.records import write_json
+    from rvtutorial.engine.inputs import check_beginning
+
+    asked = {"labels": {"classes": "a,b", "bands": "1,2,3"}}
+    write_json(tmp_path / "run.json", {"asked": asked})
+    hp = Hyperparams(init_weights=tmp_path)
+    check_beginning(hp, {"classes": "a,b", "bands": "1,2,3"})
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="classes a,b, this run b,a: .*same order"):
+        check_beginning(hp, {"classes": "b,a", "bands": "1,2,3"})
+    check_beginning(hp, {"classes": "a,c", "bands": None})
+    said = capsys.readouterr().err
+    assert "classes a,b, this run a,c" in said and "this run all" in said
+
+
 def test_the_job_notebook_has_every_parameter():
     from inspect import signature
 

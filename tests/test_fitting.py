@@ -1,12 +1,17 @@
 "Thresholds from end to end: trained by the command, in a bucket, applied to runs and images."
 
 import json
+import os
 import shutil
+from dataclasses import replace
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import rasterio
 import yaml
 from click.testing import CliRunner
 from fake_runs import three_scenes, truth_of, write_raster
@@ -14,9 +19,14 @@ from sklearn.metrics import f1_score, jaccard_score
 from test_thresholds import FOUR, folder_of, four_classes
 
 from rvtutorial.cli import _cli
-from rvtutorial.core.remote import is_remote
-from rvtutorial.metrics.leaderboard import leaderboard
-from rvtutorial.metrics.threshold_file import decision_for, read_thresholds
+from rvtutorial.core.record import Run
+from rvtutorial.core.remote import fetch, is_remote
+from rvtutorial.metrics.leaderboard import blocks_of, leaderboard
+from rvtutorial.metrics.threshold_file import (
+    decision_for,
+    read_thresholds,
+    write_thresholds,
+)
 from rvtutorial.metrics.thresholds import tune
 
 
@@ -65,6 +75,7 @@ def test_the_command_writes_a_file_beside_the_model(tmp_path):
     about = found["metadata"]
     assert about["message"] == "of May" and about["numpy_random_global_seed"] == 3
     assert about["model_id"] == "run" and about["batch_size"] == 16
+    assert about["num_classes"] == 3
     how = about["thresholds_training_configuration"]
     assert (
         how["optimizing_class_metric"] == "iou"
@@ -159,6 +170,217 @@ def test_counts_of_parts_are_put_together(tmp_path):
     paths[0].write_bytes(b"PK")
     with pytest.raises(ValueError, match="holds no counts of scores"):
         fit_thresholds(run, counts=paths)
+
+
+def test_counts_are_of_this_model_and_every_scene_once(tmp_path):
+    from rvtutorial.engine.fitting import count_part, fit_thresholds
+    from rvtutorial.metrics.calibration import ScoreCounts
+
+    run = run_of(tmp_path)
+    one, two, test, old = (tmp_path / f"{n}.npz" for n in ("one", "two", "test", "old"))
+    count_part(run, "1/2", one)
+    count_part(run, "2/2", test, "test")
+    replace(ScoreCounts.read(one), model=()).write(old)
+    with pytest.raises(ValueError, match="scene 9 was counted twice, in .*one.npz and"):
+        fit_thresholds(run, counts=[one, one])
+    with pytest.raises(
+        ValueError, match="one.npz are of the validation split and thos"
+    ):
+        fit_thresholds(run, counts=[one, test])
+    with pytest.raises(ValueError, match="old.npz do not say that they are of"):
+        fit_thresholds(run, counts=[old])
+    (run / "bundle" / "model-bundle.zip").write_bytes(b"trained again")
+    count_part(run, "2/2", two)
+    with pytest.raises(ValueError, match="one.npz are of another model than"):
+        fit_thresholds(run, counts=[two, one])
+    assert not list(run.glob("model_thresholds_*.yaml"))
+
+
+def test_every_look_at_the_test_split_is_on_record(tmp_path, monkeypatch):
+    from rvtutorial.engine import fitting
+    from rvtutorial.figures.thresholds import plot_thresholds
+
+    run, record = run_of(tmp_path), tmp_path / "test-openings.jsonl"
+    how = dict(on_test=True, draws=0)
+
+    def looks():
+        return len(record.read_text().splitlines()) if record.is_file() else 0
+
+    plot_thresholds(run, ("iou", "f1"), split="test", **how)
+    assert looks() == 1 and "iou, f1" in record.read_text()
+    fitting.count_part(run, "1/1", tmp_path / "all.npz", "test")
+    with pytest.raises(ValueError, match="say on_test=True"):
+        fitting.fit_thresholds(run, counts=[tmp_path / "all.npz"])
+    assert looks() == 1
+    made, file = fitting.fit_thresholds(run, counts=[tmp_path / "all.npz"], **how)
+    assert looks() == 2 and made.split == "test" and "opened 2 times" in made.notes[0]
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    out = tmp_path / "mine"  # of a model that lies elsewhere the record is kept here
+    made, _ = fitting.fit_thresholds(f"file://{run}", "test", out=out, **how)
+    assert len((out / record.name).read_text().splitlines()) == 1 and looks() == 2
+    assert "opened once" in made.notes[0]
+    files = fitting.score_files(run, "test")
+    monkeypatch.setattr(fitting, "_scored", lambda *given: files)
+    bundle = run / "bundle" / "model-bundle.zip"
+    made, file = fitting.fit_thresholds(bundle, "test", tmp_path / "data", **how)
+    assert looks() == 3 and yaml.safe_load(Path(file).read_text())["tuned_on_test"]
+
+
+def moved_beside_each_other(paths):
+    for i, path in enumerate(paths):
+        with rasterio.open(path, "r+") as file:
+            file.transform = rasterio.Affine(1, 0, 5e5 + i * file.width, 0, -1, 4e6)
+            file.crs = "EPSG:32631"
+
+
+def test_neighbours_are_one_whether_scores_come_from_a_run_or_from_files(
+    tmp_path, monkeypatch
+):
+    from rvtutorial.engine import fitting
+
+    scenes = {f"{i:02}": four_classes(i, 16) for i in range(30)}
+    folder = folder_of(tmp_path / "four", scenes, null=None)
+    for pattern in ("truth/??.tif", "maps/??.tif", "maps/??_scores.tif"):
+        moved_beside_each_other(sorted((tmp_path / "four").glob(pattern)))
+    how = dict(classes=["building"], draws=0)
+    low = tune(folder, **how).thresholds["building"].value_low
+    assert low != tune(folder, blocks=None, **how).thresholds["building"].value_low
+    files = fitting.score_files(folder)
+    assert tune(files, **how).thresholds["building"].value_low == low
+
+    run = run_of(tmp_path)
+    files = fitting.score_files(run)
+    for how in files.values():
+        shutil.copy(how["scores"], how["scores"].with_name("labels.tif"))
+    moved_beside_each_other(
+        [how["scores"].with_name("labels.tif") for how in files.values()]
+    )
+    given = []
+    monkeypatch.setattr(
+        fitting, "tune", lambda of, **how: given.append(how) or tune(of)
+    )
+    fitting.count_part(run, "1/1", tmp_path / "all.npz")
+    fitting.fit_thresholds(run, counts=[tmp_path / "all.npz"])
+    found = list(given[0]["blocks"].values())
+    assert list(given[0]["blocks"]) == list(files) and len(set(found)) == 2
+    assert found == blocks_of([Run(run)], list(files)).tolist()
+
+
+def test_scenes_are_of_the_split_that_is_asked_for(tmp_path, monkeypatch):
+    from rvtutorial import engine
+    from rvtutorial.engine import fitting
+
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    model, asked = tmp_path / "model-bundle.zip", []
+    model.write_bytes(b"a model")
+    for folder in ("val", "plain"):
+        for name in ("1.tif", "1_labels.tif"):
+            write_raster(tmp_path / "data" / folder / name, np.ones((4, 4), np.uint8))
+
+    def predict(place, images, out, **how):
+        asked.append(Path(images[0]).parent.name)
+        raise FileNotFoundError("far enough")
+
+    monkeypatch.setattr(engine, "predict", predict, raising=False)
+    how = dict(image_pattern="{id}.tif", label_pattern="{id}_labels.tif")
+    data = tmp_path / "data"
+    for split, folder, error in (
+        ("validation", data, "far enough"),
+        ("validation", data / "val", "far enough"),
+        ("test", data / "plain", "far enough"),
+        ("test", data, "has no folder test for the test scenes, only val"),
+        ("test", data / "val", "is a folder of validation scenes"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=error):
+            fitting.fit_thresholds(model, split, folder, on_test=True, **how)
+    assert asked == ["val", "val", "plain"]
+
+
+@pytest.fixture
+def predicted(tmp_path, monkeypatch):
+    "A bundle, a data set, and the images that were predicted, a list for each call."
+    from rvtutorial import engine
+
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    (tmp_path / "model-bundle.zip").write_bytes(b"a model")
+    numbers = {"val": range(6), "test": range(10, 16)}
+    for split, seeds in numbers.items():
+        for seed in seeds:
+            truth, scores = four_classes(seed, 32)
+            place = tmp_path / "data" / split
+            write_raster(place / f"{seed}.tif", scores)
+            write_raster(place / f"{seed}_labels.tif", truth)
+    calls = []
+
+    def predict(model, images, out, **how):
+        calls.append([Path(image).stem for image in images])
+        rows = {}
+        for image in images:
+            folder = Path(out) / Path(image).stem
+            with rasterio.open(image) as file:
+                scores = file.read()
+            write_raster(folder / "labels.tif", scores.argmax(axis=0).astype(np.uint8))
+            write_raster(folder / "scores.tif", scores)
+            with rasterio.open(folder / "labels.tif", "r+") as file:
+                file.update_tags(classes=json.dumps(FOUR), image=image, null_class="")
+            rows[folder.name] = dict(image=image, folder=str(folder))
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    monkeypatch.setattr(engine, "predict", predict, raising=False)
+    return calls
+
+
+def test_images_are_predicted_once_and_only_those_that_are_drawn(tmp_path, predicted):
+    from rvtutorial.engine.fitting import fit_thresholds
+
+    model, data = tmp_path / "model-bundle.zip", tmp_path / "data"
+    how = dict(dataset=data, draws=0, image_pattern="{id}.tif", blocks=None)
+    how |= dict(label_pattern="{id}_labels.tif", classes=["building"])
+    made, file = fit_thresholds(model, share=0.5, seed=1, **how)
+    assert predicted == [list(made.scenes)] and len(made.scenes) == 3
+    assert made.share == 0.5 and read_thresholds(file).share == 0.5
+    predicted.clear()
+    first, _ = fit_thresholds(model, **how)
+    again, _ = fit_thresholds(model, **how)
+    assert predicted == [list("012345")] and again.value == first.value
+    truth, scores = four_classes(50, 32)
+    write_raster(data / "val" / "3.tif", scores)
+    write_raster(data / "val" / "3_labels.tif", truth)
+    os.utime(data / "val" / "3.tif", (1, 1))
+    (lost,) = (tmp_path / "scratch").rglob("scores/*/5/scores.tif")
+    lost.unlink()
+    changed, _ = fit_thresholds(model, **how)
+    assert predicted[1:] == [["3", "5"]] and changed.value != first.value
+    model.write_bytes(b"another")
+    fit_thresholds(model, **how)
+    assert predicted[2] == list("012345")
+
+
+def test_a_bundle_is_judged_on_the_test_scenes_of_its_data_set(tmp_path, predicted):
+    words = ["--class", "building", "--report", "test", "--json"]
+    words += ["--image-pattern", "{id}.tif", "--label-pattern", "{id}_labels.tif"]
+    model, record = tmp_path / "model-bundle.zip", tmp_path / "test-openings.jsonl"
+    for i, folder in enumerate((tmp_path / "data", tmp_path / "data" / "val"), start=1):
+        code, text = call(model, "--dataset-directory", folder, *words)
+        assert code == 0, text
+        (row,) = json.loads(text[text.index("{\n") :])["report"]
+        assert row["split"] == "test" and row["scenes"] == 6 and row["allowed"]
+        assert row["value"] + row["regret"] == pytest.approx(row["best"])
+        assert len(record.read_text().splitlines()) == i
+
+
+def test_labels_that_were_moved_are_found_for_the_report(tmp_path):
+    run = run_of(tmp_path)
+    for split in ("validation", "test"):
+        (tmp_path / "moved" / split).mkdir(parents=True)
+        for path in (tmp_path / "data").glob("*.geojson"):
+            shutil.copy(path, tmp_path / "moved" / split)
+    shutil.rmtree(tmp_path / "data")
+    folder = tmp_path / "moved" / "validation"
+    code, text = call(run, "--dataset-directory", folder, "--report", "test", "--json")
+    assert code == 0, text
+    (row,) = json.loads(text[text.index("{\n") :])["report"]
+    assert row["split"] == "test" and row["scenes"] == 3
 
 
 # --- applied ---------------------------------------------------------------------------
@@ -320,6 +542,46 @@ def test_thresholds_decide_while_an_image_is_mapped(tmp_path, blend):
     assert len(truth) == 80
 
 
+def test_a_map_by_other_thresholds_is_not_written_over(tmp_path):
+    from rvtutorial.engine.pipeline import _decided
+    from rvtutorial.engine.prediction import map_images
+
+    scenes = {"a": four_classes(3, 80)}
+    folder = folder_of(tmp_path / "four", scenes, null=None)
+    file = write_thresholds(
+        tune(folder, classes=["road"], draws=0, blocks=None), folder, tmp_path
+    )
+    where = write_raster(tmp_path / "a.tif", scenes["a"][1])
+    how = dict(classes=list(FOUR), chip_sz=32, bands=[0, 1, 2, 3], polygons=False)
+    labels = tmp_path / "maps" / "a" / "labels.tif"
+
+    def predict(chips):
+        return chips.transpose(0, 3, 1, 2).astype(np.float32)
+
+    def map_by(thresholds):
+        asked = _decided(folder, list(FOUR), None, thresholds, "mean", False)
+        map_images(str(where), predict, tmp_path / "maps", blend="mean", **asked, **how)
+        with rasterio.open(labels) as made:
+            return made.tags()
+
+    tags = map_by((file, None))
+    assert tags["thresholds_file"] == str(file)
+    assert tags["thresholds_sha256"] == sha256(file.read_bytes()).hexdigest()
+    there = labels.read_bytes()
+    for other in ((file, {"road": 0.01}), None):
+        with pytest.raises(ValueError, match="holds a map by other thresholds"):
+            map_by(other)
+        assert labels.read_bytes() == there
+    assert map_by((file, None)) == tags  # the same is made anew
+    new = import_module("rvtutorial.engine").apply_thresholds(
+        folder, file, tmp_path / "new"
+    )
+    with rasterio.open(new.prediction("a")) as made:
+        assert tags.items() & made.tags().items() >= {
+            (k, v) for k, v in tags.items() if k.startswith("thresholds_")
+        }
+
+
 def test_a_map_is_drawn_over_its_image_or_in_grey(tmp_path):
     import rasterio
 
@@ -341,6 +603,10 @@ def test_a_map_is_drawn_over_its_image_or_in_grey(tmp_path):
     plain = np.ptp(drawn[:, [0, 1], [1, 0]], axis=0)
     assert drawn.shape == (3, 2, 3) and (plain < 60).all()  # image alone: nearly grey
     assert drawn[0, 0, 0] > drawn[2, 0, 0] + 60  # building is orange
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(null_class="road")
+    with rasterio.open(draw_map(path.parent, style="grey")) as file:
+        assert file.read(1).tolist() == [[255, 0, 0], [0, 0, 255]]
     with pytest.raises(ValueError, match="one of overlay, grey"):
         draw_map(path.parent, style="red")
     other = write_raster(tmp_path / "other.tif", image[:, :1])
@@ -457,6 +723,68 @@ def test_folders_are_fetched_and_files_stored_once(
     assert about["gcp_bucket"] == (bucket if kind == "gs" else None)
 
 
+def test_what_changed_or_went_at_an_address_does_so_here(tmp_path):
+    there, here = tmp_path / "there", tmp_path / "cache" / "here"
+    (there / "a").mkdir(parents=True)
+    for name in ("x.txt", "a/y.txt", "a/z.log"):
+        (there / name).write_text("old")
+    uri = f"file://{there}"
+    fetch(uri, here, ("*.log",))
+    (here / "mine.txt").write_text("of this machine")
+    copied = (here / "x.txt").stat().st_mtime_ns
+    (there / "a" / "y.txt").write_text("new")  # of the same size
+    os.utime(there / "a" / "y.txt", (1, 1))
+    fetch(uri, here, ("*.log",))
+    assert (here / "a" / "y.txt").read_text() == "new"
+    assert (here / "x.txt").stat().st_mtime_ns == copied  # not again
+    (there / "x.txt").unlink()
+    assert fetch(uri, here) == here
+    names = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
+    assert names == {"mine.txt", "a/y.txt", "a/z.log"}
+    one = tmp_path / "cache" / "y.txt"
+    assert fetch(f"{uri}/a/y.txt", one, (".*",)) == one and one.read_text() == "new"
+    shutil.rmtree(there)
+    with pytest.raises(FileNotFoundError, match="holds nothing, or is not there"):
+        fetch(f"{uri}/a/y.txt", one)
+    assert not one.exists()
+
+
+@pytest.mark.parametrize("kind", ["run", "train", "bundle"])
+def test_the_file_goes_beside_a_remote_model_or_where_it_is_said(
+    tmp_path, monkeypatch, kind
+):
+    from rvtutorial.engine import fitting
+
+    monkeypatch.setenv("RVTUTORIAL_SCRATCH", str(tmp_path / "scratch"))
+    run = run_of(tmp_path)
+    model, home = run, run
+    for name in ("checkpoint.pt", "train/last-model.pth"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(bytes(10))
+    if kind != "run":
+        bundle = run / "train" / "model-bundle.zip"
+        (run / "bundle" / "model-bundle.zip").rename(bundle)
+    if kind == "bundle":
+        model, home = bundle, bundle.parent
+        files = fitting.score_files(run)
+        monkeypatch.setattr(fitting, "_scored", lambda *given: files)
+    how = dict(draws=0, blocks=None)
+    _, where = fitting.fit_thresholds(f"file://{model}", **how)
+    (file,) = home.glob("model_thresholds_*.yaml")
+    assert where == f"file://{file}"
+    bundles = read_thresholds(file).digests["bundles"]
+    where = dict(run="bundle/", train="train/", bundle="")[kind]
+    assert list(bundles) == [f"{where}model-bundle.zip"]
+    _, where = fitting.fit_thresholds(f"file://{model}", out=tmp_path / "mine", **how)
+    assert Path(where).parent == tmp_path / "mine" and Path(where).is_file()
+    (tmp_path / "far").mkdir()
+    _, where = fitting.fit_thresholds(model, out=f"file://{tmp_path}/far", **how)
+    assert where.startswith(f"file://{tmp_path}/far/model_thresholds_")
+    assert len(list(home.glob("model_thresholds_*.yaml"))) == 1
+    cached = {p.name for p in (tmp_path / "scratch").rglob("*.p*t*")}
+    assert not cached & {"checkpoint.pt", "last-model.pth"}
+
+
 # --- as a job --------------------------------------------------------------------------
 
 
@@ -489,6 +817,13 @@ def test_the_job_counts_parts_and_puts_them_together(tmp_path):
     parts = [job(f"p{i}", part=f"{i}/2") for i in (1, 2)]
     assert [one.state for one in parts] == ["succeeded"] * 2
     folders = ",".join(str(one.path) for one in parts)
+    late = job("late", part="1/1", split="test")
+    how = dict(on_test=True, over="mean", classes="building", unscored="leave out")
+    final = job("final", counts=str(late.path), **how)
+    assert final.state == "succeeded" and (final.path / "thresholds.png").is_file()
+    (file,) = model.glob("model_thresholds_*.yaml")
+    assert read_thresholds(file).split == "test"
+    file.unlink()
     whole = job("whole", counts=folders, metric="f1", message="of an array")
     assert whole.state == "succeeded" and (whole.path / "thresholds.png").is_file()
     (file,) = model.glob("model_thresholds_*.yaml")

@@ -208,6 +208,23 @@ def test_windows_do_not_depend_on_what_was_drawn_before(scenes, tmp_path):
     assert items([]) == items([0, 1])
 
 
+@pytest.mark.parametrize("narrow, said", [(40, True), (200, False)])
+def test_a_narrow_scene_that_makes_all_chips_small_is_named(capsys, narrow, said):
+    import pandas as pd
+
+    from rvtutorial.core import renamed
+    from rvtutorial.data.checks import _say_if_one_is_narrow
+
+    sides = dict(height=[300, 300, 310], width=[300, narrow, 300])
+    table = pd.DataFrame({"id": ["a", "edge", "c"], **sides})
+    renamed.say_once.cache_clear()
+    _say_if_one_is_narrow(Hyperparams.of("own"), table, narrow)
+    text = capsys.readouterr().err
+    assert ("scene edge is 40 pixels wide" in text) == said
+    _say_if_one_is_narrow(Hyperparams.of("own", chip_sz=32), table, narrow)
+    assert capsys.readouterr().err == ""
+
+
 # --- a budget of time
 
 

@@ -189,6 +189,37 @@ def test_what_may_surprise_is_said():
     )
 
 
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (dict(preset="own", optimizer="adam", weight_decay=0.1), "optimizer=adamw"),
+        (dict(preset="sample", encoder_lr=0.5), "model unet has no encoder"),
+        (dict(preset="sample", freeze_epochs=2), "model unet has no encoder"),
+        (dict(preset="sample", encoder_weights="a.pth"), "there is no encoder"),
+    ],
+)
+def test_a_change_without_effect_is_refused(values, words):
+    with pytest.raises(ValueError, match=f"would change nothing: .*{words}"):
+        Hyperparams.of(**values)
+
+
+def test_what_a_preset_brings_may_have_no_effect():
+    assert Hyperparams.of("own", optimizer="adam").weight_decay == 0.01
+    plain = dict(encoder="none", pretrained=False, encoder_lr=1, frozen_layers=0)
+    made = Hyperparams.of("own", **plain)
+    assert made.asdict() == Hyperparams.of("own", **made.asdict()).asdict()
+
+
+def test_epochs_take_the_place_of_the_budget_of_a_preset():
+    assert Hyperparams.of("own").budget == "3 min"
+    assert (
+        Hyperparams.of("own", epochs=2).budget,
+        Hyperparams.of("own", epochs=2).epochs,
+    ) == (None, 2)
+    both = Hyperparams.of("own", epochs=2, budget="1 min")
+    assert both.budget == "1 min"
+
+
 def test_stock_values_win_over_the_preset_and_changes_over_both():
     hp = Hyperparams.of("sample", stock=True, padding=7, lr="1e-2")
     assert (hp.img_sz, hp.scaling, hp.val_windows) == (256, "none", "random")

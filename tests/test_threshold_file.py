@@ -75,6 +75,7 @@ def test_what_was_written_comes_back(four, tmp_path, how):
     assert found["comparison"] == ">=" and found["rule"] == made.rule
     about = found["metadata"]
     assert about["message"] == "for the map of May" and about["batch_size"] == 16
+    assert about["num_classes"] == len(FOUR)
     if made.rule != "weights":
         trained = found["final_trained_prediction_thresholds"]
         for name, one in made.thresholds.items():
@@ -157,10 +158,50 @@ def test_a_file_that_was_edited_is_refused(tmp_path):
             "could not determine a constructor",
         ),
         ("\x00", "special characters|no file of trained"),
+        ("final_trained_prediction_thresholds: {class0: 38.9}", "no share from 0 to 1"),
+        (
+            "final_trained_prediction_thresholds:\n  class0: 0.1\n  class0: 0.9",
+            "line 3: final_trained_prediction_thresholds.class0 stands already in line 2",
+        ),
+        (
+            NECSTLAB.replace("{fun", "[{fun").replace("0.38928}", "0.38928}]"),
+            "class0 is no mapping",
+        ),
+        (
+            "final_trained_prediction_thresholds: {class0: 0.5}\n"
+            "metadata: {thresholds_training_output: [1]}",
+            "thresholds_training_output is no mapping but list",
+        ),
+        (
+            "final_trained_prediction_thresholds: {class0: 0.5}\nmetadata: [1]",
+            "metadata is no mapping",
+        ),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=words):
             read_thresholds(path)
+    twice = text.replace("metric: iou", "metric: f1\nmetric: iou", 1)
+    path.write_text(twice)
+    for force in (False, True):
+        with pytest.raises(ValueError, match="metric stands already in line"):
+            read_thresholds(path, force)
+    for old, new, words in (
+        ("message: null", "message: 2026-01-31", ""),
+        ("message: null", "message: !!set {a, b}", ""),
+        (f"    threshold: {number}", "    threshold: 38.9", "no share from 0 to 1"),
+        ("    status: flat", "    status: fine", "has the status 'fine'"),
+        ("classes:\n- building", "classes:\n- roof", "'building' is not in list"),
+    ):
+        path.write_text(text.replace(old, new))
+        assert path.read_text() != text
+        with pytest.raises(ValueError, match="was changed after it was written"):
+            read_thresholds(path)
+        if words:
+            with pytest.raises(ValueError, match=words):
+                read_thresholds(path, force=True)
+        else:
+            forced = read_thresholds(path, force=True)
+            assert forced.thresholds["building"].threshold == number
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match="no file of trained thresholds"):
         read_thresholds(path)
@@ -183,6 +224,45 @@ def test_necstlabs_own_files(tmp_path):
         decision_for(tmp_path, FOUR, None, path)
     decision, _ = decision_for(tmp_path, FOUR, None, path, force=True)
     assert decision.thresholds == {"field": 0.38928, "road": 1e-3}
+
+
+def test_necstlabs_classes_that_failed_have_no_threshold(tmp_path):
+    path = tmp_path / "model_thresholds_20200321T154533Z.yaml"
+    failed = NECSTLAB.replace("success: true", "success: false")
+    path.write_text(failed.replace("Solution found.", "2020-03-21"))
+    found = read_thresholds(path)
+    assert found.undefined == ["class0"] and list(found.decision.thresholds) == [
+        "class1"
+    ]
+    assert found.thresholds["class0"].why == "2020-03-21"
+    with pytest.raises(ValueError, match="no threshold for field .2020-03-21"):
+        decision_for(tmp_path, FOUR, None, path, force=True)
+
+
+def test_thresholds_read_from_a_file_are_checked_like_the_file(four, tmp_path):
+    made = tune(four, classes=["building"], draws=0, blocks=None)
+    back = read_thresholds(write_thresholds(made, four, tmp_path))
+    assert decision_for(four, FOUR, None, back)[0] == made.decision
+    other = folder_of(tmp_path / "other", {"0": four_classes(77, 32)}, null=None)
+    with pytest.raises(ValueError, match="was trained with another model"):
+        decision_for(other, FOUR, None, back)
+    assert decision_for(other, FOUR, None, back, force=True)[0] == made.decision
+    assert decision_for(other, FOUR, None, made)[0] == made.decision  # known here only
+    path = tmp_path / "old.yaml"
+    path.write_text(NECSTLAB)
+    with pytest.raises(ValueError, match="does not say for which model"):
+        decision_for(four, FOUR, None, read_thresholds(path))
+
+
+def test_thresholds_are_shares_and_weights_may_be_large(four, tmp_path):
+    with pytest.raises(ValueError, match="share from 0 to 1, got .'road': 38.9"):
+        decision_for(four, FOUR, None, given={"road": 38.9})
+    with pytest.raises(ValueError, match="share from 0 to 1"):
+        decision_for(four, FOUR, None, given=38.9)
+    made = tune(four, rule="weights", classes=list(FOUR), draws=0, blocks=None)
+    assert max(made.decision.thresholds.values()) > 1
+    back = read_thresholds(write_thresholds(made, four, tmp_path))
+    assert back.decision == made.decision
 
 
 def test_other_models_are_refused(four, tmp_path):

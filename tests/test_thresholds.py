@@ -304,6 +304,15 @@ def test_a_search_by_trial_is_lost_where_there_are_two_hills():
         tune(counts, method="golden")
 
 
+def test_a_search_that_ends_where_nothing_is_allowed_says_so():
+    counts = counts_of_levels({250: 1, 5: 9}, {250: 9, 3: 90})
+    exact = tune(counts, "precision@recall>=0.9").thresholds["building"]
+    assert exact.status == "ok" and exact.threshold < 0.1
+    tried = tune(counts, "precision@recall>=0.9", method="scipy").thresholds["building"]
+    assert tried.status == "undefined" and "lacks 0.9 of recall>=0.9" in tried.why
+    assert np.isnan(tried.threshold) and len(tried.history) > 3
+
+
 def test_scipy_finds_what_the_old_program_found():
     from scipy.optimize import minimize_scalar
 
@@ -433,6 +442,30 @@ def test_the_ratio_rule_is_tuned_as_it_is_applied(four):
     assert made.value >= at_start - 1e-12
     with pytest.raises(ValueError, match="may be in several of these classes"):
         alone.decision.check()
+
+
+@pytest.mark.parametrize("rule", ["ratio", "weights"])
+def test_limits_hold_for_several_classes_together_or_none_is_defined(four, rule):
+    folder, scenes = four
+    wanted = ["road", "building", "water"]
+    how = dict(rule=rule, classes=wanted, draws=0, blocks=None)
+    true = np.concatenate([t.ravel() for t, _ in scenes.values()])
+    scores = np.concatenate([s.reshape(4, -1) for _, s in scenes.values()], axis=1)
+    made = tune(folder, "precision@recall>=0.5", **how)
+    said = made.decision.labels(scores)
+    for name, one in made.thresholds.items():
+        k = FOUR.index(name)
+        assert one.status == "ok" and sk.recall_score(true == k, said == k) >= 0.5
+        precision = sk.precision_score(true == k, said == k)
+        assert one.value == pytest.approx(precision, abs=1e-12)
+    lost = tune(folder, "precision@recall>=0.95", **how)
+    assert lost.undefined == wanted and np.isnan(lost.value)
+    assert not lost.decision.thresholds and not lost.table().threshold.notna().any()
+    for one in lost.thresholds.values():
+        assert (
+            "do not reach recall>=0.95 together" in one.why and "lacks 0.1" in one.why
+        )
+        assert one.pixels == len(true)
 
 
 def test_one_class_takes_what_reaches_it_and_the_others_compete(four):
@@ -626,3 +659,35 @@ def test_transfer_is_the_score_on_others_and_the_regret_what_is_lost(four, tmp_p
     assert moved.value.mean() == pytest.approx(
         mean_iou(others, joint.decision), abs=1e-12
     )
+
+
+def test_regret_is_what_is_lost_and_limits_are_judged_where_thresholds_go():
+    tuned_on = counts_of_levels({200: 9, 100: 1}, {150: 9, 50: 91}, scenes=6)
+    there = counts_of_levels({200: 5, 120: 1, 100: 4}, {150: 1, 50: 99}, scenes=6)
+    cheap = tune(tuned_on, "cost:1:5", draws=0)
+    (row,) = cheap.on(there, "validation").itertuples()
+    assert row.value > row.best and row.regret == pytest.approx(row.value - row.best)
+    assert row.regret_low <= row.regret <= row.regret_high and row.allowed
+    made = tune(tuned_on, "precision@recall>=0.9", draws=0)
+    (row,) = made.on(there, "validation").itertuples()
+    assert not row.allowed and row.value > row.best
+    assert row.regret == pytest.approx(row.best - row.value) and row.regret < 0
+    assert row.low <= row.value <= row.high
+    none = counts_of_levels({10: 9}, {200: 99}, scenes=6)
+    precise = tune(tuned_on, "recall@precision>=0.9", draws=0)
+    (row,) = precise.on(none, "validation").itertuples()
+    assert not row.allowed and np.isnan(row.best) and np.isnan(row.regret)
+    assert row.value == 0
+
+
+@pytest.mark.parametrize("rule", ["ratio", "weights"])
+def test_limits_that_cannot_be_reached_elsewhere_leave_no_best(four, tmp_path, rule):
+    folder, _ = four
+    how = dict(classes=["road", "building"], draws=0, blocks=None)
+    made = tune(folder, "recall@precision>=0.6", rule=rule, **how)
+    assert not made.undefined
+    rng = np.random.default_rng(0)
+    odd = {k: (rng.permuted(t, axis=0), s) for k, (t, s) in four[1].items()}
+    found = made.on(folder_of(tmp_path, odd, null=None), blocks=None)
+    assert not found.allowed.any() and found.best.isna().all()
+    assert found.value.notna().all() and found.regret.isna().all()

@@ -316,7 +316,14 @@ def _contradictions(hp) -> Iterator[str]:
 
 
 BEYOND_STOCK = ("optimizer", "weight_decay", "cosine", "encoder_lr", "freeze_epochs")
-BEYOND_STOCK += ("frozen_layers", "jitter", "sampling", "budget", "checkpoint", "patience")
+BEYOND_STOCK += (
+    "frozen_layers",
+    "jitter",
+    "sampling",
+    "budget",
+    "checkpoint",
+    "patience",
+)
 
 # --- values that are left to the data
 
@@ -576,11 +583,27 @@ class Hyperparams(BaseModel):
         stock: bool = False,  # Take Raster Vision's own habits (`STOCK`)
         **changes,  # Values that win over both; None is a value here, and means none
     ) -> "Hyperparams":
-        "The values of a preset, with changes."
+        """The values of a preset, with changes.
+
+        Epochs that are given without a budget take the place of the preset's budget. Raises
+        ValueError for what the class refuses, and for a change that has no effect.
+        """
         if preset not in PRESETS:
             hint = near_match(preset, PRESETS)
             raise ValueError(f"there is no preset {preset!r}; {hint}")
-        return cls(**{**PRESETS[preset], **(STOCK if stock else {}), **changes})
+        before = {**PRESETS[preset], **(STOCK if stock else {})}
+        changes = cls.under_new_names(changes)
+        if "epochs" in changes and "budget" not in changes:
+            before["budget"] = None  # who says how many has no time in mind
+        made = cls(**{**before, **changes})
+        for name in made.unused.keys() & changes.keys():
+            default = cls.model_fields[name].default
+            if getattr(made, name) not in (before.get(name, default), default):
+                raise ValueError(
+                    f"{name}={as_text(getattr(made, name))} would change nothing: "
+                    f"{made.unused[name]}"
+                )
+        return made
 
     def replace(self, **changes) -> "Hyperparams":
         "The same values with some changed, checked again."
@@ -668,6 +691,21 @@ class Hyperparams(BaseModel):
             return 1
         pooled = math.prod(self.pool_sizes or (5, 5, 2))
         return self.scale_factor or (pooled if self.model == "segmentationcnn" else 1)
+
+    @property
+    def unused(self) -> dict[str, str]:
+        "Values that have no effect beside the others: name -> why."
+        found = {}
+        if self.optimizer != "adamw":
+            found["weight_decay"] = "it belongs to optimizer=adamw"
+        if not self.encoder:
+            found["encoder_weights"] = "there is no encoder"
+        if not (self.encoder or self.hubconf or self.model in ("deeplabv3", "fcn")):
+            why = f"model {self.model} has no encoder"
+            found |= dict.fromkeys(
+                ("encoder_lr", "freeze_epochs", "frozen_layers"), why
+            )
+        return found
 
     @property
     def notes(self) -> list[str]:

@@ -4,6 +4,7 @@ Written by hand: fsspec does the work, with gcsfs for gs:// and, where s3fs is n
 installed, obstore for s3://.
 """
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from rvtutorial.core.files import atomic_path
+from rvtutorial.core.records import Unreadable, read_json, write_json
 
 
 def is_remote(place: str | Path) -> bool:
@@ -39,31 +41,63 @@ def _file_system(uri: str):
     return fsspec.core.url_to_fs(uri)
 
 
-def fetch(
-    uri: str,  # A folder: gs://bucket/models/a
-    folder: str | Path,  # To which its files go
-    leave: Sequence[str] = (),  # Patterns of names that are not needed
-) -> Path:  # The folder
-    """Copy the files of a remote folder that are not here yet, or have another size.
+_MARKS = ("ETag", "etag", "e_tag", "generation", "mtime", "updated", "last_modified")
+_MARKS += ("LastModified", "created")  # What tells two contents apart, the best first
 
-    FileNotFoundError when it holds nothing.
+
+def _mark(info) -> str:
+    "What a listing says of the content of a file: its size, and ETag or time."
+    known = next((info[name] for name in _MARKS if info.get(name) is not None), "")
+    return f"{info['size']} {known}".strip()
+
+
+def fetch(
+    uri: str,  # A folder, or a file: gs://bucket/models/a
+    folder: str | Path,  # To which its files go; of a file, where that goes
+    leave: Sequence[str] = (),  # Patterns of names that are not needed
+) -> Path:  # The folder, or the file
+    """Copy the files of a remote folder that are not here yet, or have changed there.
+
+    What was copied is remembered beside the folder, by size and ETag or time; what is no
+    longer there is removed here, if it was copied. FileNotFoundError when it holds
+    nothing.
     """
     system, root = _file_system(str(uri).rstrip("/"))
-    folder, found = Path(folder), system.find(root, detail=True)
-    if not found:
-        raise FileNotFoundError(f"{uri} holds nothing, or is not there")
-    for path, info in sorted(found.items()):
-        name = str(PurePosixPath(path).relative_to(root))
-        if any(fnmatch(name, one) for one in leave):
-            continue
+    system.invalidate_cache()
+    folder = Path(folder)
+    memory = folder.with_name(f".{folder.name}.fetched.json")
+    before = {}
+    with contextlib.suppress(Unreadable):  # then all is copied anew
+        before = read_json(memory, {}, form={})
+    listed = {
+        str(PurePosixPath(path).relative_to(root)): (path, info)
+        for path, info in sorted(system.find(root, detail=True).items())
+    }
+    for name in listed:
         if ".." in PurePosixPath(name).parts:
             raise ValueError(f"{uri} holds {name!r}, which leads out of its folder")
-        here = folder / name
-        if here.is_file() and here.stat().st_size == info["size"]:
-            continue
-        here.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(here) as partial:
-            system.get_file(path, os.fspath(partial))
+    for name in before.keys() - listed.keys():
+        (folder / name).unlink(missing_ok=True)
+    now = {name: mark for name, mark in before.items() if name in listed}
+    try:
+        for name, (path, info) in listed.items():
+            here = folder / name  # of a file "." is that file
+            if name != "." and any(fnmatch(name, one) for one in leave):
+                continue
+            mark = _mark(info)
+            same = here.is_file() and here.stat().st_size == info["size"]
+            if same and now.get(name) == mark:
+                continue
+            here.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(here) as partial:
+                system.get_file(path, os.fspath(partial))
+            now[name] = mark
+    finally:
+        if now != before:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, now)
+    if not listed:
+        raise FileNotFoundError(f"{uri} holds nothing, or is not there")
     return folder
 
 

@@ -26,6 +26,7 @@ from rasterio.warp import transform_geom
 
 from rvtutorial import scenes
 from rvtutorial.core.files import atomic_path
+from rvtutorial.core.hyperparams import MIDDLING
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.data.label_values import Meaning
@@ -316,6 +317,17 @@ def _say_shared_tiles(splits) -> None:
         )
 
 
+def _say_if_one_is_narrow(hp, table, room) -> None:
+    "Which scene makes the chips of all so small, if it is far from usual; once."
+    sides = table[["height", "width"]].min(axis=1)
+    if hp.chip_sz is None and room < MIDDLING and 2 * room <= sides.median():
+        say_once(
+            f"scene {table.id[sides.idxmin()]} is {sides.min()} pixels wide, and half of "
+            f"them are {sides.median():.0f} or more: all chips become so small, for "
+            f"none may be larger than a scene. Leave it out if the rest is enough"
+        )
+
+
 class RunData:
     """The scenes of a run; what cannot be trained on is refused before anything is written.
 
@@ -359,6 +371,7 @@ class RunData:
             hp.check_scene(int(table.height.min()), int(table.width.min()))
             rooms = [*_check_areas(hp, found), *table.height, *table.width]
             self.room = int(min(rooms))
+            _say_if_one_is_narrow(hp, table, self.room)
             if hp.max_windows and len(found["train"]) * hp.max_windows < 2:
                 raise ValueError(
                     "one chip an epoch is too little to train on: raise max_windows"

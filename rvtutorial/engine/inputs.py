@@ -34,6 +34,8 @@ from torchvision.models import get_model_weights
 
 from rvtutorial.core.hyperparams import NETWORK_OPTIONS
 from rvtutorial.core.names import near_match
+from rvtutorial.core.records import read_json
+from rvtutorial.core.renamed import say_once
 from rvtutorial.engine.reading import build_scene
 from rvtutorial.models import course, encoders, unet
 from rvtutorial.runs import Hyperparams, Run
@@ -112,12 +114,45 @@ def _check_encoder(hp: Hyperparams) -> Path | None:
     from segmentation_models_pytorch.encoders import get_encoder_names
 
     known = [encoders.LITE0, *get_encoder_names()]
-    if hp.encoder not in known and not hp.encoder.startswith("tu-"):  # any of timm's
+    if hp.encoder.startswith("tu-"):  # any of timm's
+        import timm
+
+        known += [f"tu-{name}" for name in timm.list_models()]
+    if hp.encoder not in known:
         hint = near_match(hp.encoder, known)
         raise ValueError(f"there is no encoder {hp.encoder!r}; {hint}")
     if not hp.pretrained or (hp.encoder != encoders.LITE0 and not hp.encoder_weights):
         return None  # segmentation-models-pytorch finds or fetches the others itself
     return encoders.weights_file(hp.encoder, hp.encoder_weights)
+
+
+def check_beginning(
+    hp: Hyperparams,  # init_weights
+    where: dict,  # classes, bands: what is trained now
+) -> None:
+    """Compare what the run behind `init_weights` was trained on with what is asked now.
+
+    Raises ValueError where its classes are the same in another order; other classes, or
+    other bands, are said on standard error, once.
+    """
+    if hp.init_weights is None or not Path(hp.init_weights).is_dir():
+        return
+    manifest = read_json(Path(hp.init_weights) / "run.json", {})
+    labels = manifest.get("asked", {}).get("labels", {})
+    for name in ("classes", "bands"):
+        then, now = (
+            [part.strip() for part in str(one or "").split(",")]
+            for one in (labels.get(name), where.get(name))
+        )
+        if not labels or then == now:
+            continue
+        text = (
+            f"{hp.init_weights}, with whose weights training starts, has the {name} "
+            f"{','.join(then) or 'all'}, this run {','.join(now) or 'all'}"
+        )
+        if name == "classes" and sorted(then) == sorted(now):
+            raise ValueError(f"{text}: give them in the same order")
+        say_once(text)
 
 
 RARE = 0.05  # share of the labelled pixels below which a class is rare

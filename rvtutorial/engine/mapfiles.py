@@ -526,15 +526,22 @@ class Outputs:
         self,
         uri: str,  # Of the image
     ) -> None:
-        "ValueError if the folder holds the map of another image."
+        "ValueError if the folder holds the map of another image, or by other thresholds."
         path = Path(self.folder) / "labels.tif"
         with suppress(RasterioError):
             with rasterio.open(path) as file:
-                other = file.tags().get("image")
-            if other != uri:
+                tags = file.tags()
+            other = "choose another folder for the maps, or delete that one"
+            if tags.get("image") != uri:
+                what = tags.get("image") or "something else"
                 raise ValueError(
-                    f"{self.folder} holds the map of {other or 'something else'}, not of "
-                    f"{uri}: choose another folder for the maps, or delete that one"
+                    f"{self.folder} holds the map of {what}, not of {uri}: {other}"
+                )
+            was, now = (one.get("thresholds", "none") for one in (tags, self.tags))
+            if was != now:
+                raise ValueError(
+                    f"{self.folder} holds a map by other thresholds ({was}, now {now}): "
+                    f"{other}"
                 )
 
     def open(

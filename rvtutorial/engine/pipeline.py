@@ -57,7 +57,7 @@ from rvtutorial.engine.learner import (
 )
 from rvtutorial.engine.reading import build_scene, slow_reason
 from rvtutorial.engine.store import SceneStore
-from rvtutorial.metrics.threshold_file import decision_for
+from rvtutorial.metrics.threshold_file import decision_for, source_tags
 from rvtutorial.runs import Run
 
 from rastervision.core import data as rv  # isort: skip  after what keeps it quiet
@@ -1143,7 +1143,7 @@ def predict(
     have the size that they had in training. Labels are class ids, 255 where the
     image has no data (`Validity.valid`, as `check_scenes` counts it); a chip without any
     data is not predicted. A map that is there already is replaced if it is of the same
-    image, else refused. Patches below `min_area` become what most of their surroundings
+    image by the same thresholds, else refused. Patches below `min_area` become what most of their surroundings
     are. With `thresholds` labels and polygons are what these make of the scores, which
     need not be stored; `(file, numbers)` puts numbers before those of a file. Where the
     file holds a calibration, stored scores are calibrated. The networks of this package
@@ -1221,7 +1221,7 @@ def _decided(model, names, null, thresholds, blend, force) -> dict:
     how = dict(file=both[0], given=both[1], force=force)
     decision, maps = decision_for(model, tuple(names), null, **how)
     found = {names.index(name): one.apply for name, one in maps.items()}
-    tags = {"thresholds": str(decision)}
+    tags = {"thresholds": str(decision), **source_tags(both[0])}
     return dict(decide=decision.labels, calibrate=found, tags=tags)
 
 

@@ -601,7 +601,8 @@ def map_images(
 
     Labels are class ids, 255 where the image has no data (`Validity.valid`); windows in
     which it has none are not predicted. ValueError when an image does
-    not suit the model, or when a folder holds the map of another image. A patch of a
+    not suit the model, or when a folder holds the map of another image or by other
+    thresholds (`tags`). A patch of a
     class that is smaller than `min_area` becomes what most of its surroundings are, in
     the labels and their polygons; scores stay.
     """

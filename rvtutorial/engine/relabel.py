@@ -25,7 +25,7 @@ from rvtutorial.engine.learner import quiet
 from rvtutorial.engine.mapfiles import BLOCK, CACHE, Outputs
 from rvtutorial.engine.reading import build_scene
 from rvtutorial.metrics.leaderboard import LabelFolder, score_files
-from rvtutorial.metrics.threshold_file import decision_for
+from rvtutorial.metrics.threshold_file import decision_for, source_tags
 from rvtutorial.metrics.thresholds import Decision, Tuned
 
 with quiet():
@@ -51,7 +51,7 @@ def apply_thresholds(
     predicted stays null. Raises FileNotFoundError where there are no scores, ValueError
     for thresholds of another model (unless forced) and for an `out` that holds something.
     """
-    run = Run.of(run)
+    run, tags = Run.of(run), source_tags(thresholds)
     if out is None:
         raise ValueError("say where the labels go: out=FOLDER, which is new")
     out = Path(out).expanduser().absolute()
@@ -62,7 +62,7 @@ def apply_thresholds(
             run, tuple(run.classes), run.null, thresholds, given, force
         )
         scenes = score_files(run)
-        _relabel(scenes, decision, lambda scene: out / scene, polygons, 255)
+        _relabel(scenes, decision, lambda scene: out / scene, polygons, 255, tags)
         return replace(run, predictions=out, pattern="{id}/labels.tif")
     kinds = run.config["dataset"]["class_config"]
     names, null = tuple(kinds["names"]), kinds.get("null_class")
@@ -80,7 +80,9 @@ def apply_thresholds(
     with files.writing(out):
         made = Run.open_for(out, asked)
         number = names.index(null) if null in names else 255
-        _relabel(scenes, decision, lambda s: out / "predict" / s, polygons, number)
+        _relabel(
+            scenes, decision, lambda s: out / "predict" / s, polygons, number, tags
+        )
         _evaluate(config)
         made.update("went", state="succeeded")
         made.update("results", **Run(out).results)
@@ -92,19 +94,21 @@ def _in_words(decision: Decision) -> str:
     return ",".join(f"{name}:{as_text(round(t, 6))}" for name, t in numbers)
 
 
-def _relabel(scenes, decision, place, polygons, null) -> None:
+def _relabel(scenes, decision, place, polygons, null, tags) -> None:
     "Write the labels of scenes, a few rows at a time."
     done, wanted = 0, []
+    words = f"{decision.rule} {_in_words(decision)}"
+    tags = {"thresholds": words, "null_class": decision.null or "", **tags}
     if polygons:
         wanted = [k for k in decision.classes if k not in ("background", decision.null)]
     with ProgressLine(len(scenes), every=10) as line:
         for scene, how in scenes.items():
-            _relabel_one(how, decision, place(scene), wanted, null)
+            _relabel_one(how, decision, place(scene), wanted, null, tags)
             done += 1
             line.reach(done, f"labels of {done} of {len(scenes)} scenes")
 
 
-def _relabel_one(how, decision, folder, polygons, null) -> None:
+def _relabel_one(how, decision, folder, polygons, null, tags) -> None:
     hits = np.load(how["hits"], mmap_mode="r") if "hits" in how else None
     cache = rasterio.Env(GDAL_CACHEMAX=CACHE)
     with cache, unplaced_allowed(), rasterio.open(how["scores"]) as file:
@@ -117,7 +121,7 @@ def _relabel_one(how, decision, folder, polygons, null) -> None:
             null=null,
             nodata=255 if null == 255 else None,
             polygons=polygons,
-            tags={"thresholds": f"{decision.rule} {_in_words(decision)}"},
+            tags=tags,
         )
         rows = outputs.open()
         try:

@@ -25,7 +25,10 @@ def draw_map(
     folder: str | Path,  # Of a map: labels.tif, with the names of its classes
     image: str | Path | None = None,  # Under an overlay; None: as labels.tif says
     style: str = "overlay",  # Colours over the image, or grey levels
-    leave: tuple[str, ...] = ("background", "null"),  # Classes that are not painted
+    leave: tuple[str, ...] = (
+        "background",
+        "null",
+    ),  # Not painted, nor is the null class
 ) -> Path:  # overlay_<UTC>.tif or grey_<UTC>.tif, uint8
     """Draw a map; several may lie side by side, each with the time in its name.
 
@@ -38,8 +41,11 @@ def draw_map(
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     out = folder / f"{style}_{stamp}.tif"
     with unplaced_allowed(), rasterio.open(folder / "labels.tif") as labels:
-        names = json.loads(labels.tags()["classes"])
-        painted = [i for i, name in enumerate(names) if name not in leave]
+        names, null = (
+            json.loads(labels.tags()["classes"]),
+            labels.tags().get("null_class"),
+        )
+        painted = [i for i, name in enumerate(names) if name not in (*leave, null)]
         how = dict(
             driver="GTiff", height=labels.height, width=labels.width, dtype="uint8"
         )

@@ -27,7 +27,10 @@ def plot_thresholds(
 ):  # Figure with a panel for each metric
     "Draw each metric by threshold: the best, where 95 % of draws of scenes have it, and 0.5."
     run = Run.of(run)
-    files = run
+    files, split = run, getattr(run, "split", "") or split
+    if split == "test" and how.get("on_test"):
+        name = getattr(run, "name", "scores")
+        leaderboard.open_test({name: run}, ", ".join(metrics), what="thresholds")
     if not isinstance(run, Mapping) and not hasattr(run, "histograms"):
         files = leaderboard.score_files(run, split, data)
         how.setdefault("blocks", "auto")

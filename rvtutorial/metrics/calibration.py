@@ -193,6 +193,9 @@ class ScoreCounts:
     unscored: np.ndarray | None = None  # (scenes,) pixels with a label, without a score
     null: str = "left out"  # In words: whether pixels without a label count
     split: str = ""
+    model: tuple[
+        str, ...
+    ] = ()  # SHA-256 of the bundles that gave the scores, where known
 
     def __post_init__(self):
         shape = (len(self.scenes), len(self.classes), 2, len(LEVELS[self.kind]))
@@ -257,6 +260,7 @@ class ScoreCounts:
     ) -> None:
         "Keep the counts in a file, so that the counts of several jobs can be put together."
         names = ("scenes", "classes", "kind", "exact", "null", "split", "unscored")
+        names += ("model",)
         kept = {name: np.array(getattr(self, name)) for name in names}
         with atomic_path(path) as partial, open(partial, "wb") as file:
             np.savez_compressed(file, histograms=self.histograms, **kept)
@@ -271,6 +275,7 @@ class ScoreCounts:
                 found = {name: file[name] for name in file.files}
             words = {k: str(found[k]) for k in ("kind", "null", "split")}
             lists = {k: tuple(map(str, found[k])) for k in ("scenes", "classes")}
+            lists["model"] = tuple(map(str, found.get("model", ())))
             numbers = dict(histograms=found["histograms"], unscored=found["unscored"])
             return ScoreCounts(exact=bool(found["exact"]), **words, **lists, **numbers)
         except (KeyError, ValueError, BadZipFile) as err:
@@ -299,6 +304,8 @@ class ScoreCounts:
         found = dict(histograms=total, scenes=scenes, unscored=unscored)
         if len({part.split for part in parts}) > 1:
             found["split"] = ""
+        if len({part.model for part in parts}) > 1:
+            found["model"] = ()
         return replace(parts[0], exact=all(part.exact for part in parts), **found)
 
     def summary(

@@ -279,7 +279,7 @@ def score_files(
 
 # %% ../../nbs/metrics/leaderboard.ipynb #b7879d11
 def _scene_boxes(
-    run: Run | LabelFolder,
+    run: Run | LabelFolder | Mapping,  # Or scene -> arguments of `count_scores`
     scenes: Sequence[str],  # Ids
 ) -> pd.DataFrame:  # Index: scene. west, south, east, north; NaN where it is not known
     "Where scenes lie, in one coordinate system: their labels, or images for want of them."
@@ -289,9 +289,12 @@ def _scene_boxes(
     found = {}
     for scene in scenes:
         try:
-            path = run.prediction(scene) if isinstance(run, LabelFolder) else None
-            path = path or run.path / "predict" / scene / "labels.tif"
-            path = path if path.is_file() else run.image(scene)
+            if isinstance(run, Mapping):
+                path = run[scene]["scores"]
+            else:
+                path = run.prediction(scene) if isinstance(run, LabelFolder) else None
+                path = path or run.path / "predict" / scene / "labels.tif"
+                path = path if path.is_file() else run.image(scene)
             with unplaced_allowed(), rasterio.open(path) as file:
                 if file.crs is not None and not file.transform.is_identity:
                     found[scene] = file.crs, tuple(file.bounds)
@@ -358,7 +361,8 @@ def blocks_of(
     if blocks is None:
         return None
     if isinstance(blocks, str) and blocks == "auto":
-        placed = [run for run in runs if isinstance(run, (Run, LabelFolder))]
+        kinds = (Run, LabelFolder, Mapping)  # a mapping is one of score files
+        placed = [run for run in runs if isinstance(run, kinds)]
         if not placed:
             return None
         found = _neighbours(_scene_boxes(placed[0], scenes))

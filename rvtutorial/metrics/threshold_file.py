@@ -24,6 +24,7 @@ from rvtutorial.core.commands import answer
 from rvtutorial.core.files import atomic_path, locked, open_plain
 from rvtutorial.core.records import jsonable
 from rvtutorial.core.record import Run
+from rvtutorial.core.yamlkeys import key_lines
 from rvtutorial.metrics.calibration import ScoreCounts
 from rvtutorial.metrics.leaderboard import LabelFolder, score_files
 from rvtutorial.metrics.thresholds import (
@@ -92,6 +93,16 @@ def _refuse_other_model(tuned: Tuned, model, path: Path) -> None:
         )
 
 
+def source_tags(
+    file: str | Path | Tuned | None,  # By which a map was made
+) -> dict[str, str]:  # thresholds_file, thresholds_sha256
+    "What a map says of the file of its thresholds; empty where there was none."
+    if not isinstance(file, str | Path):
+        return {}
+    path = Path(file).expanduser().absolute()
+    return {"thresholds_file": str(path), "thresholds_sha256": _sha256(path)}
+
+
 # --- writing
 
 
@@ -125,6 +136,8 @@ def _about_run(run) -> dict:
     side = asked.get("img_sz") or asked.get("chip_sz")
     made = run.manifest.get("made_with") or {}
     about = dict(dataset_config=found, train_config=asked, git_hash=made.get("git"))
+    names = (found["class_config"] or {}).get("names")
+    about |= dict(num_classes=len(names)) if names else {}
     return about | dict(target_size=[side, side] if side else None, model_id=run.name)
 
 
@@ -140,9 +153,13 @@ def _plain(value):
 
 
 def _content_digest(content: Mapping) -> str:
-    "Of all that a file says but the digest itself."
+    "Of all that a file says but the digest itself; empty for what no JSON can hold."
     rest = {k: v for k, v in content.items() if k != "content_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    try:
+        text = json.dumps(rest, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):  # a set, or what holds itself
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _document(tuned: Tuned, run, message, seconds, more) -> dict:
@@ -170,7 +187,7 @@ def _document(tuned: Tuned, run, message, seconds, more) -> dict:
     how |= dict(draws=tuned.draws, seed=tuned.seed, passes=tuned.passes)
     about = dict(message=message, gcp_bucket=None)
     about["created_datetime"] = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    about |= dict(num_classes=len(tuned.thresholds), target_size=None, git_hash=None)
+    about |= dict(num_classes=len(classes), target_size=None, git_hash=None)
     about["elapsed_minutes"] = None if seconds is None else round(seconds / 60, 4)
     about |= dict(dataset_directory=None, model_id=None, batch_size=None)
     about |= dict(dataset_config=None, train_config=None) | _about_run(run)
@@ -240,11 +257,25 @@ def _wrong(path, what) -> ValueError:
     return ValueError(f"{path} is no file of trained thresholds: {what}")
 
 
+class _Yaml(yaml.SafeLoader):
+    "Data only, and a date is the text that it is."
+
+    yaml_implicit_resolvers = {
+        first: [one for one in known if not one[0].endswith(":timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _load(path: Path) -> dict:
     try:
         with open_plain(path) as file:
-            found = yaml.safe_load(file.read().decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+            loader = _Yaml(file.read().decode())
+        node = loader.get_single_node()
+        key_lines(node)
+        found = loader.construct_document(node) if node else None
+    except RecursionError:
+        raise _wrong(path, "it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as err:
         mark = getattr(err, "problem_mark", None)
         raise _wrong(
             path, f"line {mark.line + 1}: {err.problem}" if mark else err
@@ -254,7 +285,7 @@ def _load(path: Path) -> dict:
     return found
 
 
-def _number(path, name, value) -> float:
+def _number(path, name, value, weight=False) -> float:
     "A threshold; text such as 1e-3, which YAML does not take for a number, is one too."
     try:
         number = float(value)
@@ -262,7 +293,19 @@ def _number(path, name, value) -> float:
         number = math.nan
     if isinstance(value, bool) or not number >= 0:
         raise _wrong(path, f"the threshold of {name} is {value!r}")
+    if 1 < number < math.inf and not weight:
+        raise _wrong(
+            path, f"the threshold of {name} is {value!r}, no share from 0 to 1"
+        )
     return number
+
+
+def _part(path, about, name) -> Mapping:
+    "What a file says under a name: keys and values, or nothing."
+    found = about.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise _wrong(path, f"{name} is no mapping but {type(found).__name__}")
+    return found
 
 
 def read_thresholds(
@@ -288,7 +331,9 @@ def read_thresholds(
         )
     try:
         return _tuned(path, found)
-    except (KeyError, TypeError, AttributeError) as err:
+    except (KeyError, TypeError, AttributeError, ValueError) as err:
+        if str(path) in str(err):
+            raise
         raise _wrong(path, f"{type(err).__name__}: {err}") from None
 
 
@@ -311,7 +356,8 @@ def _tuned(path, found) -> Tuned:
             raise _wrong(path, f"{name} has the status {one.status!r}")
         if one.status != "undefined":
             of = "weight" if found["rule"] == "weights" else "threshold"
-            one = replace(one, **{of: _number(path, name, values[of])})
+            number = _number(path, name, values[of], of == "weight")
+            one = replace(one, **{of: number})
         every[name] = one
     maps = {}
     for name, values in (found.get("calibration") or {}).items():
@@ -331,21 +377,24 @@ def _from_necstlab(path, found) -> Tuned:
     wrong = [k for k in found[_TRAINED] if not re.fullmatch(r"class\d+", str(k))]
     if wrong or not found[_TRAINED]:
         raise _wrong(path, f"its classes are {wrong or 'none'}, not class0, class1 ...")
-    about = found.get("metadata")
-    about = about if isinstance(about, dict) else {}
-    every = {}
+    about, every = _part(path, found, "metadata"), {}
+    output = _part(path, about, "thresholds_training_output")
     for key, value in found[_TRAINED].items():
-        said = (about.get("thresholds_training_output") or {}).get(key) or {}
+        said = _part(path, output, key)
+        if said.get("success") is False:
+            why = str(said.get("message") or "its search did not succeed")
+            every[key] = Threshold(*[math.nan] * 4, status="undefined", why=why)
+            continue
         number, value = _number(path, key, value), said.get("fun")
         value = 1 - value if isinstance(value, float) else math.nan
         every[key] = Threshold(number, number, number, value, "ok")
-    metric = (about.get("thresholds_training_configuration") or {}).get(
-        "optimizing_class_metric"
-    )
+    how = _part(path, about, "thresholds_training_configuration")
+    metric = how.get("optimizing_class_metric")
     where = str(about.get("dataset_directory") or "").rpartition("/")[2]
     order = tuple(sorted(every, key=lambda key: int(key.removeprefix("class"))))
     found = Tuned("ratio", str(metric or "unknown"), "micro", order, None, every, ())
-    return replace(found, split=where, method="scipy")
+    unknown = dict(bundles={}, scores={})  # for which model, nobody knows
+    return replace(found, split=where, method="scipy", digests=unknown)
 
 
 # --- applying
@@ -369,11 +418,16 @@ def decision_for(
     ]
     if isinstance(given, int | float):
         given = dict.fromkeys(foreground, float(given))
+    large = {k: t for k, t in (given or {}).items() if 1 < t < math.inf}
+    if large:
+        raise ValueError(f"a threshold is a share from 0 to 1, got {large}")
     rule, numbers, maps = "ratio", {}, {}
     if file is None:
         numbers = dict.fromkeys(foreground, 0.5)
     else:
-        where = "thresholds" if isinstance(file, Tuned) else Path(file)
+        where = (
+            "the file of these thresholds" if isinstance(file, Tuned) else Path(file)
+        )
         tuned = file if isinstance(file, Tuned) else read_thresholds(file, force)
         of = {f"class{i}": name for i, name in enumerate(classes)}
         plain = all(name in of for name in tuned.thresholds)  # necstlab's have no names
@@ -387,7 +441,7 @@ def decision_for(
                 f"{where}: its classes are {', '.join(tuned.classes)}, and those of the "
                 f"model {', '.join(classes)}"
             )
-        if not force and not isinstance(file, Tuned):
+        if not force and (tuned.digests or not isinstance(file, Tuned)):
             _refuse_other_model(tuned, model, where)
         lost = [k for k in tuned.undefined if k not in (given or {})]
         if lost:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'SHARES', 'CUTS', 'FLAT', 'STATUSES', 'OVER', 'RULES', 'CALIBRATIONS', 'Goal', 'Curves', 'Threshold',
-           'Decision', 'Calibration', 'Tuned', 'tune', 'count_scenes']
+           'Decision', 'Calibration', 'Tuned', 'tune', 'count_scenes', 'draw_scenes']
 
 # %% ../../nbs/metrics/thresholds.ipynb #79593974
 import re
@@ -348,7 +348,7 @@ def _redrawn(few, goal, over, weights, rows=128):  # so few stay in the cache
         left = (some == 0).astype(float)
         rest, _ = _pooled(goal, over, left, few, best)
         empty = none | ~(left @ goal.counts(few.positives, few.negatives) > 0)
-        fixed = np.where(none, np.nan, value[:, few.at])
+        fixed = value[:, few.at]
         found = np.where(none, np.nan, value[line, best])
         rest = np.where(empty, np.nan, rest)
         parts.append([np.where(none, -1, best), found, rest, fixed])
@@ -443,7 +443,11 @@ def _fit(curves, goal, over="micro", draws=1000, seed=0, method="exact"):
         middle, found["history"] = _searched(curves, goal, over)
         one = curves.at(np.nextafter(middle, 2))
         low, high = curves.edges[one], min(curves.edges[one + 1], 1.0)
-    cut, value = curves.at(middle), curves.values(goal, over)[0]
+    cut, (value, allowed) = curves.at(middle), curves.values(goal, over)
+    if allowed[cut] < 0:  # only a search by trial ends there
+        why = f"the search ended at {middle:.3g}, which lacks {-allowed[cut]:.3g} of "
+        why += f"{goal.name.partition('@')[2]}: method exact finds one that does not"
+        return Threshold(*[np.nan] * 4, status="undefined", why=why, **found)
     status, why = "ok", ""
     if high - low > FLAT:
         status, why = "flat", f"all thresholds from {low:.3g} to {high:.3g} are as good"
@@ -643,10 +647,11 @@ def _step(files, decision, c, goal, wanted):
         if goal.counts(*given[2:]):
             values.append(goal.value(*given))
             allowed.append(goal.allowed(*given))
-    value = np.mean(values, axis=0)
-    worth = np.where(
-        np.min(allowed, axis=0) >= 0, -value if goal.least_cost else value, -np.inf
-    )
+    value, short = np.mean(values, axis=0), np.minimum(allowed, 0).sum(axis=0)
+    worth = -value if goal.least_cost else value
+    if short[:-1].max() < 0:  # nothing is allowed: come as near as one can
+        worth = short
+    worth = np.where(short >= short[:-1].max(), worth, -np.inf)
     good = np.concatenate([[False], worth[:-1] >= worth[:-1].max() - 1e-12, [False]])
     first = np.flatnonzero(good[1:] & ~good[:-1])
     after = np.flatnonzero(good[:-1] & ~good[1:])
@@ -657,14 +662,15 @@ def _step(files, decision, c, goal, wanted):
 
 
 def _objective(counts, goal, names):
-    "The mean of a metric over classes."
-    found = []
+    "By how much a limit is missed, over all classes (0: by nothing), and the mean of a metric."
+    found, short = [], 0.0
     for name in names:
         tp, fp, fn, tn, _ = counts.table(name).sum()
-        if goal.counts(tp + fn, fp + tn):
-            ok = goal.allowed(tp, fp, tp + fn, fp + tn) >= 0
-            found.append(goal.value(tp, fp, tp + fn, fp + tn) if ok else np.nan)
-    return float(np.mean(found)) if found else np.nan
+        given = tp, fp, tp + fn, fp + tn
+        if goal.counts(*given[2:]):
+            found.append(goal.value(*given))
+            short += min(0.0, float(goal.allowed(*given)))
+    return short, float(np.mean(found)) if found else np.nan
 
 
 def _together(made, goal, files, curves, most=10):
@@ -682,9 +688,9 @@ def _together(made, goal, files, curves, most=10):
     )
     sign, passes = -1 if goal.least_cost else 1, 1
 
-    def worth(counts):
-        found = sign * _objective(counts, goal, names)
-        return -np.inf if np.isnan(found) else found
+    def worth(counts):  # what is asked for besides comes first
+        short, found = _objective(counts, goal, names)
+        return short, -np.inf if np.isnan(found) else sign * found
 
     start = alone if made.rule == "ratio" else {k: 1 / t for k, t in alone.items()}
     now = Decision(made.rule, made.classes, start, made.null).check()
@@ -697,13 +703,18 @@ def _together(made, goal, files, curves, most=10):
         for name in names:
             weight, _ = _step(files, now, made.classes.index(name), goal, wanted)
             number = 1 / weight if made.rule == "ratio" else weight
+            number = np.inf if made.rule == "ratio" and number > 1 else number
             other = replace(now, thresholds={**now.thresholds, name: number})
             counts, passes = _confusions(files, other, made.null), passes + 2
             if worth(counts) > worth(best):
                 now, best = other, counts
-        if not worth(best) > before + 1e-7:
+        after = worth(best)
+        if not (after[0] > before[0] or after[1] > before[1] + 1e-7):
             break
-    found = dict(made.thresholds)
+    found, (short, at) = dict(made.thresholds), _objective(argmax, goal, names)
+    made = replace(made, value_argmax=np.nan if short else at, passes=passes)
+    if worth(best)[0] < 0:
+        return replace(made, thresholds=found | _unreached(found, goal, names, best))
     for name in names:
         curve, few = curves[name], _one_cut(best.table(name))
         others = (1 - np.eye(len(curve.blocks)))[:, curve.block]
@@ -722,8 +733,26 @@ def _together(made, goal, files, curves, most=10):
         of |= dict(out_of_bag=np.nan, leave_one_out=np.nan)
         of["value_argmax"] = _whole(_one_cut(argmax.table(name)), goal, made.over)
         found[name] = replace(found[name], **of)
-    at = float(_objective(argmax, goal, names))
-    return replace(made, thresholds=found, value_argmax=at, passes=passes)
+    return replace(made, thresholds=found)
+
+
+def _unreached(found, goal, names, best):
+    "Classes that together cannot have what is asked for besides, with the nearest that there is."
+    table = {k: best.table(k).sum() for k in names}
+    lacks = {
+        k: -goal.allowed(t.tp, t.fp, t.tp + t.fn, t.fp + t.tn) for k, t in table.items()
+    }
+    said = ", ".join(f"{k} lacks {x:.3g}" for k, x in lacks.items() if x > 0)
+    why = (
+        f"{', '.join(names)} do not reach {goal.name.partition('@')[2]} together: of the "
+        f"nearest that was found {said}"
+    )
+    known = {"pixels", "prevalence", "scenes", "roc_auc", "ece"}
+    kept = {k: {f: getattr(found[k], f) for f in known} for k in names}
+    return {
+        k: Threshold(*[np.nan] * 4, status="undefined", why=why, **kept[k])
+        for k in names
+    }
 
 # %% ../../nbs/metrics/thresholds.ipynb #9b3e9b9e
 CALIBRATIONS = ("temperature", "isotonic")
@@ -878,8 +907,9 @@ class Tuned:
     ):  # Index: class. value, low, high, best_threshold, best, regret ...
         """What these thresholds give on other scenes, and what the best would give there.
 
-        The regret is the difference of the two: 0 if these scenes had chosen the same. A look
-        at the test split is recorded.
+        The regret is what is lost against the best: 0 if these scenes had chosen the same.
+        `allowed` says whether a limit such as recall>=0.9 still holds here; where it does
+        not, the regret may be below 0. A look at the test split is recorded.
         """
         return _transferred(
             self, Run.of(run), split, blocks, data, unscored, draws, seed
@@ -938,7 +968,8 @@ def tune(
     """The best threshold of each class, or weights, with intervals over scenes.
 
     Of several classes, `ratio` and `weights` are found together: each step is exact, with
-    the others as they are, until none gets better. Raises ValueError for a metric or rule
+    the others as they are, until none gets better; a limit such as recall>=0.9 holds for
+    each of them, else all are undefined. Raises ValueError for a metric or rule
     that is not known, for scenes whose labels are all null or whose scores are no shares,
     and for the test split unless that is meant; FileNotFoundError for missing labels or
     scores.
@@ -1016,7 +1047,8 @@ def _transferred(tuned, run, split, blocks, data, unscored, draws, seed):
             continue
         if tuned.rule != "one-vs-rest":
             few, best = _one_cut(made.table(name)), other.thresholds[name]
-            row |= dict(best_threshold=other.decision.thresholds[name], best=best.value)
+            row["best_threshold"] = other.decision.thresholds.get(name, np.nan)
+            row["best"] = best.value
         else:
             few = curve.few(curve.at(of.thresholds[name]))
             stretch = curve.best(goal, over)
@@ -1024,24 +1056,26 @@ def _transferred(tuned, run, split, blocks, data, unscored, draws, seed):
                 row["best_threshold"] = curve.threshold(*stretch)[0]
                 row["best"] = float(curve.values(goal, over)[0][stretch[0]])
         given = np.ones((1, len(block))), few, np.array([few.at])
-        row["value"] = float(_pooled(goal, over, *given)[0][0])
+        value, allowed = (float(x[0]) for x in _pooled(goal, over, *given))
+        row |= dict(value=value, allowed=allowed >= 0)
         if many > 1:
             others = (1 - np.eye(many))[:, block]
             moved = _redrawn(few, goal, over, others).fixed
-            row["low"], row["high"] = _interval(goal, row["value"], moved, many)
-        row["regret"] = abs(row.get("best", np.nan) - row["value"])
+            row["low"], row["high"] = _interval(goal, value, moved, many)
+        sign = -1 if goal.least_cost else 1
+        row["regret"] = sign * (row.get("best", np.nan) - value)
         if many > 1 and draws and tuned.rule == "one-vs-rest":
             rng = np.random.default_rng(seed)
             taken = rng.multinomial(many, np.full(many, 1 / many), size=draws)
             drawn = _redrawn(few, goal, over, taken[:, block].astype(float))
-            lost = np.abs(drawn.values - drawn.fixed)
+            lost = sign * (drawn.values - drawn.fixed)
             lost = lost[~np.isnan(lost)]
             if len(lost) and many >= FEWEST_SCENES:
                 ends = np.quantile(lost, [0.025, 0.975])
                 row["regret_low"], row["regret_high"] = map(float, ends)
         rows[name] = row
     columns = ("split", "scenes", "threshold", "value", "low", "high", "best_threshold")
-    columns += ("best", "regret", "regret_low", "regret_high")
+    columns += ("best", "regret", "regret_low", "regret_high", "allowed")
     table = pd.DataFrame.from_dict(rows, orient="index", columns=None)
     return table.reindex(columns=list(columns)).rename_axis("class")
 
@@ -1079,14 +1113,12 @@ def count_scenes(
 def _counted(run, split, data, share, seed, unscored):
     "Counts of the scenes that are meant, and where their scores lie."
     if isinstance(run, ScoreCounts):
-        counts, files = run.only(_drawn_scenes(run.scenes, share, seed)), {}
+        counts, files = run.only(draw_scenes(run.scenes, share, seed)), {}
     else:
         files = run
         if not isinstance(run, Mapping):
             files = leaderboard.score_files(run, split, data)
-        files = {
-            scene: files[scene] for scene in _drawn_scenes(list(files), share, seed)
-        }
+        files = {scene: files[scene] for scene in draw_scenes(list(files), share, seed)}
         counts = count_scenes(files, split)
     pixels = counts.histograms[:, 0].sum(axis=(1, 2), dtype=np.int64)
     bare = [scene for scene, n in zip(counts.scenes, pixels, strict=True) if not n]
@@ -1104,8 +1136,12 @@ def _counted(run, split, data, share, seed, unscored):
     return counts.only(kept), {scene: files[scene] for scene in kept if scene in files}
 
 
-def _drawn_scenes(scenes, share, seed):
-    "One draw of scenes, in their order."
+def draw_scenes(
+    scenes: Sequence[str],  # Ids
+    share: float,  # Of them, above 0 and at most 1; rounded up
+    seed: int = 0,
+) -> list[str]:  # In their order
+    "One draw of scenes, the same whenever it is made."
     many = int(np.ceil(share * len(scenes)))
     kept = np.random.default_rng(seed).permutation(len(scenes))[:many]
     return [scenes[i] for i in sorted(kept)]

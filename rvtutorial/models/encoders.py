@@ -135,9 +135,18 @@ def network(
     known, missing = None, None
     if pretrained and encoder != LITE0 and weights is None:
         known = "imagenet"
-    net = smp.create_model(
-        architecture, name, known, in_channels=in_channels, classes=num_classes
-    )
+    more = dict(in_channels=in_channels, classes=num_classes)
+    try:
+        net = smp.create_model(architecture, name, known, **more)
+    except OSError as err:  # whatever the hub's library makes of a network that is down
+        if known is None:
+            raise
+        net = smp.create_model(architecture, name, None, **more)
+        missing = (
+            f"the ImageNet weights of {encoder} could not be fetched "
+            f"({str(err).splitlines()[0]}): try again where there is a network, name a "
+            f"file of them (encoder_weights=), or start without (pretrained=false)"
+        )
     if pretrained and known is None:
         try:
             _load_encoder(net.encoder, weights_file(encoder, weights))

@@ -20,6 +20,7 @@ from rvtutorial.core.finding import trial_rows
 from rvtutorial.core.loop_settings import LoopSettings
 from rvtutorial.core.names import near_match
 from rvtutorial.core.records import attempt, read_json
+from rvtutorial.core.yamlkeys import key_lines
 from rvtutorial.hpc.job import JobNotebook
 from rvtutorial.runs import Hyperparams
 from rvtutorial.sweeps.space import KINDS, Distribution, Halving, draws
@@ -99,7 +100,6 @@ class _Places:
 
     def __init__(self, name: str):
         self.name, self.lines = name, {}  # Of the file; the keys that lead to one: line
-        self.seen = set()
 
     def of(self, keys: tuple) -> str:
         "The line of a key, or the keys that lead to it."
@@ -113,26 +113,6 @@ class _Places:
         except ValueError as err:
             place = f", {self.of(keys)}" if keys else ""
             raise ValueError(f"{self.name}{place}: {err}") from None
-
-    def note(self, node: yaml.Node | None, path: tuple = ()) -> None:
-        "Note the line of every key; one that stands twice or is no text is an error."
-        if not isinstance(node, yaml.MappingNode) or node in self.seen:
-            return
-        self.seen.add(node)  # an alias is not followed
-        for key, value in node.value:
-            here, line = (*path, str(key.value)), key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:str":
-                said = key.value if isinstance(key, yaml.ScalarNode) else "this"
-                kind = key.tag.rpartition(":")[2]
-                raise ValueError(
-                    f"line {line}: {said or 'nothing'} is no text but {kind}, and "
-                    "cannot be a key"
-                )
-            if here in self.lines:
-                name, first = ".".join(here), self.lines[here]
-                raise ValueError(f"line {line}: {name} stands already in line {first}")
-            self.lines[here] = line
-            self.note(value, here)
 
 
 _MOST, _DEEPEST = 100_000, 50  # Values of a sweep file, aliases written out; levels
@@ -168,7 +148,7 @@ def _load(source: Path | str | Mapping) -> tuple[Mapping, _Places]:
         try:
             loader = _Yaml(Path(source).read_text(encoding="utf-8"))
             node = loader.get_single_node()
-            places.note(node)
+            places.lines = key_lines(node)
             content = loader.construct_document(node) if node else None
         except RecursionError:
             raise ValueError(f"{name}: nested too deeply") from None

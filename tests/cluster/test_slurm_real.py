@@ -49,7 +49,7 @@ def long_jobs(slurm, partition, workplace):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RVTUTORIAL_HOME", str(workplace / "home"))
         # Slurm looks every 30 s whether a warning falls due before it looks again
-        limits = dict(time=1, warn=15, restarts=30)
+        limits = dict(time=1, warn=15, restarts=100)  # many where it is slow
         return {
             "cut": submit(place / "cut", params, site=site.replace(**limits)),
             "whole": submit(place / "whole", params, site=site),
