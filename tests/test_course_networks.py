@@ -326,6 +326,14 @@ def test_options_reach_the_network_and_nothing_else_does():
     assert network_options(Hyperparams.of("sample")) == {}
 
 
+def test_a_file_of_weights_has_an_effect_on_fcn():
+    hp = Hyperparams.of(
+        "sample", model="fcn", pretrained=True, encoder_weights="/a.pth"
+    )
+    assert "encoder_weights" not in hp.unused
+    assert network_options(hp)["weights"] == "/a.pth"
+
+
 def test_chips_beside_the_label_grid_are_noted():
     hp = Hyperparams.of("sample", model="courseunet", scale_factor=50)
     assert "chips of 220 pixels are no whole squares of 50" in hp.notes

@@ -698,7 +698,7 @@ class Hyperparams(BaseModel):
         found = {}
         if self.optimizer != "adamw":
             found["weight_decay"] = "it belongs to optimizer=adamw"
-        if not self.encoder:
+        if not (self.encoder or self.model == "fcn"):
             found["encoder_weights"] = "there is no encoder"
         if not (self.encoder or self.hubconf or self.model in ("deeplabv3", "fcn")):
             why = f"model {self.model} has no encoder"
