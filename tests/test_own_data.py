@@ -519,17 +519,59 @@ def test_bands_in_another_order_are_refused(tmp_path):
 CLASSES = dict(classes="building,road,background", class_field="kind")
 
 
-@pytest.mark.slow
-def test_classes_from_an_attribute_of_one_file(tmp_path):
-    path = mosaic(tmp_path / "d")
+ONE_FILE = dict(image_pattern="{id}.tif", label_pattern="labels.geojson")
+
+
+def kinds(root, *values):
+    "A mosaic whose polygons say what they are."
+    path = mosaic(root)
     made = json.loads(path.read_text())
-    for feature, kind in zip(
-        made["features"], ("road", "building", "road"), strict=True
-    ):
+    for feature, kind in zip(made["features"], values, strict=True):
         feature["properties"]["kind"] = kind
     path.write_text(json.dumps(made))
-    patterns = dict(image_pattern="{id}.tif", label_pattern="labels.geojson")
-    config = get_config(tmp_path, tmp_path / "d", **patterns, **CLASSES)
+    return root
+
+
+@pytest.mark.slow
+def test_classes_from_an_attribute_of_one_file(tmp_path):
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    config = get_config(tmp_path, data, **ONE_FILE, **CLASSES)
     found = {i: sorted(np.unique(a).tolist()) for i, a in labels_of(config).items()}
     assert found == {"1": [1, 2], "2": [0, 2], "3": [2], "4": [1, 2]}
     finished(config)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            dict(classes="building,Background"),
+            "'Background' is not 'background', so write classes=building,background$",
+        ),
+        (
+            dict(classes="building,other"),
+            "outside polygons: classes=building,background; all polygons would be building",
+        ),
+        (
+            dict(classes="building,road,background"),
+            "none road: say which attribute holds the class, class_field=NAME",
+        ),
+        (
+            dict(classes="building,road", class_field="kind"),
+            "classes=building,road,background, or .* classes=building,road,null$",
+        ),
+        (dict(classes="building,null"), "outside polygons: classes=building,back"),
+    ],
+)
+def test_classes_that_polygons_cannot_fill(tmp_path, asked, words):
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    with pytest.raises(ValueError, match=words):
+        get_config(tmp_path, data, **ONE_FILE, **asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_outside_polygons_may_be_left_out_when_that_is_asked_for(tmp_path):
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    asked = dict(classes="building,road,null", class_field="kind")
+    found = labels_of(get_config(tmp_path, data, **ONE_FILE, **asked))
+    assert sorted(np.unique(found["1"]).tolist()) == [1, 2]

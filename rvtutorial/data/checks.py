@@ -5,6 +5,7 @@ cannot be trained on is refused with a reason before anything is written.
 """
 
 import bisect
+import difflib
 import hashlib
 import json
 import shutil
@@ -29,7 +30,7 @@ from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.data.label_values import Meaning
-from rvtutorial.data.labels import image_info, is_raster, open_image, read_shapes
+from rvtutorial.data.labels import RESTS, image_info, is_raster, open_image, read_shapes
 from rvtutorial.data.validity import Validity, check_zeros
 from rvtutorial.runs import Hyperparams, Run, Workspace
 
@@ -285,6 +286,41 @@ def _check_areas(hp, splits) -> list[int]:
     return rooms
 
 
+def _check_polygon_classes(where, every):
+    """ValueError for classes that vector labels cannot fill.
+
+    Polygons without `class_field` are all of one class, and what lies outside polygons is
+    `background`, or `null` where that was asked for.
+    """
+    if not any(s.label is not None and not is_raster(s.label) for s in every):
+        return
+    asked, field, wrong = where["classes"], where.get("class_field"), []
+    asked = asked.split(",") if isinstance(asked, str) else list(asked)
+    found = [name for name in asked if name not in RESTS]
+    low = {name.lower(): name for name in found}
+    near = difflib.get_close_matches("background", low, n=1, cutoff=0.7)
+    if "background" not in asked and near:
+        found.remove(odd := low[near[0]])
+        right = ",".join("background" if name == odd else name for name in asked)
+        wrong += [f"{odd!r} is not 'background', so write classes={right}"]
+    elif "background" not in asked and (len(found) < 2 or "null" not in asked):
+        every = ",".join(found if field else found[:1])
+        text = (
+            f"nothing is said of what lies outside polygons: classes={every},background"
+        )
+        if field and len(found) > 1:
+            text += f", or to leave it out of the loss, classes={every},null"
+        wrong += [text]
+    if len(found) > 1 and not field:
+        wrong += [
+            f"all polygons would be {found[0]}, none {' or '.join(found[1:])}: say which "
+            "attribute holds the class, class_field=NAME"
+        ]
+    if wrong:
+        told = f"classes={','.join(asked)} with polygons as labels"
+        raise ValueError(f"{told}: {'; '.join(wrong)}")
+
+
 def _widest_square(inside: np.ndarray) -> int:
     "Side of the largest square of a mask, found by halving; 0 for an empty one."
     sums = np.pad(inside.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -323,6 +359,7 @@ class RunData:
         }
         how |= dict(classes=classes.names[:-1], zeros=zeros)
         every = [scene for some in found.values() for scene in some]
+        _check_polygon_classes(where, every)
         asked = self.bands = _numbered_bands(where.get("bands"), every)
         with tempfile.TemporaryDirectory() as tmp:
             shown = self.shown_as_bands(tmp)  # every image has those bands
