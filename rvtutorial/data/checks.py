@@ -21,7 +21,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.features import geometry_mask, shapes
 from rasterio.warp import transform_geom
 
@@ -321,6 +321,17 @@ def _check_polygon_classes(where, every):
         raise ValueError(f"{told}: {'; '.join(wrong)}")
 
 
+def _common_nodata(image):
+    "What several bands of whole numbers declare as nodata, if it is above 0, as text."
+    with open_image(image) as file:
+        values, kinds = {*file.nodatavals}, {*file.dtypes}
+        alone = all(flags == [MaskFlags.nodata] for flags in file.mask_flag_enums)
+    if not alone or len(values) > 1 or len(kinds) > 1:
+        return None  # none is declared, or a mask says more
+    value, whole = values.pop(), np.dtype(kinds.pop()).kind in "iu"
+    return f"{value:.0f}" if whole and value > 0 else None
+
+
 def _widest_square(inside: np.ndarray) -> int:
     "Side of the largest square of a mask, found by halving; 0 for an empty one."
     sums = np.pad(inside.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -401,30 +412,39 @@ class RunData:
         self,
         folder: str | Path,  # Where views of images are written, if any are needed
     ) -> dict:  # The same splits
-        """Images in which a band that was asked for is a band, also when tagged alpha.
+        """Images that Raster Vision reads as they are meant.
 
-        Raster Vision takes such a tag for a mask. A view is a small VRT file that names the
-        image and leaves the tag out.
+        A band that was asked for is a band, also when tagged alpha, which Raster Vision
+        takes for a mask; and a declared nodata that a camera may measure, such as 255, is
+        none where other bands hold data. A view is a small VRT file that names the image
+        and has other tags.
         """
-        if self.bands is None:
-            return self.splits
 
         def view(scene):
             try:
                 info = image_info(scene.image)
             except (ValueError, FileNotFoundError):
                 return scene  # the check of all scenes says what is wrong with it
-            if not {*info.alphas} & {*_read_bands(self.bands, info.bands, scene.image)}:
+            order, alphas = range(info.bands), {*info.alphas}
+            if self.bands is not None:
+                order = _read_bands(self.bands, info.bands, scene.image)
+            tagged = alphas & {*order} if self.bands is not None else None
+            several = len({*order}) > 1 and (tagged or not alphas)
+            empty = _common_nodata(scene.image) if several else None
+            if not tagged and empty is None:
                 return scene
             out, alpha = Path(folder) / f"{scene.id}.vrt", ColorInterp.alpha
             with atomic_path(out) as partial:
                 rasterio.shutil.copy(scene.image.absolute(), partial, driver="VRT")
                 with rasterio.open(partial, "r+") as file:
-                    kinds = [
-                        ColorInterp.undefined if c == alpha else c
-                        for c in file.colorinterp
-                    ]
-                    file.colorinterp = kinds
+                    if tagged:
+                        file.colorinterp = [
+                            ColorInterp.undefined if c == alpha else c
+                            for c in file.colorinterp
+                        ]
+                    if empty is not None:  # GDAL: no data where all bands say so
+                        file.nodata = None
+                        file.update_tags(NODATA_VALUES=" ".join([empty] * file.count))
             return replace(scene, image=out)
 
         return {

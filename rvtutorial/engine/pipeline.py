@@ -1137,7 +1137,8 @@ def predict(
     Which bands the network sees, and through which transformers, is read from the
     configuration of the model's pipeline, of any version of Raster Vision. With
     `blend="mean"` (a run with `smooth_output`) or `"votes"` (one without), labels are
-    those of its `Predictor` wherever there is data. Otherwise no window hangs over an
+    those of its `Predictor` wherever there is data, but for pixels of which some bands
+    hold a declared nodata above 0: it reads these bands as 0. Otherwise no window hangs over an
     image that is large enough, and chips of another `chip_sz` are not resized: things
     have the size that they had in training. Labels are class ids, 255 where the
     image has no data (`Validity.valid`, as `check_scenes` counts it); a chip without any
