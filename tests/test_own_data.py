@@ -575,3 +575,33 @@ def test_outside_polygons_may_be_left_out_when_that_is_asked_for(tmp_path):
     asked = dict(classes="building,road,null", class_field="kind")
     found = labels_of(get_config(tmp_path, data, **ONE_FILE, **asked))
     assert sorted(np.unique(found["1"]).tolist()) == [1, 2]
+
+
+def tiles_of_one_place(root, numbers, step):
+    "Images that begin `step` metres after another, and masks."
+    for i in numbers:
+        place = HERE[0] + i * step, HERE[1]
+        write(root / f"{i}.tif", image_of(i), place)
+        write(root / f"{i}_mask.tif", things(i)[0], place)
+
+
+def test_scenes_that_share_ground_stay_on_one_side(tmp_path, capsys):
+    from rvtutorial.config import get_config as get_any
+
+    own = dict(encoder="none", pretrained=False, epochs=1, budget="none", **PLAIN)
+    own |= dict(model="unet", chip_sz=32, max_windows=2)
+    root = tmp_path / "d"
+    for first in (0, 40, 80):  # three places, each seen from four, and one apart
+        tiles_of_one_place(root, range(first, first + 4), 16)
+    tiles_of_one_place(root, [200], 16)
+    config = get_any("inprocess", tmp_path / "run", "own", root, **own)
+    val = {int(scene.id) // 40 for scene in config.dataset.validation_scenes}
+    train = {int(scene.id) // 40 for scene in config.dataset.train_scenes}
+    assert not val & train and len(val | train) == 4
+    assert "share ground" not in capsys.readouterr().err
+    chain = tmp_path / "chain"
+    tiles_of_one_place(chain, range(6), 16)
+    for folder in ("run2", "run3"):
+        get_any("inprocess", tmp_path / folder, "own", chain, **own)
+    told = capsys.readouterr().err
+    assert told.count("of different splits share ground") == 1 and "75% of" in told

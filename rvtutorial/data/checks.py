@@ -24,6 +24,8 @@ from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.features import geometry_mask, shapes
 from rasterio.warp import transform_geom
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from rvtutorial import scenes
 from rvtutorial.core.files import atomic_path
@@ -147,30 +149,69 @@ def _band_order(bands, infos):
 def _by_chance(data, image_pattern, label_pattern):
     """The splits of a folder; without train/ a sixth of its scenes tells when to stop.
 
-    Parts of one tile, where the pattern has such, stay together. No test is set aside.
+    Parts of one tile, where the pattern has such, and scenes that share ground stay
+    together, where that leaves a choice. No test is set aside.
     """
     folder = Path(data)
     if not folder.is_dir() or (folder / "train").is_dir():
         return scenes.find_splits(data, image_pattern, label_pattern)
     found = scenes.find_scenes(folder, image_pattern, label_pattern)
-    tiles = [*{name: None for scene in found for name in scene.parts}]
-    by = tiles[0] if len(tiles) > 1 else None
-    groups = {scene.parts[by] for scene in found} if by else found
-    if by and len(groups) < 3:
-        by, groups = None, found
-    if len(groups) < 2:
+    if len(found) < 2:
         raise ValueError(
             f"{folder} has one scene, and training needs a second one to tell when to "
             "stop: scenes.split_by_area(image, labels, 'quarters', 'areas') makes four of it"
         )
-    splits = scenes.split_scenes(found, max(1, round(len(groups) / 6)), by=by)
+    groups, many = _groups(found), len(found)
+    small = [some for some in groups if len(some) <= max(1, many / 3)]  # others train
+    order = np.random.default_rng(0).permutation(len(small))
+    order = sorted(order[: max(1, round(len(groups) / 6))])
+    val = [replace(scene, split="val") for i in order for scene in small[i]]
+    aside = {scene.id for scene in val}
+    train = [scene for some in groups for scene in some if scene.id not in aside]
+    train = [replace(scene, split="train") for scene in train]
     say_once(
-        f"{folder} has no folder train/: of its {len(found)} scenes {len(splits['val'])} "
-        f"were set aside by chance to tell when to stop ({', '.join(s.id for s in splits['val'][:5])}"
-        f"{', ...' * (len(splits['val']) > 5)}), the others train, none is a test. "
+        f"{folder} has no folder train/: of its {many} scenes {len(val)} "
+        f"were set aside by chance to tell when to stop ({', '.join(s.id for s in val[:5])}"
+        f"{', ...' * (len(val) > 5)}), the others train, none is a test. "
         f"scenes.split_scenes and scenes.write_table choose otherwise"
     )
-    return splits
+    return {"train": train, "val": val, "test": []}
+
+
+def _groups(found):
+    "Scenes that belong on one side of a split: three groups or more, else each alone."
+    names = [*{name: None for scene in found for name in scene.parts}]
+    at, near, tiles, same = {s.id: i for i, s in enumerate(found)}, [], {}, []
+    with suppress(ValueError, FileNotFoundError):  # which the check of all scenes says
+        alone = {scene.id: [scene] for scene in found}
+        shared = scenes.leaks(scenes.outlines(alone))
+        near = [(at[one], at[other]) for one, _, other, *_ in shared]
+    if len(names) > 1:
+        same = [
+            (tiles.setdefault(s.parts[names[0]], at[s.id]), at[s.id]) for s in found
+        ]
+    for pairs in (near + same, same, near, []):
+        rows, columns = np.array(pairs, int).reshape(-1, 2).T
+        links = np.ones(len(pairs)), (rows, columns)
+        many, group = connected_components(coo_array(links, (len(found),) * 2), False)
+        if many >= 3:
+            break
+    return [
+        [s for s, g in zip(found, group, strict=True) if g == n] for n in range(many)
+    ]
+
+
+def _say_leaks(splits):
+    "Say which scenes of different splits share ground."
+    found = scenes.leaks(scenes.outlines(splits))
+    if found:
+        one, i, other, j, share = max(found, key=lambda pair: pair[-1])
+        say_once(
+            f"{len(found)} pairs of scenes of different splits share ground, most of all "
+            f"{one} {i} and {other} {j} ({share:.0%} of the smaller one): where training "
+            "saw what validation or the test show, scores are memory. Sort scenes that "
+            "overlap into one split, or use scenes.split_by_area"
+        )
 
 
 def _limits_of(scaling, bands):
@@ -402,6 +443,7 @@ class RunData:
                 self.limits = scenes.percentiles(shown["train"], *PERCENTILES, **more)
             else:
                 self.limits = _limits_of(hp.scaling, len(order))
+        _say_leaks(found)
         self.shapes = {
             i: (*info.shape, info.bands - len(info.alphas)) for i, info in infos.items()
         }
