@@ -605,3 +605,27 @@ def test_scenes_that_share_ground_stay_on_one_side(tmp_path, capsys):
         get_any("inprocess", tmp_path / folder, "own", chain, **own)
     told = capsys.readouterr().err
     assert told.count("of different splits share ground") == 1 and "75% of" in told
+
+
+def test_what_was_left_out_of_labels_or_repaired_is_said(tmp_path, capsys):
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    path = data / "labels.geojson"
+    made = json.loads(path.read_text())
+    ring = made["features"][0]["geometry"]["coordinates"][0]
+    made["features"][0]["geometry"]["coordinates"] = [[*ring[:1], ring[2], *ring[1:2], *ring[3:]]]  # fmt: skip
+    line = {"type": "LineString", "coordinates": ring[:2]}
+    properties = {"kind": "building"}
+    made["features"].append(
+        {**made["features"][1], "geometry": line, "properties": properties}
+    )
+    path.write_text(json.dumps(made))
+    get_config(tmp_path, data, **ONE_FILE, **CLASSES)
+    told = capsys.readouterr().err
+    assert told.count("labels are not used as they are (1 files): labels.geojson") == 1
+    assert "1 invalid repaired (feature 1)" in told
+    assert "1 without an area left out (feature 4)" in told
+    for feature in made["features"][:3]:
+        feature["properties"]["kind"] = "road"
+    path.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="all features of kind building are lines or"):
+        get_config(tmp_path / "b", data, **ONE_FILE, **CLASSES)

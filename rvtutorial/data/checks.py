@@ -32,7 +32,8 @@ from rvtutorial.core.files import atomic_path
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.data.label_values import Meaning
-from rvtutorial.data.labels import RESTS, image_info, is_raster, open_image, read_shapes
+from rvtutorial.data.labels import RESTS, image_info, is_raster, open_image
+from rvtutorial.data.labels import read_shapes, values_without_area
 from rvtutorial.data.validity import Validity, check_zeros
 from rvtutorial.runs import Hyperparams, Run, Workspace
 
@@ -373,6 +374,45 @@ def _common_nodata(image):
     return f"{value:.0f}" if whole and value > 0 else None
 
 
+_MENDED = "left out", "repaired", "closed", "outside the image"
+
+
+def _say_mended(where, names, every, table):
+    """Say what was left out of vector labels, or repaired.
+
+    ValueError for a class of which all features are lines and points.
+    """
+    told, flat = {}, False  # (label file, notes): sentence
+    for scene, row in zip(every, table.itertuples(), strict=True):
+        notes = row.notes.split("; ") if row.labels == "vector" else []
+        notes = "; ".join(n for n in notes if any(word in n for word in _MENDED))
+        if notes:
+            told.setdefault((scene.label, notes), f"{Path(scene.label).name}: {notes}")
+        flat |= "without an area" in notes
+    field, layer = where.get("class_field"), where.get("layer")
+    if flat and field:
+        drawn, lines = set(), set()
+        for scene in every:
+            if scene.label is not None and not is_raster(scene.label):
+                info = image_info(scene.image)
+                frame, _ = read_shapes(scene.label, info, layer, scene.shared)
+                drawn |= {*map(str, frame[field])} if len(frame) else set()
+        for label in {s.label for s in every if s.label and not is_raster(s.label)}:
+            lines |= values_without_area(label, field, layer)
+        if lonely := [name for name in names if name in lines - drawn]:
+            raise ValueError(
+                f"all features of {field} {', '.join(lonely)} are lines or points, which "
+                "have no area and label no pixel: buffer them by half their width (QGIS: "
+                "Vector geometry, Buffer; geopandas: frame.buffer(3)), or leave them out"
+            )
+    if told:
+        more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+        say_once(
+            f"labels are not used as they are ({len(told)} files): "
+            f"{'; '.join(list(told.values())[:3])}{more}. rvtutorial check lists all"
+        )
+
+
 def _widest_square(inside: np.ndarray) -> int:
     "Side of the largest square of a mask, found by halving; 0 for an empty one."
     sums = np.pad(inside.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -427,6 +467,7 @@ class RunData:
             unlabelled = table[table.labels == "none"]
             if len(unlabelled):
                 raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
+            _say_mended(where, classes.names, every, table)
             hp.check_scene(int(table.height.min()), int(table.width.min()))
             rooms = [*_check_areas(hp, found), *table.height, *table.width]
             self.room = int(min(rooms))

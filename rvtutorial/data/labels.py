@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FARTHEST', 'RESTS', 'RESERVED', 'ImageInfo', 'named', 'open_image', 'check_raster', 'image_info', 'read_image',
-           'is_raster', 'layer_of', 'read_shapes', 'target_class', 'class_ids', 'building_sizes', 'clean_labels']
+           'is_raster', 'layer_of', 'read_shapes', 'target_class', 'class_ids', 'values_without_area', 'building_sizes',
+           'clean_labels']
 
 # %% ../../nbs/data/labels.ipynb #bc112f79
 import json
@@ -522,6 +523,17 @@ def class_ids(
             f"{path}: {class_field} holds {listed}, and the classes are {list(classes)}"
         )
     return [table[v] if v in table else table[str(v)] for v in values]
+
+
+def values_without_area(
+    path: Path,  # Vector labels
+    class_field: str,  # Attribute that holds the class
+    layer: str | None = None,  # Layer of the file; None: its only one
+) -> set:  # Of texts
+    "What an attribute says of lines and points, which label no pixel."
+    frame, _ = _load(Path(path), layer)
+    flat = shapely.get_dimensions(frame.geometry.to_numpy())
+    return {*map(str, frame[class_field][(flat == 0) | (flat == 1)])}
 
 
 def building_sizes(
