@@ -290,6 +290,24 @@ def test_names_of_several_parts(tmp_path):
         find_scenes(root, *TWO)
 
 
+def test_names_in_capitals_are_found(tmp_path):
+    for i, end in enumerate(("tif", "TIF", "Tif")):
+        write(tmp_path / f"{i}.{end}", image_of(i))
+        write(tmp_path / f"{i}_{('mask', 'Mask')[i // 2]}.{end}", things(i)[0])
+    found = find_scenes(tmp_path, "{id}.tif", "{id}_mask.tif")
+    assert [(s.id, s.label.name) for s in found] == [
+        ("0", "0_mask.tif"), ("1", "1_mask.TIF"), ("2", "2_Mask.Tif")
+    ]  # fmt: skip
+    assert found[1].parts == {"id": "1"}
+    write(tmp_path / "1.tif", image_of(1))
+    with pytest.raises(ValueError, match="several images for one id: 1"):
+        find_scenes(tmp_path, "{id}.tif", "{id}_mask.tif")
+    write(tmp_path / "e/a.TIF", image_of(1))  # the ends tell images and labels apart
+    write(tmp_path / "e/a.tif", things(1)[0])
+    alone = find_scenes(tmp_path / "e", "{id}.TIF", "{id}.tif")
+    assert [(s.image.name, s.label.name) for s in alone] == [("a.TIF", "a.tif")]
+
+
 def big_tile(root, raster=False):
     "One image of 128 pixels, with labels."
     image = write(root / "tile.tif", image_of(7, side=128), HERE)

@@ -72,26 +72,29 @@ def _names_in(pattern):
     return names
 
 
-def _shape_of(pattern):
+def _shape_of(pattern, flags=0):
     "A regular expression for the paths that fit a pattern."
     _names_in(pattern)
     pattern = Path(pattern).as_posix()  # without ./; a name takes all beside it
     pattern = re.sub(r"\*+(\{\w+\})|(\{\w+\})\*+", r"\1\2", pattern)
     any_ = {r"\*\*/": "(?:[^/]+/)*", r"\*": "[^/]*", r"\?": "[^/]"}
     shape = re.sub(r"\\\*\\\*/|\\[*?]", lambda m: any_[m[0]], re.escape(pattern))
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+?)", shape))
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+?)", shape), flags)
 
 
 def matches(
     folder: str | Path,  # Where to look
     pattern: str,  # Relative, with {id}, or with other names such as {tile} and {part}
     order: tuple = (),  # Of the names in an id; (): as in the pattern
+    any_case: bool = False,  # Also those that fit but for upper and lower case
 ) -> dict[str, list[Path]]:  # By id, sorted
     "Files of a folder that fit a pattern: {id: [paths]}; several names are joined by _."
     names = order or _names_in(pattern)
-    folder, shape = Path(folder), _shape_of(pattern)
+    folder, shape = Path(folder), _shape_of(pattern, re.I if any_case else 0)
     pattern = re.sub(r"\*+(\{\w+\})|(\{\w+\})\*+", r"\1\2", Path(pattern).as_posix())
     glob = re.sub(r"\{\w+\}", "*", pattern.replace("[", "[[]"))
+    if any_case:
+        glob = re.sub("[a-zA-Z]", lambda m: f"[{m[0].lower()}{m[0].upper()}]", glob)
     found, skipped = {}, []
     for path in sorted(folder.glob(glob)):
         inside = path.relative_to(folder)
@@ -102,6 +105,8 @@ def matches(
             skipped.append(str(inside))
         elif path.is_file():
             found.setdefault("_".join(match[name] for name in names), []).append(path)
+        elif any_case:
+            continue  # none that fits as it is
         elif path.is_symlink() and not path.exists():
             raise FileNotFoundError(
                 f"{path} is a link to {os.readlink(path)}, which is not there; mend or "
@@ -111,7 +116,7 @@ def matches(
             raise ValueError(
                 f"{path} is no file; rename it, or name its files in the pattern"
             )
-    if skipped:
+    if skipped and not any_case:
         warnings.warn(f"hidden files are left out: {_some(skipped)}", stacklevel=3)
     return found
 
@@ -152,6 +157,17 @@ def _without(found, others):
     return {i: paths for i, paths in left.items() if paths}
 
 
+def _add_any_case(folder, found, names):
+    "Add to {pattern: files by id} what fits but for case, and no pattern as it is."
+    taken = {
+        path for by_id in found.values() for some in by_id.values() for path in some
+    }
+    for pattern, by_id in found.items():
+        for i, paths in matches(folder, pattern, names, any_case=True).items():
+            if new := [path for path in paths if path not in taken]:
+                by_id.setdefault(i, []).extend(new)
+
+
 def find_scenes(
     folder: Path,  # Where the files are
     image_pattern: str = IMAGE_PATTERN,  # Image files, with {id}
@@ -162,7 +178,8 @@ def find_scenes(
     """Pair images and labels by the id in their names, or all images with one label file.
 
     `{id}` stands for the id; several names, such as `Tile {tile}/image_{part}.jpg`, make
-    one together. A label pattern without any is one file, of which each image takes what
+    one together. Files that fit but for upper and lower case, such as `4.TIF`, are taken
+    too. A label pattern without any is one file, of which each image takes what
     lies on it.
 
     Raises FileNotFoundError for a folder without images and for orphans, ValueError for
@@ -180,6 +197,7 @@ def find_scenes(
     one = label_pattern and not re.search(r"\{\w+\}", str(label_pattern))
     if one:
         labels = {"": [_one_file([folder, *above], label_pattern)]}
+        _add_any_case(folder, {image_pattern: images}, names)
         images = _without(images, labels)
         labels = dict.fromkeys(images, labels[""])
     elif label_pattern:  # a file that fits both belongs to the one that says more
@@ -189,10 +207,13 @@ def find_scenes(
                 f"{str(image_pattern)!r} and {str(label_pattern)!r}"
             )
         labels = matches(folder, label_pattern, names)
+        _add_any_case(folder, {image_pattern: images, label_pattern: labels}, names)
         if len(label_pattern.replace("*", "")) > len(image_pattern.replace("*", "")):
             images = _without(images, labels)
         else:
             labels = _without(labels, images)
+    else:
+        _add_any_case(folder, {image_pattern: images}, names)
     if not images:
         there = _some([p.name for p in folder.iterdir()]) or "nothing"
         raise FileNotFoundError(
@@ -211,10 +232,11 @@ def find_scenes(
             f"{next(iter(labels.values()))[0]} is one label raster for {len(images)} "
             "images: cut it like the images, one file for each, or give polygons"
         )
-    shape, scenes = _shape_of(image_pattern), []
+    shapes, scenes = [_shape_of(image_pattern, flags) for flags in (0, re.I)], []
     for i in sorted(images, key=natural_key):
         image, label = images[i][0], labels.get(i, [None])[0]
-        parts = shape.fullmatch(image.relative_to(folder).as_posix()).groupdict()
+        inside = image.relative_to(folder).as_posix()
+        parts = next(m for s in shapes if (m := s.fullmatch(inside))).groupdict()
         scenes.append(Scene(i, image, label, split, None, bool(one), parts))
     return scenes
 
