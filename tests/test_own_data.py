@@ -419,6 +419,32 @@ def test_areas_that_overlap_are_refused(tmp_path):
         scenes.split_by_area(image, label, "halves", tmp_path / "areas")
 
 
+def test_a_part_of_a_virtual_raster_shows_its_pixels_or_is_refused(tmp_path):
+    import rasterio.shutil
+    from rasterio.vrt import WarpedVRT
+
+    pixels = np.arange(128 * 128).reshape(128, 128) % 251 + 1
+    image = write(tmp_path / "big.tif", pixels.astype(np.uint8), HERE)
+    rasterio.shutil.copy(image, tmp_path / "plain.vrt", driver="VRT")
+    splits = scenes.split_by_area(
+        tmp_path / "plain.vrt", None, "quarters", tmp_path / "a"
+    )
+    with rasterio.open(splits["test"][0].image) as file:
+        assert (file.read(1) == pixels[64:, 64:]).all()
+    with rasterio.open(image) as file, WarpedVRT(file, crs="EPSG:32632") as warped:
+        rasterio.shutil.copy(warped, tmp_path / "warped.vrt", driver="VRT")
+    with pytest.raises(
+        ValueError, match="VRTWarpedDataset, .*gdal_translate 'warped.vrt'"
+    ):
+        scenes.split_by_area(tmp_path / "warped.vrt", None, "quarters", tmp_path / "b")
+    plain = (tmp_path / "plain.vrt").read_text()
+    start, end = plain.index("<DstRect"), plain.index("</SimpleSource>")
+    (tmp_path / "whole.vrt").write_text(plain[:start] + plain[end:])
+    with pytest.raises(ValueError, match="whose sources have no place"):
+        scenes.split_by_area(tmp_path / "whole.vrt", None, "quarters", tmp_path / "c")
+    assert not [*tmp_path.glob("[bc]/*")]
+
+
 TILE = "t/OAM-{x}-{y}-{z}.png"
 
 

@@ -398,14 +398,24 @@ def view_of(image, out, window=None, place=None):
             with unplaced_allowed(), rasterio.open(partial, "r+") as file:
                 file.crs, file.transform = place
         if window is not None:
-            _cut(partial, window)
+            _cut(partial, window, image)
     return Path(out)
 
 
-def _cut(path, window):
-    "Let a VRT file show a window of what it shows."
+def _cut(path, window, image):
+    "Let a VRT file show a window of what it shows; ValueError for what has no such places."
     tree = ElementTree.parse(path)
     root, (left, top, right, bottom) = tree.getroot(), window
+    found = [
+        [part.find("DstRect") for part in band if part.tag.endswith("Source")]
+        for band in root.iter("VRTRasterBand")
+    ]
+    if root.get("subClass") or not all(some and None not in some for some in found):
+        kind = root.get("subClass") or "a VRT file whose sources have no place"
+        raise ValueError(
+            f"{image} is {kind}, of which no part can be named: write it as a file of "
+            f"pixels first (gdal_translate '{Path(image).name}' whole.tif)"
+        )
     root.set("rasterXSize", str(right - left))
     root.set("rasterYSize", str(bottom - top))
     for place in root.iter("DstRect"):
