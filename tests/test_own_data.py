@@ -445,6 +445,29 @@ def test_a_part_of_a_virtual_raster_shows_its_pixels_or_is_refused(tmp_path):
     assert not [*tmp_path.glob("[bc]/*")]
 
 
+def test_parts_of_another_image_are_not_overwritten(tmp_path):
+    images = [big_tile(tmp_path / name)[0] for name in "ab"]
+    folder = tmp_path / "areas"
+    splits = scenes.split_by_area(images[0], None, "quarters", folder)
+    assert splits == scenes.split_by_area(images[0], None, "quarters", folder)
+    words = (
+        "tile-train-1.vrt is there already and shows 64 x 64 .*/a/tile.tif; .*/b/tile"
+    )
+    with pytest.raises(ValueError, match=words):
+        scenes.split_by_area(images[1], None, "quarters", folder)
+    areas = {
+        "train": area(tmp_path / "t.geojson", [(0, 0), (60, 0), (0, 128)]),
+        "val": area(tmp_path / "v.geojson", box(70, 0, 100, 60)),
+    }
+    with pytest.raises(ValueError, match="column 64, row 0 of .* column 70, row 0"):
+        scenes.split_by_area(images[0], None, areas, folder)
+    scenes.split_by_area(images[1], None, areas, tmp_path / "b")
+    scenes.split_by_area(images[1], None, areas, tmp_path / "b")
+    area(tmp_path / "t.geojson", [(0, 0), (60, 128), (0, 128)])
+    with pytest.raises(ValueError, match="tile-train.geojson holds another area"):
+        scenes.split_by_area(images[1], None, areas, tmp_path / "b")
+
+
 TILE = "t/OAM-{x}-{y}-{z}.png"
 
 

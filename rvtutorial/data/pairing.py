@@ -26,7 +26,7 @@ from affine import Affine
 
 from ..core.files import atomic_path, safe_name
 from ..core.names import natural_key
-from ..core.records import write_json
+from ..core.records import jsonable, read_json, write_json
 from ..core.renamed import say_once
 from . import labels, validity
 from .label_values import EXAMPLE, Mask, Meaning
@@ -389,7 +389,10 @@ def write_table(
 
 # %% ../../nbs/data/pairing.ipynb #b4d90e11
 def view_of(image, out, window=None, place=None):
-    "A VRT file of an image: a window (left, top, right, bottom in pixels), or a place."
+    """A VRT file of an image: a window (left, top, right, bottom in pixels), or a place.
+
+    Raises ValueError where a view of another image, or of another part, is there already.
+    """
     import rasterio.shutil
 
     with atomic_path(out) as partial:
@@ -399,7 +402,29 @@ def view_of(image, out, window=None, place=None):
                 file.crs, file.transform = place
         if window is not None:
             _cut(partial, window, image)
+        before, now = _shown(Path(out)), _shown(partial)
+        if before is not None and before != now:
+            raise ValueError(
+                f"{out} is there already and shows {before}; now it would show {now}: give "
+                "them folders of their own, or delete what is no longer needed"
+            )
     return Path(out)
+
+
+def _shown(path):
+    "What a VRT file shows, in words; None where there is none."
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (FileNotFoundError, ElementTree.ParseError):
+        return None
+    named = next(root.iter("SourceFilename"), None)
+    name = "" if named is None else named.text
+    if named is not None and named.get("relativeToVRT") == "1":
+        name = os.path.normpath(path.parent / name)
+    place = next(root.iter("DstRect"), {})
+    at = (0 - float(place.get(side, 0)) for side in ("xOff", "yOff"))
+    size = f"{root.get('rasterXSize')} x {root.get('rasterYSize')} pixels"
+    return f"{size} from column {next(at):g}, row {next(at):g} of {name}"
 
 
 def _cut(path, window, image):
@@ -473,7 +498,8 @@ def split_by_area(
 
     Each polygon becomes a scene. Quarters: the left half is for training, the upper right
     for validation, the lower right for the test. Raises ValueError where areas of two
-    splits overlap, with the share of the smaller one.
+    splits overlap, with the share of the smaller one, and where the folder holds parts of
+    another image of this name, or other parts.
     """
     image, folder, info = Path(image), Path(folder), image_info(Path(image))
     if is_raster(label or "") and not info.fit_of(label).same:
@@ -510,11 +536,18 @@ def _part_of(image, label, info, part, folder, name, split):
         aoi = folder / f"{name}.geojson"
         shape = shapely.transform(part, lambda at: np.stack(info.transform @ at.T, -1))
         shape = transform_geom(info.crs, LONLAT, shapely.geometry.mapping(shape))
-        one = {"type": "Feature", "properties": {}, "geometry": shape}
-        write_json(aoi, {"type": "FeatureCollection", "features": [one]})
+        area = {"type": "Feature", "properties": {}, "geometry": shape}
+        area = jsonable({"type": "FeatureCollection", "features": [area]})
     if min(near[2] - near[0], near[3] - near[1]) < 1:
         raise ValueError(f"the area {name} is smaller than a pixel of {image}")
     view = view_of(image, folder / f"{name}.vrt", near)
+    if aoi and read_json(aoi, area) != area:
+        raise ValueError(
+            f"{aoi} holds another area of {image} already: give each split of an image a "
+            "folder of its own, or delete what is no longer needed"
+        )
+    if aoi:
+        write_json(aoi, area)
     if raster:
         label = view_of(label, folder / f"{name}-labels.vrt", near)
     return Scene(name, view, label, split, aoi, label is not None and not raster)
