@@ -456,14 +456,14 @@ def test_parts_of_another_image_are_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match=words):
         scenes.split_by_area(images[1], None, "quarters", folder)
     areas = {
-        "train": area(tmp_path / "t.geojson", [(0, 0), (60, 0), (0, 128)]),
+        "train": area(tmp_path / "t.geojson", [(1.5, 1.5), (59.5, 1.5), (1.5, 99.5)]),
         "val": area(tmp_path / "v.geojson", box(70, 0, 100, 60)),
     }
     with pytest.raises(ValueError, match="column 64, row 0 of .* column 70, row 0"):
         scenes.split_by_area(images[0], None, areas, folder)
     scenes.split_by_area(images[1], None, areas, tmp_path / "b")
     scenes.split_by_area(images[1], None, areas, tmp_path / "b")
-    area(tmp_path / "t.geojson", [(0, 0), (60, 128), (0, 128)])
+    area(tmp_path / "t.geojson", [(1.5, 1.5), (59.5, 99.5), (1.5, 99.5)])
     with pytest.raises(ValueError, match="tile-train.geojson holds another area"):
         scenes.split_by_area(images[1], None, areas, tmp_path / "b")
 
