@@ -248,6 +248,21 @@ def test_one_label_file_of_another_place_is_refused(tmp_path):
         find_splits(tmp_path, "{id}.tif", "mask.png")
 
 
+def test_a_table_names_one_label_raster_for_images_of_one_place_only(tmp_path):
+    write(tmp_path / "mask.tif", things(1)[0], HERE)
+    for place, name in ((None, "png"), (HERE, "tif")):
+        for i in (1, 2, 3):
+            driver = "PNG" if name == "png" else "GTiff"
+            write(tmp_path / f"{i}.{name}", image_of(i), place, driver)
+        rows = [f"{s},{i},{i}.{name},mask.tif" for i, s in ((1, "train"), (2, "train"), (3, "val"))]  # fmt: skip
+        text = "\n".join(["split,id,image,label", *rows])
+        (tmp_path / f"{name}.csv").write_text(text)
+    with pytest.raises(ValueError, match="mask.tif is one label raster for 3 images"):
+        find_splits(tmp_path / "png.csv")
+    several_dates = find_splits(tmp_path / "tif.csv")
+    assert len(check_scenes(several_dates, label_values=PLAIN["label_values"])) == 3
+
+
 TILES = dict(
     images="Tile {0}/images/part_{0}1.jpg", masks="Tile {0}/masks/part_{0}1.png"
 )

@@ -282,7 +282,25 @@ def _read_table(path):
         gone += [str(f) for f in (image, label, aoi) if f and not f.is_file()]
     if gone:
         raise FileNotFoundError(f"{path} names files that are not there: {_some(gone)}")
+    of = {}
+    for scene in (s for some in splits.values() for s in some):
+        if scene.shared and is_raster(scene.label) and not _placed(scene.image):
+            of.setdefault(scene.label, []).append(scene.id)
+    for label, ids in of.items():
+        if len(ids) > 1:
+            raise ValueError(
+                f"{path}: {label} is one label raster for {len(ids)} images that say no "
+                f"place ({_some(ids)}): give each its own, or images a georeference"
+            )
     return splits
+
+
+def _placed(image):
+    "Whether an image says where it lies; True for one that the check of all refuses."
+    try:
+        return image_info(image).georeferenced
+    except (ValueError, FileNotFoundError):
+        return True
 
 # %% ../../nbs/data/pairing.ipynb #24dc1a91
 def _no_leak(splits, data):
