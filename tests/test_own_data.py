@@ -598,6 +598,39 @@ def test_bands_in_another_order_are_refused(tmp_path):
         get_config(tmp_path, data, **PLAIN, bands="red,green")
 
 
+@pytest.mark.slow
+def test_new_images_are_read_by_the_names_of_their_bands(tmp_path, capsys):
+    from rvtutorial import engine
+
+    config = get_config(
+        tmp_path, bands_set(tmp_path / "d"), **PLAIN, bands="red,green,blue"
+    )
+    run = engine.run(config, ["train"], progress=False)
+    capsys.readouterr()
+    order, names = [3, 1, 0, 2], np.array(["blue", "green", "red", "nir"])
+    pixels = image_of(9, 4, "uint16") * np.arange(1, 5, dtype="uint16").reshape(
+        -1, 1, 1
+    )
+    same = write(tmp_path / "same.tif", pixels, HERE)
+    other = write(
+        tmp_path / "other.tif", pixels[order], HERE, descriptions=names[order].tolist()
+    )
+    with rasterio.open(other, "r+") as file:
+        file.transform = from_origin(*HERE, 10, 10)
+    how = dict(progress=False, scores="float32", polygons=False)
+    maps = engine.predict(run, [same, other], tmp_path / "maps", **how)
+    told = capsys.readouterr().err
+    one, two = (rasterio.open(f"{f}/scores.tif").read() for f in maps.folder)
+    assert (one == two).all() and one.std() > 0
+    assert (
+        "other.tif: its bands 4, 2, 3 are read, which it calls red, green, blue" in told
+    )
+    assert "other.tif: 10 m, in training 1 m" in told and "same.tif" not in told
+    asked = engine.predict(run, other, tmp_path / "asked", bands=[2, 1, 0], **how)
+    three = rasterio.open(f"{asked.folder.iloc[0]}/scores.tif").read()
+    assert not (three == one).all()  # what is asked for counts
+
+
 CLASSES = dict(classes="building,road,background", class_field="kind")
 
 
