@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -744,3 +745,23 @@ def test_what_was_left_out_of_labels_or_repaired_is_said(tmp_path, capsys):
     path.write_text(json.dumps(made))
     with pytest.raises(ValueError, match="all features of kind building are lines or"):
         get_config(tmp_path / "b", data, **ONE_FILE, **CLASSES)
+
+
+def test_values_that_are_no_class_are_refused_with_the_way_to_leave_them_out(tmp_path):
+    data = kinds(tmp_path / "d", "road", None, "river")
+    words = r"kind holds None .*ogr2ogr -where \"kind IN \('building', 'road'\)\" OUT"
+    with pytest.raises(DataError, match=words):
+        get_config(tmp_path, data, **ONE_FILE, **CLASSES)
+    if shutil.which("ogr2ogr"):
+        path, left = data / "labels.geojson", data / "left.geojson"
+        where = "kind IN ('building', 'road')"
+        subprocess.run(["ogr2ogr", "-where", where, str(left), str(path)], check=True)
+        assert len(json.loads(left.read_text())["features"]) == 1
+
+
+def test_rasters_of_an_unknown_kind_are_called_rasters(tmp_path):
+    write(tmp_path / "1.tif", image_of(1), HERE)
+    write(tmp_path / "1.bmp", things(1)[0], driver="BMP")
+    words = r"1.bmp is a raster, .* end in .*\.png, .*gdal_translate '1.bmp' '1.png'"
+    with pytest.raises(DataError, match=words):
+        check_scenes(find_scenes(tmp_path, "{id}.tif", "{id}.bmp"))

@@ -227,7 +227,14 @@ def _why_unreadable(path, err):
         if missing := {".shx", ".dbf"} - beside:
             names = " and ".join(sorted(missing))
             return f"lies without its {names}: copy these as well"
-    return f"is no vector file that GDAL can read ({_reason(err)})"
+    try:
+        open_image(path).close()
+    except ValueError:
+        return f"is no vector file that GDAL can read ({_reason(err)})"
+    return (
+        f"is a raster, and rasters of labels end in {', '.join(sorted(_RASTERS))}: write it "
+        f"as one of these (gdal_translate '{path.name}' '{path.stem}.png')"
+    )
 
 
 def layer_of(
@@ -519,8 +526,12 @@ def class_ids(
     unknown = Counter(repr(v) for v in values if v not in table and str(v) not in table)
     if unknown:
         listed = ", ".join(f"{k} ({n} times)" for k, n in unknown.most_common(8))
+        kept = ", ".join(f"'{name}'" for name in classes if name not in RESTS)
         raise ValueError(
-            f"{path}: {class_field} holds {listed}, and the classes are {list(classes)}"
+            f"{path}: {class_field} holds {listed}, and the classes are {list(classes)}: "
+            "name them in classes=, correct the attribute, or leave those features out, "
+            f'which makes them background (ogr2ogr -where "{class_field} IN ({kept})" '
+            f"OUT.gpkg '{Path(path).name}')"
         )
     return [table[v] if v in table else table[str(v)] for v in values]
 
