@@ -413,6 +413,18 @@ def _say_mended(where, names, every, table):
         )
 
 
+def _say_empty(hp, train):
+    "Say that pixels without data train as background, where there are many of them."
+    area = train.height * train.width
+    share = (train.no_data * area).sum() / area.sum()
+    if share >= 0.02 and hp.null == "ignore" and hp.sampling != "labels":
+        say_once(
+            f"{share:.0%} of the pixels of training scenes hold no data and train as what "
+            "their labels say, mostly background: sampling=labels leaves them out of the "
+            "loss"
+        )
+
+
 def _widest_square(inside: np.ndarray) -> int:
     "Side of the largest square of a mask, found by halving; 0 for an empty one."
     sums = np.pad(inside.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -468,6 +480,7 @@ class RunData:
             if len(unlabelled):
                 raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
             _say_mended(where, classes.names, every, table)
+            _say_empty(hp, table[table.split == "train"])
             hp.check_scene(int(table.height.min()), int(table.width.min()))
             rooms = [*_check_areas(hp, found), *table.height, *table.width]
             self.room = int(min(rooms))
@@ -584,6 +597,7 @@ class RunData:
         "The labels of all scenes as a run uses them."
         made = {}
         for split, some in shown.items():
+            # chips anywhere may hold nothing else, and a loss over no pixel is no number
             needed = split != "train" or hp.sampling == "labels"
             marked = hp.null == "ignore" and needed
             for scene in some:
