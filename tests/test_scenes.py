@@ -857,10 +857,11 @@ def test_zeros_that_are_data_are_drawn(tmp_path):
 )
 def test_a_fill_value_that_nobody_declared_is_named(tmp_path, dtype, value, capsys):
     pixels = np.random.default_rng(0).integers(20, 2000, (3, 210, 210)).astype(dtype)
-    pixels[1, :, :10] = value
+    pixels[1:, :, :10] = value
     scenes.percentiles([write_image(tmp_path / "f.tif", pixels)], 1, 99)
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and f"band 2 holds {value} in " in told[0]
+    assert len(told) == 1 and f"scenes hold {value} in " in told[0]
+    assert "(band 2, 3)" in told[0]
     assert f"gdal_edit.py -a_nodata {value} " in told[0]
     pixels[:, :, :10] = value
     scene = write_image(tmp_path / "d.tif", pixels, nodata=value)

@@ -918,12 +918,12 @@ def _sampled_range(scenes, low, high, step=7, zeros="empty", order=None):
     if not sum(part.shape[1] for part in pixels):
         raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
     bands = (np.concatenate(band).astype(float) for band in zip(*pixels, strict=True))
-    found, numbers = [], order or range(len(pixels[0]))
-    for number, band in zip(numbers, bands, strict=True):
+    found, fills = [], []
+    for band in bands:
         found.append(np.percentile(band, (low, high)))
-        if any((band == end).mean() > FILL for end in (band.min(), band.max())):
-            told = np.unique(band, return_counts=True)
-            _say_fills(number, *told, len(scenes), zeros)
+        odd = any((band == end).mean() > FILL for end in (band.min(), band.max()))
+        fills.append(_fills(*np.unique(band, return_counts=True)) if odd else {})
+    _say_fills(fills, order, zeros)
     a, b = np.transpose(found)
     return a.tolist(), np.maximum(b, a + 1e-6).tolist()
 
@@ -932,28 +932,41 @@ SAMPLED = 2**22  # Pixels: 4 million values a band
 FILL = 0.005  # Share of pixels from which on a value far from all others is named
 
 
-def _say_fills(band, values, counts, many, zeros):
-    """Say which of the values of a band (sorted) look like no data that nobody declared.
+def _fills(values, counts):
+    """Which values of a band (sorted) look like no data: {value: (share, nearest other)}.
 
     The lowest or highest one, of many pixels, farther from the next than all others are
     from each other. Images that saturate at 0 or 255 have values all the way there.
     """
     values = values.astype(float)
     if len(values) < 4:
-        return
+        return {}
     ends = {values[0]: (counts[0], values[1]), values[-1]: (counts[-1], values[-2])}
-    for value, (count, near) in ends.items():
-        share, spread = count / counts.sum(), values[-2] - values[1]
-        if (value == 0 and zeros == "data") or share <= FILL:
-            continue
-        if abs(value - near) > spread:
-            say_once(
-                f"band {band + 1} holds {value:g} in {share:.1%} of the pixels with data of "
-                f"{many} training scenes, and then nothing up to {near:g}: it looks like no "
-                "data, which spoils the scaling and is shown to the network. Declare it "
-                f"(gdal_edit.py -a_nodata {value:g} FILE), or give scaling=LOW,HIGH if it "
-                "is a measurement"
-            )
+    ends = {v: (n / counts.sum(), near) for v, (n, near) in ends.items()}
+    spread = values[-2] - values[1]
+    return {
+        v: (n, near)
+        for v, (n, near) in ends.items()
+        if n > FILL and abs(v - near) > spread
+    }
+
+
+def _say_fills(found, order, zeros):
+    "Say which values of bands (`_fills` of each) look like no data that nobody declared."
+    bands = order or range(len(found))
+    told = {}
+    for band, fills in zip(bands, found, strict=True):
+        for value, more in fills.items():
+            if value or zeros == "empty":
+                told.setdefault(value, {})[band + 1] = more
+    for value, some in told.items():
+        numbers, (share, near) = ", ".join(map(str, some)), max(some.values())
+        say_once(
+            f"training scenes hold {value:g} in {share:.1%} of the pixels with data (band "
+            f"{numbers}), and nothing between it and {near:g}: it looks like no data, which "
+            "spoils the scaling and is shown to the network. Declare it (gdal_edit.py "
+            f"-a_nodata {value:g} FILE), or give scaling=LOW,HIGH if it is a measurement"
+        )
 
 
 def _sampled(path, step, zeros, order, most):
@@ -1025,10 +1038,11 @@ def percentiles(
     counts = sum(_value_counts(s.image, *how) for s in scenes)
     if not counts.any():
         raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
+    there = [np.flatnonzero(band) for band in counts]
+    fills = [_fills(i + bottom, band[i]) for i, band in zip(there, counts, strict=True)]
+    _say_fills(fills, order, zeros)
     lowest, highest = [], []
-    for number, band in zip(order or range(len(counts)), counts, strict=True):
-        there = np.flatnonzero(band)
-        _say_fills(number, there + bottom, band[there], len(scenes), zeros)
+    for band in counts:
         cuts = np.searchsorted(
             np.cumsum(band), band.sum() * np.array([low, high]) / 100
         )
