@@ -324,7 +324,7 @@ def hollow(image):
         file.write(pixels)
 
 
-def test_pixels_without_data_are_null(tmp_path):
+def test_pixels_without_data_are_null(tmp_path, capsys):
     from rastervision.pipeline.file_system import get_tmp_dir
 
     data = make_sample_scenes(tmp_path / "d", n_train=2, n_val=1, n_test=1, size=200)
@@ -340,6 +340,13 @@ def test_pixels_without_data_are_null(tmp_path):
             judged = found is cfg.dataset.validation_scenes[0]
             hole[:100, :50] = null == "ignore" and judged
             assert ((labels == 2) == hole).all()
+        told = capsys.readouterr().err
+        assert ("6% of the pixels of training scenes hold no" in told) == (
+            null == "ignore"
+        )
+    how = dict(sampling="labels", null="ignore")
+    get_config("inprocess", tmp_path / "labels", "smoke", data, **how)
+    assert "of training scenes hold no" not in capsys.readouterr().err
 
 
 def test_dark_specks_are_not_holes(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -248,6 +249,21 @@ def test_one_label_file_of_another_place_is_refused(tmp_path):
         find_splits(tmp_path, "{id}.tif", "mask.png")
 
 
+def test_a_table_names_one_label_raster_for_images_of_one_place_only(tmp_path):
+    write(tmp_path / "mask.tif", things(1)[0], HERE)
+    for place, name in ((None, "png"), (HERE, "tif")):
+        for i in (1, 2, 3):
+            driver = "PNG" if name == "png" else "GTiff"
+            write(tmp_path / f"{i}.{name}", image_of(i), place, driver)
+        rows = [f"{s},{i},{i}.{name},mask.tif" for i, s in ((1, "train"), (2, "train"), (3, "val"))]  # fmt: skip
+        text = "\n".join(["split,id,image,label", *rows])
+        (tmp_path / f"{name}.csv").write_text(text)
+    with pytest.raises(ValueError, match="mask.tif is one label raster for 3 images"):
+        find_splits(tmp_path / "png.csv")
+    several_dates = find_splits(tmp_path / "tif.csv")
+    assert len(check_scenes(several_dates, label_values=PLAIN["label_values"])) == 3
+
+
 TILES = dict(
     images="Tile {0}/images/part_{0}1.jpg", masks="Tile {0}/masks/part_{0}1.png"
 )
@@ -288,6 +304,24 @@ def test_names_of_several_parts(tmp_path):
     (root / "Tile 2/masks/part_21.png").unlink()
     with pytest.raises(FileNotFoundError, match="images without labels: 2_21"):
         find_scenes(root, *TWO)
+
+
+def test_names_in_capitals_are_found(tmp_path):
+    for i, end in enumerate(("tif", "TIF", "Tif")):
+        write(tmp_path / f"{i}.{end}", image_of(i))
+        write(tmp_path / f"{i}_{('mask', 'Mask')[i // 2]}.{end}", things(i)[0])
+    found = find_scenes(tmp_path, "{id}.tif", "{id}_mask.tif")
+    assert [(s.id, s.label.name) for s in found] == [
+        ("0", "0_mask.tif"), ("1", "1_mask.TIF"), ("2", "2_Mask.Tif")
+    ]  # fmt: skip
+    assert found[1].parts == {"id": "1"}
+    write(tmp_path / "1.tif", image_of(1))
+    with pytest.raises(ValueError, match="several images for one id: 1"):
+        find_scenes(tmp_path, "{id}.tif", "{id}_mask.tif")
+    write(tmp_path / "e/a.TIF", image_of(1))  # the ends tell images and labels apart
+    write(tmp_path / "e/a.tif", things(1)[0])
+    alone = find_scenes(tmp_path / "e", "{id}.TIF", "{id}.tif")
+    assert [(s.image.name, s.label.name) for s in alone] == [("a.TIF", "a.tif")]
 
 
 def big_tile(root, raster=False):
@@ -399,6 +433,55 @@ def test_areas_that_overlap_are_refused(tmp_path):
     assert shapes == [(128, 64), (128, 64)]
     with pytest.raises(ValueError, match="areas must be"):
         scenes.split_by_area(image, label, "halves", tmp_path / "areas")
+
+
+def test_a_part_of_a_virtual_raster_shows_its_pixels_or_is_refused(tmp_path):
+    import rasterio.shutil
+    from rasterio.vrt import WarpedVRT
+
+    pixels = np.arange(128 * 128).reshape(128, 128) % 251 + 1
+    image = write(tmp_path / "big.tif", pixels.astype(np.uint8), HERE)
+    rasterio.shutil.copy(image, tmp_path / "plain.vrt", driver="VRT")
+    splits = scenes.split_by_area(
+        tmp_path / "plain.vrt", None, "quarters", tmp_path / "a"
+    )
+    with rasterio.open(splits["test"][0].image) as file:
+        assert (file.read(1) == pixels[64:, 64:]).all()
+    with rasterio.open(image) as file, WarpedVRT(file, crs="EPSG:32632") as warped:
+        rasterio.shutil.copy(warped, tmp_path / "warped.vrt", driver="VRT")
+    with pytest.raises(
+        ValueError, match="VRTWarpedDataset, .*gdal_translate 'warped.vrt'"
+    ):
+        scenes.split_by_area(tmp_path / "warped.vrt", None, "quarters", tmp_path / "b")
+    plain = (tmp_path / "plain.vrt").read_text()
+    start, end = plain.index("<DstRect"), plain.index("</SimpleSource>")
+    (tmp_path / "whole.vrt").write_text(plain[:start] + plain[end:])
+    with pytest.raises(ValueError, match="whose sources have no place"):
+        scenes.split_by_area(tmp_path / "whole.vrt", None, "quarters", tmp_path / "c")
+    assert not [*tmp_path.glob("[bc]/*")]
+
+
+def test_parts_of_another_image_are_not_overwritten(tmp_path):
+    images = [big_tile(tmp_path / name)[0] for name in "ab"]
+    folder = tmp_path / "areas"
+    splits = scenes.split_by_area(images[0], None, "quarters", folder)
+    assert splits == scenes.split_by_area(images[0], None, "quarters", folder)
+    words = (
+        "tile-train-1.vrt is there already and shows 64 x 64 .*/a/tile.tif; .*/b/tile"
+    )
+    with pytest.raises(ValueError, match=words):
+        scenes.split_by_area(images[1], None, "quarters", folder)
+    areas = {
+        "train": area(tmp_path / "t.geojson", [(1.5, 1.5), (59.5, 1.5), (1.5, 99.5)]),
+        "val": area(tmp_path / "v.geojson", box(70, 0, 100, 60)),
+    }
+    with pytest.raises(ValueError, match="column 64, row 0 of .* column 70, row 0"):
+        scenes.split_by_area(images[0], None, areas, folder)
+    scenes.split_by_area(images[1], None, areas, tmp_path / "b")
+    scenes.split_by_area(images[1], None, areas, tmp_path / "b")
+    area(tmp_path / "t.geojson", [(1.5, 1.5), (59.5, 99.5), (1.5, 99.5)])
+    with pytest.raises(ValueError, match="tile-train.geojson holds another area"):
+        scenes.split_by_area(images[1], None, areas, tmp_path / "b")
 
 
 TILE = "t/OAM-{x}-{y}-{z}.png"
@@ -516,20 +599,169 @@ def test_bands_in_another_order_are_refused(tmp_path):
         get_config(tmp_path, data, **PLAIN, bands="red,green")
 
 
+@pytest.mark.slow
+def test_new_images_are_read_by_the_names_of_their_bands(tmp_path, capsys):
+    from rvtutorial import engine
+
+    config = get_config(
+        tmp_path, bands_set(tmp_path / "d"), **PLAIN, bands="red,green,blue"
+    )
+    run = engine.run(config, ["train"], progress=False)
+    capsys.readouterr()
+    order, names = [3, 1, 0, 2], np.array(["blue", "green", "red", "nir"])
+    pixels = image_of(9, 4, "uint16") * np.arange(1, 5, dtype="uint16").reshape(
+        -1, 1, 1
+    )
+    same = write(tmp_path / "same.tif", pixels, HERE)
+    other = write(
+        tmp_path / "other.tif", pixels[order], HERE, descriptions=names[order].tolist()
+    )
+    with rasterio.open(other, "r+") as file:
+        file.transform = from_origin(*HERE, 10, 10)
+    how = dict(progress=False, scores="float32", polygons=False)
+    maps = engine.predict(run, [same, other], tmp_path / "maps", **how)
+    told = capsys.readouterr().err
+    one, two = (rasterio.open(f"{f}/scores.tif").read() for f in maps.folder)
+    assert (one == two).all() and one.std() > 0
+    assert (
+        "other.tif: its bands 4, 2, 3 are read, which it calls red, green, blue" in told
+    )
+    assert "other.tif: 10 m, in training 1 m" in told and "same.tif" not in told
+    asked = engine.predict(run, other, tmp_path / "asked", bands=[2, 1, 0], **how)
+    three = rasterio.open(f"{asked.folder.iloc[0]}/scores.tif").read()
+    assert not (three == one).all()  # what is asked for counts
+
+
 CLASSES = dict(classes="building,road,background", class_field="kind")
+
+
+ONE_FILE = dict(image_pattern="{id}.tif", label_pattern="labels.geojson")
+
+
+def kinds(root, *values):
+    "A mosaic whose polygons say what they are."
+    path = mosaic(root)
+    made = json.loads(path.read_text())
+    for feature, kind in zip(made["features"], values, strict=True):
+        feature["properties"]["kind"] = kind
+    path.write_text(json.dumps(made))
+    return root
 
 
 @pytest.mark.slow
 def test_classes_from_an_attribute_of_one_file(tmp_path):
-    path = mosaic(tmp_path / "d")
-    made = json.loads(path.read_text())
-    for feature, kind in zip(
-        made["features"], ("road", "building", "road"), strict=True
-    ):
-        feature["properties"]["kind"] = kind
-    path.write_text(json.dumps(made))
-    patterns = dict(image_pattern="{id}.tif", label_pattern="labels.geojson")
-    config = get_config(tmp_path, tmp_path / "d", **patterns, **CLASSES)
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    config = get_config(tmp_path, data, **ONE_FILE, **CLASSES)
     found = {i: sorted(np.unique(a).tolist()) for i, a in labels_of(config).items()}
     assert found == {"1": [1, 2], "2": [0, 2], "3": [2], "4": [1, 2]}
     finished(config)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            dict(classes="building,Background"),
+            "'Background' is not 'background', so write classes=building,background$",
+        ),
+        (
+            dict(classes="building,other"),
+            "outside polygons: classes=building,background; all polygons would be building",
+        ),
+        (
+            dict(classes="building,road,background"),
+            "none road: say which attribute holds the class, class_field=NAME",
+        ),
+        (
+            dict(classes="building,road", class_field="kind"),
+            "classes=building,road,background, or .* classes=building,road,null$",
+        ),
+        (dict(classes="building,null"), "outside polygons: classes=building,back"),
+    ],
+)
+def test_classes_that_polygons_cannot_fill(tmp_path, asked, words):
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    with pytest.raises(ValueError, match=words):
+        get_config(tmp_path, data, **ONE_FILE, **asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_outside_polygons_may_be_left_out_when_that_is_asked_for(tmp_path):
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    asked = dict(classes="building,road,null", class_field="kind")
+    found = labels_of(get_config(tmp_path, data, **ONE_FILE, **asked))
+    assert sorted(np.unique(found["1"]).tolist()) == [1, 2]
+
+
+def tiles_of_one_place(root, numbers, step):
+    "Images that begin `step` metres after another, and masks."
+    for i in numbers:
+        place = HERE[0] + i * step, HERE[1]
+        write(root / f"{i}.tif", image_of(i), place)
+        write(root / f"{i}_mask.tif", things(i)[0], place)
+
+
+def test_scenes_that_share_ground_stay_on_one_side(tmp_path, capsys):
+    from rvtutorial.config import get_config as get_any
+
+    own = dict(encoder="none", pretrained=False, epochs=1, budget="none", **PLAIN)
+    own |= dict(model="unet", chip_sz=32, max_windows=2)
+    root = tmp_path / "d"
+    for first in (0, 40, 80):  # three places, each seen from four, and one apart
+        tiles_of_one_place(root, range(first, first + 4), 16)
+    tiles_of_one_place(root, [200], 16)
+    config = get_any("inprocess", tmp_path / "run", "own", root, **own)
+    val = {int(scene.id) // 40 for scene in config.dataset.validation_scenes}
+    train = {int(scene.id) // 40 for scene in config.dataset.train_scenes}
+    assert not val & train and len(val | train) == 4
+    assert "share ground" not in capsys.readouterr().err
+    chain = tmp_path / "chain"
+    tiles_of_one_place(chain, range(6), 16)
+    for folder in ("run2", "run3"):
+        get_any("inprocess", tmp_path / folder, "own", chain, **own)
+    told = capsys.readouterr().err
+    assert told.count("of different splits share ground") == 1 and "75% of" in told
+
+
+def test_what_was_left_out_of_labels_or_repaired_is_said(tmp_path, capsys):
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    path = data / "labels.geojson"
+    made = json.loads(path.read_text())
+    ring = made["features"][0]["geometry"]["coordinates"][0]
+    made["features"][0]["geometry"]["coordinates"] = [[*ring[:1], ring[2], *ring[1:2], *ring[3:]]]  # fmt: skip
+    line = {"type": "LineString", "coordinates": ring[:2]}
+    properties = {"kind": "building"}
+    made["features"].append(
+        {**made["features"][1], "geometry": line, "properties": properties}
+    )
+    path.write_text(json.dumps(made))
+    get_config(tmp_path, data, **ONE_FILE, **CLASSES)
+    told = capsys.readouterr().err
+    assert told.count("labels are not used as they are (1 files): labels.geojson") == 1
+    assert "1 invalid repaired (feature 1)" in told
+    assert "1 without an area left out (feature 4)" in told
+    for feature in made["features"][:3]:
+        feature["properties"]["kind"] = "road"
+    path.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="all features of kind building are lines or"):
+        get_config(tmp_path / "b", data, **ONE_FILE, **CLASSES)
+
+
+def test_values_that_are_no_class_are_refused_with_the_way_to_leave_them_out(tmp_path):
+    data = kinds(tmp_path / "d", "road", None, "river")
+    words = r"kind holds None .*ogr2ogr -where \"kind IN \('building', 'road'\)\" OUT"
+    with pytest.raises(DataError, match=words):
+        get_config(tmp_path, data, **ONE_FILE, **CLASSES)
+    if shutil.which("ogr2ogr"):
+        path, left = data / "labels.geojson", data / "left.geojson"
+        where = "kind IN ('building', 'road')"
+        subprocess.run(["ogr2ogr", "-where", where, str(left), str(path)], check=True)
+        assert len(json.loads(left.read_text())["features"]) == 1
+
+
+def test_rasters_of_an_unknown_kind_are_called_rasters(tmp_path):
+    write(tmp_path / "1.tif", image_of(1), HERE)
+    write(tmp_path / "1.bmp", things(1)[0], driver="BMP")
+    words = r"1.bmp is a raster, .* end in .*\.png, .*gdal_translate '1.bmp' '1.png'"
+    with pytest.raises(DataError, match=words):
+        check_scenes(find_scenes(tmp_path, "{id}.tif", "{id}.bmp"))

@@ -852,6 +852,35 @@ def test_zeros_that_are_data_are_drawn(tmp_path):
     assert np.array_equal(drawn[2], drawn[0][..., ::-1])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float32", -9999), ("uint16", 65535), ("int16", -32768)]
+)
+def test_a_fill_value_that_nobody_declared_is_named(tmp_path, dtype, value, capsys):
+    pixels = np.random.default_rng(0).integers(20, 2000, (3, 210, 210)).astype(dtype)
+    pixels[1:, :, :10] = value
+    scenes.percentiles([write_image(tmp_path / "f.tif", pixels)], 1, 99)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and f"scenes hold {value} in " in told[0]
+    assert "(band 2, 3)" in told[0]
+    assert f"gdal_edit.py -a_nodata {value} " in told[0]
+    pixels[:, :, :10] = value
+    scene = write_image(tmp_path / "d.tif", pixels, nodata=value)
+    scenes.percentiles([scene], 1, 99)
+    assert not capsys.readouterr().err
+
+
+def test_saturated_images_hold_no_fill_values(tmp_path, few, capsys):
+    rng = np.random.default_rng(0)
+    dark = (rng.gamma(1.5, 30, (3, 300, 300)) - 20).clip(0, 255)
+    dark[0, :9], dark[1, :9] = 255, 0
+    parts = {"both.tif": dark, "mask.tif": 255.0 * (dark > 60), "sea.tif": dark * 9}
+    for name, pixels in parts.items():
+        kind = np.uint16 if name == "sea.tif" else np.uint8
+        scenes.percentiles([write_image(tmp_path / name, pixels.astype(kind))])
+    scenes.percentiles(find_scenes(few / "train"), 1, 99)
+    assert not capsys.readouterr().err
+
+
 def test_percentiles_refuse_nonsense(tmp_path, few):
     scene = write_image(tmp_path / "z.tif", np.zeros((1, 50, 50), np.uint16))
     with pytest.raises(ValueError, match="holds data"):

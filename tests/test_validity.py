@@ -600,3 +600,43 @@ def test_real_tiles_with_alpha(shared_data):
                 assert ("alpha in band 4" in note) == clear.any()
                 seen += clear.any()
     assert seen
+
+
+@pytest.mark.slow
+def test_a_band_that_holds_the_declared_value_stays_where_others_hold_data(tmp_path):
+    "In training with plain Raster Vision and here, and in prediction: nodata 255, bright roofs."
+    from rastervision.core.box import Box
+    from rastervision.pipeline.file_system import get_tmp_dir
+
+    from rvtutorial.data.synthetic import make_sample_scenes
+    from rvtutorial.engine.mapfiles import Raster
+    from rvtutorial.engine.reading import build_scene
+
+    data = make_sample_scenes(tmp_path / "d", n_train=2, n_val=1, n_test=0, size=200)
+    for path in sorted(data.rglob("*.tif")):
+        with rasterio.open(path) as file:
+            pixels, profile = file.read().clip(1, 250), file.profile
+        pixels[0, 50:70, 50:70] = 255
+        pixels[:2, 80:90, 80:90] = 255
+        pixels[:, :, 150:] = 255
+        with rasterio.open(path, "w", **profile | dict(nodata=255)) as file:
+            file.write(pixels)
+    cfg = configured(data, tmp_path / "run")
+    for scene in cfg.dataset.all_scenes:
+        scene.label_store = None
+        path = next(data.rglob(f"*img{scene.id}.tif"))
+        with rasterio.open(path) as file:
+            wanted = file.read().transpose(1, 2, 0)
+        wanted[:, 150:] = 0
+        box = Box(0, 0, 200, 200)
+        with get_tmp_dir() as tmp:
+            stock = scene.build(cfg.dataset.class_config, tmp).raster_source
+            ours = build_scene(scene, cfg.dataset.class_config, tmp).raster_source
+            for source in (stock, ours):
+                assert (source.get_chip(box) == wanted).all()
+            hanging = Box(-20, 90, 100, 210)
+            assert (stock.get_chip(hanging) == ours.get_chip(hanging)).all()
+        raster = Raster(path)
+        assert (raster.read(0, 0, 200) == wanted).all()
+        assert not raster.valid(0, 200)[:, 150:].any()
+        raster.close()

@@ -5,6 +5,7 @@ cannot be trained on is refused with a reason before anything is written.
 """
 
 import bisect
+import difflib
 import hashlib
 import json
 import shutil
@@ -20,9 +21,11 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.features import geometry_mask, shapes
 from rasterio.warp import transform_geom
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from rvtutorial import scenes
 from rvtutorial.core.files import atomic_path
@@ -30,7 +33,8 @@ from rvtutorial.core.hyperparams import MIDDLING
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.data.label_values import Meaning
-from rvtutorial.data.labels import image_info, is_raster, open_image, read_shapes
+from rvtutorial.data.labels import RESTS, image_info, is_raster, open_image
+from rvtutorial.data.labels import read_shapes, values_without_area
 from rvtutorial.data.validity import Validity, check_zeros
 from rvtutorial.runs import Hyperparams, Run, Workspace
 
@@ -147,30 +151,69 @@ def _band_order(bands, infos):
 def _by_chance(data, image_pattern, label_pattern):
     """The splits of a folder; without train/ a sixth of its scenes tells when to stop.
 
-    Parts of one tile, where the pattern has such, stay together. No test is set aside.
+    Parts of one tile, where the pattern has such, and scenes that share ground stay
+    together, where that leaves a choice. No test is set aside.
     """
     folder = Path(data)
     if not folder.is_dir() or (folder / "train").is_dir():
         return scenes.find_splits(data, image_pattern, label_pattern)
     found = scenes.find_scenes(folder, image_pattern, label_pattern)
-    tiles = [*{name: None for scene in found for name in scene.parts}]
-    by = tiles[0] if len(tiles) > 1 else None
-    groups = {scene.parts[by] for scene in found} if by else found
-    if by and len(groups) < 3:
-        by, groups = None, found
-    if len(groups) < 2:
+    if len(found) < 2:
         raise ValueError(
             f"{folder} has one scene, and training needs a second one to tell when to "
             "stop: scenes.split_by_area(image, labels, 'quarters', 'areas') makes four of it"
         )
-    splits = scenes.split_scenes(found, max(1, round(len(groups) / 6)), by=by)
+    groups, many = _groups(found), len(found)
+    small = [some for some in groups if len(some) <= max(1, many / 3)]  # others train
+    order = np.random.default_rng(0).permutation(len(small))
+    order = sorted(order[: max(1, round(len(groups) / 6))])
+    val = [replace(scene, split="val") for i in order for scene in small[i]]
+    aside = {scene.id for scene in val}
+    train = [scene for some in groups for scene in some if scene.id not in aside]
+    train = [replace(scene, split="train") for scene in train]
     say_once(
-        f"{folder} has no folder train/: of its {len(found)} scenes {len(splits['val'])} "
-        f"were set aside by chance to tell when to stop ({', '.join(s.id for s in splits['val'][:5])}"
-        f"{', ...' * (len(splits['val']) > 5)}), the others train, none is a test. "
+        f"{folder} has no folder train/: of its {many} scenes {len(val)} "
+        f"were set aside by chance to tell when to stop ({', '.join(s.id for s in val[:5])}"
+        f"{', ...' * (len(val) > 5)}), the others train, none is a test. "
         f"scenes.split_scenes and scenes.write_table choose otherwise"
     )
-    return splits
+    return {"train": train, "val": val, "test": []}
+
+
+def _groups(found):
+    "Scenes that belong on one side of a split: three groups or more, else each alone."
+    names = [*{name: None for scene in found for name in scene.parts}]
+    at, near, tiles, same = {s.id: i for i, s in enumerate(found)}, [], {}, []
+    with suppress(ValueError, FileNotFoundError):  # which the check of all scenes says
+        alone = {scene.id: [scene] for scene in found}
+        shared = scenes.leaks(scenes.outlines(alone))
+        near = [(at[one], at[other]) for one, _, other, *_ in shared]
+    if len(names) > 1:
+        same = [
+            (tiles.setdefault(s.parts[names[0]], at[s.id]), at[s.id]) for s in found
+        ]
+    for pairs in (near + same, same, near, []):
+        rows, columns = np.array(pairs, int).reshape(-1, 2).T
+        links = np.ones(len(pairs)), (rows, columns)
+        many, group = connected_components(coo_array(links, (len(found),) * 2), False)
+        if many >= 3:
+            break
+    return [
+        [s for s, g in zip(found, group, strict=True) if g == n] for n in range(many)
+    ]
+
+
+def _say_leaks(splits):
+    "Say which scenes of different splits share ground."
+    found = scenes.leaks(scenes.outlines(splits))
+    if found:
+        one, i, other, j, share = max(found, key=lambda pair: pair[-1])
+        say_once(
+            f"{len(found)} pairs of scenes of different splits share ground, most of all "
+            f"{one} {i} and {other} {j} ({share:.0%} of the smaller one): where training "
+            "saw what validation or the test show, scores are memory. Sort scenes that "
+            "overlap into one split, or use scenes.split_by_area"
+        )
 
 
 def _limits_of(scaling, bands):
@@ -286,6 +329,103 @@ def _check_areas(hp, splits) -> list[int]:
     return rooms
 
 
+def _check_polygon_classes(where, every):
+    """ValueError for classes that vector labels cannot fill.
+
+    Polygons without `class_field` are all of one class, and what lies outside polygons is
+    `background`, or `null` where that was asked for.
+    """
+    if not any(s.label is not None and not is_raster(s.label) for s in every):
+        return
+    asked, field, wrong = where["classes"], where.get("class_field"), []
+    asked = asked.split(",") if isinstance(asked, str) else list(asked)
+    found = [name for name in asked if name not in RESTS]
+    low = {name.lower(): name for name in found}
+    near = difflib.get_close_matches("background", low, n=1, cutoff=0.7)
+    if "background" not in asked and near:
+        found.remove(odd := low[near[0]])
+        right = ",".join("background" if name == odd else name for name in asked)
+        wrong += [f"{odd!r} is not 'background', so write classes={right}"]
+    elif "background" not in asked and (len(found) < 2 or "null" not in asked):
+        every = ",".join(found if field else found[:1])
+        text = (
+            f"nothing is said of what lies outside polygons: classes={every},background"
+        )
+        if field and len(found) > 1:
+            text += f", or to leave it out of the loss, classes={every},null"
+        wrong += [text]
+    if len(found) > 1 and not field:
+        wrong += [
+            f"all polygons would be {found[0]}, none {' or '.join(found[1:])}: say which "
+            "attribute holds the class, class_field=NAME"
+        ]
+    if wrong:
+        told = f"classes={','.join(asked)} with polygons as labels"
+        raise ValueError(f"{told}: {'; '.join(wrong)}")
+
+
+def _common_nodata(image):
+    "What several bands of whole numbers declare as nodata, if it is above 0, as text."
+    with open_image(image) as file:
+        values, kinds = {*file.nodatavals}, {*file.dtypes}
+        alone = all(flags == [MaskFlags.nodata] for flags in file.mask_flag_enums)
+    if not alone or len(values) > 1 or len(kinds) > 1:
+        return None  # none is declared, or a mask says more
+    value, whole = values.pop(), np.dtype(kinds.pop()).kind in "iu"
+    return f"{value:.0f}" if whole and value > 0 else None
+
+
+_MENDED = "left out", "repaired", "closed", "outside the image"
+
+
+def _say_mended(where, names, every, table):
+    """Say what was left out of vector labels, or repaired.
+
+    ValueError for a class of which all features are lines and points.
+    """
+    told, flat = {}, False  # (label file, notes): sentence
+    for scene, row in zip(every, table.itertuples(), strict=True):
+        notes = row.notes.split("; ") if row.labels == "vector" else []
+        notes = "; ".join(n for n in notes if any(word in n for word in _MENDED))
+        if notes:
+            told.setdefault((scene.label, notes), f"{Path(scene.label).name}: {notes}")
+        flat |= "without an area" in notes
+    field, layer = where.get("class_field"), where.get("layer")
+    if flat and field:
+        drawn, lines = set(), set()
+        for scene in every:
+            if scene.label is not None and not is_raster(scene.label):
+                info = image_info(scene.image)
+                frame, _ = read_shapes(scene.label, info, layer, scene.shared)
+                drawn |= {*map(str, frame[field])} if len(frame) else set()
+        for label in {s.label for s in every if s.label and not is_raster(s.label)}:
+            lines |= values_without_area(label, field, layer)
+        if lonely := [name for name in names if name in lines - drawn]:
+            raise ValueError(
+                f"all features of {field} {', '.join(lonely)} are lines or points, which "
+                "have no area and label no pixel: buffer them by half their width (QGIS: "
+                "Vector geometry, Buffer; geopandas: frame.buffer(3)), or leave them out"
+            )
+    if told:
+        more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+        say_once(
+            f"labels are not used as they are ({len(told)} files): "
+            f"{'; '.join(list(told.values())[:3])}{more}. rvtutorial check lists all"
+        )
+
+
+def _say_empty(hp, train):
+    "Say that pixels without data train as background, where there are many of them."
+    area = train.height * train.width
+    share = (train.no_data * area).sum() / area.sum()
+    if share >= 0.02 and hp.null == "ignore" and hp.sampling != "labels":
+        say_once(
+            f"{share:.0%} of the pixels of training scenes hold no data and train as what "
+            "their labels say, mostly background: sampling=labels leaves them out of the "
+            "loss"
+        )
+
+
 def _widest_square(inside: np.ndarray) -> int:
     "Side of the largest square of a mask, found by halving; 0 for an empty one."
     sums = np.pad(inside.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -353,6 +493,7 @@ class RunData:
         }
         how |= dict(classes=classes.names[:-1], zeros=zeros)
         every = [scene for some in found.values() for scene in some]
+        _check_polygon_classes(where, every)
         asked = self.bands = _numbered_bands(where.get("bands"), every)
         with tempfile.TemporaryDirectory() as tmp:
             shown = self.shown_as_bands(tmp)  # every image has those bands
@@ -368,6 +509,8 @@ class RunData:
             unlabelled = table[table.labels == "none"]
             if len(unlabelled):
                 raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
+            _say_mended(where, classes.names, every, table)
+            _say_empty(hp, table[table.split == "train"])
             hp.check_scene(int(table.height.min()), int(table.width.min()))
             rooms = [*_check_areas(hp, found), *table.height, *table.width]
             self.room = int(min(rooms))
@@ -386,6 +529,7 @@ class RunData:
                 self.limits = scenes.percentiles(shown["train"], *PERCENTILES, **more)
             else:
                 self.limits = _limits_of(hp.scaling, len(order))
+        _say_leaks(found)
         self.shapes = {
             i: (*info.shape, info.bands - len(info.alphas)) for i, info in infos.items()
         }
@@ -396,30 +540,39 @@ class RunData:
         self,
         folder: str | Path,  # Where views of images are written, if any are needed
     ) -> dict:  # The same splits
-        """Images in which a band that was asked for is a band, also when tagged alpha.
+        """Images that Raster Vision reads as they are meant.
 
-        Raster Vision takes such a tag for a mask. A view is a small VRT file that names the
-        image and leaves the tag out.
+        A band that was asked for is a band, also when tagged alpha, which Raster Vision
+        takes for a mask; and a declared nodata that a camera may measure, such as 255, is
+        none where other bands hold data. A view is a small VRT file that names the image
+        and has other tags.
         """
-        if self.bands is None:
-            return self.splits
 
         def view(scene):
             try:
                 info = image_info(scene.image)
             except (ValueError, FileNotFoundError):
                 return scene  # the check of all scenes says what is wrong with it
-            if not {*info.alphas} & {*_read_bands(self.bands, info.bands, scene.image)}:
+            order, alphas = range(info.bands), {*info.alphas}
+            if self.bands is not None:
+                order = _read_bands(self.bands, info.bands, scene.image)
+            tagged = alphas & {*order} if self.bands is not None else None
+            several = len({*order}) > 1 and (tagged or not alphas)
+            empty = _common_nodata(scene.image) if several else None
+            if not tagged and empty is None:
                 return scene
             out, alpha = Path(folder) / f"{scene.id}.vrt", ColorInterp.alpha
             with atomic_path(out) as partial:
                 rasterio.shutil.copy(scene.image.absolute(), partial, driver="VRT")
                 with rasterio.open(partial, "r+") as file:
-                    kinds = [
-                        ColorInterp.undefined if c == alpha else c
-                        for c in file.colorinterp
-                    ]
-                    file.colorinterp = kinds
+                    if tagged:
+                        file.colorinterp = [
+                            ColorInterp.undefined if c == alpha else c
+                            for c in file.colorinterp
+                        ]
+                    if empty is not None:  # GDAL: no data where all bands say so
+                        file.nodata = None
+                        file.update_tags(NODATA_VALUES=" ".join([empty] * file.count))
             return replace(scene, image=out)
 
         return {
@@ -476,6 +629,7 @@ class RunData:
         "The labels of all scenes as a run uses them."
         made = {}
         for split, some in shown.items():
+            # chips anywhere may hold nothing else, and a loss over no pixel is no number
             needed = split != "train" or hp.sampling == "labels"
             marked = hp.null == "ignore" and needed
             for scene in some:

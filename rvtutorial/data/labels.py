@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FARTHEST', 'RESTS', 'RESERVED', 'ImageInfo', 'named', 'open_image', 'check_raster', 'image_info', 'read_image',
-           'is_raster', 'layer_of', 'read_shapes', 'target_class', 'class_ids', 'building_sizes', 'clean_labels']
+           'is_raster', 'layer_of', 'read_shapes', 'target_class', 'class_ids', 'values_without_area', 'building_sizes',
+           'clean_labels']
 
 # %% ../../nbs/data/labels.ipynb #bc112f79
 import json
@@ -226,7 +227,14 @@ def _why_unreadable(path, err):
         if missing := {".shx", ".dbf"} - beside:
             names = " and ".join(sorted(missing))
             return f"lies without its {names}: copy these as well"
-    return f"is no vector file that GDAL can read ({_reason(err)})"
+    try:
+        open_image(path).close()
+    except ValueError:
+        return f"is no vector file that GDAL can read ({_reason(err)})"
+    return (
+        f"is a raster, and rasters of labels end in {', '.join(sorted(_RASTERS))}: write it "
+        f"as one of these (gdal_translate '{path.name}' '{path.stem}.png')"
+    )
 
 
 def layer_of(
@@ -518,10 +526,25 @@ def class_ids(
     unknown = Counter(repr(v) for v in values if v not in table and str(v) not in table)
     if unknown:
         listed = ", ".join(f"{k} ({n} times)" for k, n in unknown.most_common(8))
+        kept = ", ".join(f"'{name}'" for name in classes if name not in RESTS)
         raise ValueError(
-            f"{path}: {class_field} holds {listed}, and the classes are {list(classes)}"
+            f"{path}: {class_field} holds {listed}, and the classes are {list(classes)}: "
+            "name them in classes=, correct the attribute, or leave those features out, "
+            f'which makes them background (ogr2ogr -where "{class_field} IN ({kept})" '
+            f"OUT.gpkg '{Path(path).name}')"
         )
     return [table[v] if v in table else table[str(v)] for v in values]
+
+
+def values_without_area(
+    path: Path,  # Vector labels
+    class_field: str,  # Attribute that holds the class
+    layer: str | None = None,  # Layer of the file; None: its only one
+) -> set:  # Of texts
+    "What an attribute says of lines and points, which label no pixel."
+    frame, _ = _load(Path(path), layer)
+    flat = shapely.get_dimensions(frame.geometry.to_numpy())
+    return {*map(str, frame[class_field][(flat == 0) | (flat == 1)])}
 
 
 def building_sizes(

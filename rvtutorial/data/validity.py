@@ -96,6 +96,11 @@ def _stands_for(
         return np.zeros(values.shape, bool)
     return values == int(nodata)
 
+
+def _measured(value, pixels):
+    "Whether a camera may measure a declared value: then it takes all bands that declare it."
+    return value == 0 or (value > 0 and pixels.dtype.kind in "iu")
+
 # %% ../../nbs/data/validity.ipynb #676aa29b
 PATCH = 64  # Pixels that hang together; a smaller dark speck is a shadow
 
@@ -233,9 +238,8 @@ class Validity:
         for value, places in self.declared.items():
             some = pixels if len(places) == len(pixels) else pixels[places]
             value = float(value)
-            measured = value == 0 or (value > 0 and pixels.dtype.kind in "iu")
             found = _stands_for(some, value)
-            found = found.all(0) if measured else found.any(0)
+            found = found.all(0) if _measured(value, pixels) else found.any(0)
             yield f"declared nodata {value:g}", found
         if pixels.dtype.kind in "fc":
             yield "not finite", no_numbers(pixels).any(0)
@@ -248,6 +252,20 @@ class Validity:
             yield f"alpha in band {band + 1}", alpha == 0
         if self.zeros == "empty":
             yield "0 in all bands, undeclared", self._large(pixels, window, shape)
+
+    def partly(self, pixels: np.ndarray) -> np.ndarray | None:  # As bool; None: nowhere
+        "Where bands hold a declared value that is data, for other bands hold another."
+        out = None
+        for value, places in self.declared.items():
+            value = float(value)
+            if value == 0 or not _measured(value, pixels):
+                continue
+            found = _stands_for(pixels[places], value)
+            some = found & ~found.all(0)
+            if some.any():
+                out = np.zeros(pixels.shape, bool) if out is None else out
+                out[places] = some
+        return out
 
     def _read(self, bands, window, shape=None):
         "(bands, height, width)"

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
+from pyproj.exceptions import ProjError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.windows import Window
 
 from rvtutorial.engine.learner import INPUTS, FastLearner, quiet
 from rvtutorial.data.validity import colour_bands
-from rvtutorial.data.places import unplaced_allowed
+from rvtutorial.data.places import Grid, unplaced_allowed
 from rvtutorial.core.records import read_json
 
 with quiet():
@@ -232,7 +233,8 @@ class Model:
     ) -> dict | None:  # None where none can be read
         """What images hold before any transformer: dtype, bands, and the range of each band.
 
-        `dtype` is None when scenes differ in it, or the files of a scene.
+        Also `names`, what all scenes call the bands that are read, if they do, and
+        `pixel_m`, the middle of the sizes of their pixels. `dtype` is None when scenes differ in it, or the files of a scene.
         `low` and `high` hold, for each band that is read, the least and the largest 2 % and
         98 % quantile of a scene.
         """
@@ -240,9 +242,13 @@ class Model:
         found = [one for one in map(_values_of, chosen) if one]
         if not found:
             return None
-        dtypes, counts, ranges = zip(*found, strict=True)
+        dtypes, counts, ranges, names, sizes = zip(*found, strict=True)
         one = dtypes[0] if len(set(dtypes)) == 1 else None
         about = {"dtype": one, "bands": counts[0]}
+        if names[0] and len({*names}) == 1:
+            about["names"] = list(names[0])
+        if placed := [size for size in sizes if np.isfinite(size)]:
+            about["pixel_m"] = round(float(np.median(placed)), 4)
         seen = np.array([r for r in ranges if r is not None and len(r) == counts[0]])
         if len(seen):  # (scenes, bands, low and high)
             about["low"], about["high"] = (
@@ -251,10 +257,43 @@ class Model:
             )
         return about
 
+    def named_bands(
+        self,
+        image: str,  # A path or URI
+    ) -> list[int] | None:  # Counted from 0; None: image or model does not name them
+        "Where an image has the bands that the network was trained on, by their names."
+        names = (self.inputs or {}).get("names")
+        if not names:
+            return None
+        try:
+            with unplaced_allowed(), rasterio.open(image) as file:
+                there = [(text or "").strip().lower() for text in file.descriptions]
+        except RasterioError:
+            return None  # whoever maps it says what is wrong
+        known = all(there.count(name) == 1 for name in names)
+        return [there.index(name) for name in names] if known else None
+
+    def other_sizes(
+        self,
+        images: Iterable[str],  # Paths or URIs
+    ) -> list[str]:  # One line for each
+        "Images whose pixels are more than 1.5 times larger or smaller than in training."
+        trained, found = (self.inputs or {}).get("pixel_m"), []
+        for uri in images if trained else ():
+            try:
+                with unplaced_allowed(), rasterio.open(uri) as file:
+                    size = _pixel_size(file)
+            except RasterioError:
+                continue  # whoever maps it says what is wrong
+            if not 1 / UNLIKE <= size / trained <= UNLIKE and np.isfinite(size):
+                found.append(f"{uri}: {size:.3g} m, in training {trained:.3g} m")
+        return found
+
     def odd_ranges(
         self,
         images: Iterable[str],  # Paths or URIs
         bands: list[int] | None,  # That are read, counted from 0; None: all colours
+        named: bool = True,  # Unless an image names those of the training
     ) -> list[str]:  # One line for each that looks otherwise
         "Images whose values lie far from those that the network was trained on."
         if "high" not in self.inputs:
@@ -264,7 +303,8 @@ class Model:
         for uri in images:
             try:
                 with unplaced_allowed(), rasterio.open(uri) as file:
-                    chosen = colour_bands(file) if bands is None else bands
+                    chosen = (self.named_bands(uri) if named else None) or bands
+                    chosen = colour_bands(file) if chosen is None else chosen
                     known = self.inputs["dtype"]  # None: training images differ in it
                     if known and any(file.dtypes[i] != known for i in chosen):
                         continue  # refused for its type
@@ -441,12 +481,24 @@ def _paths(config):
 
 SCENES = 8  # as many training scenes are looked at
 MOST = 4.0  # times brighter or darker than any training scene: worth a warning
+UNLIKE = 1.5  # times larger or smaller pixels: worth one, too
+
+
+def _pixel_size(file):
+    "Metres along a side of a pixel; nan without a place."
+    try:
+        return float(np.mean(Grid(file.crs, file.transform, file.shape).pixel_size()))
+    except (ProjError, CRSError):
+        return float("nan")
 
 
 def _values_of(config):
-    "dtype (None: several), number of bands and their ranges of a source; None: unreadable."
+    """dtype (None: several), number of bands, their ranges, names and the size of pixels.
+
+    Of a source; None: unreadable. Of several files, bands have no names.
+    """
     parts = getattr(config, "raster_sources", [config])
-    kinds, ranges = [], []
+    kinds, ranges, names, sizes = [], [], [], []
     for part in parts:
         order, paths = part.channel_order, _paths(part)
         if not paths:
@@ -456,10 +508,14 @@ def _values_of(config):
                 bands = colour_bands(file) if order is None else order
                 kinds += [file.dtypes[i] for i in bands]
                 ranges.append(_value_ranges(file, bands))
+                names += [(file.descriptions[i] or "").strip().lower() for i in bands]
+                sizes.append(_pixel_size(file))
         except (RasterioError, IndexError):
             return None
     whole = None if any(r is None for r in ranges) else np.concatenate(ranges)
-    return kinds[0] if len(set(kinds)) == 1 else None, len(kinds), whole
+    told = len(parts) == 1 and all(names) and len({*names}) == len(names)
+    one = kinds[0] if len(set(kinds)) == 1 else None
+    return one, len(kinds), whole, tuple(names) if told else (), sizes[0]
 
 
 def _value_ranges(file, bands, places=4, size=128) -> np.ndarray | None:

@@ -387,7 +387,7 @@ class Raster:
                 self.file = None
 
     def read(self, y: int, x: int, size: int) -> np.ndarray:  # (size, size, bands)
-        "A square chip; zero outside the image and in bands that have no data there."
+        "A square chip; zero outside the image and where there is no data."
         with self.lock:
             file = self._opened()
             window, place = self._inside(y, x, size, size)
@@ -396,6 +396,10 @@ class Raster:
                 numbers = [i + 1 for i in self.bands]
                 found = file.read(numbers, window=window, masked=self.masked)
                 chip[place] = np.ma.filled(found, 0)
+                pixels = np.ma.getdata(found)
+                data = self.validity.partly(pixels) if self.validity.declared else None
+                if data is not None:  # such as a roof that saturates one band at 255
+                    chip[place][data] = pixels[data]
         chip = np.ascontiguousarray(chip.transpose(1, 2, 0))
         chip = self.prepare(chip) if self.prepare else chip
         if chip.dtype.kind in "fc":  # what the transformers of the model have left

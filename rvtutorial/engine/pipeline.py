@@ -1121,7 +1121,7 @@ def predict(
     stride: int | None = None,  # None: half a chip (whole squares of networks that score
     # these); for mean and votes as the run
     crop_sz: int | None = None,  # Pixels discarded along each edge; None: likewise
-    bands: list[int] | None = None,  # Counted from 0; None: as the run reads them
+    bands: list[int] | None = None,  # Counted from 0; None: by name, else as the run
     scores: str | None = None,  # Also scores.tif: float32, float16 or uint8
     polygons: bool = True,  # Also polygons.gpkg
     batch_sz: int | None = None,  # Chips that are predicted together
@@ -1136,9 +1136,11 @@ def predict(
     """Map new images; memory grows with the width of an image, not with its height.
 
     Which bands the network sees, and through which transformers, is read from the
-    configuration of the model's pipeline, of any version of Raster Vision. With
+    configuration of the model's pipeline, of any version of Raster Vision; an image that
+    describes its bands by the names of the training images is read by name. With
     `blend="mean"` (a run with `smooth_output`) or `"votes"` (one without), labels are
-    those of its `Predictor` wherever there is data. Otherwise no window hangs over an
+    those of its `Predictor` wherever there is data, but for pixels of which some bands
+    hold a declared nodata above 0: it reads these bands as 0. Otherwise no window hangs over an
     image that is large enough, and chips of another `chip_sz` are not resized: things
     have the size that they had in training. Labels are class ids, 255 where the
     image has no data (`Validity.valid`, as `check_scenes` counts it); a chip without any
@@ -1151,8 +1153,8 @@ def predict(
 
     Raises FileNotFoundError when there is no model or no image, ValueError when an image
     does not suit the model, or when code is not trusted, `files.Busy` when another
-    process predicts into the folder `out`; says on standard error when the values of
-    images are far from those of the training.
+    process predicts into the folder `out`; says on standard error when bands, sizes of
+    pixels or values of images are unlike those of the training.
     """
     line = ProgressLine(None, every=10, unit="px", unit_scale=True, form=_MAPPED)
 
@@ -1185,7 +1187,7 @@ def predict(
         null = null if null in names else None
         source |= _decided(model, names, null, thresholds, blend, force)
         half = max(chip // 2 // learner.cell, 1) * learner.cell  # in whole squares
-        _say_what_is_odd(prediction.find_images(images, out), opened, source["bands"])
+        _say_what_is_odd(prediction.find_images(images, out), opened, source)
         with quiet(stdout=False):
             counts = prediction.map_images(
                 images,
@@ -1276,15 +1278,35 @@ def _source_of(model, data, bands) -> dict:
         return {"bands": bands, "channels": data.img_channels}
     known = known or Model.inputs_of([source.config])
     model.inputs = known
+    named = None if bands is not None or source.several else model.named_bands
     prepare = source.prepare(bands)
     bands = source.bands if bands is None else bands
     found = {"bands": bands, "prepare": prepare, "dtype": known and known["dtype"]}
+    found["bands_of"] = named
     count = known["bands"] if known else data.img_channels
     return found | {"channels": count if known or not prepare else None}
 
 
-def _say_what_is_odd(images, model, bands):
-    "Say on standard error which images have values far from those of the training."
+def _say_what_is_odd(images, model, reads):
+    """Say on standard error which images are unlike those of the training.
+
+    In the order of their bands, the size of their pixels, or their values.
+    """
+    bands, named = reads["bands"], reads.get("bands_of")
+    if named:
+        for uri in images.values():
+            own = named(uri)
+            if own and own != (bands or list(range(len(own)))):
+                numbers = ", ".join(str(i + 1) for i in own)
+                names = ", ".join(model.inputs["names"])
+                _say(f"{uri}: its bands {numbers} are read, which it calls {names}")
+    if other := model.other_sizes(images.values()):
+        more = f" (and {len(other) - 3} more)" if len(other) > 3 else ""
+        _say(
+            "pixels have another size than in training, so things look larger or smaller "
+            f"to the network: {'; '.join(other[:3])}{more}. Bring images to the size in "
+            "training (gdalwarp -tr SIZE SIZE, in metres of a projected system)"
+        )
     source = model.source()
     if source is None or source.stretched:
         return
@@ -1294,7 +1316,7 @@ def _say_what_is_odd(images, model, bands):
             "are its images there. Type and range of these images are not compared"
         )
         return
-    odd = model.odd_ranges(images.values(), bands)
+    odd = model.odd_ranges(images.values(), bands, bool(named))
     if odd:
         more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
         _say(

@@ -582,6 +582,8 @@ def map_images(
     crop_sz: int | None = None,  # Pixels discarded along each edge of a prediction
     blend: str = "cosine",  # mean, votes or cosine
     bands: list[int] | None = None,  # What the model sees, counted from 0
+    bands_of: Callable
+    | None = None,  # The same of one image: uri -> bands, None: `bands`
     dtype: str | None = None,  # Type of the pixels that it was trained on
     channels: int | None = None,  # Number of bands that it was trained on
     prepare: Callable | None = None,  # Raster transformers: chip -> chip
@@ -610,7 +612,8 @@ def map_images(
     unwanted = ("background", "null", null_class)
     wanted = [n for n in classes if polygons and n not in unwanted]
     for name, uri in find_images(images, out).items():
-        raster = Raster(uri, bands, prepare=prepare, zeros=check_zeros(zeros))
+        own = (bands_of(uri) if bands_of else None) or bands
+        raster = Raster(uri, own, prepare=prepare, zeros=check_zeros(zeros))
         profile, cache = raster.look(dtype, chip_sz, channels)
         step = stride or max(1, chip_sz // 2)
         plan = _Plan(*raster.shape, chip_sz, step, crop_sz, inside=inside)
