@@ -313,6 +313,15 @@ def test_two_processes_equal_one_with_batches_twice_as_large(data, tmp_path):
     assert near(weights(one), weights(two))
 
 
+def test_a_lone_buffer_lies_in_memory_as_processes_exchange_it():
+    network = torch.nn.Conv2d(3, 2, 1)
+    network.register_buffer("shift", torch.zeros(1, 2, 1, 1))
+    network.to(memory_format=torch.channels_last)
+    assert network.shift.stride() != torch.zeros(1, 2, 1, 1).stride()
+    training.Segmenter(network, ["a", "b"])
+    assert network.shift.stride() == torch.zeros(1, 2, 1, 1).stride()
+
+
 def test_processes_that_fail_say_why(data, tmp_path):
     config = settings(data, tmp_path / "two", epochs=2)
     config.backend.solver.lr = 1e30

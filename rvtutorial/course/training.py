@@ -147,6 +147,8 @@ class Segmenter(L.LightningModule):
         super().__init__()
         classes = list(classes)
         self.save_hyperparameters({"lr": lr, "classes": classes, **(about or {})})
+        for one in network.buffers():  # DDP copies a lone one onto itself, and that
+            one.data = one.clone(memory_format=torch.contiguous_format)  # needs this
         self.network, self.classes, self.ignored = network, classes, ignored
         if loss is None:
             ignore = -100 if ignored is None else ignored
