@@ -686,6 +686,31 @@ def test_classes_that_polygons_cannot_fill(tmp_path, asked, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_of_other_labels_are_refused(tmp_path):
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    numbers = dict(label_values="1:building,0:background")
+    with pytest.raises(
+        ValueError, match="^label_values=.* is for labels that are rasters"
+    ):
+        get_config(tmp_path, data, **ONE_FILE, **numbers)
+    rasters = dict(image_pattern="{id}.tif", label_pattern="{id}_mask.png")
+    for i, image in enumerate(sorted(data.rglob("*.tif"))):
+        write(image.with_name(f"{image.stem}_mask.png"), mask_of(i))
+    for name in ("class_field", "layer"):
+        with pytest.raises(
+            ValueError, match=f"^{name}=kind is for labels that are poly"
+        ):
+            get_config(tmp_path, data, **rasters, **{name: "kind"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_colours_of_classes_that_are_polygons(tmp_path):
+    data = kinds(tmp_path / "d", "road", "building", "road")
+    asked = "building:#FF0000,road:#00FF00,background:#000000"
+    config = get_config(tmp_path, data, **ONE_FILE, classes=asked, class_field="kind")
+    assert config.dataset.class_config.colors[:2] == ["#FF0000", "#00FF00"]
+
+
 def test_outside_polygons_may_be_left_out_when_that_is_asked_for(tmp_path):
     data = kinds(tmp_path / "d", "road", "building", "road")
     asked = dict(classes="building,road,null", class_field="kind")

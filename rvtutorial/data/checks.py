@@ -329,16 +329,26 @@ def _check_areas(hp, splits) -> list[int]:
     return rooms
 
 
-def _check_polygon_classes(where, every):
-    """ValueError for classes that vector labels cannot fill.
+def _check_label_settings(where, every):
+    """ValueError for settings of other labels, and for classes that polygons cannot fill.
 
     Polygons without `class_field` are all of one class, and what lies outside polygons is
     `background`, or `null` where that was asked for.
     """
+    kinds = {is_raster(s.label) for s in every if s.label is not None}
+    idle = {True: ("class_field", "layer"), False: ("label_values",)}
+    for name in idle[kinds.pop()] if len(kinds) == 1 else ():
+        if where.get(name):
+            what = "polygons" if name != "label_values" else "rasters"
+            raise ValueError(
+                f"{name}={where[name]} is for labels that are {what}, and none are: leave "
+                "it out"
+            )
     if not any(s.label is not None and not is_raster(s.label) for s in every):
         return
     asked, field, wrong = where["classes"], where.get("class_field"), []
     asked = asked.split(",") if isinstance(asked, str) else list(asked)
+    asked = [name.partition(":#")[0].strip() for name in asked]  # without colours
     found = [name for name in asked if name not in RESTS]
     low = {name.lower(): name for name in found}
     near = difflib.get_close_matches("background", low, n=1, cutoff=0.7)
@@ -493,7 +503,7 @@ class RunData:
         }
         how |= dict(classes=classes.names[:-1], zeros=zeros)
         every = [scene for some in found.values() for scene in some]
-        _check_polygon_classes(where, every)
+        _check_label_settings(where, every)
         asked = self.bands = _numbered_bands(where.get("bands"), every)
         with tempfile.TemporaryDirectory() as tmp:
             shown = self.shown_as_bands(tmp)  # every image has those bands

@@ -141,7 +141,7 @@ def check_beginning(
     labels = manifest.get("asked", {}).get("labels", {})
     for name in ("classes", "bands"):
         then, now = (
-            [part.strip() for part in str(one or "").split(",")]
+            [part.partition(":#")[0].strip() for part in str(one or "").split(",")]
             for one in (labels.get(name), where.get(name))
         )
         if not labels or then == now:
