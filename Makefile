@@ -1,5 +1,5 @@
 # make run    the eight parts from end to end on sample scenes, results under runs/
-# make test   every check of the project
+# make test   the checks of every change; make slow-test has the long ones
 # make lab    JupyterLab on Part 1, in a work folder of your own
 # Each sets up .venv by itself the first time (about 6.5 GB, a few minutes).
 
@@ -12,7 +12,7 @@ ROOT_OK := $(if $(filter 0,$(shell id -u)),--allow-root)
 # what the notebooks' own tests make lies apart from your runs
 SMOKE := RVTUTORIAL_PRESET=smoke RVTUTORIAL_SITE=local RVTUTORIAL_HOME=$(CURDIR)/build/smoke
 
-.PHONY: run test hpc-test lab bench lint notebooks pytest export format outputs long-outputs \
+.PHONY: run test slow-test hpc-test lab bench lint notebooks pytest export format outputs long-outputs \
 	clean help
 
 help:
@@ -49,8 +49,13 @@ notebooks: $(VENV)/.ready
 
 # two processes of one thread each are quicker than one of two
 WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 pytest: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST) -m "not slow"
+
+# whole trainings, kills, real processes: half an hour of both cores
+slow-test: $(VENV)/.ready
+	$(PYTEST) -m slow
 
 # --- for contributors
 

@@ -26,10 +26,14 @@ def _work():
 
 
 def pace():
-    "How many times longer a fixed piece of work takes now than on a quick machine; 1 or more."
+    """By how much a limit grows: 2 on a quick machine, more on a slow one.
+
+    How many times longer a fixed piece of work takes now than on a quick machine, 1 or
+    more; and twice that, for the pace of a shared machine changes within seconds.
+    """
     took = []
     for _ in range(3):
         begun = time.process_time()
         _work()
         took.append(time.process_time() - begun)
-    return max(1.0, sorted(took)[1] / FAST)
+    return 2 * max(1.0, sorted(took)[1] / FAST)
