@@ -48,7 +48,7 @@ OUR_CODE = {  # SHA-256 of every version of unet, course, encoders and losses in
     "8d3917fad6e64fcce88342ec59a60bbccbe6ebb118361fec16d2f11e9f81fd61",
     "c74339027ee8e8ee55cc14e441c0fb64435f8c898be28155736d2323d06bbd45",
     "90fb906cda0d98bb3f33b8ad588399f11f99358f55b4338fb00c66de457a2f60",
-    "59e516e34fc08a6d3e964a415d5ef5312eef53a70b39c41cb5872ea83c96e095",
+    "44882e80dc70e21ade674075ca82c8c0268017be566611cdf8c1206e6fd80b64",
 }
 
 

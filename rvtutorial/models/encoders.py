@@ -142,10 +142,11 @@ def network(
         if known is None:
             raise
         net = smp.create_model(architecture, name, None, **more)
+        why = (str(err).splitlines() or [type(err).__name__])[0]
         missing = (
-            f"the ImageNet weights of {encoder} could not be fetched "
-            f"({str(err).splitlines()[0]}): try again where there is a network, name a "
-            f"file of them (encoder_weights=), or start without (pretrained=false)"
+            f"the ImageNet weights of {encoder} could not be fetched ({why}): "
+            f"try again where there is a network, name a file of them "
+            f"(encoder_weights=), or start without (pretrained=false)"
         )
     if pretrained and known is None:
         try:
