@@ -7,7 +7,6 @@ __all__ = ['make_classes', 'make_label_raster', 'make_scene', 'make_dataset', 'm
            'make_backend', 'get_config']
 
 # %% ../nbs/06_code_breakdown.ipynb #8fbc61b6
-import re
 import shutil
 from hashlib import sha256
 from math import sqrt
@@ -22,6 +21,7 @@ from .models import losses
 from .data.labels import is_raster, target_class
 from .core.colours import COLOURS
 from .core.files import atomic_path
+from .core.names import read_classes
 from .core.records import read_json
 from .core.renamed import say_once
 from .runs import Hyperparams, Run
@@ -64,36 +64,10 @@ def make_classes(
     names: str
     | list = "building,background",  # Names, or building:#FF0000 with colours
 ) -> ClassConfig:  # With `null` at the end
-    """The classes a pixel can have; the one looked for comes first.
-
-    Raises ValueError for fewer than two, a name twice, `null` before others,
-    and for what is no colour.
-    """
-    names = names.split(",") if isinstance(names, str) else list(names)
-    names = [name.strip() for name in names if name.strip()]
-    pairs = [name.partition(":#") for name in names]
-    for name, mark, digits in pairs:
-        if mark and not re.fullmatch("[0-9A-Fa-f]{6}", digits):
-            raise ValueError(
-                f"the colour of class {name} must be six hexadecimal digits such as "
-                f"#FF0000, got #{digits}"
-            )
-    names = [name.strip() for name, *_ in pairs]
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(
-            f"classes must be two or more different names such as "
-            f"building,background, got {','.join(names)!r}"
-        )
-    if "null" in names[:-1]:
-        raise ValueError(
-            f"null stands for pixels without a label and is the last class, got "
-            f"{','.join(names)}: leave it out, it is added by itself"
-        )
-    colors = [
-        f"#{digits}" if digits else COLOURS[i % len(COLOURS)]
-        for i, (*_, digits) in enumerate(pairs)
-    ]
-    classes = ClassConfig(names=names, colors=colors)
+    "The classes a pixel can have, the one looked for first; ValueError for fewer than two."
+    found = read_classes(names)
+    colors = [c or COLOURS[i % len(COLOURS)] for i, c in enumerate(found.values())]
+    classes = ClassConfig(names=list(found), colors=colors)
     classes.ensure_null_class()
     return classes
 

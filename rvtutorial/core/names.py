@@ -23,6 +23,37 @@ def near_match(
     return f"known are {', '.join(known) or 'none'}"
 
 
+def read_classes(
+    text: str | list,  # Such as building:#FF0000,background, or a list of such names
+) -> dict[str, str | None]:  # Name -> colour, or None
+    """The classes that a text names, in its order, and the colours it gives them.
+
+    Raises ValueError for fewer than two, a name twice, `null` before others, and for what
+    is no colour.
+    """
+    parts = text.split(",") if isinstance(text, str) else list(text)
+    pairs = [part.partition(":#") for part in parts if part.strip()]
+    names = [name.strip() for name, *_ in pairs]
+    for name, (_, mark, digits) in zip(names, pairs, strict=True):
+        if mark and not re.fullmatch("[0-9A-Fa-f]{6}", digits.strip()):
+            raise ValueError(
+                f"the colour of class {name} must be six hexadecimal digits such as "
+                f"#FF0000, got #{digits}"
+            )
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"classes must be two or more different names such as "
+            f"building,background, got {','.join(names)!r}"
+        )
+    if "null" in names[:-1]:
+        raise ValueError(
+            f"null stands for pixels without a label and is the last class, got "
+            f"{','.join(names)}: leave it out, it is added by itself"
+        )
+    colours = [f"#{digits.strip()}" if digits else None for *_, digits in pairs]
+    return dict(zip(names, colours, strict=True))
+
+
 def natural_key(text) -> list:
     "Sort key that puts img9 before img10."
     parts = re.split(r"(\d+)", str(text))

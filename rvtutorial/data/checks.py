@@ -30,6 +30,7 @@ from scipy.sparse.csgraph import connected_components
 from rvtutorial import scenes
 from rvtutorial.core.files import atomic_path
 from rvtutorial.core.hyperparams import MIDDLING
+from rvtutorial.core.names import read_classes
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.data.label_values import Meaning
@@ -346,9 +347,11 @@ def _check_label_settings(where, every):
             )
     if not any(s.label is not None and not is_raster(s.label) for s in every):
         return
-    asked, field, wrong = where["classes"], where.get("class_field"), []
-    asked = asked.split(",") if isinstance(asked, str) else list(asked)
-    asked = [name.partition(":#")[0].strip() for name in asked]  # without colours
+    asked, field, wrong = (
+        [*read_classes(where["classes"])],
+        where.get("class_field"),
+        [],
+    )
     found = [name for name in asked if name not in RESTS]
     low = {name.lower(): name for name in found}
     near = difflib.get_close_matches("background", low, n=1, cutoff=0.7)

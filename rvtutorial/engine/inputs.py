@@ -33,7 +33,7 @@ from rastervision.core.box import Box
 from torchvision.models import get_model_weights
 
 from rvtutorial.core.hyperparams import NETWORK_OPTIONS
-from rvtutorial.core.names import near_match
+from rvtutorial.core.names import near_match, read_classes
 from rvtutorial.core.records import read_json
 from rvtutorial.core.renamed import say_once
 from rvtutorial.engine.reading import build_scene
@@ -126,6 +126,10 @@ def _check_encoder(hp: Hyperparams) -> Path | None:
     return encoders.weights_file(hp.encoder, hp.encoder_weights)
 
 
+def _listed(bands) -> list[str]:
+    return [part.strip() for part in str(bands).split(",")]
+
+
 def check_beginning(
     hp: Hyperparams,  # init_weights
     where: dict,  # classes, bands: what is trained now
@@ -139,10 +143,9 @@ def check_beginning(
         return
     manifest = read_json(Path(hp.init_weights) / "run.json", {})
     labels = manifest.get("asked", {}).get("labels", {})
-    for name in ("classes", "bands"):
+    for name, read in (("classes", read_classes), ("bands", _listed)):
         then, now = (
-            [part.partition(":#")[0].strip() for part in str(one or "").split(",")]
-            for one in (labels.get(name), where.get(name))
+            [*read(one[name])] if one.get(name) else [] for one in (labels, where)
         )
         if not labels or then == now:
             continue
