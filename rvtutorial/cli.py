@@ -295,10 +295,11 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
 @_choice("--only", words="data site", help="Leave out the other.")
 def _check_command(data, preset, site, classes, only, **how):
     "Check a data set (a folder or a table of scenes) and what the jobs of a site need."
+    from rvtutorial.core.names import read_classes
     from rvtutorial.hpc.sites import Site, check_site
 
     how = {name: given for name, given in how.items() if given}
-    how |= {"classes": classes.split(",")} if classes else {}
+    how |= {"classes": [*read_classes(classes)]} if classes else {}
     names = ("image_pattern", "label_pattern")
     pattern = {name: how.pop(name) for name in names if name in how}
     doc, lines = {"ok": True, "problems": []}, []
