@@ -212,9 +212,18 @@ def plot_metrics(
                 f"{name} is a folder of labels: nothing was trained, so it has no curves"
             )
         logs[name] = run.log()
+    known = [log for log in logs.values() if len(log)]
+    if not known:
+        raise ValueError(f"no epoch has ended yet in {', '.join(runs)}")
+    logs = {  # a run that has only begun gets a line without points
+        f"{name}{'' if len(log) else ' (no epoch yet)'}": log
+        if len(log)
+        else known[0][:0]
+        for name, log in logs.items()
+    }
     if not columns:  # both losses, and the F1 of the first class to be found
         rest = ("avg_f1", "background_f1", "null_f1")
-        f1 = [c for c in next(iter(logs.values())) if c.endswith("_f1")]
+        f1 = [c for c in known[0] if c.endswith("_f1")]
         f1 = [column for column in f1 if column not in rest] or ["avg_f1"]
         columns = ["train_loss", "val_loss", f1[0]]
     size, n = (3.7 * len(columns) + 0.2, 3.3), len(columns)

@@ -7,6 +7,8 @@ import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
+from rvtutorial.core.files import atomic_path
+
 # peak memory in MB of a process itself; ru_maxrss would be its parent's at first
 PEAK = "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024"
 
@@ -129,8 +131,8 @@ def write_log(path, epochs, f1=0.8):
             *(3 * [0.0]),
         ]
         lines.append(",".join(map(str, [epoch, *numbers, "0:00:01"])))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("\n".join(lines) + "\n")
+    with atomic_path(path) as partial:  # others may be reading it
+        partial.write_text("\n".join(lines) + "\n")
 
 
 def fake_run(

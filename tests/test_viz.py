@@ -474,6 +474,19 @@ def test_curves_of_other_columns_and_a_file_being_written(made, tmp_path):
     )
 
 
+@pytest.mark.parametrize("text", ["", "epoch,train", "epoch,train_loss,val_loss\n"])
+def test_curves_of_a_run_that_has_only_begun(made, tmp_path, text):
+    log = tmp_path / "new" / "train" / "log.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text(text)
+    with pytest.raises(ValueError, match="no epoch has ended yet in new"):
+        viz.plot_metrics(tmp_path / "new")
+    fig = viz.plot_metrics([tmp_path / "new", made / "a"])
+    lines = fig.axes[0].get_lines()
+    assert [len(line.get_xdata()) for line in lines] == [0, 3]
+    assert "new (no epoch yet)\na" in texts(fig)
+
+
 def test_leaderboard_is_sorted_with_its_split(made):
     board = viz.leaderboard({"far": made / "b", "near": made / "a"})
     assert list(board.index) == ["near", "far"]
