@@ -238,19 +238,26 @@ LABELS = {
 }
 
 
+def splits_of(fold):
+    "The scenes of a fold by split; every sixth training scene is for validation."
+    from rvtutorial.scenes import Scene
+
+    splits = {"train": [], "val": [], "test": []}
+    for split, some in (("train", fold["train"]), ("test", fold["test"])):
+        for number, s in enumerate(some):
+            of = "val" if split == "train" and number % 6 == 3 else split
+            made = Scene(s["id"], s["image"], s["label"], of, parts=s.get("parts", {}))
+            splits[of].append(made)
+    return splits
+
+
 def own(fold, classes, seed, seconds, name, folder, **changes):
     "The preset for one's own data, untouched; every sixth training scene tells when to stop."
     from rvtutorial import engine, scenes
     from rvtutorial.config import get_config
 
-    run, splits = folder / "run", {"train": [], "val": [], "test": []}
+    run, splits = folder / "run", splits_of(fold)
     shutil.rmtree(folder, ignore_errors=True)
-    for split, some in (("train", fold["train"]), ("test", fold["test"])):
-        for number, s in enumerate(some):
-            of = "val" if split == "train" and number % 6 == 3 else split
-            parts = s.get("parts", {})
-            made = scenes.Scene(s["id"], s["image"], s["label"], of, parts=parts)
-            splits[of].append(made)
     if name == "kampala":
         splits = {n: scenes.place_tiles(x, folder / n) for n, x in splits.items()}
     table = scenes.write_table(splits, folder / "scenes.csv")
