@@ -39,7 +39,7 @@ RULES = {
     ),
     "weights": _Rule(
         "loose weights beside the bundles", "both bundles hold the model",
-        ("train/last-model.pth", "train/best-model.pth"),
+        ("train/last-model.pth", "train/best-model.pth", "train/last.pt", "train/best.pt"),
     ),
     "tensorboard": _Rule(
         "TensorBoard's files", "train/log.csv has the numbers",

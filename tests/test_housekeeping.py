@@ -67,6 +67,7 @@ STAYS = [
 GOES = {
     "checkpoint.pt": "checkpoints", "train/checkpoints/model-ckpt-epoch-3.pth": "checkpoints",
     "train/last-model.pth": "weights", "train/best-model.pth": "weights",
+    "train/last.pt": "weights", "train/best.pt": "weights",
     "train/tb-logs/events.out.1": "tensorboard", "train/tb-logs/x/events.out.2": "tensorboard",
     "notebook.attempt1.ipynb": "attempts",
     ".0123abcd.checkpoint.pt": "partials", "predict/9/.0123abcd.labels.tif": "partials",
@@ -142,8 +143,8 @@ def test_one_file_with_two_names_is_counted_once(tmp_path):
     (run / "train/last-model.pth").unlink()
     os.link(run / "train/best-model.pth", run / "train/last-model.pth")
     before, plan = bytes_below(run), look([run], ["weights"])
-    assert [item.size for item in plan.found] == [1000, 0]
-    assert plan.clean().size == before - bytes_below(run) == 1000
+    assert [item.size for item in plan.found] == [1000, 0, 1000, 1000]
+    assert plan.clean().size == before - bytes_below(run) == 3000
     os.link(run / "checkpoint.pt", tmp_path / "elsewhere")
     assert [i.path.parent.name for i in look([run], ["checkpoints"]).found] == [
         "checkpoints"
@@ -499,7 +500,7 @@ def test_the_table_has_a_row_for_each_rule(tmp_path):
     make_run(tmp_path / "a")
     rows = {row["rule"]: row for row in look([tmp_path]).rows()}
     assert list(rows) == [name for name in RULES if name != "scores"]
-    assert rows["weights"]["files"] == 2 and rows["weights"]["bytes"] == 2000
+    assert rows["weights"]["files"] == 4 and rows["weights"]["bytes"] == 4000
     assert json.dumps(list(rows.values()))
 
 

@@ -34,7 +34,10 @@ from rvtutorial.engine.learner import (
     FastLearner,
     Interrupted,
     Options,
+    Varied,
+    _blurred,
     _jittered,
+    _noisy,
     _precision_of,
     _prepared,
     _random_state,
@@ -222,11 +225,44 @@ def test_light_and_contrast_vary_within_bounds():
     assert light.mean().abs() < 0.03 and (gain.mean() - 1).abs() < 0.02
 
 
-def test_a_training_with_jitter_sees_other_chips(zoo, tmp_path):
+def test_noise_comes_to_half_of_the_chips():
+    torch.manual_seed(0)
+    x = torch.rand(400, 2, 16, 16)
+    more = _noisy(x, 0.3) - x
+    hit = (more != 0).flatten(1).any(1)
+    assert 160 < hit.sum() < 240 and (more[hit] != 0).all()
+    assert more[hit].std().item() == pytest.approx(0.3 * x.std().item(), rel=0.02)
+    assert more.mean().abs() < 1e-3
+
+
+def test_blur_comes_to_half_of_the_chips_and_keeps_the_light():
+    torch.manual_seed(0)
+    x = torch.rand(200, 2, 24, 24)
+    out = _blurred(x, 2.0)
+    hit = (out != x).flatten(1).any(1)
+    assert 75 < hit.sum() < 125
+    left = out[hit].std((2, 3)) / x[hit].std((2, 3))
+    assert left.max() <= 1.001 and left.min() < 0.3 and left.mean() < 0.7
+    assert (out.mean((2, 3)) - x.mean((2, 3))).abs().max() < 0.03
+    edge = torch.zeros(1, 1, 64, 64)
+    edge[..., 32:] = 1
+    torch.manual_seed(3)  # one chip, which is chosen
+    while (soft := _blurred(edge, 3.0)).equal(edge):
+        pass
+    assert soft[0, 0, 5].diff().ge(-1e-6).all() and soft[0, 0, 5, 31] < 0.5
+
+
+def test_the_smallest_chip_takes_the_widest_blur():
+    torch.manual_seed(1)
+    assert _blurred(torch.rand(8, 3, 16, 16), 5.0).isfinite().all()
+
+
+@pytest.mark.parametrize("varied", [Varied(0.3), Varied(noise=0.2), Varied(blur=2)])
+def test_a_training_that_varies_chips_sees_other_ones(zoo, tmp_path, varied):
     cfg = settings(zoo, tmp_path)
     losses = []
-    for jitter in (0.0, 0.3, 0.3):
-        one = build(cfg, jitter=jitter)
+    for how in (Varied(), varied, varied):
+        one = build(cfg, varied=how)
         batch = next(iter(one.train_dl))
         one.model.eval()
         with torch.inference_mode():

@@ -192,7 +192,7 @@ def test_what_may_surprise_is_said():
 @pytest.mark.parametrize(
     "values, words",
     [
-        (dict(preset="own", optimizer="adam", weight_decay=0.1), "optimizer=adamw"),
+        (dict(preset="own", optimizer="adam", weight_decay=0.1), "adamw or sgd"),
         (dict(preset="sample", encoder_lr=0.5), "model unet has no encoder"),
         (dict(preset="sample", freeze_epochs=2), "model unet has no encoder"),
         (dict(preset="sample", encoder_weights="a.pth"), "there is no encoder"),
@@ -249,7 +249,7 @@ def values_of(name):
         return st.sampled_from(["mine.py", "none", None])
     if name in ("encoder", "encoder_weights"):
         return st.sampled_from(["resnet18", "Efficientnet-Lite0 ", "none", None])
-    floats = ("lr", "weight_decay", "encoder_lr", "jitter")
+    floats = ("lr", "weight_decay", "encoder_lr", "jitter", "noise", "blur")
     numbers = st.floats if name in floats else st.integers
     low, high = (next(iter(asdict(limit).values())) for limit in field.metadata)
     return numbers(low, high) | (st.none() if kinds else st.nothing())

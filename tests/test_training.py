@@ -164,11 +164,12 @@ def test_the_loss_is_that_of_the_engine(one_cycle, data, tmp_path):
     assert near(weights(Run(tmp_path / "engine")), weights(Run(tmp_path / "lightning")))
 
 
-def test_jitter_is_that_of_the_engine(tmp_path, monkeypatch):
+def test_light_and_sharpness_vary_as_in_the_engine(tmp_path, monkeypatch):
     monkeypatch.setenv("RVTUTORIAL_HOME", str(tmp_path))  # where scenes are made
     logs = {}
     for name in ("engine", "lightning"):
-        how = dict(preset="smoke", jitter=0.3, precision="float32", checkpoint="last")
+        how = dict(jitter=0.3, noise=0.1, blur=1.5, optimizer="sgd", lr=0.01)
+        how |= dict(preset="smoke", precision="float32", checkpoint="last")
         config = get_config("inprocess", tmp_path / name, **how)
         if name == "engine":
             engine.run(config, ["train"], progress=False)

@@ -319,6 +319,8 @@ BEYOND_STOCK = ("optimizer", "weight_decay", "cosine", "encoder_lr", "freeze_epo
 BEYOND_STOCK += (
     "frozen_layers",
     "jitter",
+    "noise",
+    "blur",
     "sampling",
     "budget",
     "checkpoint",
@@ -457,11 +459,12 @@ class Hyperparams(BaseModel):
     one_cycle: bool = _setting(
         True, "raise lr from a tenth to its peak, and back", "SolverConfig.one_cycle",
     )  # fmt: skip
-    optimizer: Literal["adam", "adamw"] = _setting(
-        "adam", "how a step changes the weights", "no field",
+    optimizer: Literal["adam", "adamw", "sgd"] = _setting(
+        "adam", "how a step changes the weights; sgd: with Nesterov's momentum of 0.9",
+        "no field",
     )  # fmt: skip
     weight_decay: float = _setting(
-        0.0, "share of a weight that adamw takes away, times lr", "no field",
+        0.0, "share of a weight that adamw or sgd takes away, times lr", "no field",
         ge=0, le=1, why="none to all of it",
     )  # fmt: skip
     cosine: bool = _setting(
@@ -502,6 +505,14 @@ class Hyperparams(BaseModel):
     jitter: float = _setting(
         0.0, "by how much light and contrast of training chips vary at random", "no field",
         ge=0, le=1, why="1 takes all contrast away, or doubles it",
+    )  # fmt: skip
+    noise: float = _setting(
+        0.0, "standard deviation of noise on half of the training chips, as a share of "
+        "that of their pixels", "no field", ge=0, le=1, why="at 1 little else is left",
+    )  # fmt: skip
+    blur: float = _setting(
+        0.0, "largest sigma of a Gaussian blur on half of the training chips, in pixels",
+        "no field", ge=0, le=5, why="a wider one leaves no building",
     )  # fmt: skip
     seed: int | None = _setting(
         0, "start of every random sequence; none leaves it to chance", "no field",
@@ -696,8 +707,8 @@ class Hyperparams(BaseModel):
     def unused(self) -> dict[str, str]:
         "Values that have no effect beside the others: name -> why."
         found = {}
-        if self.optimizer != "adamw":
-            found["weight_decay"] = "it belongs to optimizer=adamw"
+        if self.optimizer == "adam":
+            found["weight_decay"] = "it belongs to optimizer=adamw or sgd"
         if not (self.encoder or self.model == "fcn"):
             found["encoder_weights"] = "there is no encoder"
         if not (self.encoder or self.hubconf or self.model in ("deeplabv3", "fcn")):

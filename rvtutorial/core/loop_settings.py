@@ -45,6 +45,9 @@ class LoopSettings(BaseModel):
         description="Weights & Biases: files here, upload at once, or nothing",
     )
     project: str = Field("rvtutorial", description="project of Weights & Biases")
+    entity: str | None = Field(
+        None, description="team or user there; none: the user's default"
+    )
     run_name: str | None = Field(None, description="name there; none: the run's folder")
 
     @classmethod

@@ -230,7 +230,7 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--out", default="predictions", help="where the files go")
     parser.add_argument(
-        "--checkpoint", help="file of weights; none: the run's own maps"
+        "--checkpoint", help="last, best or a file of weights; none: the run's own maps"
     )
     parser.add_argument("--split", default="validation", help="or test")
     words_of = "pixels along a side of a label; none: as the label files say"

@@ -42,9 +42,8 @@ class _Parent:
 def evaluate_tiles(
     run: str | Path | Run,  # A run that has predicted its validation scenes
     out: str | Path = "predictions",  # Files go to a folder of the network's name in it
-    checkpoint: str
-    | Path
-    | None = None,  # Predict with its weights; None: the run's maps
+    # None: the run's maps; "last" or "best": those epochs' weights; or a file of weights
+    checkpoint: str | Path | None = None,
     split: str = "validation",  # Or test
     trust: bool = False,  # With `checkpoint`: run code of others that the run carries
     cell: int | None = None,  # Pixels along a side of a label; None: as label files say
@@ -63,6 +62,8 @@ def evaluate_tiles(
     another run, split or checkpoint.
     """
     run = Run.of(run)
+    if checkpoint in KEPT:
+        checkpoint = run.path / KEPT[checkpoint]
     ids = run.scene_ids(split)
     kinds = maps.Classes(run)
     names, null = kinds.names, kinds.null
@@ -92,6 +93,10 @@ def evaluate_tiles(
     return table
 
 
+KEPT = {
+    "last": "train/last.pt",
+    "best": "train/best.pt",
+}  # by a training with Lightning
 NOTE = "evaluated.json"  # beside the tiles: run, split and checkpoint
 
 

@@ -45,7 +45,14 @@ from ..core.loop_settings import LoopSettings
 from ..core.names import near_match
 from ..core.records import read_json, write_json
 from ..engine.batches import BatchLoader, seed_everything
-from ..engine.learner import Checkpoint, FastLearner, Options, Paused, quiet
+from rvtutorial.engine.learner import (
+    Checkpoint,
+    FastLearner,
+    Options,
+    Paused,
+    Varied,
+    quiet,
+)
 from ..engine.optimizer import Recipe
 from ..metrics.calibration import ScoreTally
 from ..metrics.counting import Counts, confusion
@@ -572,6 +579,7 @@ class LightningLearner(FastLearner):
         settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
         return loggers.WandbLogger(
             name=self.how.run_name or run.name,
+            entity=self.how.entity,
             project=self.how.project,
             save_dir=run,
             offline=self.how.wandb == "offline",
@@ -640,6 +648,10 @@ class LightningLearner(FastLearner):
             self.model, self.options.checkpoint.path, self.network_name
         )
         self.save_weights(self.last_model_weights_path)
+        kept = torch.load(self.options.checkpoint.path, weights_only=True)
+        kept = {k: kept[k] for k in ("epoch", "hyper_parameters", "state_dict")}
+        with atomic_path(self.best_path.with_name("last.pt")) as path:
+            torch.save(kept, path)
         self.epoch = about["epoch"] + 1
         kept = self.best if self.options.keep == "best" and self.best else about
         row = Run(self.folder).log().set_index("epoch").loc[kept["epoch"]]
@@ -753,9 +765,9 @@ def _fit_elsewhere(learner: LightningLearner) -> None:
             f"tasks = {how.processes}"
         )
     names = ["seed", "precision", "keep", "patience", "pause", "monitor", "sampling"]
-    names.append("jitter")
     told = {name: getattr(options, name) for name in names}
     told |= dict(recipe=asdict(options.recipe), progress=options.tell is not None)
+    told |= dict(varied=asdict(options.varied))
     told |= dict(digest=options.checkpoint.digest, how=how.model_dump())
     if options.seed is None:  # all must draw the same chips
         told["seed"] = secrets.randbits(32)
@@ -827,13 +839,14 @@ def _fit_here(train: str | Path) -> None:
     train = Path(train)
     told = read_json(train / "fit.json")
     how, recipe = LoopSettings(**told.pop("how")), Recipe(**told.pop("recipe"))
+    varied = Varied(**told.pop("varied"))
     digest, progress, run = (told.pop(k) for k in ("digest", "progress", "run"))
     number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
     if torch.cuda.is_available() and how.accelerator != "cpu":
         torch.cuda.set_device(number)
     os.environ["RASTERVISION_USE_DDP"] = "NO"  # its own way to use several devices
     cfg = SemanticSegmentationLearnerConfig.from_file(str(train / "fit-config.json"))
-    options = Options(recipe=recipe, **told)
+    options = Options(recipe=recipe, varied=varied, **told)
     options.checkpoint = Checkpoint(Path(run) / "checkpoint.pt", digest)
     if progress and not number:
         options.tell = ProgressLine(cfg.solver.num_epochs)

@@ -49,6 +49,7 @@ OUR_CODE = {  # SHA-256 of every version of unet, course, encoders and losses in
     "c74339027ee8e8ee55cc14e441c0fb64435f8c898be28155736d2323d06bbd45",
     "90fb906cda0d98bb3f33b8ad588399f11f99358f55b4338fb00c66de457a2f60",
     "44882e80dc70e21ade674075ca82c8c0268017be566611cdf8c1206e6fd80b64",
+    "0cbc20224eb0df5509ec8821be7bf08ea5b446725bcba53629ded0736bf96b57",
 }
 
 

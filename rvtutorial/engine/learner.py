@@ -12,6 +12,7 @@ import datetime
 import io
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
 from ..core.progress import ProgressLine
 from rvtutorial.engine.batches import (
@@ -295,6 +297,63 @@ class Checkpoint:
         "When the training is complete."
         self.path.unlink(missing_ok=True)
 
+# %% ../../nbs/engine/learner.ipynb #ff827788
+@dataclass(frozen=True)
+class Varied:
+    "How light and sharpness of training chips vary at random; 0: not at all."
+
+    jitter: float = 0.0  # By how much light and contrast change, as a share
+    noise: float = 0.0  # Standard deviation, as a share of that of the pixels
+    blur: float = 0.0  # Largest sigma, pixels
+
+    @classmethod
+    def of(cls, asked: dict) -> "Varied":  # Hyperparameters of a run
+        return cls(**{k: asked[k] for k in cls.__dataclass_fields__ if k in asked})
+
+    def __call__(
+        self,
+        x: torch.Tensor,  # (n, bands, height, width)
+    ) -> torch.Tensor:  # The same, float32
+        "Other chips; noise and blur come to each of them with a chance of one half."
+        x = _jittered(x, self.jitter) if self.jitter else x
+        x = _blurred(x, self.blur) if self.blur else x
+        return _noisy(x, self.noise) if self.noise else x
+
+
+def _chosen(x: torch.Tensor) -> torch.Tensor:  # (n, 1, 1, 1): 0 or 1
+    return (torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5).to(x.dtype)
+
+
+def _noisy(x: torch.Tensor, share: float) -> torch.Tensor:
+    "Half of the chips with Gaussian noise."
+    return x + share * x.std() * _chosen(x) * torch.randn_like(x)
+
+
+def _blurred(x: torch.Tensor, most: float) -> torch.Tensor:
+    "Half of the chips blurred, each with a sigma of its own from 0 to `most` pixels."
+    sigmas = most * torch.rand(len(x)) * _chosen(x).flatten().cpu()
+    side = 2 * math.ceil(2 * most) + 1  # two sigmas hold 95 %
+    every = [
+        gaussian_blur(chip, side, sigma) if sigma > 0 else chip
+        for chip, sigma in zip(x, sigmas.tolist(), strict=True)
+    ]
+    return torch.stack(every)
+
+
+def _jittered(x: torch.Tensor, share: float) -> torch.Tensor:
+    """Chips with other contrast and brightness, at random; (n, bands, height, width).
+
+    Contrast changes by at most `share`, brightness by as much of two standard deviations
+    of the batch, and both by half of it once more in each band.
+    """
+
+    def drawn():
+        every = torch.rand(x.shape[0], 1, 1, 1, device=x.device)
+        single = torch.rand(*x.shape[:2], 1, 1, device=x.device)
+        return share * ((2 * every - 1) + (single - 0.5))
+
+    return x * (1 + drawn()) + 2 * x.std() * drawn()
+
 # %% ../../nbs/engine/learner.ipynb #f8eff662
 INPUTS = "inputs.json"  # in the bundle of a training, beside learner-config.json
 
@@ -319,7 +378,7 @@ class Options:
     inputs: dict | None = None  # What training images hold: put into the bundle
     recipe: Recipe = field(default_factory=Recipe)  # Optimizer, schedule, encoder
     sampling: str = "random"  # Windows anywhere, or where there are labels
-    jitter: float = 0.0  # By how much light and contrast of training chips vary
+    varied: Varied = Varied()  # How light and sharpness of training chips vary
     meters: dict = field(default_factory=dict)  # Stage -> Meter
 
     def __post_init__(self):
@@ -338,21 +397,6 @@ class Options:
         if best is None:
             return True
         return new < best if self.monitor.endswith("loss") else new > best
-
-# %% ../../nbs/engine/learner.ipynb #ff827788
-def _jittered(x: torch.Tensor, share: float) -> torch.Tensor:
-    """Chips with other contrast and brightness, at random; (n, bands, height, width).
-
-    Contrast changes by at most `share`, brightness by as much of two standard deviations
-    of the batch, and both by half of it once more in each band.
-    """
-
-    def drawn():
-        every = torch.rand(x.shape[0], 1, 1, 1, device=x.device)
-        single = torch.rand(*x.shape[:2], 1, 1, device=x.device)
-        return share * ((2 * every - 1) + (single - 0.5))
-
-    return x * (1 + drawn()) + 2 * x.std() * drawn()
 
 # %% ../../nbs/engine/learner.ipynb #f4d76cb2
 class FastLearner(SemanticSegmentationLearner):
@@ -473,8 +517,8 @@ class FastLearner(SemanticSegmentationLearner):
         return {"train_loss": self.loss(self.forward(self.varied(x)), y)}
 
     def varied(self, x):
-        "Training chips with other light and contrast, if that was asked for."
-        return _jittered(x, self.options.jitter) if self.options.jitter else x
+        "Training chips with other light and sharpness, if that was asked for."
+        return self.options.varied(x)
 
     def validate_step(self, batch, batch_ind):
         x, y = batch

@@ -1,4 +1,4 @@
-"""AdamW, warm-up and cosine, and a slower or frozen encoder: how a pre-trained network is trained on.
+"""AdamW and SGD, warm-up and cosine, and a slower or frozen encoder: how a pre-trained network is trained on.
 
 Raster Vision's solver knows Adam and one schedule; nothing of this has a field there.
 """
@@ -10,14 +10,17 @@ import torch
 
 
 WARM_UP = 0.1  # Share of all steps in which the rate rises
+MOMENTUM = 0.9  # Of sgd, with Nesterov's step: the usual value
 
 
 @dataclass(frozen=True)
 class Recipe:
     "How weights change in a step; the defaults are Raster Vision's."
 
-    optimizer: str = "adam"  # adam or adamw
-    weight_decay: float = 0.0  # Of adamw: share of a weight that goes, times the rate
+    optimizer: str = "adam"  # adam, adamw or sgd
+    weight_decay: float = (
+        0.0  # Not of adam: share of a weight that goes, times the rate
+    )
     cosine: bool = False  # Warm up over a tenth of the steps, then fall along a cosine
     encoder_lr: float = 1.0  # Rate of a pre-trained encoder, as a share of the others'
     freeze_epochs: int = 0  # Epochs in which the encoder stays as it is
@@ -47,6 +50,9 @@ class Recipe:
             groups.append({"params": slow, "lr": lr * self.encoder_lr})
         if self.optimizer == "adam":
             return torch.optim.Adam(groups, fused=True)
+        if self.optimizer == "sgd":
+            how = dict(momentum=MOMENTUM, nesterov=True, fused=True)
+            return torch.optim.SGD(groups, weight_decay=self.weight_decay, **how)
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
 
     @property

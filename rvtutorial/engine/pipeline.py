@@ -53,6 +53,7 @@ from rvtutorial.engine.learner import (
     Interrupted,
     Options,
     Paused,
+    Varied,
     quiet,
 )
 from rvtutorial.engine.reading import build_scene, slow_reason
@@ -960,7 +961,7 @@ def run(
         seed=seed,
         recipe=Recipe.of(asked),
         sampling=asked.get("sampling", "random"),
-        jitter=asked.get("jitter", 0.0),
+        varied=Varied.of(asked),
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
         store=store or _shared_store(),
@@ -1027,7 +1028,8 @@ def _training_digest(cfg, options, how, learner) -> str:
     "16 hex digits of all that decides what a training gives."
     more = [] if options.recipe.is_stock else [options.recipe]
     more += [] if options.sampling == "random" else [options.sampling]
-    more += [options.jitter] if options.jitter else []
+    more += [options.varied.jitter] if options.varied.jitter else []
+    more += [options.varied] if options.varied.noise or options.varied.blur else []
     more += [] if learner is FastLearner else [learner.__name__, learner.settings]
     digest = repr([_fingerprint(cfg, False), options.seed, how, *more]).encode()
     return hashlib.sha256(digest).hexdigest()[:16]

@@ -158,7 +158,9 @@ def network(
         width = net.decoder.blocks[-2].conv2[0].out_channels
         net.segmentation_head = nn.Sequential(
             nn.Conv2d(width, num_classes, 3, padding=1),
-            nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+            # a blur with a sigma of 2.3 pixels of the image: on real imagery as good as
+            # one pass, which is 1.6 pixels, with two thirds of its dots
+            *[nn.AvgPool2d(3, 1, 1, count_include_pad=False) for _ in range(2)],
             nn.Upsample(scale_factor=2, mode="bilinear"),
         )
     made = _Segmenter(net, num_classes, null_id, missing)

@@ -173,11 +173,10 @@ def smp_loop(fold, classes, seed, seconds):
 
     images = [tensor(s["pixels"]) for s in fold["train"]]
     truths = [torch.from_numpy(s["truth"].astype(np.int64)) for s in fold["train"]]
-    areas = np.array([t.numel() for t in truths], float)
 
     def batch(size=192, many=8):
         chips = []
-        for i in rng.choice(len(images), many, p=areas / areas.sum()):
+        for i in rng.choice(len(images), many):
             image, truth = images[i], truths[i]
             top, left = (rng.integers(0, max(n - size, 0) + 1) for n in truth.shape)
             x = image[:, top : top + size, left : left + size]

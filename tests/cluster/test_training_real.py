@@ -5,9 +5,11 @@ import sys
 import numpy as np
 import pytest
 
+from rvtutorial.course import command
 from rvtutorial.hpc.scheduler import SLURM
 from rvtutorial.runs import Run
 from rvtutorial.slurm import Site, submit
+from rvtutorial.sweep import Sweep
 
 ALIKE = {
     "preset": "smoke", "model": "segmentationcnn", "batch_norm": "false",
@@ -41,3 +43,34 @@ def test_two_tasks_equal_one_with_batches_twice_as_large(slurm, partition, workp
     assert np.allclose(one.train_loss, two.train_loss, atol=1e-3)
     assert np.allclose(one.val_loss, two.val_loss, atol=1e-3)
     assert Run(place / "two").manifest["went"]["lightning"]["processes"] == 2
+
+
+SWEEP = """program: train_lightning.ipynb
+method: grid
+metric: {name: macro_iou, goal: maximize}
+parameters:
+  model_type: {values: [SegmentationCNN, UNet]}
+  embedding_size: {value: 8}
+  max_epochs: {value: 2}
+"""
+
+
+def test_a_sweep_of_the_course_is_one_array(slurm, partition, workplace, capsys):
+    pytest.importorskip("lightning")
+    place = workplace / "course"
+    place.mkdir()
+    (place / "sweep.yml").write_text(SWEEP)
+    (place / "site.toml").write_text(
+        f'partition = "{partition}"\naccount = "{slurm.account}"\nmem = "3G"\ncpus = 1\n'
+        f'time = 30\nqueue = "slurm"\npython = "{sys.executable}"\n'
+    )
+    words = ["--sweep_file", str(place / "sweep.yml"), "--preset=smoke", "--wandb=off"]
+    words += ["--site", str(place / "site.toml"), "--output_uri", str(place / "s")]
+    assert command.main(words) == 0
+    assert "macro_iou" in capsys.readouterr().out
+    runs = Sweep(place / "s").runs(finished=True)
+    assert {run.hyperparams["model"] for run in runs.values()} == {
+        "segmentationcnn", "courseunet",
+    }  # fmt: skip
+    attempts = [run.manifest["went"]["attempts"][0]["slurm"] for run in runs.values()]
+    assert len({a["array_job_id"] for a in attempts}) == 1
