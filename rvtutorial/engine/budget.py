@@ -4,6 +4,7 @@ Written by hand: Raster Vision trains for a number of epochs, and a person has a
 """
 
 import dataclasses
+import statistics
 import time
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def epochs_in(
     with quiet():
         learner = FastLearner(learner_cfg, tmp_dir=str(tmp_dir), options=probe)
     start = time.perf_counter() - begun
-    step = _mean(_steps(learner), whole)
-    score = _mean(_scores(learner), whole / 4)
+    step = _usual(_steps(learner), whole)
+    score = _usual(_scores(learner), whole / 4)
     saved = time.perf_counter()
     learner.save_weights(Path(learner_cfg.output_uri, "weights.pth"))
     saved = 4 * (
@@ -60,8 +61,8 @@ def epochs_in(
     return {"epochs": epochs} | {k: round(v, 4) for k, v in measured.items()}
 
 
-def _mean(times, whole):
-    "Mean of the times that come, after the first; until they are enough."
+def _usual(times, whole):
+    "Median of the times that come: the first scenes are read from disk; until they are enough."
     every = []
     for seconds_ in times:
         every.append(seconds_)
@@ -70,7 +71,7 @@ def _mean(times, whole):
         if enough or sum(every) > 4 * SHARE * whole:  # slow steps: a few say enough
             break
     found = every[WARM:] or every[-1:]
-    return sum(found) / max(1, len(found))
+    return statistics.median(found) if found else 0.0
 
 
 def _steps(learner):
