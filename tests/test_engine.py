@@ -496,6 +496,29 @@ def test_raster_visions_own_code_on_request(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_mean_of_the_last_epochs(data, tmp_path):
+    "Of the last third, whether the training was interrupted or not."
+    made = {}
+    for name in ("last", "mean", "paused"):
+        keep = "last" if name == "last" else "mean"
+        cfg = configure(data, tmp_path / name, epochs=5, checkpoint=keep)
+        cfg.backend.save_all_checkpoints = True
+        if name == "paused":
+            pipeline.run(cfg, ["train"], progress=False, pause=4)
+        pipeline.run(cfg, ["train"], progress=False)
+        made[name] = torch.load(tmp_path / name / "train" / "last-model.pth")
+    before = torch.load(tmp_path / "last/train/checkpoints/model-ckpt-epoch-3.pth")
+    for key, found in made["mean"].items():
+        assert torch.equal(found, made["paused"][key])
+        if found.is_floating_point():
+            mean = (before[key] + made["last"][key]) / 2
+            assert torch.allclose(found, mean, atol=1e-6), key
+    assert any(not torch.equal(made["last"][k], v) for k, v in made["mean"].items())
+    with zipfile.ZipFile(tmp_path / "mean/train/model-bundle.zip") as bundle:
+        held = torch.load(io.BytesIO(bundle.read("model.pth")))
+    assert all(torch.equal(held[k], v) for k, v in made["mean"].items())
+
+
 def test_the_best_epoch_and_an_early_end(data, tmp_path):
     run = Run(tmp_path / "run")
     cfg = configure(data, run.path, epochs=9, lr=0.05, checkpoint="best", patience=1)

@@ -28,7 +28,7 @@ PRESETS: dict[str, dict] = {
         "optimizer": "adamw", "lr": 2e-3, "encoder_lr": 0.3, "weight_decay": 0.01,
         "cosine": True, "frozen_layers": 9, "jitter": 0.15,
         "sampling": "labels", "class_weights": "balanced",
-        "checkpoint": "best", "budget": "3 min",
+        "checkpoint": "mean", "budget": "3 min",
     },
 }  # fmt: skip
 
@@ -542,9 +542,9 @@ class Hyperparams(BaseModel):
         "auto", "numbers that convolutions use; auto takes the faster ones",
         "no field",
     )  # fmt: skip
-    checkpoint: Literal["last", "best"] = _setting(
-        "last", "weights that become the model: the last, or the best epoch's",
-        "no field",
+    checkpoint: Literal["last", "best", "mean"] = _setting(
+        "last", "weights that become the model: the last epoch's, the best one's, or the "
+        "mean of the last third", "no field",
     )  # fmt: skip
     patience: int | None = _setting(
         None, "epochs without a lower validation loss before stopping early",

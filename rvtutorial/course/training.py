@@ -899,6 +899,10 @@ def train(
     folder that holds a training of another kind, and for Weights & Biases online where no
     key is known; RuntimeError when one of several processes fails.
     """
+    if checkpoint == "mean":
+        raise ValueError(
+            "checkpoint=mean belongs to the engine's own loop; use last or best here"
+        )
     how, run = LoopSettings.of(**settings), Run(config.root_uri)
     if how.wandb == "online":
         _need_key()

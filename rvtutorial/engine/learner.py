@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.functional import gaussian_blur
 
 from ..core.progress import ProgressLine
@@ -365,7 +366,9 @@ class Options:
     seed: int | None = 0  # None: not seeded
     precision: str = "auto"  # auto, float32 or bfloat16
     onnx: bool = False  # Export to ONNX too
-    keep: str = "last"  # Which weights become the model: last, or best by `monitor`
+    keep: str = (
+        "last"  # Weights that become the model: last, best by `monitor`, or mean
+    )
     patience: int | None = None  # Epochs without a better one before stopping early
     pause: int | None = None  # Epochs after which to leave the rest for another time
     monitor: str = "val_loss"  # A column of the log; losses should fall, scores rise
@@ -382,8 +385,10 @@ class Options:
     meters: dict = field(default_factory=dict)  # Stage -> Meter
 
     def __post_init__(self):
-        if self.keep not in ("last", "best"):
-            raise ValueError(f"checkpoint must be last or best, got {self.keep!r}")
+        if self.keep not in ("last", "best", "mean"):
+            raise ValueError(
+                f"checkpoint must be last, best or mean, got {self.keep!r}"
+            )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be 1 epoch or more, got {self.patience}")
         if self.pause is not None and self.pause < 1:
@@ -412,11 +417,13 @@ class FastLearner(SemanticSegmentationLearner):
     def __init__(self, *args, options: Options | None = None, **kwargs):
         self.options = options or Options()
         self.epoch, self.batch, self.losses, self.best = 0, 0, [], None
-        self.metrics, self.waited_epochs = {}, 0
+        self.metrics, self.waited_epochs, self.mean = {}, 0, None
         if self.options.seed is not None:
             seed_everything(self.options.seed, 0)  # the constructor draws the weights
         super().__init__(*args, **kwargs)
         if self.training:
+            if self.options.keep == "mean":
+                self.mean = AveragedModel(self.model, use_buffers=True)
             self.go_on()
 
     def setup_model(self, *args, **kwargs):
@@ -672,6 +679,8 @@ class FastLearner(SemanticSegmentationLearner):
                     os.replace(last, before)
             self.save_weights(last)
             self.remember_best(metrics)
+        if self.mean and curr_epoch >= self.first_of_mean:
+            self.mean.update_parameters(self.model)
         self.metrics = {k: v for k, v in metrics.items() if not _of_training(k)}
         self.epoch, self.batch, self.losses = curr_epoch + 1, 0, []
         self.save()
@@ -693,6 +702,12 @@ class FastLearner(SemanticSegmentationLearner):
             self.waited_epochs = 0
         else:
             self.waited_epochs += 1
+
+    @property
+    def first_of_mean(self) -> int:
+        "The epoch from which on weights are averaged: the last third."
+        epochs = self.cfg.solver.num_epochs
+        return epochs - max(1, round(epochs / 3))
 
     @property
     def best_weights_path(self):
@@ -723,6 +738,7 @@ class FastLearner(SemanticSegmentationLearner):
         "What has a state of its own."
         every = {"model": self.model, "optimizer": self.opt}
         every |= {"step": self.step_scheduler, "epoch_schedule": self.epoch_scheduler}
+        every |= {"mean": self.mean}
         return {name: part for name, part in every.items() if part is not None}
 
     def save(self):
@@ -775,6 +791,9 @@ class FastLearner(SemanticSegmentationLearner):
         if self.options.keep == "best" and self.best_weights_path.exists():
             _hard_link(self.best_weights_path, self.last_model_weights_path)
             self.load_weights(self.last_model_weights_path)
+        if self.mean and self.mean.n_averaged:  # none: it was stopped before
+            self.model.load_state_dict(self.mean.module.state_dict())
+            self.save_weights(self.last_model_weights_path)
         if not Path(self.last_model_weights_path).exists():
             self.save_weights(self.last_model_weights_path)
         if self.cfg.save_model_bundle:

@@ -919,7 +919,7 @@ def run(
     onnx: bool | None = None,  # Export to ONNX; None: as the run was asked, else not
     engine: str | None = None,  # fast, or stock: all by Raster Vision's own code
     precision: str | None = None,  # auto, float32 or bfloat16
-    checkpoint: str | None = None,  # Which weights become the model: last or best
+    checkpoint: str | None = None,  # Weights that become the model: last, best or mean
     patience: int | None = None,  # Epochs without a better `monitor` before stopping
     monitor: str | None = None,  # A column of the log, val_loss by default
     pause: int | None = None,  # Stop after so many epochs in all, as the state says
