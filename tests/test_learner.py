@@ -499,7 +499,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monke
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="last or best, got 'first'"):
+    with pytest.raises(ValueError, match="last, best or mean, got 'first'"):
         Options(keep="first")
     with pytest.raises(ValueError, match="1 epoch or more, got 0"):
         Options(patience=0)

@@ -507,8 +507,8 @@ class Hyperparams(BaseModel):
         ge=0, le=1, why="1 takes all contrast away, or doubles it",
     )  # fmt: skip
     noise: float = _setting(
-        0.0, "standard deviation of noise on half of the training chips, as a share of "
-        "that of their pixels", "no field", ge=0, le=1, why="at 1 little else is left",
+        0.0, "noise on half of the training chips, as a share of their standard deviation",
+        "no field", ge=0, le=1, why="at 1 little else is left",
     )  # fmt: skip
     blur: float = _setting(
         0.0, "largest sigma of a Gaussian blur on half of the training chips, in pixels",
@@ -544,7 +544,7 @@ class Hyperparams(BaseModel):
     )  # fmt: skip
     checkpoint: Literal["last", "best", "mean"] = _setting(
         "last", "weights that become the model: the last epoch's, the best one's, or the "
-        "mean of the last third", "no field",
+        "mean of the second half", "no field",
     )  # fmt: skip
     patience: int | None = _setting(
         None, "epochs without a lower validation loss before stopping early",

@@ -705,9 +705,8 @@ class FastLearner(SemanticSegmentationLearner):
 
     @property
     def first_of_mean(self) -> int:
-        "The epoch from which on weights are averaged: the last third."
-        epochs = self.cfg.solver.num_epochs
-        return epochs - max(1, round(epochs / 3))
+        "The epoch from which on weights are averaged: the second half."
+        return self.cfg.solver.num_epochs // 2
 
     @property
     def best_weights_path(self):
