@@ -204,7 +204,11 @@ def plot_metrics(
     output_path,  # A run, a list of runs, or a dict name -> run
     columns: Sequence[str] | None = None,  # Of train/log.csv; None: losses and F1
 ):  # Figure with one panel for each column
-    "Draw what training logged; runs may have different numbers of epochs."
+    """Draw what training logged; runs may have different numbers of epochs.
+
+    A run whose first epoch has not ended is in the legend, without a curve. Raises
+    ValueError when that is so of all, and for a column that a log does not have.
+    """
     runs, logs = open_runs(output_path), {}
     for name, run in runs.items():
         if not isinstance(run, Run):

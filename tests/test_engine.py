@@ -495,7 +495,6 @@ def test_raster_visions_own_code_on_request(data, tmp_path):
         pipeline._chosen(run, engine="quick")
 
 
-@pytest.mark.slow
 def test_the_mean_of_the_last_epochs(data, tmp_path):
     "Of the second half, whether the training was interrupted or not."
     made = {}
@@ -519,6 +518,7 @@ def test_the_mean_of_the_last_epochs(data, tmp_path):
     assert all(torch.equal(held[k], v) for k, v in made["mean"].items())
 
 
+@pytest.mark.slow
 def test_the_best_epoch_and_an_early_end(data, tmp_path):
     run = Run(tmp_path / "run")
     cfg = configure(data, run.path, epochs=9, lr=0.05, checkpoint="best", patience=1)

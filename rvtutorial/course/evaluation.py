@@ -42,8 +42,7 @@ class _Parent:
 def evaluate_tiles(
     run: str | Path | Run,  # A run that has predicted its validation scenes
     out: str | Path = "predictions",  # Files go to a folder of the network's name in it
-    # None: the run's maps; "last" or "best": those epochs' weights; or a file of weights
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | None = None,  # last, best or a file; None: the run's maps
     split: str = "validation",  # Or test
     trust: bool = False,  # With `checkpoint`: run code of others that the run carries
     cell: int | None = None,  # Pixels along a side of a label; None: as label files say
@@ -93,10 +92,7 @@ def evaluate_tiles(
     return table
 
 
-KEPT = {
-    "last": "train/last.pt",
-    "best": "train/best.pt",
-}  # by a training with Lightning
+KEPT = {"last": "train/last.pt", "best": "train/best.pt"}  # of a Lightning training
 NOTE = "evaluated.json"  # beside the tiles: run, split and checkpoint
 
 

@@ -1,12 +1,12 @@
-"""The course's networks on real imagery: six classes of Dubai, split by tile, one budget.
+"""The course's networks on real imagery: five classes of Dubai, split by tile, one budget.
 
     python tests/bench/course_dubai.py [--minutes 7] [--data FOLDER] [--out FOLDER]
 
 SegmentationCNN, the course's UNet and FCN-ResNet50 from nothing, and the pre-trained
-encoder of preset="own" train for the same time on Tiles 1, 5 and 6 (every sixth image
-tells which epoch is kept) and are scored on Tiles 4 and 8. Printed are the leaderboard of
+encoder of preset="own" train for the same time on Tiles 1, 5 and 6 (every sixth image is
+for validation) and are scored on Tiles 4 and 8. Printed are the leaderboard of
 the mean IoU of the five classes (the unlabelled one aside) with its intervals over images,
-each network's IoU by class, and the CPU seconds of each training. A run that is there is
+each network's IoU by class, and the CPU minutes of each training. A run that is there is
 not trained again. Bar: 0.55 for the best, at most 15 CPU minutes each.
 """
 
@@ -24,7 +24,7 @@ from rvtutorial.config import get_config
 from rvtutorial.metrics.leaderboard import counts_of, leaderboard
 from rvtutorial.runs import Run
 
-NEW = dict(encoder=None, pretrained=False, encoder_lr=1, frozen_layers=0, lr=1e-3)
+NEW = dict(encoder="none", pretrained=False, encoder_lr=1, frozen_layers=0, lr=1e-3)
 NETWORKS = {
     "pre-trained encoder": {},
     "SegmentationCNN": dict(NEW, model="segmentationcnn", pool_sizes="2,2"),

@@ -251,7 +251,7 @@ def splits_of(fold):
 
 
 def own(fold, classes, seed, seconds, name, folder, **changes):
-    "The preset for one's own data, untouched; every sixth training scene tells when to stop."
+    "The preset for one's own data, untouched; every sixth training scene is for validation."
     from rvtutorial import engine, scenes
     from rvtutorial.config import get_config
 
