@@ -513,6 +513,7 @@ def test_the_mean_of_the_last_epochs(data, tmp_path):
             mean = (before[key] + made["last"][key]) / 2
             assert torch.allclose(found, mean, atol=1e-6), key
     assert any(not torch.equal(made["last"][k], v) for k, v in made["mean"].items())
+    assert Run(tmp_path / "mean").manifest["went"]["training"]["averaged"] == 2
     with zipfile.ZipFile(tmp_path / "mean/train/model-bundle.zip") as bundle:
         held = torch.load(io.BytesIO(bundle.read("model.pth")))
     assert all(torch.equal(held[k], v) for k, v in made["mean"].items())

@@ -34,7 +34,7 @@ from rvtutorial.engine.learner import (
     FastLearner,
     Interrupted,
     Options,
-    Varied,
+    PixelAugmentation,
     _blurred,
     _jittered,
     _noisy,
@@ -257,12 +257,15 @@ def test_the_smallest_chip_takes_the_widest_blur():
     assert _blurred(torch.rand(8, 3, 16, 16), 5.0).isfinite().all()
 
 
-@pytest.mark.parametrize("varied", [Varied(0.3), Varied(noise=0.2), Varied(blur=2)])
-def test_a_training_that_varies_chips_sees_other_ones(zoo, tmp_path, varied):
+@pytest.mark.parametrize(
+    "augmentation",
+    [PixelAugmentation(0.3), PixelAugmentation(noise=0.2), PixelAugmentation(blur=2)],
+)
+def test_a_training_that_varies_chips_sees_other_ones(zoo, tmp_path, augmentation):
     cfg = settings(zoo, tmp_path)
     losses = []
-    for how in (Varied(), varied, varied):
-        one = build(cfg, varied=how)
+    for how in (PixelAugmentation(), augmentation, augmentation):
+        one = build(cfg, augmentation=how)
         batch = next(iter(one.train_dl))
         one.model.eval()
         with torch.inference_mode():

@@ -50,7 +50,7 @@ from rvtutorial.engine.learner import (
     FastLearner,
     Options,
     Paused,
-    Varied,
+    PixelAugmentation,
     quiet,
 )
 from ..engine.optimizer import Recipe
@@ -767,7 +767,7 @@ def _fit_elsewhere(learner: LightningLearner) -> None:
     names = ["seed", "precision", "keep", "patience", "pause", "monitor", "sampling"]
     told = {name: getattr(options, name) for name in names}
     told |= dict(recipe=asdict(options.recipe), progress=options.tell is not None)
-    told |= dict(varied=asdict(options.varied))
+    told |= dict(augmentation=asdict(options.augmentation))
     told |= dict(digest=options.checkpoint.digest, how=how.model_dump())
     if options.seed is None:  # all must draw the same chips
         told["seed"] = secrets.randbits(32)
@@ -839,14 +839,14 @@ def _fit_here(train: str | Path) -> None:
     train = Path(train)
     told = read_json(train / "fit.json")
     how, recipe = LoopSettings(**told.pop("how")), Recipe(**told.pop("recipe"))
-    varied = Varied(**told.pop("varied"))
+    augmentation = PixelAugmentation(**told.pop("augmentation"))
     digest, progress, run = (told.pop(k) for k in ("digest", "progress", "run"))
     number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
     if torch.cuda.is_available() and how.accelerator != "cpu":
         torch.cuda.set_device(number)
     os.environ["RASTERVISION_USE_DDP"] = "NO"  # its own way to use several devices
     cfg = SemanticSegmentationLearnerConfig.from_file(str(train / "fit-config.json"))
-    options = Options(recipe=recipe, varied=varied, **told)
+    options = Options(recipe=recipe, augmentation=augmentation, **told)
     options.checkpoint = Checkpoint(Path(run) / "checkpoint.pt", digest)
     if progress and not number:
         options.tell = ProgressLine(cfg.solver.num_epochs)

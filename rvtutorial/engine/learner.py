@@ -300,7 +300,7 @@ class Checkpoint:
 
 # %% ../../nbs/engine/learner.ipynb #ff827788
 @dataclass(frozen=True)
-class Varied:
+class PixelAugmentation:
     "How light and sharpness of training chips vary at random; 0: not at all."
 
     jitter: float = 0.0  # By how much light and contrast change, as a share
@@ -308,7 +308,7 @@ class Varied:
     blur: float = 0.0  # Largest sigma, pixels
 
     @classmethod
-    def of(cls, asked: dict) -> "Varied":  # Hyperparameters of a run
+    def of(cls, asked: dict) -> "PixelAugmentation":  # Hyperparameters of a run
         return cls(**{k: asked[k] for k in cls.__dataclass_fields__ if k in asked})
 
     def __call__(
@@ -381,7 +381,7 @@ class Options:
     inputs: dict | None = None  # What training images hold: put into the bundle
     recipe: Recipe = field(default_factory=Recipe)  # Optimizer, schedule, encoder
     sampling: str = "random"  # Windows anywhere, or where there are labels
-    varied: Varied = Varied()  # How light and sharpness of training chips vary
+    augmentation: PixelAugmentation = PixelAugmentation()  # Of training chips
     meters: dict = field(default_factory=dict)  # Stage -> Meter
 
     def __post_init__(self):
@@ -525,7 +525,7 @@ class FastLearner(SemanticSegmentationLearner):
 
     def varied(self, x):
         "Training chips with other light and sharpness, if that was asked for."
-        return self.options.varied(x)
+        return self.options.augmentation(x)
 
     def validate_step(self, batch, batch_ind):
         x, y = batch

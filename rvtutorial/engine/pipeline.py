@@ -53,7 +53,7 @@ from rvtutorial.engine.learner import (
     Interrupted,
     Options,
     Paused,
-    Varied,
+    PixelAugmentation,
     quiet,
 )
 from rvtutorial.engine.reading import build_scene, slow_reason
@@ -385,6 +385,12 @@ def _train_stage(work: _Work) -> None:
         learner = work.learner.from_model_bundle(cfg.source_bundle_uri, **more)
     learner.main()
     about = {"best": learner.best, "epochs": learner.epoch, "keep": options.keep}
+    if options.keep == "mean":
+        about["averaged"] = int(learner.mean.n_averaged)
+        if not about["averaged"]:
+            work.out(
+                "train: ended in the first half, so the last epoch's weights are kept"
+            )
     about |= {"precision": str(learner.dtype).removeprefix("torch.")}
     work.folder.update("went", training={**about, "stopped_early": learner.settled})
     size, bands = learner.cfg.data.img_sz, learner.cfg.data.img_channels or 3
@@ -961,7 +967,7 @@ def run(
         seed=seed,
         recipe=Recipe.of(asked),
         sampling=asked.get("sampling", "random"),
-        varied=Varied.of(asked),
+        augmentation=PixelAugmentation.of(asked),
         checkpoint_minutes=checkpoint_minutes,
         compile=compile,
         store=store or _shared_store(),
@@ -1028,8 +1034,9 @@ def _training_digest(cfg, options, how, learner) -> str:
     "16 hex digits of all that decides what a training gives."
     more = [] if options.recipe.is_stock else [options.recipe]
     more += [] if options.sampling == "random" else [options.sampling]
-    more += [options.varied.jitter] if options.varied.jitter else []
-    more += [options.varied] if options.varied.noise or options.varied.blur else []
+    pixels = options.augmentation
+    more += [pixels.jitter] if pixels.jitter else []
+    more += [pixels] if pixels.noise or pixels.blur else []
     more += [] if learner is FastLearner else [learner.__name__, learner.settings]
     digest = repr([_fingerprint(cfg, False), options.seed, how, *more]).encode()
     return hashlib.sha256(digest).hexdigest()[:16]
