@@ -519,6 +519,14 @@ def test_the_mean_of_the_last_epochs(data, tmp_path):
     assert all(torch.equal(held[k], v) for k, v in made["mean"].items())
 
 
+def test_an_early_end_leaves_nothing_to_average(data, tmp_path, capsys):
+    how = dict(epochs=40, lr=0.05, checkpoint="mean", patience=1)
+    pipeline.run(configure(data, tmp_path / "run", **how), ["train"])
+    told = Run(tmp_path / "run").manifest["went"]["training"]
+    assert told["stopped_early"] and told["epochs"] < 20 and told["averaged"] == 0
+    assert "ended in the first half" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_best_epoch_and_an_early_end(data, tmp_path):
     run = Run(tmp_path / "run")

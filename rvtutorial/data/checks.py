@@ -347,11 +347,8 @@ def _check_label_settings(where, every):
             )
     if not any(s.label is not None and not is_raster(s.label) for s in every):
         return
-    asked, field, wrong = (
-        [*read_classes(where["classes"])],
-        where.get("class_field"),
-        [],
-    )
+    asked, wrong = [*read_classes(where["classes"])], []
+    field = where.get("class_field")
     found = [name for name in asked if name not in RESTS]
     low = {name.lower(): name for name in found}
     near = difflib.get_close_matches("background", low, n=1, cutoff=0.7)
