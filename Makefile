@@ -12,8 +12,8 @@ ROOT_OK := $(if $(filter 0,$(shell id -u)),--allow-root)
 # what the notebooks' own tests make lies apart from your runs
 SMOKE := RVTUTORIAL_PRESET=smoke RVTUTORIAL_SITE=local RVTUTORIAL_HOME=$(CURDIR)/build/smoke
 
-.PHONY: run test slow-test hpc-test lab bench lint notebooks pytest export format outputs long-outputs \
-	clean help
+.PHONY: run test slow-test hpc-test lab bench docs lint notebooks pytest export format outputs \
+	long-outputs clean help
 
 help:
 	@sed -n 's/^# //p' Makefile | head -4
@@ -26,6 +26,12 @@ test: lint notebooks pytest
 lab: $(VENV)/.ready
 	@mkdir -p lab && cp -rn nbs/. lab/
 	@cd lab && RVTUTORIAL_HOME=$(CURDIR) ../$(BIN)/jupyter lab $(ROOT_OK) 01_tutorial_setup.ipynb
+
+# the site of lessons and public names, build/site/index.html; nothing is executed
+docs: $(VENV)/.ready
+	@$(BIN)/python docs/site.py build/pages
+	@$(BIN)/sphinx-build -q -W --keep-going -b html -c docs build/pages build/site
+	@echo "build/site/index.html"
 
 # jobs through a real Slurm and a real Apptainer, which it sets up and takes down again;
 # needs root and apt-get, and says so where they are missing

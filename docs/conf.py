@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 
 from fastcore.docments import docments
 
@@ -33,6 +34,7 @@ html_theme_options = {
     "navigation_with_keys": False,
 }
 autodoc_typehints = "none"
+default_role = "code"
 autodoc_member_order = "bysource"
 linkcheck_ignore = [r"http://localhost:.*"]
 
@@ -52,9 +54,7 @@ def show_source(app, docname, source):
         cell["source"] = [line for line in lines if line not in marks]
         cells.append(cell)
     path = docname.removeprefix("nbs/") + ".ipynb"
-    text = (
-        f"[Open this page in your JupyterLab]({LAB}{path}), which `make lab` starts."
-    )
+    text = f"[Open this page in your JupyterLab]({LAB}{path}), which `make lab` starts."
     cells.insert(1, dict(cell_type="markdown", metadata={}, source=text, id="open"))
     source[0] = json.dumps(book | {"cells": cells})
 
@@ -72,7 +72,7 @@ def describe_parameters(app, what, name, thing, options, lines):
     if said:
         lines.append("")
     for key, comment in said:
-        comment = " ".join(comment.split()).replace("*", r"\*")
+        comment = re.sub(r"([*_|`\\])", r"\\\1", " ".join(comment.split()))
         if key in known:
             lines.append(f":param {key}: {comment}")
         elif key == "return":

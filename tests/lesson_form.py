@@ -13,7 +13,18 @@ from pathlib import Path
 
 NBS = Path(__file__).parents[1] / "nbs"
 PARTS = sorted(NBS.glob("0*.ipynb"))
-EVERYDAY = {"account", "attribute", "job", "network", "node", "parameter", "run", "site", "step", "training"}
+EVERYDAY = {
+    "account",
+    "attribute",
+    "job",
+    "network",
+    "node",
+    "parameter",
+    "run",
+    "site",
+    "step",
+    "training",
+}
 STATED = re.compile(r"\| reading \| (\w+) minutes \|")
 ASKED = re.compile(r"\| exercises \| (\d+), about five minutes each \|")
 
@@ -35,7 +46,9 @@ def minutes(part: Path) -> int:
     for kind, text in cells(part):
         if kind == "markdown":
             words += len(re.sub(r"\]\([^)]*\)", "]", text).split())
-        elif "#| hide" not in text and "default_exp" not in text and "= ..." not in text:
+        elif (
+            "#| hide" not in text and "default_exp" not in text and "= ..." not in text
+        ):
             lines += 1
     return max(5, 5 * round((words / 200 + lines / 2) / 5))
 
@@ -55,7 +68,9 @@ def words() -> dict[str, str]:
         case = "" if name[0].isupper() else "(?i:"
         pattern = "|".join(forms) if not case else f"{case}{'|'.join(forms)})"
         if name not in EVERYDAY:
-            found[name.lower().replace(" ", "-")] = rf"(?<!from )\b(?:{pattern})s?\b(?! Vision| job| script)"
+            found[name.lower().replace(" ", "-")] = (
+                rf"(?<!from )\b(?:{pattern})s?\b(?! Vision| job| script)"
+            )
     return found
 
 
@@ -63,7 +78,7 @@ def hidden(text: str) -> list[tuple[int, int]]:
     "Where a text is no prose: headings, code, links, tables' first lines."
     parts = (
         r"^#[^\n]*",
-                r"```.*?```",
+        r"```.*?```",
         r"`[^`\n]*`",
         r"\[[^\]]*\]\([^)]*\)",
         r"^\|[^\n]*",
@@ -112,7 +127,9 @@ if __name__ == "__main__":
     for part in PARTS:
         print(f"{part.stem:<34}{minutes(part):>4} minutes, {exercises(part)} exercises")
         if "--write" in sys.argv:
-            text = STATED.sub(f"| reading | {minutes(part)} minutes |", part.read_text())
+            text = STATED.sub(
+                f"| reading | {minutes(part)} minutes |", part.read_text()
+            )
             many = f"| exercises | {exercises(part)}, about five minutes each |"
             part.write_text(ASKED.sub(many, text))
             link_words(part)

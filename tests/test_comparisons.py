@@ -289,7 +289,7 @@ def test_a_tie_is_said_with_its_numbers():
     two = one.assign(tp=one.tp + shift, fn=one.fn - shift)
     found = difference(one, two, names=("1e-3", "2e-3"))
     assert found.winner is None
-    text = "1e-3 and 2e-3 are tied: difference 0.000, 95 % interval -0.00"
+    text = "1e-3 and 2e-3 cannot be told apart: difference 0.000, 95 % interval -0.00"
     assert found.verdict.startswith(text) and found.verdict.endswith(", 8 scenes")
     assert 0.05 < found.p <= 1
     same = difference(one, one)
@@ -321,7 +321,10 @@ def test_many_runs_are_corrected_and_it_is_said():
     )
     lucky = [p for p in pairs.values() if p.p < 0.05 <= p.corrected]
     assert lucky and all(p.winner is None for p in lucky)
-    assert "are tied, 28 comparisons considered: difference" in lucky[0].verdict
+    assert (
+        "cannot be told apart, 28 comparisons considered: difference"
+        in lucky[0].verdict
+    )
 
 
 def test_a_board_says_what_it_compared():

@@ -289,7 +289,7 @@ def test_the_board_of_scores_is_drawn_too(sweep):
     assert "the lowest" in repr(board) and "pixel Brier score" in repr(board)
     assert list(board.pixel_brier) == sorted(board.pixel_brier)
     fig = viz.plot_leaderboard(sweep, "brier")
-    assert legend(fig)[0] == "lowest, or tied with it"
+    assert legend(fig)[0] == "lowest, or cannot be told from it"
     assert "pixel Brier score of building, 4 whole validation scenes" in words(fig)
 
 

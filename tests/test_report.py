@@ -286,7 +286,7 @@ def test_label_rasters_of_another_program(sweep, data, tmp_path):
         tmp_path / "b.html",
         progress=False,
     )
-    assert "ours and theirs are tied: difference 0.000" in words(out)
+    assert "ours and theirs cannot be told apart: difference 0.000" in words(out)
     assert "Image of scene" in out.read_text()
     assert "Prediction of theirs on scene" in out.read_text()
 
@@ -348,7 +348,7 @@ def test_a_run_whose_records_are_broken_is_compared_all_the_same(tmp_path):
     (bad / "pipeline-config.json").write_text("{")
     (bad / "train" / "log.csv").unlink()
     out = write_report([good, bad], tmp_path / "a.html", progress=False)
-    assert "good is better than bad" in words(out) or "tied" in words(out)
+    assert "good is better than bad" in words(out) or "told apart" in words(out)
     (bad / "run.json").write_text('{"went": {"state": "succeeded", "attempts": [{')
     found = _gather([good, bad])
     assert list(found.runs) == ["good"]

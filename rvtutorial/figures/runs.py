@@ -155,7 +155,7 @@ def plot_leaderboard(
     split: str = "validation",  # On which scenes
     **more,  # As in `metrics.leaderboard`
 ):  # Figure
-    "Draw scores with intervals, the best above, and who is tied with the best."
+    "Draw scores with intervals, the best above, and who cannot be told from the best."
     board = runs
     if not isinstance(runs, pd.DataFrame):
         board = leaderboard.leaderboard(open_runs(runs), metric, split, **more)
@@ -184,7 +184,7 @@ def _plain_axes(ax, lines):
 def _dot(tied, first="highest"):
     "A mark in the figure of the leaderboard."
     look = dict(color="#0072B2", ls="", ms=7, marker="o" if tied else "s")
-    words = f"{first}, or tied with it" if tied else "told apart from it"
+    words = f"{first}, or cannot be told from it" if tied else "told apart from it"
     return Line2D([], [], **look, mfc=None if tied else "white", label=words)
 
 # %% ../../nbs/figures/runs.ipynb #108d0176

@@ -354,7 +354,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        "One sentence: who is better or that they are tied, by how much, on what."
+        "One sentence: who is better or that they cannot be told apart, by how much, on what."
         return _in_words(self)
 
     def __repr__(self):
@@ -375,7 +375,7 @@ def _in_words(found):
     low, high = found.low, found.high
     if found.difference < 0:
         low, high = -high, -low
-    text = f"{first} and {second} are tied"
+    text = f"{first} and {second} cannot be told apart"
     if found.winner:
         loser = second if found.winner == first else first
         text = f"{found.winner} is better than {loser}"

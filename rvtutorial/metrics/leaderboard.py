@@ -798,7 +798,7 @@ class Board(pd.DataFrame):
                 ends = ["-" if np.isnan(a) else f"{a:.3f} to {b:.3f}" for a, b in ends]
                 out[f"{words}95 % interval"] = ends
         out["behind"] = self["behind"].map("{:.3f}".format)
-        verdicts = ["tied" if tied else "behind" for tied in self["tied"]]
+        verdicts = ["not told apart" if tied else "behind" for tied in self["tied"]]
         out["verdict"] = [self["verdict"].iloc[0], *verdicts[1:]]
         for column in self.columns[1:]:
             if column.startswith("pixel_"):
@@ -852,7 +852,10 @@ class Board(pd.DataFrame):
 
     def _repr_html_(self):
         board, rows = self.table(), []
-        styles = {"behind": "color: #767676", "tied": ""}  # else it is the first
+        styles = {
+            "behind": "color: #767676",
+            "not told apart": "",
+        }  # else it is the first
         for verdict in board["verdict"]:
             rows.append([styles.get(verdict, "font-weight: bold")] * board.shape[1])
         look = pd.DataFrame(rows, board.index, board.columns)
@@ -869,7 +872,8 @@ def _said(board):
     if board.columns[0].removeprefix("pixel_") in MEANS and "of" in board.attrs:
         why = f"; mean over {board.attrs['of']}{why}"
     return (
-        f"{Board.basis(board)}{why}; tied: these scenes cannot tell it from the {first}"
+        f"{Board.basis(board)}{why}; not told apart: these scenes cannot tell it "
+        f"from the {first}"
     )
 
 

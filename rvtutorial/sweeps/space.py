@@ -489,7 +489,7 @@ def propose(
             [", ".join(others[:-1])] * (len(others) > 1) + others[-1:]
         )
         reasons = [
-            f"{best} has the highest score but is tied with {listed}: these scenes "
+            f"{best} has the highest score but cannot be told from {listed}: these scenes "
             f"cannot tell them apart"
         ]
     elif len(board) > 1:

@@ -96,6 +96,29 @@ def test_raster_vision_is_there(image):
 
 # --- what a program inside sees
 
+LOOKS = (
+    "head -1 /etc/os-release",
+    "python --version",
+    "python -c 'import torch; print(torch.cuda.is_available())'",
+    "ls /opt",
+    "touch /opt/x",
+    "ls -A ~ | wc -l",
+    "df -h --output=fstype,size /tmp",
+)
+
+
+def test_what_part_3_shows(image):
+    "Its file is made again; what differs on another machine is left out of the comparison."
+    said = ""
+    for command in LOOKS:
+        done = image.run(["sh", "-c", command])
+        said += f"$ {command}\n{done.stdout}{done.stderr}"
+    made, kept = (ROOT / place / "container.txt" for place in ("build", "nbs/images"))
+    made.parent.mkdir(exist_ok=True)
+    made.write_text(said)
+    for text in ("Debian GNU/Linux 12", "Read-only file system", *LOOKS):
+        assert text in said and text in kept.read_text(), f"see {made}"
+
 
 def test_everything_arrives_whole(image, tmp_path, monkeypatch):
     odd = ["in,put", "col:on", 'quo"te', "back\\slash", "a space", "\u00fc \u6f22"]
