@@ -331,8 +331,9 @@ def find_splits(
 ) -> dict[str, list[Scene]]:  # Of train, val and test, which may be empty
     """Find the scenes of the three splits.
 
-    Raises FileNotFoundError when train or val has no scenes, ValueError when a scene is
-    met twice.
+    A table may have no validation scenes: then all others train, and nothing tells how
+    good the result is. Raises FileNotFoundError when train has no scenes, or a folder
+    none for val, ValueError when a scene is met twice.
     """
     data = Path(data)
     if data.is_file():
@@ -353,7 +354,7 @@ def find_splits(
         splits.setdefault("test", [])
     else:
         raise FileNotFoundError(f"there is no folder or table {data}")
-    for split in ("train", "val"):
+    for split in ("train",) if data.is_file() else ("train", "val"):
         if not splits[split]:
             raise FileNotFoundError(f"{data} has no scenes for {split!r}")
     _no_leak(splits, data)
