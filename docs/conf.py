@@ -45,8 +45,11 @@ def show_source(app, docname, source):
     "Notebooks without the marks of nbdev, without hidden cells, with a way to open them."
     if not docname.startswith("nbs/") or not source[0].lstrip().startswith("{"):
         return
-    book, cells = json.loads(source[0]), []
+    book, cells, solved = json.loads(source[0]), [], False
     for cell in book["cells"]:
+        solved |= "".join(cell["source"]).startswith("## Solutions")
+        if solved and cell["cell_type"] == "code":
+            cell["metadata"]["tags"] = ["hide-cell"]  # a click shows it
         lines = "".join(cell["source"]).splitlines(keepends=True)
         marks = [line for line in lines if line.startswith("#| ")]
         if any(mark.split()[1] in ("hide", "default_exp") for mark in marks):

@@ -790,3 +790,36 @@ def test_rasters_of_an_unknown_kind_are_called_rasters(tmp_path):
     words = r"1.bmp is a raster, .* end in .*\.png, .*gdal_translate '1.bmp' '1.png'"
     with pytest.raises(DataError, match=words):
         check_scenes(find_scenes(tmp_path, "{id}.tif", "{id}.bmp"))
+
+
+def all_train(root, n_test=1):
+    "A table of three scenes of which none is for validation."
+    found = scenes.find_scenes(folders(root), "images/i_{id}.jpg", "masks/m_{id}.png")
+    splits = {"train": found[n_test:], "val": [], "test": found[:n_test]}
+    return scenes.write_table(splits, root / "scenes.csv")
+
+
+@pytest.mark.parametrize("given, name", [({"patience": 2}, "patience"), ({"checkpoint": "best"}, "checkpoint='best'")])  # fmt: skip
+def test_without_validation_scenes_nothing_is_chosen_by_them(tmp_path, given, name):
+    kinds = dict(classes="building,road,background", label_values=NAMES)
+    with pytest.raises(ValueError, match=f"no validation scenes, which {name} looks at"):
+        get_config(tmp_path, all_train(tmp_path / "d"), **kinds, **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_table_without_validation_scenes_trains_on_all(tmp_path, capsys):
+    from rvtutorial import engine, viz
+
+    kinds = dict(classes="building,road,background", label_values=NAMES)
+    config = get_config(tmp_path, all_train(tmp_path / "d"), epochs=2, **kinds)
+    said = "no validation scenes: all 2 scenes train, and nothing tells how good"
+    assert said in capsys.readouterr().err
+    folder = engine.run(config, progress=False)
+    assert not (folder / "eval/validation_scenes").exists()
+    board = viz.leaderboard(folder, split="test")
+    assert board.pixel_f1.notna().all() and list(board.scenes) == [1]
+    with pytest.raises((ValueError, FileNotFoundError), match="validation"):
+        viz.leaderboard(folder)
+    assert len(viz.plot_metrics(folder, ["train_loss"]).axes) == 1
+    assert [m for m in read_json(folder / "run.json")["went"]["stages"]]

@@ -478,6 +478,22 @@ def _say_if_one_is_narrow(hp, table, room) -> None:
         )
 
 
+def _check_validation(hp, splits, data):
+    "Without validation scenes nothing can be chosen by them: ValueError, or a word of it."
+    if splits["val"]:
+        return
+    if hp.checkpoint == "best" or hp.patience is not None:
+        name = "patience" if hp.patience is not None else "checkpoint='best'"
+        raise ValueError(
+            f"{data} has no validation scenes, which {name} looks at: add rows with the "
+            "split val, or keep the last weights or their mean (checkpoint='mean')"
+        )
+    say_once(
+        f"{data} has no validation scenes: all {len(splits['train'])} scenes train, and "
+        "nothing tells how good the result is on others, unless there are test scenes"
+    )
+
+
 class RunData:
     """The scenes of a run; what cannot be trained on is refused before anything is written.
 
@@ -497,6 +513,7 @@ class RunData:
         patterns = where["image_pattern"], where["label_pattern"]
         found = (_by_chance if split else scenes.find_splits)(where["data"], *patterns)
         self.where, self.classes, self.splits = where, classes, found
+        _check_validation(hp, found, where["data"])
         zeros = check_zeros(where.get("zeros"))
         how = {
             name: where.get(name) for name in ("class_field", "label_values", "layer")

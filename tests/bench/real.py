@@ -237,25 +237,30 @@ LABELS = {
 }
 
 
-def splits_of(fold):
-    "The scenes of a fold by split; every sixth training scene is for validation."
+def splits_of(fold, validate=True):
+    "The scenes of a fold by split; every sixth training scene is for validation, or none."
     from rvtutorial.scenes import Scene
 
     splits = {"train": [], "val": [], "test": []}
     for split, some in (("train", fold["train"]), ("test", fold["test"])):
         for number, s in enumerate(some):
-            of = "val" if split == "train" and number % 6 == 3 else split
+            aside = validate and split == "train" and number % 6 == 3
+            of = "val" if aside else split
             made = Scene(s["id"], s["image"], s["label"], of, parts=s.get("parts", {}))
             splits[of].append(made)
     return splits
 
 
 def own(fold, classes, seed, seconds, name, folder, **changes):
-    "The preset for one's own data, untouched; every sixth training scene is for validation."
+    """The preset for one's own data, untouched.
+
+    Rio and Kampala have few tiles: all train, as with the other methods, and none is for
+    validation. Of Dubai's training tiles every sixth is.
+    """
     from rvtutorial import engine, scenes
     from rvtutorial.config import get_config
 
-    run, splits = folder / "run", splits_of(fold)
+    run, splits = folder / "run", splits_of(fold, validate=name == "dubai")
     shutil.rmtree(folder, ignore_errors=True)
     if name == "kampala":
         splits = {n: scenes.place_tiles(x, folder / n) for n, x in splits.items()}
