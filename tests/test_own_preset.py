@@ -91,7 +91,9 @@ def test_what_the_preset_asks_for_is_in_the_config_and_in_run_json(scenes, tmp_p
     assert cfg.predict_options.stride == 22  # two windows end with a scene of 150
     windows = {data.sampling[s.id].max_windows for s in cfg.dataset.train_scenes}
     assert windows == {53}  # 160 in all
-    assert solver.class_loss_weights is None  # buildings are 20 % of these scenes
+    loss = solver.external_loss_def.entrypoint_kwargs
+    assert loss["terms"] == ["cross_entropy", "dice"]
+    assert loss["weights"] is None  # buildings are 20 % of these scenes
     asked = Run(tmp_path / "run").manifest["asked"]["hyperparams"]
     assert asked["chip_sz"] == 128 and asked["class_weights"] == "balanced"
 
@@ -113,7 +115,7 @@ def test_a_rare_class_weighs_more_and_an_absent_one_is_refused(tmp_path):
     how = dict(image_pattern="image{id}.tif", label_pattern="label{id}.tif")
     how |= dict(classes="tank,water,land", label_values="1:tank,2:water,0:land")
     cfg = own(tmp_path, tmp_path / "run", **how)
-    weights = cfg.backend.solver.class_loss_weights
+    weights = cfg.backend.solver.external_loss_def.entrypoint_kwargs["weights"]
     assert weights == [pytest.approx((0.05 / 0.01) ** 0.5, abs=1e-3), 1, 1, 0]
     how["classes"] += ",road"
     with pytest.raises(ValueError, match="no pixel of the training scenes is road"):

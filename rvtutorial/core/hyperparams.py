@@ -27,7 +27,9 @@ PRESETS: dict[str, dict] = {
         "chip_sz": None, "stride_length": None, "max_windows": None, "batch_sz": 8,
         "optimizer": "adamw", "lr": 2e-3, "encoder_lr": 0.3, "weight_decay": 0.01,
         "cosine": True, "frozen_layers": 9, "jitter": 0.15,
-        "sampling": "labels", "class_weights": "balanced",
+        # Dice beside cross-entropy: new places hold more or less of a class than those of
+        # the training, and cross-entropy alone draws as much as there was
+        "loss": "cross_entropy+dice", "sampling": "labels", "class_weights": "balanced",
         "checkpoint": "mean", "budget": "3 min",
     },
 }  # fmt: skip
