@@ -593,7 +593,7 @@ class Hyperparams(BaseModel):
     def of(
         cls,
         preset: str = "version2",  # Where values come from that are not changed
-        stock: bool = False,  # Take Raster Vision's own habits (`STOCK`)
+        stock: bool = False,  # Take Raster Vision's own values (`STOCK`)
         **changes,  # Values that win over both; None is a value here, and means none
     ) -> "Hyperparams":
         """The values of a preset, with changes.
