@@ -32,6 +32,7 @@ html_theme_options = {
     "use_download_button": True,
     "use_fullscreen_button": False,
     "navigation_with_keys": False,
+    "navbar_persistent": [],
 }
 autodoc_typehints = "none"
 default_role = "code"

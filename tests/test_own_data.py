@@ -802,7 +802,9 @@ def all_train(root, n_test=1):
 @pytest.mark.parametrize("given, name", [({"patience": 2}, "patience"), ({"checkpoint": "best"}, "checkpoint='best'")])  # fmt: skip
 def test_without_validation_scenes_nothing_is_chosen_by_them(tmp_path, given, name):
     kinds = dict(classes="building,road,background", label_values=NAMES)
-    with pytest.raises(ValueError, match=f"no validation scenes, which {name} looks at"):
+    with pytest.raises(
+        ValueError, match=f"no validation scenes, which {name} looks at"
+    ):
         get_config(tmp_path, all_train(tmp_path / "d"), **kinds, **given)
     assert not (tmp_path / "run").exists()
 
