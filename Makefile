@@ -74,6 +74,7 @@ format: $(VENV)/.ready
 # run every part and keep its new outputs in nbs/
 outputs: run
 	@$(BIN)/jupyter nbconvert --log-level WARN --coalesce-streams runs/lessons/0*.ipynb
+	@sed -i 's#$(CURDIR)#/courses/rvtutorial#g' runs/lessons/0*.ipynb
 	@cp runs/lessons/0*.ipynb nbs/
 	@$(BIN)/ruff format -q nbs && $(BIN)/nbdev_clean
 
