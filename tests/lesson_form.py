@@ -110,7 +110,7 @@ def link_words(part: Path) -> None:
         for i, cell in enumerate(book["cells"])
         if "".join(cell["source"]).startswith("## Solutions")
     )
-    prose = [cell for cell in book["cells"][:end] if cell["cell_type"] == "markdown"]
+    prose = [cell for cell in book["cells"][1:end] if cell["cell_type"] == "markdown"]
     texts = ["".join(cell["source"]) for cell in prose]
     for anchor, pattern in words().items():
         if linked(texts, anchor) or not (at := first_use(texts, pattern)):

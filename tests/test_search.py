@@ -333,7 +333,9 @@ def test_a_tie_is_said_first():
     tried = trials(a=1e-2, b=1e-3, c=1e-4)
     found = propose(tried, board("b", "a", "c", tied=["a"]))
     assert [t["lr"] for t in found] == [2e-4, 5e-4, 2e-3, 5e-3]
-    assert found.reason.startswith("b has the highest score but cannot be told from a:")
+    assert found.reason.startswith(
+        "b has the highest score, but these scenes cannot tell it from a"
+    )
     assert "b is better than all others" in propose(tried, board("b", "a", "c")).reason
 
 

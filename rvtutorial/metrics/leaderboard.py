@@ -852,10 +852,8 @@ class Board(pd.DataFrame):
 
     def _repr_html_(self):
         board, rows = self.table(), []
-        styles = {
-            "behind": "color: #767676",
-            "not told apart": "",
-        }  # else it is the first
+        # every other verdict is that of the first
+        styles = {"behind": "color: #767676", "not told apart": ""}
         for verdict in board["verdict"]:
             rows.append([styles.get(verdict, "font-weight: bold")] * board.shape[1])
         look = pd.DataFrame(rows, board.index, board.columns)

@@ -489,8 +489,7 @@ def propose(
             [", ".join(others[:-1])] * (len(others) > 1) + others[-1:]
         )
         reasons = [
-            f"{best} has the highest score but cannot be told from {listed}: these scenes "
-            f"cannot tell them apart"
+            f"{best} has the highest score, but these scenes cannot tell it from {listed}"
         ]
     elif len(board) > 1:
         reasons = [f"{best} is better than all others"]
