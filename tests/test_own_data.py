@@ -817,6 +817,8 @@ def test_a_table_without_validation_scenes_trains_on_all(tmp_path, capsys):
     config = get_config(tmp_path, all_train(tmp_path / "d"), epochs=2, **kinds)
     said = "no validation scenes: all 2 scenes train, and nothing tells how good"
     assert said in capsys.readouterr().err
+    with pytest.raises(ValueError, match="own training needs validation scenes"):
+        engine.run(config, progress=False, ddp=True)
     folder = engine.run(config, progress=False)
     assert not (folder / "eval/validation_scenes").exists()
     board = viz.leaderboard(folder, split="test")

@@ -490,7 +490,8 @@ def _check_validation(hp, splits, data):
         )
     say_once(
         f"{data} has no validation scenes: all {len(splits['train'])} scenes train, and "
-        "nothing tells how good the result is on others, unless there are test scenes"
+        "nothing tells how good the result is on others, unless there are test scenes. "
+        "engine.run can do that, plain Raster Vision's training cannot"
     )
 
 

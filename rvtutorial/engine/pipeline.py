@@ -959,6 +959,11 @@ def run(
     _refuse_impossible(cfg, engine == "stock")
     if engine == "stock" or ddp:
         _refuse_beyond_stock(Run(cfg.root_uri), how)
+        if not cfg.dataset.validation_scenes and "train" in (commands or ["train"]):
+            raise ValueError(
+                "Raster Vision's own training needs validation scenes, and there are "
+                "none: use engine='fast' on one device, or add some"
+            )
     if pause and (engine == "stock" or ddp):
         raise ValueError("pause needs the fast engine on one device")
     folder, seed = _open_run(cfg, seed)
