@@ -24,11 +24,6 @@ WINGS = {
 }
 
 
-def heading(page: Path) -> str:
-    "The first heading of a notebook or a page, without its number sign."
-    return re.search(r"^\s*\"?# (.+?)(?:\\n)?\"?,?$", page.read_text(), re.M)[1]
-
-
 def appendices(nbs: Path) -> str:
     "A page that lists the lessons of each wing, for the table of contents."
     text = ["# Appendices by subject", ""]
