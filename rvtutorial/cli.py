@@ -245,43 +245,9 @@ def _samples_command(folder, preset, **changes):
     return _Answer(f"{folder}: {counted} scenes", {"folder": str(folder), **counts})
 
 
-def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[str]]:
-    "One row a split, and all that is wrong with the scenes of a folder or a table."
-    from rvtutorial.data.pairing import (
-        DataError,
-        find_scenes,
-        find_splits,
-        leaks,
-        outlines,
-    )
-    from rvtutorial.scenes import check_scenes
-
-    try:
-        if data.is_dir() and not (data / "train").is_dir():  # not split yet
-            splits = {"all": find_scenes(data, **pattern, split="all")}
-        else:
-            splits = find_splits(data, **pattern)
-        scenes = check_scenes(splits, **how)
-    except DataError as error:
-        return [], error.problems
-    except (ValueError, OSError) as error:
-        return [], [str(error)]
-    rows = []
-    for split, own in scenes.groupby("split", sort=False):
-        sides = sorted({f"{row.width} x {row.height}" for row in own.itertuples()})
-        row = {"split": split, "scenes": len(own), "pixels": ", ".join(sides[:3])}
-        row |= {"bands": int(own.bands.iloc[0]), "dtype": own.dtype.iloc[0]}
-        row["labelled"] = float(own.share.mean())
-        notes = [f"{row.id}: {row.notes}" for row in own.itertuples() if row.notes]
-        rows.append(row | {"notes": "; ".join(notes)})
-    return rows, [
-        f"{a} {one} and {b} {two} share {part:.0%} of their ground: move one of them"
-        for a, one, b, two, part in leaks(outlines(splits))
-    ]
-
-
-@_cli.command("check", short_help="Check a data set and a site.")
-@click.argument("data", required=False, type=_path)
+@_cli.command("check", short_help="Check a data set, settings for it, and a site.")
+@click.argument("words", nargs=-1, metavar="[DATA] [NAME=VALUE]...",
+                shell_complete=_parameter_names)  # fmt: skip
 @_preset
 @_site
 @click.option("--image-pattern", help="Image files, with one {id}.")
@@ -293,16 +259,23 @@ def _check_data(data: Path, pattern: dict, how: dict) -> tuple[list[dict], list[
 @_choice("--zeros", words="empty data",
          help="Patches of 0 in all bands: no data (empty), or data.")  # fmt: skip
 @_choice("--only", words="data site", help="Leave out the other.")
-def _check_command(data, preset, site, classes, only, **how):
-    "Check a data set (a folder or a table of scenes) and what the jobs of a site need."
-    from rvtutorial.core.names import read_classes
+def _check_command(words, preset, site, only, **how):
+    """Check a data set (a folder or a table of scenes) and what the jobs of a site need.
+
+    With settings, such as preset=own lr=1e-3 chip_sz=192, also whether they suit the
+    scenes and the jobs. What is wrong keeps a run from starting; what is odd does not,
+    and is probably a mistake.
+    """
+    from rvtutorial.hpc.checking import check_run
     from rvtutorial.hpc.sites import Site, check_site
 
-    how = {name: given for name, given in how.items() if given}
-    how |= {"classes": [*read_classes(classes)]} if classes else {}
-    names = ("image_pattern", "label_pattern")
-    pattern = {name: how.pop(name) for name in names if name in how}
-    doc, lines = {"ok": True, "problems": []}, []
+    data, pairs = None, list(words)
+    if pairs and ("=" not in pairs[0] or Path(pairs[0]).exists()):
+        data = Path(pairs.pop(0))
+    settings = _values(pairs)
+    data = data or (Path(settings["data"]) if "data" in settings else None)
+    settings.pop("data", None)
+    doc, lines = {"ok": True, "problems": [], "odd": []}, []
     if only != "data":
         doc["site"] = check_site(Site.read(site)).to_dict("records")
         wrong = [row for row in doc["site"] if not row["ok"]]
@@ -313,17 +286,29 @@ def _check_command(data, preset, site, classes, only, **how):
         fine = len(doc["site"]) - len(wrong)
         lines.append(f"site {site}: {fine} of {len(doc['site'])} fine")
     if only != "site":
-        folder = data or _workspace(preset=preset, site=site).data
-        doc["data"], problems = _check_data(folder, pattern, how)
+        own = settings.get("preset", preset)
+        own = preset if own == "own" else own
+        folder = data or _workspace(preset=own, site=site).data
         if data is None and not folder.exists():
-            problems = [
+            doc["problems"].append(
                 f"there are no scenes in {folder}: `rvtutorial samples` makes some"
-            ]
-        doc["problems"] += problems
+            )
+            doc["data"] = []
+        else:
+            asked = {n: v for n, v in how.items() if v} | settings
+            if settings:
+                asked = {"preset": preset} | asked
+            try:
+                found = check_run(folder, asked, None if only == "data" else site)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from None
+            doc |= {"data": found.rows, "odd": found.doubts}
+            doc["problems"] += found.problems
         lines += [f"data {folder}:", _text_table(doc["data"])] if doc["data"] else []
     doc["ok"] = not doc["problems"]
-    wrong = [f"wrong: {problem}" for problem in doc["problems"]]
-    text = "\n".join([*lines, *(wrong or ["nothing is wrong"])])
+    said = [f"wrong: {problem}" for problem in doc["problems"]]
+    said += [f"odd: {doubt}" for doubt in doc["odd"]]
+    text = "\n".join([*lines, *(said or ["nothing is wrong"])])
     return _Answer(text, doc, FINE if doc["ok"] else FAILED)
 
 

@@ -1,6 +1,7 @@
 """The exercises: right answers pass, and each typical mistake hears a sentence of its own."""
 
 import json
+import shutil
 from collections import defaultdict
 from decimal import Decimal
 from importlib import import_module
@@ -10,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rvtutorial.course.exercises import CHECKS, check, four_runs
+from rvtutorial import slurm
+from rvtutorial.course.exercises import CHECKS, broken_scenes, check, four_runs
 from rvtutorial.metrics.intervals import board_of, difference
+from rvtutorial.runs import Run, Workspace
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 RIGHT, WRONG = defaultdict(list), defaultdict(list)
@@ -21,6 +24,20 @@ for part in range(1, 9):
         RIGHT[number] += right
     for number, mistakes in answers.WRONG.items():
         WRONG[number] += mistakes
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def small_scenes(request, home, monkeypatch):
+    "Exercise 4.4 is about the scenes of the workspace: small ones, made once."
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if params.get("number") == "4.4":
+        monkeypatch.setenv("RVTUTORIAL_HOME", str(home))
+        monkeypatch.setenv("RVTUTORIAL_PRESET", "smoke")
 
 
 def pairs(table):
@@ -90,6 +107,30 @@ def test_every_answer_gets_a_sentence(number, name):
     assert repr(verdict).startswith("Not yet (")
 
 
+@pytest.mark.parametrize("number", ["4.4"])
+def test_a_folder_is_broken_once_and_the_whole_files_are_told(number, home, tmp_path):
+    whole, broken = home / "data" / "smoke" / "train", tmp_path / "a" / "broken"
+    assert broken_scenes(str(broken)) == whole
+    assert not check(number, broken)
+    for path in broken.iterdir():
+        path.unlink()
+    assert broken_scenes(broken) == whole and not any(broken.iterdir())
+    for folder in (whole, whole.parent, str(home), broken):
+        assert check(number, folder).right is False
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert broken_scenes(tmp_path / "b") == whole
+    assert before == {path.name: path.read_bytes() for path in whole.iterdir()}
+
+
+@pytest.mark.parametrize("number", ["1.4", "4.4", "8.4"])
+def test_a_folder_may_be_a_text_and_relative(number, home, monkeypatch):
+    folder = Path(RIGHT[number][0])
+    assert check(number, str(folder))
+    monkeypatch.chdir(folder.parent)
+    assert check(number, folder.name)
+    assert str(folder.parent) in check(number, "away").message
+
+
 def test_the_answer_to_8_3_is_what_the_leaderboard_says():
     board = board_of(four_runs())
     assert list(board.index) == ["a", "b", "c", "d"]
@@ -97,6 +138,20 @@ def test_the_answer_to_8_3_is_what_the_leaderboard_says():
     lone = difference(four_runs()["a"], four_runs()["c"])
     assert lone.low > 0, "on its own the comparison would name a winner"
     assert check("8.3", set(board.index[board.tied]))
+
+
+@pytest.mark.slow
+def test_the_solution_of_1_4_is_two_real_jobs(tmp_path, capsys):
+    (path,) = NBS.glob("01_*.ipynb")
+    sources = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"]]
+    (solution,) = [s for s in sources if 'assert check("1.4", ' in s]
+    here = Workspace(home=tmp_path)
+    names = {"here": here, "shutil": shutil, "check": check}
+    exec(solution, names | {"submit": slurm.submit, "JobFailed": slurm.JobFailed})
+    assert "failed (ValueError: invalid literal for int()" in capsys.readouterr().out
+    folder = here.runs / "mine-solved"
+    assert check("1.4", Run(folder)) and check("1.4", slurm.Job(folder))
+    assert (folder / "hello.txt").read_text() == "hello Ada\n"
 
 
 @pytest.mark.parametrize("number", CHECKS)

@@ -138,9 +138,11 @@ def test_imports_stand_alone(path):
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_a_notebook_is_named_as_its_module(path):
-    (name,) = re.findall(
-        r"^#\| default_exp (\S+)", "\n".join(cells(path, "code")), re.M
-    )
+    found = re.findall(r"^#\| default_exp (\S+)", "\n".join(cells(path, "code")), re.M)
+    if path.stem == "failures":  # makes failures of its own, and no module
+        assert not found
+        return
+    (name,) = found
     place = path.relative_to(NBS).with_suffix("").as_posix()
     assert name == PARTS.get(place, [place.replace("/", ".")])[0]
 

@@ -33,6 +33,7 @@ from rvtutorial.core.hyperparams import MIDDLING
 from rvtutorial.core.names import read_classes
 from rvtutorial.core.records import read_json, write_json
 from rvtutorial.core.renamed import say_once
+from rvtutorial.data import doubts
 from rvtutorial.data.label_values import Meaning
 from rvtutorial.data.labels import RESTS, image_info, is_raster, open_image
 from rvtutorial.data.labels import read_shapes, values_without_area
@@ -70,7 +71,7 @@ def data_settings(
     return out | {"zeros": "data" if zeros_are_data else None}
 
 
-def _numbered_bands(
+def numbered_bands(
     bands: str | list | None,  # Such as "3,2,1", or "red,green,nir"
     every: list,  # Scenes
 ) -> str | list | None:  # The same as numbers
@@ -112,7 +113,7 @@ def _numbered_bands(
     return next(iter(found), None)
 
 
-def _read_bands(bands, available, image=None):
+def read_bands(bands, available, image=None):
     """Bands such as "3,2,1" in that order, counted from 0 as Raster Vision does.
 
     They are given as QGIS counts them, from 1. Raises ValueError.
@@ -132,7 +133,7 @@ def _band_order(bands, infos):
     some have an alpha band where others have none.
     """
     if bands is not None:
-        return _read_bands(bands, min(info.bands for info in infos.values()))
+        return read_bands(bands, min(info.bands for info in infos.values()))
     orders = {}
     for name, info in infos.items():
         left = tuple(b for b in range(info.bands) if b not in info.alphas)
@@ -424,18 +425,6 @@ def _say_mended(where, names, every, table):
         )
 
 
-def _say_empty(hp, train):
-    "Say that pixels without data train as background, where there are many of them."
-    area = train.height * train.width
-    share = (train.no_data * area).sum() / area.sum()
-    if share >= 0.02 and hp.null == "ignore" and hp.sampling != "labels":
-        say_once(
-            f"{share:.0%} of the pixels of training scenes hold no data and train as what "
-            "their labels say, mostly background: sampling=labels leaves them out of the "
-            "loss"
-        )
-
-
 def _widest_square(inside: np.ndarray) -> int:
     "Side of the largest square of a mask, found by halving; 0 for an empty one."
     sums = np.pad(inside.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -447,24 +436,6 @@ def _widest_square(inside: np.ndarray) -> int:
     return bisect.bisect_left(
         range(1, min(inside.shape) + 1), True, key=lambda n: not fits(n)
     )
-
-
-def _say_shared_tiles(splits) -> None:
-    "Say on standard error that scenes of two splits are parts of one tile."
-    seen = {}
-    for split, some in splits.items():
-        for scene in some:
-            if tile := scene.tile:
-                seen.setdefault(tile, {}).setdefault(split, scene.id)
-    shared = {tile: some for tile, some in seen.items() if len(some) > 1}
-    if shared:
-        tile, some = next(iter(shared.items()))
-        pair = " and ".join(f"{name} of {split}" for split, name in some.items())
-        say_once(
-            f"the splits share {len(shared)} tile{'s' * (len(shared) > 1)}, so scores will "
-            f"be partly memory: {pair} "
-            f"are parts of {tile}. Split by tile (split_scenes(..., by='tile'))"
-        )
 
 
 def _say_if_one_is_narrow(hp, table, room) -> None:
@@ -522,10 +493,10 @@ class RunData:
         how |= dict(classes=classes.names[:-1], zeros=zeros)
         every = [scene for some in found.values() for scene in some]
         _check_label_settings(where, every)
-        asked = self.bands = _numbered_bands(where.get("bands"), every)
+        asked = self.bands = numbered_bands(where.get("bands"), every)
         with tempfile.TemporaryDirectory() as tmp:
             shown = self.shown_as_bands(tmp)  # every image has those bands
-            order = None if asked is None else _read_bands(asked, sys.maxsize)
+            order = None if asked is None else read_bands(asked, sys.maxsize)
             try:
                 table = scenes.check_scenes(shown, **how, order=order)
             except scenes.DataError as err:  # about images, and not about views of them
@@ -538,7 +509,8 @@ class RunData:
             if len(unlabelled):
                 raise ValueError(f"scenes without labels: {', '.join(unlabelled.id)}")
             _say_mended(where, classes.names, every, table)
-            _say_empty(hp, table[table.split == "train"])
+            for doubt in doubts.empty_pixels(hp, table):
+                say_once(doubt)
             hp.check_scene(int(table.height.min()), int(table.width.min()))
             rooms = [*_check_areas(hp, found), *table.height, *table.width]
             self.room = int(min(rooms))
@@ -547,7 +519,8 @@ class RunData:
                 raise ValueError(
                     "one chip an epoch is too little to train on: raise max_windows"
                 )
-            _say_shared_tiles(found)
+            for doubt in doubts.parts_of_one_tile(found):
+                say_once(doubt)
             infos = {scene.id: image_info(scene.image) for scene in every}
             order = self.order = _band_order(asked, infos)
             if hp.scaling == "none":
@@ -583,7 +556,7 @@ class RunData:
                 return scene  # the check of all scenes says what is wrong with it
             order, alphas = range(info.bands), {*info.alphas}
             if self.bands is not None:
-                order = _read_bands(self.bands, info.bands, scene.image)
+                order = read_bands(self.bands, info.bands, scene.image)
             tagged = alphas & {*order} if self.bands is not None else None
             several = len({*order}) > 1 and (tagged or not alphas)
             empty = _common_nodata(scene.image) if several else None

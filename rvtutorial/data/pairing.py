@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_PATTERN', 'LABEL_PATTERN', 'SPLITS', 'EXPAND', 'SAMPLED', 'Scene', 'matches', 'find_scenes', 'find_splits',
            'split_scenes', 'write_table', 'view_of', 'split_by_area', 'place_tiles', 'outlines', 'leaks', 'DataError',
-           'scene_mask', 'check_scenes', 'band_histograms', 'percentiles', 'dataset_digest']
+           'scene_mask', 'check_scenes', 'band_histograms', 'undeclared_fills', 'percentiles', 'dataset_digest']
 
 # %% ../../nbs/data/pairing.ipynb #9c60d3a6
 import hashlib
@@ -13,6 +13,7 @@ import math
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -712,18 +713,24 @@ def _labelled_share(frame, info):
 
 # %% ../../nbs/data/pairing.ipynb #b075179c
 def _label_facts(scene, info, class_field, classes, label_values=None, layer=None):
-    "Kind of labels, number of polygons, share of the class looked for, notes, the raster."
+    """Kind of labels, polygons, share of the class looked for, notes, the raster, and how
+    often each class is met: polygons, or pixels of rasters; None: not known.
+    """
     if scene.label is None:
-        return "none", 0, float("nan"), ["no labels"], None
+        return "none", 0, float("nan"), ["no labels"], None, {}
     aim = labels.target_class(classes)
     if not labels.is_raster(scene.label):
         frame, notes = read_shapes(scene.label, info, layer, scene.shared)
         ids = np.array(labels.class_ids(frame, class_field, classes, scene.label), int)
         share = _labelled_share(frame[ids == aim] if class_field else frame, info)
         notes = notes + ([] if len(frame) else ["no buildings"])
-        return "vector", len(frame), share, notes, None
+        names = (
+            {i: n for n, i in classes.items()} if isinstance(classes, dict) else classes
+        )
+        shown = Counter(names[i] for i in ids.tolist()) if len(classes) else {}
+        return "vector", len(frame), share, notes, None, dict(shown)
     notes, share = info.fit_of(scene.label).notes, float("nan")
-    meaning = Meaning.of(label_values, classes)
+    meaning, shown = Meaning.of(label_values, classes), None
     if meaning is None:
         mask = Mask.of(scene.label)
         found = mask.count()
@@ -732,9 +739,9 @@ def _label_facts(scene, info, class_field, classes, label_values=None, layer=Non
         mask, found = meaning.explain(scene.label)
         told = f"classes {meaning.in_words(found)}"
         names = meaning.names
-        aim = meaning.by_class(found).get(names[labels.target_class(names)], 0)
-        share = aim / sum(found.values())
-    return "raster", 0, share, [*notes, *mask.notes, told], (mask, found)
+        shown = meaning.by_class(found)
+        share = shown.get(names[labels.target_class(names)], 0) / sum(found.values())
+    return "raster", 0, share, [*notes, *mask.notes, told], (mask, found), shown
 
 # %% ../../nbs/data/pairing.ipynb #10d08924
 def _scene_row(
@@ -772,7 +779,7 @@ def _scene_row(
             facts = _label_facts(scene, info, class_field, classes, label_values, layer)
     except (ValueError, FileNotFoundError) as err:
         return None, f"{scene.split or 'scene'} {scene.id}: {err}"
-    kind, count, labelled, told, raster = facts
+    kind, count, labelled, told, raster, shown = facts
     notes = [note, *told] if note else told
     if info.alphas:
         alphas = " and ".join(str(b + 1) for b in info.alphas)
@@ -788,7 +795,7 @@ def _scene_row(
         bands=info.bands, dtype=info.dtype, crs=info.crs.to_string() if info.crs else "",
         pixel_m=round(side, 3), no_data=share, labels=kind,
         polygons=count, share=round(labelled, 4), notes="; ".join(notes),
-        raster=raster, palette=palette, colours=info.bands - len(info.alphas),
+        raster=raster, present=shown, palette=palette, colours=info.bands - len(info.alphas),
     ), None  # fmt: skip
 
 
@@ -854,7 +861,8 @@ def check_scenes(
 
     `no_data` is the share of pixels without data in the bands that are used, and `share`
     that of the class that is looked for, the first but background; the notes say why
-    pixels hold no data, and what classes label rasters hold. Where `order` says which
+    pixels hold no data, and what classes label rasters hold. `attrs["present"]` has for
+    each row how often each class is met: polygons, or pixels of rasters. Where `order` says which
     bands are used, images may have others beside them. Raises DataError, which names all
     scenes that cannot be used and what would help, and ValueError for `label_values` that
     name no class.
@@ -876,7 +884,8 @@ def check_scenes(
     problems += alone + _odd_images(table, bands, order)
     if problems or not len(table):
         raise DataError(problems or ["there are no scenes to check"])
-    return table.drop(columns=["palette", "colours"])
+    table.attrs["present"] = [row["present"] for row, _ in rows]
+    return table.drop(columns=["palette", "colours", "present"])
 
 # %% ../../nbs/data/pairing.ipynb #54bd511c
 def band_histograms(
@@ -931,7 +940,9 @@ def _sampled_range(scenes, low, high, step=7, zeros="empty", order=None):
     for band in bands:
         found.append(np.percentile(band, (low, high)))
         odd = any((band == end).mean() > _FILL for end in (band.min(), band.max()))
-        fills.append(_fills(*np.unique(band, return_counts=True)) if odd else {})
+        fills.append(
+            undeclared_fills(*np.unique(band, return_counts=True)) if odd else {}
+        )
     _say_fills(fills, order, zeros)
     a, b = np.transpose(found)
     return a.tolist(), np.maximum(b, a + 1e-6).tolist()
@@ -941,8 +952,11 @@ SAMPLED = 2**22  # Pixels: 4 million values a band
 _FILL = 0.005  # Share of pixels from which on a value far from all others is named
 
 
-def _fills(values, counts):
-    """Which values of a band (sorted) look like no data: {value: (share, nearest other)}.
+def undeclared_fills(
+    values: np.ndarray,  # The different values of a band, sorted
+    counts: np.ndarray,  # How many pixels hold each
+) -> dict:  # Value -> (its share of the pixels, the nearest other value)
+    """Which values of a band look like no data that nobody declared.
 
     The lowest or highest one, of many pixels, farther from the next than all others are
     from each other. Images that saturate at 0 or 255 have values all the way there.
@@ -961,7 +975,7 @@ def _fills(values, counts):
 
 
 def _say_fills(found, order, zeros):
-    "Say which values of bands (`_fills` of each) look like no data that nobody declared."
+    "Say which values of bands (`undeclared_fills` of each) look like no data that nobody declared."
     bands = order or range(len(found))
     told = {}
     for band, fills in zip(bands, found, strict=True):
@@ -1048,7 +1062,10 @@ def percentiles(
     if not counts.any():
         raise ValueError(f"no pixel of {len(scenes)} scenes holds data")
     there = [np.flatnonzero(band) for band in counts]
-    fills = [_fills(i + bottom, band[i]) for i, band in zip(there, counts, strict=True)]
+    fills = [
+        undeclared_fills(i + bottom, band[i])
+        for i, band in zip(there, counts, strict=True)
+    ]
     _say_fills(fills, order, zeros)
     lowest, highest = [], []
     for band in counts:

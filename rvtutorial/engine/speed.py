@@ -97,6 +97,49 @@ def measure(
     return {"flops": flops, "peak": _peak(device, dtype, seconds)}
 
 
+def cost_of(
+    model: torch.nn.Module,  # A network that takes a batch of chips
+    shape: tuple[int, int, int],  # Bands, height, width of a chip
+) -> dict | None:  # bytes and flops of a chip in training, bytes of the weights
+    """What a chip costs a training; None where the network does not run without numbers.
+
+    Bytes are of 32-bit numbers that a step keeps for its gradients, each storage once.
+    Nothing is computed and no memory is taken: tensors have shapes and no values.
+    """
+    weights = {id(p.untyped_storage()): p.untyped_storage() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()  # held, so that no other gets its id
+        kept[id(storage)] = storage
+        return tensor
+
+    flops = _flops_of(model, shape)
+    modes = {part: part.training for part in model.modules()}
+    try:
+        model.train()
+        state = {n: _copy_of(p, "meta") for n, p in model.named_parameters()}
+        own = {id(p.untyped_storage()) for p in state.values()}
+        state |= {n: _copy_of(b, "meta") for n, b in model.named_buffers()}
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks:
+            out = functional_call(
+                model, state, (torch.zeros(2, *shape, device="meta"),)
+            )
+            sum(t.float().sum() for t in _tensors(out))
+    except Exception:  # whatever keeps somebody else's network from running
+        return None
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    chips = sum(s.nbytes() for key, s in kept.items() if key not in own)
+    return {
+        "bytes": chips / 2,
+        "flops": flops or 0,
+        "weights": sum(s.nbytes() for s in weights.values()),
+    }
+
+
 def _flops_of(model, shape, train=True) -> int | None:
     """Operations of one chip, None if they cannot be counted.
 

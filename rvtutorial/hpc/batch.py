@@ -245,21 +245,28 @@ def _not_yours(site: Site) -> str | None:
     return None
 
 
-def _refuse_request(site: Site) -> None:
-    """Raise SlurmError for what Slurm would refuse, or keep waiting for ever.
+def why_refused(site: Site) -> tuple[str | None, str | None]:
+    """Why Slurm would refuse what a site asks for, and why a job would wait for ever.
 
-    Only what `sinfo` and `sacctmgr` can say is looked at; where they are silent, nothing
-    is refused. Warns when the only nodes that fit are down or drained.
+    Only what `sinfo` and `sacctmgr` can say is looked at. None: it would not.
     """
     told = answer(["sinfo", "-h", "-e", "-o", _NODES], site.cluster)
     nodes, misfit = _fitting(site, _read_nodes(told or ""))
-    wrong = _not_yours(site) or misfit
+    return _not_yours(site) or misfit, _absent(nodes)
+
+
+def _refuse_request(site: Site) -> None:
+    """Raise SlurmError for what Slurm would refuse, or keep waiting for ever.
+
+    Where Slurm is silent, nothing is refused. Warns when the only nodes that fit are down
+    or drained.
+    """
+    wrong, state = why_refused(site)
     if wrong:
         raise SlurmError(
             f"not queued: {wrong}. Change {wrong.split()[0]} in the file of site "
             f"{site.name}"
         )
-    state = _absent(nodes)
     if state:
         warnings.warn(
             f"the job will wait: every node that fits is {state} (sinfo -R says why)",

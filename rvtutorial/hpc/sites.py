@@ -276,4 +276,13 @@ def check_site(
         named = answer(["sinfo", "-h", "-o", "%R"], site.cluster)
         known("partition", site.partition, _one_words(named))
         known("account", site.account, accounts())
+        from rvtutorial.hpc.batch import why_refused  # which needs this module
+
+        wrong, waits = why_refused(site)
+        if wrong and not wrong.startswith(("partition", "account")):
+            note("request", False, wrong, "correct it in the site file")
+        if waits:
+            note(
+                "nodes", False, f"every node that fits is {waits}", "sinfo -R says why"
+            )
     return pd.DataFrame(rows, columns=["what", "ok", "found", "remedy"])

@@ -1,8 +1,15 @@
 """Part 5: right answers, and typical mistakes with a word of what each is told."""
 
 import numpy as np
+from answers.made import HOME, asked
 
-from rvtutorial.runs import STOCK
+from rvtutorial.runs import STOCK, Run
+
+INSIDE, OVER = asked("inside"), asked("over", padding="none")
+BROKEN = asked("broken")
+(BROKEN / "run.json").write_text('{"schema": 1, "asked')
+EMPTY = asked("empty")
+(EMPTY / "run.json").unlink()
 
 RIGHT = {
     "5.1": [
@@ -22,6 +29,13 @@ RIGHT = {
     "5.4": [
         {"epochs", "seed"},
         ["hyperparams.seed", "hyperparams.epochs"],
+    ],
+    "5.5": [
+        (INSIDE, OVER),
+        [str(INSIDE), str(OVER)],
+        (Run(INSIDE), f"{OVER}/"),
+        np.array([str(INSIDE), str(OVER)]),
+        (asked("moved", digest="d2"), asked("moved-over", digest="d2", padding="none")),
     ],
 }
 WRONG = {
@@ -62,4 +76,22 @@ WRONG = {
         ({"seed", "epochs", "chips"}, "no chips"),
         ("epochs", "a set of names"),
     ],
-}
+    "5.5": [
+        ((INSIDE, INSIDE), "the same folder twice"),
+        ((INSIDE, HOME / "nowhere"), "there is no folder"),
+        ((INSIDE, EMPTY), "no run.json"),
+        ((INSIDE, BROKEN), "does not say what was asked"),
+        ((INSIDE, asked("none-given")), "None means the preset's value"),
+        ((OVER, asked("over-twice", padding="none")), "the first run should have our"),
+        ((INSIDE, asked("lr", lr=1e-3)), "padding is the same in both, and this is not: lr"),
+        ((INSIDE, asked("seed", padding="none", seed=1)), "more than padding differs: seed."),
+        ((INSIDE, asked("data", digest="d2", padding="none")), "differs: data.digest"),
+        ((OVER, INSIDE), "swapped"),
+        ((asked("five", padding=5), OVER), "the first run has padding 5"),
+        ((INSIDE, asked("half", padding=64)), "64 pixels are half a chip"),
+        ((INSIDE, asked("ten", padding=110)), "padding is 110"),
+        (INSIDE, "as a tuple"),
+        ({"inside": INSIDE, "over": OVER}, "2 things are asked for"),
+        ((0, None), "a folder is asked for, not 0"),
+    ],
+}  # fmt: skip
