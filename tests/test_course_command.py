@@ -254,7 +254,7 @@ def test_splits_that_share_a_tile_are_mentioned(tiled, tmp_path, capsys):
     moved = {"train": [*found["train"], found["val"][0]], "val": found["val"][1:]}
     table = write_table(moved, tmp_path / "b.csv")
     get_config("inprocess", tmp_path / "other", "smoke", table, **how)
-    said = "share 1 tile, .* t2_0_0 of train and t2_0_1 of val are parts of t2"
+    said = "share 1 of 4 tiles, .* t2_0_0 of train and t2_0_1 of val are parts of t2"
     assert re.search(said, capsys.readouterr().err)
 
 

@@ -154,6 +154,28 @@ def test_the_solution_of_1_4_is_two_real_jobs(tmp_path, capsys):
     assert (folder / "hello.txt").read_text() == "hello Ada\n"
 
 
+@pytest.mark.slow
+def test_the_solution_of_8_4_is_a_real_sweep(tmp_path, capsys):
+    from rvtutorial.data.synthetic import make_sample_scenes
+    from rvtutorial.metrics.leaderboard import group_seeds, leaderboard
+    from rvtutorial.sweep import run_sweep
+    from rvtutorial.sweeps.sweepfile import SweepFile
+
+    (path,) = NBS.glob("08_*.ipynb")
+    sources = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"]]
+    (given,) = [
+        s for s in sources if s.startswith('folder = here.home / "data" / "small"')
+    ]
+    (solution,) = [s for s in sources if 'assert check("8.4", ' in s]
+    here = Workspace(home=tmp_path)
+    names = dict(here=here, check=check, sheet=tmp_path / "sweep.yaml")
+    names |= dict(SweepFile=SweepFile, run_sweep=run_sweep, leaderboard=leaderboard)
+    names |= dict(group_seeds=group_seeds, make_sample_scenes=make_sample_scenes)
+    exec(given, names)
+    exec(solution, names)
+    assert "4 trials" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", CHECKS)
 def test_no_answer_is_no_mistake(number):
     verdict = check(number)

@@ -534,10 +534,10 @@ def _size(hp, seen):
     sides = [side for side in sides if side > 3]
     if not hp.chip_sz or len(sides) < 5:
         return
-    usual, large = np.percentile(sides, (50, 90))
+    usual, large = np.percentile(sides, (50, 75))
     if hp.chip_sz < large:
         yield (
-            f"chip_sz {hp.chip_sz} is smaller than many labelled objects: one in ten is "
+            f"chip_sz {hp.chip_sz} is smaller than many labelled objects: one in four is "
             f"{large:.0f} pixels long or more, half of them {usual:.0f}. The network never "
             f"sees such a one as a whole. Use chip_sz={-(-int(2 * large) // 32) * 32} or more"
         )
