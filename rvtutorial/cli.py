@@ -275,7 +275,7 @@ def _check_command(words, preset, site, only, **how):
     settings = _values(pairs)
     data = data or (Path(settings["data"]) if "data" in settings else None)
     settings.pop("data", None)
-    doc, lines = {"ok": True, "problems": [], "odd": []}, []
+    doc, lines, looked = {"ok": True, "problems": [], "odd": []}, [], None
     if only != "data":
         doc["site"] = check_site(Site.read(site)).to_dict("records")
         wrong = [row for row in doc["site"] if not row["ok"]]
@@ -298,16 +298,17 @@ def _check_command(words, preset, site, only, **how):
             asked = {n: v for n, v in how.items() if v} | settings
             if settings:
                 asked = {"preset": preset} | asked
-            try:
-                found = check_run(folder, asked, None if only == "data" else site)
-            except ValueError as error:
-                raise click.UsageError(str(error)) from None
+            found = check_run(folder, asked, None if only == "data" else site)
+            scenes = sum(row["scenes"] for row in found.rows)
+            if found.looked_at < scenes:
+                looked = f"pixels of {found.looked_at} of {scenes} scenes were looked at"
             doc |= {"data": found.rows, "odd": found.doubts}
             doc["problems"] += found.problems
         lines += [f"data {folder}:", _text_table(doc["data"])] if doc["data"] else []
     doc["ok"] = not doc["problems"]
     said = [f"wrong: {problem}" for problem in doc["problems"]]
     said += [f"odd: {doubt}" for doubt in doc["odd"]]
+    lines += [looked] if looked else []
     text = "\n".join([*lines, *(said or ["nothing is wrong"])])
     return _Answer(text, doc, FINE if doc["ok"] else FAILED)
 

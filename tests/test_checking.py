@@ -118,8 +118,8 @@ def labels_shifted(folder):
 
 
 def labels_of_one_scene_shifted(folder):
-    path = folder / "train" / LABEL.format(2)
-    move(path, 9, 8, path.with_name(IMAGE.format(2)))
+    path = folder / "train" / LABEL.format(1)
+    move(path, 9, 8, path.with_name(IMAGE.format(1)))
 
 
 def mask_inverted(folder):
@@ -144,6 +144,14 @@ def split_leaked_without_place(folder):
         change(path, lambda pixels: pixels, crs=None, transform=None)
     for name in (IMAGE, "mask_{}.tif"):
         shutil.copy(folder / "train" / name.format(1), folder / "val" / name.format(99))
+    return RASTERS
+
+
+def split_leaked_by_a_copy_that_was_written_again(folder):
+    split_leaked_without_place(folder)
+    noise = np.random.default_rng(0).integers(0, 9, (3, 300, 300))
+    path = folder / "val" / IMAGE.format(99)
+    change(path, lambda p: (0.9 * p + noise).astype(p.dtype), compress="deflate")
     return RASTERS
 
 
@@ -262,11 +270,12 @@ FAULTS = {
     reference_systems_mixed: "reference systems are mixed: 11 .* scene 2 in EPSG:32611",
     nodata_learned: "scene 2 holds 3000 where there is probably no data",
     labels_shifted: r"shifted: in all scenes .* moved by -[567] rows and \+[678] col",
-    labels_of_one_scene_shifted: r"shifted: in scene 2.* moved by -(8|9|10) rows and -[789]",
+    labels_of_one_scene_shifted: r"shifted: in scene 1.* moved by -(8|9|10) rows and -[789]",
     mask_inverted: "inverted in all scenes",
     mask_of_one_scene_inverted: "inverted in scene 1:",
     split_leaked: "train 1 and val 99 share 100% of their ground",
     split_leaked_without_place: "1 of train and 99 of val are the same image",
+    split_leaked_by_a_copy_that_was_written_again: "1 of train and 99 of val show the",
     chip_smaller_than_a_building: "chip_sz 32 is smaller than many",
     class_never_drawn: "no label of train shows pool",
     class_hardly_ever_drawn: "hardly ever drawn",
@@ -391,6 +400,30 @@ def test_disk_for_maps(clean, monkeypatch):
     monkeypatch.setattr(checking.shutil, "disk_usage", lambda _: free)
     (found,) = said(clean, preset="sample", scores="float32")
     assert "GB are free" in found
+
+
+def test_thin_images_and_images_of_few_values(folder):
+    "Neither stops the check, and few values are not taken for frames."
+    for path in folder.glob("*/RGB*.tif"):
+        change(path, lambda pixels: pixels // 512)
+    assert [text for text in said(folder, **RASTERS) if "no data" in text] == []
+    for path in [*folder.glob("*/RGB*.tif"), *folder.glob("*/mask*.tif")]:
+        change(path, lambda pixels: pixels[:, :1])
+    check_run(folder, RASTERS)
+
+
+@pytest.mark.parametrize(
+    "gres, size",
+    [("gpu:2", 141), ("gpu:a100_40gb:1", 40), ("gpu:nvidia_a100-sxm4:1", 80)],
+)
+def test_memory_of_a_gpu_by_its_name(gres, size):
+    limits = checking._limits_of(Site(name="here", gres=gres))
+    assert limits["gpu"] and limits["memory"] == size * 10**9
+
+
+def test_what_settings_say_where_a_chip_does_not_fit(clean):
+    found = said(clean, preset="sample", chip_sz=512, lr=0.3)
+    assert len(found) == 2 and "at most 300" in found[0] and "lr 0.3" in found[1]
 
 
 def test_a_name_that_is_no_setting(clean):

@@ -3,6 +3,7 @@
 Written by hand: what `rvtutorial check` does. Scenes are read once; nothing is written.
 """
 
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -28,11 +29,15 @@ MEMORY = {  # GB of the GPUs that sites name in gres; of others the largest is t
 
 @dataclass
 class Checked:
-    "What a check found: one row a split, what keeps a run from starting, and what is odd."
+    """What a check found: one row a split, what keeps a run from starting, what is odd.
+
+    `looked_at`: of how many scenes the pixels were looked at for what is odd.
+    """
 
     rows: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    looked_at: int = 0
 
 
 def check_run(
@@ -67,6 +72,7 @@ def check_run(
     found.rows = _rows(table)
     said, seen = doubts.about_scenes(splits, table, how, order)
     found.doubts += said
+    found.looked_at = len(seen)
     if hp is not None:
         _settings(hp, splits, table, seen, how, site, order, found)
     return found
@@ -85,10 +91,10 @@ def _scenes(data, where, how, bands, found):
         bands = numbered_bands(bands, every)
         order = None if bands is None else read_bands(bands, 10**6)
         table = check_scenes(splits, **how, order=order)
-        found.problems += [
-            f"{a} {one} and {b} {two} share {part:.0%} of their ground: move one of them"
-            for a, one, b, two, part in leaks(outlines(splits))
-        ]
+        for a, one, b, two, part in leaks(outlines(splits)):
+            text = f"{a} {one} and {b} {two} share {part:.0%} of their ground: move one"
+            # corners of warped images overlap a little, and hold no data
+            (found.problems if part >= 0.1 else found.doubts).append(f"{text} of them")
         return splits, table, order
     except DataError as error:
         found.problems += error.problems
@@ -117,6 +123,7 @@ def _settings(hp, splits, table, seen, how, site, order, found):
         hp = hp.fitted(int(min(table.height.min(), table.width.min())), {})
     except ValueError as error:
         found.problems.append(f"settings: {error}")
+        found.doubts += doubts.about_values(hp)
         return
     found.doubts += doubts.about_settings(hp, splits, table, seen)
     try:
@@ -172,8 +179,11 @@ def _limits_of(
         place = place.parent
     gpu = bool(site.gres) and "gpu" in site.gres
     if gpu:
-        names = [word for word in site.gres.lower().split(":") if word in MEMORY]
-        memory = (MEMORY[names[0]] if names else max(MEMORY.values())) * 10**9
+        text = site.gres.lower()
+        stated = re.search(r"(\d+)gb", text)
+        known = [size for name, size in MEMORY.items() if name in text]
+        memory = int(stated[1]) if stated else (known or [max(MEMORY.values())])[0]
+        memory *= 10**9
     else:
         memory = _bytes(site.mem) if site.mem else psutil.virtual_memory().total
     return {
