@@ -634,7 +634,7 @@ def _chance(target, chip):
 
 def about_costs(
     hp: Hyperparams,  # With numbers for chips and epochs
-    cost: dict,  # bytes and flops of a chip, bytes of the weights: `engine.speed.cost_of`
+    cost: dict,  # bytes and flops of a chip, bytes of the weights: `engine.speed.chip_cost`
     shapes: dict[str, list[tuple[int, int]]],  # Split -> rows and columns of its scenes
     limits: dict,  # memory (bytes), time (seconds), disk (bytes free), gpu (bool), cores
 ) -> list[str]:  # Sentences

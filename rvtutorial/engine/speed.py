@@ -97,7 +97,7 @@ def measure(
     return {"flops": flops, "peak": _peak(device, dtype, seconds)}
 
 
-def cost_of(
+def chip_cost(
     model: torch.nn.Module,  # A network that takes a batch of chips
     shape: tuple[int, int, int],  # Bands, height, width of a chip
 ) -> dict | None:  # bytes and flops of a chip in training, bytes of the weights

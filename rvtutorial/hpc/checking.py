@@ -145,7 +145,7 @@ def _cost(hp, classes, order, table):
     from rvtutorial.config import make_classes, make_model
     from rvtutorial.engine.inputs import check_pretrained
     from rvtutorial.engine.learner import quiet
-    from rvtutorial.engine.speed import cost_of
+    from rvtutorial.engine.speed import chip_cost
 
     check_pretrained(hp)
     made = make_classes(classes or "building,background")
@@ -161,7 +161,7 @@ def _cost(hp, classes, order, table):
                 num_classes=len(made), in_channels=bands, save_dir=tmp
             )
         side = hp.img_sz or hp.chip_sz
-        cost = cost_of(model, (bands, side, side))
+        cost = chip_cost(model, (bands, side, side))
     return cost and {**cost, "classes": len(made)}
 
 
